@@ -1,0 +1,328 @@
+"""A language model whose activations can be read, edited and resumed from.
+
+The only file that knows TransformerLens: a `LanguageModel` wraps its `TransformerBridge`. Three things
+are done differently from the library's own calls, each measured to matter: `record` stops after the last
+site asked for and never computes logits; `resume` really skips the blocks below (the stock
+`start_at_layer` runs and discards them); and edits are plain PyTorch hooks on the library's hook points,
+removed by their handles whatever happens.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlparse
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_core.errors import UserError
+from sae_core.sites import Site, Stream
+
+STORYBOOK = Path(__file__).parent / "storybook" / "model"
+_HOOK = {
+    Stream.RESID_POST: "blocks.{}.hook_out",
+    Stream.MLP_OUT: "blocks.{}.mlp.hook_out",
+    Stream.MLP_HIDDEN: "blocks.{}.mlp.out.hook_in",
+    Stream.ATTN_OUT: "blocks.{}.attn.hook_out",
+}
+_PUBLIC_HOOK = {
+    Stream.RESID_POST: "blocks.{}.hook_resid_post",
+    Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
+    Stream.MLP_HIDDEN: "blocks.{}.mlp.hook_post",
+    Stream.ATTN_OUT: "blocks.{}.hook_attn_out",
+}
+
+
+def hook_name(site: Site) -> str:
+    """TransformerLens' name of a site, as other tools write it into their files."""
+    return _PUBLIC_HOOK[site.stream].format(site.layer)
+
+
+class Intervention(Protocol):
+    """A site and a pure function of the activation there."""
+
+    @property
+    def site(self) -> Site: ...
+
+    def __call__(self, h: Tensor) -> Tensor: ...
+
+
+class _Halt(Exception):
+    """Raised inside a forward pass when everything asked for has been recorded."""
+
+
+class LanguageModel:
+    """A frozen language model: logits from tokens, activations at sites, edits, and resumption from a layer.
+
+    Tokens are `[batch, pos]`; shorter sequences are padded on the right, where a causal model cannot
+    look, so no attention mask is needed: positions beyond a sequence's end hold nothing of meaning.
+    """
+
+    def __init__(self, bridge, *, name: str):
+        self.bridge, self.name = bridge, name
+        config = bridge.cfg
+        self.n_layers, self.d_model = config.n_layers, config.d_model
+        self.n_ctx, self.n_vocab = config.n_ctx, config.d_vocab
+        self.device = torch.device(str(config.device))
+        self._parallel = bool(getattr(config, "parallel_attn_mlp", False))
+        self.tokenizer = bridge.tokenizer
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        # a tokenizer may use one token for the unknown and the end (GPT-2): that one is special
+        special |= {i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None}
+        self.special_ids = frozenset(special)
+        self.bos_id = next(
+            (i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None), None
+        )
+
+    # ---- places --------------------------------------------------------------------------------
+
+    def check(self, site: Site) -> Site:
+        """`site` itself; raises `UserError` if this model has no such site."""
+        if not 0 <= site.layer < self.n_layers:
+            raise UserError(
+                f"no site {site} in this {self.n_layers}-layer model; layers run from 0 to {self.n_layers - 1}"
+            )
+        return site
+
+    def d_in(self, site: Site) -> int:
+        """Width of the activation at `site`."""
+        self.check(site)
+        return self.bridge.cfg.d_mlp if site.stream is Stream.MLP_HIDDEN else self.d_model
+
+    def sites(self, stream: Stream = Stream.RESID_POST) -> list[Site]:
+        """The sites of one stream, from the first layer to the last."""
+        return [Site(layer, stream) for layer in range(self.n_layers)]
+
+    def feeds(self, a: Site, b: Site) -> bool:
+        """Whether the activation at `a` can affect the one at `b` within one token or later ones."""
+        if a.layer != b.layer:
+            return a.layer < b.layer
+        if self._parallel and a.stream is Stream.ATTN_OUT:
+            return b.stream is Stream.RESID_POST
+        return a < b
+
+    # ---- text ----------------------------------------------------------------------------------
+
+    def to_ids(self, text: str) -> list[int]:
+        """Token ids of `text` alone, without BOS or any other special token."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def continuation_ids(self, prompt: str, text: str) -> list[int]:
+        """Token ids of `text` where it continues `prompt`; raises `UserError` if the two fuse into one token."""
+        before, both = self.to_ids(prompt), self.to_ids(prompt + text)
+        if both[: len(before)] != before or len(both) == len(before):
+            raise UserError(f"{text!r} does not stand apart from {prompt[-20:]!r} in this model's tokens")
+        return both[len(before) :]
+
+    def token_text(self, token: int) -> str:
+        """One token as text, with a leading space where it has one."""
+        piece = self.tokenizer.convert_ids_to_tokens([int(token)])[0]
+        if piece is None:  # rows of the embedding beyond the tokenizer
+            return f"<{int(token)}>"
+        if piece[:1] in ("Ġ", "▁"):
+            return " " + self.tokenizer.convert_tokens_to_string([piece]).strip()
+        return self.tokenizer.convert_tokens_to_string([piece]) or piece
+
+    def content(self, tokens: Int[Tensor, "*batch"]) -> Tensor:
+        """Boolean mask of the tokens that are neither BOS nor any other special token."""
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        for special in self.special_ids:
+            mask &= tokens != special
+        return mask
+
+    # ---- forward passes ------------------------------------------------------------------------
+
+    @contextmanager
+    def hooks(self, *interventions: Intervention) -> Iterator[None]:
+        """Apply `interventions`, left to right, to every forward pass in the block; leaves no trace."""
+        with ExitStack() as undo:
+            for edit in interventions:
+
+                def hook(module, args, h, edit=edit):
+                    return edit(h.float()).to(h.dtype)
+
+                undo.callback(self._point(edit.site).register_forward_hook(hook).remove)
+            yield
+
+    def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Activations `[batch, pos, d_in]` (float32) at `sites`, from one forward pass without logits."""
+        return self._record(sites, tokens.to(self.device))
+
+    def resume(self, h: Float[Tensor, "batch pos d_model"], layer: int, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Activations at `sites`, all above `layer`, when `h` is the residual after block `layer`.
+
+        Blocks up to `layer` are not run at all.
+        """
+        sites = list(sites)
+        for site in sites:
+            if site.layer <= layer:
+                raise UserError(f"cannot resume after layer {layer} and read {site}: it lies below")
+        with self._skip(layer + 1):
+            return self._record(sites, h.to(self._dtype), start_at_layer=layer + 1)
+
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits at every position."""
+        last = Site(self.n_layers - 1)
+        return self.unembed(self.record(tokens, [last])[last])
+
+    def final(self, h: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual after the last block when `h` is the residual after block `layer`."""
+        last = Site(self.n_layers - 1)
+        return h if layer == last.layer else self.resume(h, layer, [last])[last]
+
+    def unembed(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of final residuals: norm and unembedding, only where they are asked for."""
+        flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
+        return self.bridge.unembed(self.bridge.ln_final(flat)).float().reshape(*h.shape[:-1], -1)
+
+    def _record(self, sites: Iterable[Site], given: Tensor, **where: int) -> dict[Site, Tensor]:
+        wanted = {self.check(site) for site in sites}
+        kept: dict[Site, Tensor] = {}
+
+        with ExitStack() as undo:
+            for site in wanted:
+
+                def keep(module, args, h, site=site):
+                    kept[site] = h.float()
+                    if len(kept) == len(wanted):
+                        raise _Halt
+
+                undo.callback(self._point(site).register_forward_hook(keep).remove)
+            if wanted:
+                try:
+                    self.bridge(given, use_cache=False, **where)
+                except _Halt:
+                    pass
+        return {site: kept[site] for site in sorted(kept)}
+
+    @contextmanager
+    def _skip(self, n_blocks: int) -> Iterator[None]:
+        """Turn the first blocks into identities.
+
+        `forward` goes into the instance dictionary because the library redirects plain attribute
+        assignment to the wrapped Hugging Face module, where it would stay.
+        """
+        blocks = list(self.bridge.blocks[:n_blocks])
+
+        def identity(*args, **kwargs):
+            return args[0] if args else kwargs["hidden_states"]
+
+        for block in blocks:
+            block.__dict__["forward"] = identity
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)
+
+    def _point(self, site: Site) -> torch.nn.Module:
+        return self.bridge.hook_dict[_HOOK[self.check(site).stream].format(site.layer)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.bridge.cfg.dtype
+
+    def fingerprint(self) -> str:
+        """A short hash of the architecture and of a sample of every weight; equal on every device."""
+        digest = hashlib.sha256(f"{self.n_layers} {self.d_model} {self.n_vocab}".encode())
+        for name, weight in sorted(self.bridge.original_model.state_dict().items()):
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 512)].float().cpu()
+            digest.update(f"{name.replace('_original_component.', '')} {tuple(weight.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
+    """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
+
+    A name with a path separator that exists, and every `Path`, is a directory and never asked of the
+    network. Raises `UserError` for a missing directory or name, and within seconds where the hub does
+    not answer.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source = _source(name)
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        bridge = TransformerBridge.boot_transformers(str(source), device=device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} could not be loaded as a language model: {line}") from error
+    bridge.eval()
+    bridge.requires_grad_(False)
+    if bridge.tokenizer is None:
+        raise UserError(f"{name} has no tokenizer; put its tokenizer.json beside the weights")
+    model = LanguageModel(bridge, name=str(name))
+    _check_head(model)
+    return model
+
+
+def _check_head(model: LanguageModel) -> None:
+    """Refuse models that do more after the last block than norm and unembed."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        difference = (model.bridge(tokens) - model.logits(tokens)).abs().max().item()
+    if not difference < 1e-2:
+        raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")
+
+
+def _source(name: str | Path) -> Path | str:
+    """The directory to load from, or a hub name that is worth asking for."""
+    if name == "storybook":
+        return STORYBOOK
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")
+        return path
+    looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    if looks_local or path.exists():
+        raise UserError(
+            f"no model directory {path}; give 'storybook', a directory in Hugging Face layout, or a hub name"
+        )
+    return hub_source(str(name), kind="model")
+
+
+def hub_source(name: str, *, kind: str) -> Path | str:
+    """`name` if the hub answers, else the copy in the local cache; raises `UserError` where there is neither.
+
+    The stock client retries for up to 47 seconds before it says that there is no network.
+    """
+    import huggingface_hub
+
+    if not hub_answers(huggingface_hub.constants.ENDPOINT):
+        try:
+            return Path(huggingface_hub.snapshot_download(name, repo_type=kind, local_files_only=True))
+        except Exception as error:  # not cached, or no legal hub name: both mean that only the hub could help
+            raise UserError(
+                f"no local {kind} {name!r}, and the hub does not answer; give a local path instead"
+            ) from error
+    return name
+
+
+def hub_answers(endpoint: str, *, seconds: float = 3.0) -> bool:
+    """Whether anything answers at the hub's address."""
+    import httpx
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or not urlparse(endpoint).hostname:
+        return False
+    try:
+        httpx.head(endpoint, timeout=seconds)
+    except (httpx.HTTPError, OSError):
+        return False
+    return True
+
+
+def pad(rows: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch"]]:
+    """Token rows padded on the right to one length, and their lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]), lengths

@@ -1,0 +1,68 @@
+"""Names: where activations are read and written (`Site`) and which latent is meant (`FeatureId`)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sae_core.errors import UserError
+
+
+class Stream(StrEnum):
+    """Which vector of a block, in the order in which a sequential block computes them."""
+
+    ATTN_OUT = "attn_out"
+    MLP_HIDDEN = "mlp_hidden"
+    MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
+
+
+_ORDER = {stream: rank for rank, stream in enumerate(Stream)}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where activations are read and written: a layer and a stream; `"resid_post.3"` as text.
+
+    Sites sort by layer, then by stream. Whether one site can affect another is the model's to say
+    (`LanguageModel.feeds`).
+    """
+
+    layer: int
+    stream: Stream = Stream.RESID_POST
+
+    def __lt__(self, other: "Site") -> bool:
+        return (self.layer, _ORDER[self.stream]) < (other.layer, _ORDER[other.stream])
+
+    def __str__(self) -> str:
+        return f"{self.stream}.{self.layer}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """The site named by `str(site)`; raises `UserError` on any other text."""
+        stream, _, layer = text.rpartition(".")
+        if stream not in set(Stream) or not layer.isdecimal():
+            raise UserError(f"{text!r} is no site; sites read like 'resid_post.3', with one of {', '.join(Stream)}")
+        return cls(int(layer), Stream(stream))
+
+
+@dataclass(frozen=True)
+class FeatureId:
+    """The name of a latent: `3_2079` is latent 2079 at `resid_post.3`; other streams are spelled out."""
+
+    site: Site
+    index: int
+
+    def __lt__(self, other: "FeatureId") -> bool:
+        return (self.site, self.index) < (other.site, other.index)
+
+    def __str__(self) -> str:
+        stream = "" if self.site.stream is Stream.RESID_POST else f"{self.site.stream}."
+        return f"{stream}{self.site.layer}_{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "FeatureId":
+        """The feature named by `str(feature)`; raises `UserError` on any other text."""
+        place, _, index = text.rpartition("_")
+        stream, _, layer = place.rpartition(".")
+        if not (index.isdecimal() and layer.isdecimal() and (stream or Stream.RESID_POST) in set(Stream)):
+            raise UserError(f"{text!r} is no feature; features read like '5_2079' or 'mlp_out.5_2079'")
+        return cls(Site(int(layer), Stream(stream or Stream.RESID_POST)), int(index))
