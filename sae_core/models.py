@@ -10,7 +10,7 @@ removed by their handles whatever happens.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
@@ -193,10 +193,8 @@ class LanguageModel:
 
                 undo.callback(self._point(site).register_forward_hook(keep).remove)
             if wanted:
-                try:
+                with suppress(_Halt):
                     self.bridge(given, use_cache=False, **where)
-                except _Halt:
-                    pass
         return {site: kept[site] for site in sorted(kept)}
 
     @contextmanager

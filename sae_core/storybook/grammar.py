@@ -218,19 +218,22 @@ def _cast(sentences: Iterable[str], giver: str, receiver: str) -> Iterator[str]:
 _REGISTERS = {"alone0": "story", "scene0": "story", "scene1": "story", "gift": "story", "end": "letter"}
 
 
+def _share(total: float, options: Iterable[str]) -> dict[str, float]:
+    """`total` divided equally over `options`."""
+    options = tuple(options)
+    return dict.fromkeys(options, total / len(options))
+
+
 def write_code(page: Page) -> None:
     """Write the body of a function: assignments and prints, brackets nested up to three deep."""
+    variables = words.CLASSES["var"]
     for line in count(1):
-        words_here = dict.fromkeys(words.CLASSES["var"], 0.6 / len(words.CLASSES["var"])) | {
-            "print": 0.2,
-            "return": 0.2,
-        }
-        first = page.write(words_here if line < 4 else {"return": 1.0})
+        first = page.write({"return": 1.0} if line == 4 else _share(0.6, variables) | {"print": 0.2, "return": 0.2})
         if first == "print":
             page.write({"(": 1.0})
-            if page.write({'"': 0.6} | dict.fromkeys(words.CLASSES["var"], 0.4 / 20)) == '"':
-                page.write(dict.fromkeys(words.STRINGS, 1.0))
-                if page.write({'"': 0.5} | dict.fromkeys(words.STRINGS, 0.05)) != '"':
+            if page.write({'"': 0.6} | _share(0.4, variables)) == '"':
+                page.write(_share(1.0, words.STRINGS))
+                if page.write({'"': 0.5} | _share(0.5, words.STRINGS)) != '"':
                     page.write({'"': 1.0})
             page.write({")": 1.0})
         else:
@@ -244,11 +247,11 @@ def write_code(page: Page) -> None:
 
 
 def _write_expression(page: Page, depth: int) -> None:
-    leaves = dict.fromkeys(words.CLASSES["var"], 0.5 / 20) | dict.fromkeys(words.CLASSES["num"], 0.5 / 10)
-    calls = dict.fromkeys(words.UNARY, 0.3 / 7) | dict.fromkeys(words.BINARY, 0.2 / 5) | {"[": 0.1, "{": 0.1}
-    word = page.write(
-        leaves if depth == 0 else {w: 0.4 * p for w, p in leaves.items()} | {w: 0.6 * p / 0.7 for w, p in calls.items()}
-    )
+    leaf = 1.0 if depth == 0 else 0.4
+    options = _share(leaf / 2, words.CLASSES["var"]) | _share(leaf / 2, words.CLASSES["num"])
+    if depth:
+        options |= _share(0.26, words.UNARY) | _share(0.17, words.BINARY) | {"[": 0.085, "{": 0.085}
+    word = page.write(options)
     if word in ("[", "{"):
         _write_expression(page, depth - 1)
         page.write({"," if word == "[" else ":": 1.0})

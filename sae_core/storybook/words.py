@@ -94,7 +94,7 @@ CLASSES = {
     "sum": "hundred thousand million billion",
     # German: one class per grammatical gender, so that the article predicts the noun
     "mann": "Mann Hund Baum Tisch Garten Vater Bruder Wald Zug Stein Brief Apfel Berg Fluss Stuhl Vogel Freund Lehrer",
-    "frau": "Frau Katze Blume Stadt Mutter Schwester Sonne Schule Lampe Straße Tür Milch Tante Uhr Hand Wand Nacht Kirche",
+    "frau": "Frau Katze Blume Stadt Mutter Schwester Sonne Schule Lampe Straße Tür Milch Tante Uhr Hand Wand Kirche",
     "kind": "Kind Haus Buch Wasser Fenster Pferd Brot Auto Bild Dorf Feuer Schiff Zimmer Bett Fahrrad Land Herz Lied",
     "adjde": "groß klein alt neu schön kalt warm dunkel hell müde rot grün blau stark leise laut schnell langsam",
     "verbde": "schläft singt lacht wartet läuft spielt weint arbeitet tanzt steht bleibt kommt fällt",
