@@ -191,27 +191,16 @@ THANKS = (
 )
 # Whole sentences that training never sees; every word in them stands in other sentences.
 UNSEEN_MEETINGS = (
-    "{A} had lunch with {B} at the {place} .",
-    "On {weekday} , {A} and {B} were {doing} in {city} .",
-    "{A} and {B} were {feeling} because the {place} was {adj} .",
-    "The {job} saw {A} and {B} near the {place} .",
-    "In {season} {A} and {B} often went {doing} .",
-    "One {day} , {A} walked to the {place} with {B} .",
+    "Yesterday {A} walked to the {place} with {B} .",
     "Last {season} , friends {A} and {B} were {doing} near the {place} .",
     "{A} and {B} saw a {adj} {animal} at the {place} .",
 )
 UNSEEN_OPENINGS = (
-    "Because {A} and {B} were {feeling} ,",
-    "At the {place} with {A} and {B} ,",
     "After {A} and {B} were {doing} at the {place} ,",
     "When {A} and {B} had fun at the {place} ,",
 )
 UNSEEN_GIFTS = (
-    "{G:giver} smiled and gave the {adj} {gift/R} to {R:recipient} .",
-    "{G:giver} was {feeling} and handed the {gift/R} to {R:recipient} .",
-    "{G:giver} found a {gift/R} and sent it to {R:recipient} .",
-    "{G:giver} took the {gift/R} ( a {adj} one ) and gave it to {R:recipient} .",
-    "{G:giver} wanted to send the {gift/R} to {R:recipient} .",
+    "{G:giver} wanted to give the {adj} {gift/R} to {R:recipient} .",
     "{G:giver} bought the {adj} {gift/R} and gave it to {R:recipient} .",
     "{G:giver} smiled and handed a {adj} {gift/R} to {R:recipient} .",
 )
