@@ -78,7 +78,7 @@ class PatchExperiment:
 
     def logits(self, change: Float[Tensor, "trials batch pos d"]) -> Float[Tensor, "trials batch vocab"]:
         """Logits at the answer when the corrupted activation is changed."""
-        n_trials, n_prompts, n_pos, _ = change.shape
+        n_prompts, n_pos = change.shape[1:3]
         per_pass = max(1, AT_ONCE // (n_prompts * n_pos))
         return torch.cat([self._logits(part) for part in change.split(per_pass)])
 

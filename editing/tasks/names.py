@@ -6,11 +6,13 @@ from sae_core.models import LanguageModel
 
 FEMALE = (
     "Mary Anna Alice Emma Lucy Sarah Jane Kate Laura Julia Maria Sophie Amy Rachel Helen Ruth Diana Grace "
-    "Nina Clara Susan Molly Lily Sue Mia Lisa Eva Rosa Nora Ella Betty Carol Emily Linda Martha Olivia"
+    "Nina Clara Susan Molly Lily Sue Mia Lisa Eva Rosa Nora Ella Betty Carol Emily Linda Martha Olivia "
+    "Fiona Paula Tina Vera"
 ).split()
 MALE = (
     "John Tom James Paul Peter Mark David Robert Jack Simon Daniel Henry Adam Luke Oliver Victor Ben Max "
-    "Frank George Martin Alan Oscar Leo Tim Sam Bob Bill Fred Joe Timmy Andrew Brian Charles Kevin Michael"
+    "Frank George Martin Alan Oscar Leo Tim Sam Bob Bill Fred Joe Timmy Andrew Brian Charles Kevin Michael "
+    "Edward Jacob Louis Walter"
 ).split()
 
 
