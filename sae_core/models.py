@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 import torch
@@ -42,6 +42,7 @@ def hook_name(site: Site) -> str:
     return _PUBLIC_HOOK[site.stream].format(site.layer)
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """A site and a pure function of the activation there."""
 
@@ -226,7 +227,11 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """A short hash of the architecture and of a sample of every weight; equal on every device."""
-        digest = hashlib.sha256(f"{self.n_layers} {self.d_model} {self.n_vocab}".encode())
+        config = self.bridge.cfg
+        rope = getattr(self.bridge.original_model.config, "rope_parameters", None)
+        shape = (self.n_layers, self.d_model, self.n_vocab, config.n_heads, config.n_key_value_heads, config.act_fn)
+        rest = (config.normalization_type, config.eps, config.positional_embedding_type, self._parallel)
+        digest = hashlib.sha256(repr((shape, rest, sorted((rope or {}).items()))).encode())
         for name, weight in sorted(self.bridge.original_model.state_dict().items()):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 512)].float().cpu()
             digest.update(f"{name.replace('_original_component.', '')} {tuple(weight.shape)}".encode())
@@ -247,16 +252,17 @@ def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
         bridge = TransformerBridge.boot_transformers(str(source), device=device)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name} could not be loaded as a language model: {line}") from error
     bridge.eval()
     bridge.requires_grad_(False)
-    if bridge.tokenizer is None:
+    if bridge.tokenizer is None or len(bridge.tokenizer) <= len(bridge.tokenizer.all_special_ids):
         raise UserError(f"{name} has no tokenizer; put its tokenizer.json beside the weights")
     model = LanguageModel(bridge, name=str(name))
     _check_head(model)

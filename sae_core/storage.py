@@ -42,10 +42,12 @@ class DictionarySet:
     def check(self, model: LanguageModel) -> None:
         """Raise `UserError` unless `model` is the one that the dictionaries were trained on."""
         for site, dictionary in self.dictionaries.items():
-            if site.layer >= model.n_layers or dictionary.directions.shape[-1] != model.d_in(site):
+            model.check(site)
+            width = dictionary.directions.shape[-1]
+            if width != model.d_in(site):
                 raise UserError(
-                    f"the dictionary for {site} reads activations of width {dictionary.directions.shape[-1]}; "
-                    f"{model.name} has {model.n_layers} layers of width {model.d_model}"
+                    f"the dictionary for {site} reads activations of width {width}; "
+                    f"those of {model.name} have width {model.d_in(site)}"
                 )
         if model.fingerprint() != self.fingerprint:
             raise UserError(f"these dictionaries were trained on another model ({self.model}) than {model.name}")
@@ -73,9 +75,13 @@ def write_json(path: Path, value: Any) -> None:
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -87,11 +93,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} is missing; the folder is not complete") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return value
 
 
 # ---- sets ------------------------------------------------------------------------------------------
@@ -122,7 +133,7 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
         raise UserError(f"{folder} holds no dictionaries (no {SET}){hint}")
     card = _read_json(folder / SET)
     try:
-        sites = [Site.parse(text) for text in card["sites"]]
+        sites = [Site.parse(str(text)) for text in card["sites"]]
         text, training = Text(**card["text"]), TrainConfig(**card["training"])
         saes = {site: _load_sae(folder / str(site)).to(device) for site in sites}
         return DictionarySet(card["model"], card["fingerprint"], text, training, saes)
@@ -136,12 +147,14 @@ def _load_sae(folder: Path) -> TopKSAE:
     missing = [name for name in _WEIGHTS if name not in tensors]
     if missing or card.get("architecture") != "topk":
         raise UserError(f"{folder} holds no TopK dictionary (missing: {', '.join(missing) or 'architecture topk'})")
-    n_latents, d_in = tensors["W_dec"].shape
-    sae = TopKSAE(d_in, n_latents, int(card["k"]), generator=torch.Generator())
     try:
+        n_latents, d_in = tensors["W_dec"].shape
+        sae = TopKSAE(d_in, n_latents, int(card["k"]), generator=torch.Generator())
         sae.load_state_dict({name: tensors[name] for name in _WEIGHTS})
     except RuntimeError as error:
         raise UserError(f"{folder} is damaged: the shapes of its tensors do not fit each other") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: {error}") from error
     return sae.requires_grad_(False)
 
 
@@ -214,7 +227,13 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
 def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
     """The training state saved in `out`."""
     card = read_checkpoint(out)
-    tensors = _read_tensors(out / CHECKPOINT / card["file"])
+    try:
+        return _training_state(card, _read_tensors(out / CHECKPOINT / card["file"]), device)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{out / CHECKPOINT} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> TrainState:
     config, sites = TrainConfig(**card["training"]), {}
     for name, scale in card["scales"].items():
         n_latents, d_in = tensors[f"{name}/W_dec"].shape
@@ -223,10 +242,12 @@ def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
         own.silent = tensors[f"{name}/silent"].to(device)
         for parameter_name, parameter in sae.named_parameters():
             parameter.data.copy_(tensors[f"{name}/{parameter_name}"])
-            own.optimizer.state[parameter] = {
-                moment: tensors[f"{name}/{moment}/{parameter_name}"].to("cpu" if moment == "step" else device)
-                for moment in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}/{moment}/{parameter_name}" in tensors
-            }
+            if f"{name}/step/{parameter_name}" in tensors:
+                own.optimizer.state[parameter] = {
+                    "step": tensors[f"{name}/step/{parameter_name}"].to(device),
+                    # the fused optimiser reads moments in the memory order of the parameter
+                    "exp_avg": torch.zeros_like(parameter).copy_(tensors[f"{name}/exp_avg/{parameter_name}"]),
+                    "exp_avg_sq": torch.zeros_like(parameter).copy_(tensors[f"{name}/exp_avg_sq/{parameter_name}"]),
+                }
         sites[Site.parse(name)] = own
     return TrainState(sites, card["step"], card["block"], card["position"])

@@ -39,6 +39,9 @@ class Text:
             raise UserError(f"a context of {self.n_ctx} tokens does not fit {model.name}, which reads {model.n_ctx}")
         bos = [model.bos_id] if self.prepend_bos and model.bos_id is not None else []
         size, rows, row, n_tokens = self.n_ctx - len(bos), [], [], 0
+        if size < 1:
+            raise UserError(f"a context of {self.n_ctx} tokens has no room for text; give a larger --context")
+        limit = max(1, self.max_tokens // self.n_ctx)
         for document in documents(self.source):
             ids = model.to_ids(document)
             n_tokens += len(ids)
@@ -47,8 +50,8 @@ class Text:
                 if len(row) >= self.n_ctx:
                     rows.append(row[: self.n_ctx])
                     row = []
-            if len(rows) * self.n_ctx >= self.max_tokens:
-                break
+                if len(rows) == limit:
+                    return torch.tensor(rows)
         if not rows:
             raise UserError(
                 f"{self.source} holds {n_tokens} tokens, fewer than one context of {self.n_ctx}; "

@@ -1,0 +1,189 @@
+"""What features respond to, and what they say.
+
+One pass over a text keeps, for every latent of every site, its density and its strongest contexts: one
+token per context, so that a single long passage cannot fill a feature's examples.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_core.dictionaries import Dictionary
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+from sae_core.sites import FeatureId, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Contexts on which a feature is active, each with the position of its largest activation."""
+
+    tokens: Int[Tensor, "examples pos"]
+    end: Int[Tensor, "examples"]
+    activation: Float[Tensor, "examples"]
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStatistics:
+    """The latents of one dictionary on a text."""
+
+    density: Float[Tensor, "n_latents"]
+    """Share of content tokens on which the latent is active."""
+    mean_active: Float[Tensor, "n_latents"]
+    """Mean activation where active; zero for a latent that never is."""
+    top: Float[Tensor, "n_latents k"]
+    """Largest activations, one per context, falling; zero where fewer contexts activate the latent."""
+    context: Int[Tensor, "n_latents k"]
+    position: Int[Tensor, "n_latents k"]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureAtlas:
+    """All latents of a set of dictionaries on a text."""
+
+    contexts: Int[Tensor, "contexts pos"]
+    sites: dict[Site, SiteStatistics]
+    mean_final: Float[Tensor, "d_model"]
+    """Mean residual after the last block, where direct effects on the logits are read."""
+
+    def examples(self, feature: FeatureId, n: int) -> Examples:
+        """The feature's `n` strongest examples with distinct texts, or fewer if the text has no more."""
+        own = self.sites[feature.site]
+        chosen, seen = [], set()
+        for k in range(own.top.shape[1]):
+            context, position = int(own.context[feature.index, k]), int(own.position[feature.index, k])
+            text = tuple(self.contexts[context, : position + 1].tolist())
+            if own.top[feature.index, k] > 0 and text not in seen and len(chosen) < n:
+                seen.add(text)
+                chosen.append(k)
+        rows = own.context[feature.index, chosen]
+        return Examples(self.contexts[rows], own.position[feature.index, chosen], own.top[feature.index, chosen])
+
+    def responds_to(self, feature: FeatureId, model: LanguageModel, n: int = 3) -> list[str]:
+        """The tokens on which the feature's strongest examples peak, the most frequent first."""
+        examples = self.examples(feature, self.sites[feature.site].top.shape[1])
+        peaks = examples.tokens[torch.arange(len(examples)), examples.end].tolist()
+        return [
+            model.token_text(token).strip() or repr(model.token_text(token))
+            for token, _ in Counter(peaks).most_common(n)
+        ]
+
+    def promotes(self, feature: FeatureId, direction: Tensor, model: LanguageModel, n: int = 3) -> list[str]:
+        """The tokens whose logits a last-layer feature raises most, through the final norm."""
+        change = direct_effect(model, self, feature.site, direction[None], torch.tensor([feature.index]))[0]
+        return [
+            model.token_text(token).strip() or repr(model.token_text(token))
+            for token in change.topk(n).indices.tolist()
+        ]
+
+
+@torch.no_grad()
+def survey(
+    model: LanguageModel,
+    dictionaries: dict[Site, Dictionary],
+    contexts: Int[Tensor, "contexts pos"],
+    *,
+    top: int = 48,
+    at_once: int = 16,
+) -> FeatureAtlas:
+    """Statistics and strongest contexts of every latent, in one pass over `contexts`."""
+    last = model.sites()[-1]
+    counts = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in dictionaries.items()}
+    sums = {site: torch.zeros_like(count) for site, count in counts.items()}
+    best: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
+    n_tokens, final = 0, torch.zeros(model.d_model, dtype=torch.float64)
+    for start in range(0, len(contexts), at_once):
+        chunk = contexts[start : start + at_once]
+        content = model.content(chunk).to(model.device)
+        recorded = model.record(chunk, {*dictionaries, last})
+        n_tokens += int(content.sum())
+        final += recorded[last][content].double().sum(0).cpu()
+        for site, dictionary in dictionaries.items():
+            f = dictionary.encode(recorded[site]) * content[..., None]
+            counts[site] += (f != 0).sum((0, 1)).cpu()
+            sums[site] += f.sum((0, 1)).double().cpu()
+            peak, where = f.max(1)  # [contexts, n_latents]
+            places = torch.arange(start, start + len(chunk), device=f.device)[:, None].expand_as(where)
+            found = (peak.T, places.T, where.T)
+            if site in best:
+                found = tuple(torch.cat(pair, 1) for pair in zip(best[site], found, strict=True))
+            order = found[0].topk(min(top, found[0].shape[1]), dim=1).indices
+            best[site] = tuple(part.gather(1, order) for part in found)
+    statistics = {
+        site: SiteStatistics(
+            density=(counts[site] / n_tokens).float(),
+            mean_active=(sums[site] / counts[site].clamp_min(1)).float(),
+            top=best[site][0].cpu(),
+            context=best[site][1].cpu(),
+            position=best[site][2].cpu(),
+        )
+        for site in dictionaries
+    }
+    return FeatureAtlas(contexts, statistics, (final / n_tokens).float().to(model.device))
+
+
+@torch.no_grad()
+def direct_effect(
+    model: LanguageModel,
+    atlas: FeatureAtlas,
+    site: Site,
+    directions: Float[Tensor, "k d_model"],
+    latents: Int[Tensor, "k"],
+) -> Float[Tensor, "k vocab"]:
+    """Change of the logits when a latent is added, at its mean activation, to the mean final residual.
+
+    Without the part that is equal for all tokens, which no probability notices.
+    """
+    strength = atlas.sites[site].mean_active[latents].to(directions)
+    change = model.unembed(atlas.mean_final + strength[:, None] * directions) - model.unembed(atlas.mean_final)
+    return change - change.mean(-1, keepdim=True)
+
+
+@torch.no_grad()
+def most_predictive(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    site: Site,
+    contexts: Int[Tensor, "contexts pos"],
+    next_tokens: list[int],
+) -> FeatureId:
+    """The latent whose activation correlates best with "one of `next_tokens` comes next"."""
+    n = sum_y = 0
+    sums = torch.zeros(3, len(dictionary.directions), dtype=torch.float64)  # of f, f^2, f y
+    wanted = torch.tensor(next_tokens)
+    for chunk in contexts.split(16):
+        f = dictionary.encode(model.record(chunk, [site])[site][:, :-1]).double().cpu()
+        content = model.content(chunk[:, :-1])
+        f, y = f[content], torch.isin(chunk[:, 1:], wanted)[content].double()
+        sums += torch.stack([f.sum(0), f.pow(2).sum(0), y @ f])
+        n, sum_y = n + len(y), sum_y + y.sum().item()
+    if not 0 < sum_y < n:
+        raise UserError("none of the tokens that the target should predict stands in the text")
+    mean = sums / n
+    covariance = mean[2] - mean[0] * sum_y / n
+    correlation = covariance / (mean[1] - mean[0].pow(2)).clamp_min(1e-12).sqrt()
+    return FeatureId(site, int(correlation.argmax()))
+
+
+def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:
+    """Of the latents of density between 1e-4 and 1e-2, the one with the largest direct effect on one logit.
+
+    Where none is that rare (a short text, a small dictionary), all that are ever active compete.
+    """
+    density = atlas.sites[site].density
+    allowed = (density >= 1e-4) & (density <= 1e-2) & (atlas.sites[site].top[:, -1] > 0)
+    allowed = allowed if allowed.any() else density > 0
+    if not allowed.any():
+        raise UserError(f"no latent at {site} is ever active on this text")
+    latents = allowed.nonzero()[:, 0]
+    strongest = [
+        direct_effect(model, atlas, site, dictionary.directions[part], part).max(-1).values
+        for part in latents.split(64)
+    ]
+    return FeatureId(site, int(latents[torch.cat(strongest).argmax()]))

@@ -1,0 +1,395 @@
+"""What is on disk is whole, is what was saved, and is what other tools read; all else is one line."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_training import CONFIG, make_stream, weights
+from tiny import user_error, write_tiny
+
+from sae_core import storage
+from sae_core.models import load_model
+from sae_core.saes import TopKSAE
+from sae_core.sites import Site, Stream
+from sae_core.storage import (
+    DictionarySet,
+    load_checkpoint,
+    load_set,
+    read_checkpoint,
+    save_checkpoint,
+    save_set,
+    write_json,
+    write_text,
+)
+from sae_core.text import Text
+from sae_core.training import TrainConfig, start, train
+
+TEXT = Text("storybook", 12, True)
+SITES = (Site(0), Site(2, Stream.MLP_HIDDEN))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models):
+    return tiny_models["gpt2"]
+
+
+@pytest.fixture(scope="module")
+def original(model) -> DictionarySet:
+    """Dictionaries with nothing at its initial value."""
+    saes = {}
+    for i, site in enumerate(SITES):
+        generator = torch.Generator().manual_seed(i)
+        saes[site] = TopKSAE(model.d_in(site), 96, 5, generator=generator).requires_grad_(False)
+        for name in ("W_enc", "b_enc", "b_dec"):
+            parameter = getattr(saes[site], name)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return DictionarySet(model.name, model.fingerprint(), TEXT, TrainConfig(k=5, lr=1e-3), saes)
+
+
+@pytest.fixture
+def folder(original, tmp_path) -> Path:
+    save_set(original, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- sets ------------------------------------------------------------------------------------------
+
+
+def test_a_set_reads_back_to_the_bit(original, folder, model):
+    loaded = load_set(folder)
+    assert (loaded.model, loaded.fingerprint) == (original.model, original.fingerprint)
+    assert (loaded.text, loaded.training) == (original.text, original.training)
+    assert list(loaded.dictionaries) == sorted(original.dictionaries)
+    for site, sae in original.dictionaries.items():
+        other = loaded.dictionaries[site]
+        assert other.k == sae.k and not other.W_dec.requires_grad
+        for name, tensor in sae.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name])
+    loaded.check(model)
+
+
+def test_saving_again_gives_the_same_files(folder, tmp_path):
+    save_set(load_set(folder), tmp_path / "again")
+    assert files(tmp_path / "again") == files(folder)
+    save_set(load_set(folder), folder)  # onto itself
+    assert files(tmp_path / "again") == files(folder)
+
+
+def test_the_files_are_those_that_sae_lens_reads(original, folder):
+    """SAELens 6: names, shapes and the keys without which it refuses or guesses."""
+    assert set(files(folder)) == {"set.json"} | {
+        f"{site}/{name}" for site in SITES for name in ("cfg.json", "sae_weights.safetensors")
+    }
+    for site, hook in zip(SITES, ("blocks.0.hook_resid_post", "blocks.2.mlp.hook_post"), strict=True):
+        d_in = original.dictionaries[site].W_dec.shape[1]
+        card = json.loads((folder / str(site) / "cfg.json").read_text())
+        expected = {
+            "architecture": "topk",
+            "d_in": d_in,
+            "d_sae": 96,
+            "k": 5,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "rescale_acts_by_decoder_norm": False,
+        }
+        assert {name: card[name] for name in expected} == expected
+        metadata = card["metadata"]
+        assert (metadata["hook_name"], metadata["prepend_bos"], metadata["context_size"]) == (hook, True, 12)
+        assert metadata["model_name"] == original.model and metadata["dataset_path"] == "storybook"
+        tensors = load_file(folder / str(site) / "sae_weights.safetensors")
+        shapes = {"W_enc": (d_in, 96), "b_enc": (96,), "W_dec": (96, d_in), "b_dec": (d_in,)}
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
+        assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_a_plain_reading_of_the_files_encodes_and_decodes_the_same(original, folder):
+    for site, sae in original.dictionaries.items():
+        w = load_file(folder / str(site) / "sae_weights.safetensors")
+        card = json.loads((folder / str(site) / "cfg.json").read_text())
+        x = torch.randn(40, card["d_in"], generator=torch.Generator().manual_seed(1))
+        pre = (x - w["b_dec"] * card["apply_b_dec_to_input"]) @ w["W_enc"] + w["b_enc"]
+        top = pre.topk(card["k"])
+        f = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
+        assert torch.allclose(sae.encode(x), f, atol=1e-5)
+        assert torch.allclose(sae.decode(sae.encode(x)), f @ w["W_dec"] + w["b_dec"], atol=1e-5)
+        assert (w["W_dec"].norm(dim=-1) - 1).abs().max() < 1e-5
+
+
+def test_files_can_be_read_by_others(folder):
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.rglob("*") if path.is_file())
+
+
+# ---- the wrong model -------------------------------------------------------------------------------
+
+
+def test_a_set_belongs_to_its_model(original, tiny_models, tmp_path):
+    other_weights = load_model(write_tiny(tmp_path / "other", "gpt2", seed=1), device="cpu")
+    with user_error("another model", other_weights.name):
+        original.check(other_weights)
+    with user_error("another model"):
+        original.check(tiny_models["neox"])  # equally wide
+    original.check(tiny_models["gpt2"])
+
+
+def test_widths_and_layers_must_fit(original, model, storybook):
+    with user_error("resid_post.0", "width 32", f"width {storybook.d_model}"):
+        original.check(storybook)
+    deep = replace(original, dictionaries={Site(7): original.dictionaries[Site(0)]})
+    with user_error("resid_post.7", "3"):
+        deep.check(model)
+    hidden = Site(2, Stream.MLP_HIDDEN)
+    narrow = replace(original, dictionaries={hidden: original.dictionaries[Site(0)]})
+    with user_error("mlp_hidden.2", "width 32", "width 64"):
+        narrow.check(model)
+
+
+# ---- damage ----------------------------------------------------------------------------------------
+
+
+def test_folders_without_a_set(tmp_path):
+    with user_error(str(tmp_path / "gone"), "no folder"):
+        load_set(tmp_path / "gone")
+    with user_error(str(tmp_path), "no dictionaries"):
+        load_set(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    with user_error(str(tmp_path), "--resume"):
+        load_set(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -8])
+def test_a_truncated_file_of_tensors(folder, length):
+    path = folder / "resid_post.0" / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with user_error(str(path), "damaged"):
+        load_set(folder)
+
+
+@pytest.mark.parametrize("name", ["set.json", "resid_post.0/cfg.json"])
+@pytest.mark.parametrize("content", [b"", b'{"model": ', b"\xff\xfe", b"[]", b"{}", b"null"])
+def test_a_damaged_card(folder, name, content):
+    (folder / name).write_bytes(content)
+    with user_error(str(folder)):
+        load_set(folder)
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
+def test_a_missing_file(folder, name):
+    (folder / "resid_post.0" / name).unlink()
+    with user_error(str(folder / "resid_post.0"), name):
+        load_set(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": ["nowhere.3"]},
+        {"sites": [3]},
+        {"text": {"source": "storybook"}},
+        {"text": {"unheard": 1}},
+        {"training": {"k": 0}},
+        {"training": None},
+        {"sites": None},
+    ],
+)
+def test_a_card_with_wrong_values(folder, change):
+    card = json.loads((folder / "set.json").read_text())
+    (folder / "set.json").write_text(json.dumps(card | change))
+    with user_error():
+        load_set(folder)
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"k": 1000}, {"k": None}, {"k": "many"}, {"architecture": "jumprelu"}])
+def test_a_dictionary_with_wrong_values(folder, change):
+    path = folder / "resid_post.0" / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with user_error():
+        load_set(folder)
+
+
+def test_tensors_that_do_not_fit(folder):
+    path = folder / "resid_post.0" / "sae_weights.safetensors"
+    tensors = load_file(path)
+    for wrong in (
+        {"W_enc": torch.zeros(32, 95)},
+        {"b_dec": torch.zeros(31)},
+        {"W_dec": torch.zeros(96)},
+        {"W_enc": tensors["W_dec"].clone()},
+    ):
+        save_file(tensors | wrong, path)
+        with user_error(str(folder / "resid_post.0")):
+            load_set(folder)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "b_enc"}, path)
+    with user_error("b_enc"):
+        load_set(folder)
+
+
+# ---- whole or not at all ---------------------------------------------------------------------------
+
+
+def fail(*args, **kwargs):
+    raise OSError("the disk is full")
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    before = files(tmp_path)
+    for name in ("replace", "fdopen"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+            patch.setattr(os, name, fail)
+            write_text(path, "new")
+        assert files(tmp_path) == before
+    write_text(path, "new")
+    assert files(tmp_path) == {"a.json": b"new"}  # control
+
+
+def test_a_value_that_is_no_json_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    before = files(tmp_path)
+    for value in ({"a": object()}, {"a": float("nan")}):
+        with pytest.raises((TypeError, ValueError)):
+            write_json(path, value)
+        assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["replace", "save_file"])
+def test_tensors_that_cannot_be_written_leave_no_trace(original, folder, monkeypatch, what):
+    before = files(folder)
+
+    def half(tensors, path):
+        Path(path).write_bytes(b"half a file")
+        fail()
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        if what == "replace":
+            patch.setattr(os, "replace", fail)
+        else:
+            patch.setattr(storage, "save_file", half)
+        save_set(original, folder)
+    after = files(folder)
+    assert set(after) <= set(before)  # no stray temporary files
+    assert all(after[name] == before[name] for name in after)
+
+
+def test_a_set_whose_writing_was_interrupted_is_no_set(original, folder, monkeypatch):
+    """New tensors must never go with an old card: the card is removed first and written last."""
+    calls = []
+
+    def stop_at_the_second(tensors, path, real=storage.save_file):
+        calls.append(path)
+        if len(calls) == 2:
+            fail()
+        real(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(storage, "save_file", stop_at_the_second)
+        save_set(original, folder)
+    with user_error("no dictionaries"):
+        load_set(folder)
+    save_set(original, folder)
+    load_set(folder)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half_way(model):
+    state = start(make_stream(model), CONFIG)
+    run = train(make_stream(model), state, CONFIG)
+    for _ in range(4):
+        next(run)
+    return state
+
+
+@pytest.fixture
+def out(half_way, model, tmp_path) -> Path:
+    save_checkpoint(half_way, TEXT, model, CONFIG, tmp_path / "run")
+    return tmp_path / "run"
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
+    loaded = load_checkpoint(out, device=CPU)
+    assert (loaded.step, loaded.block, loaded.position) == (4, 1, 1)
+    assert all(torch.equal(tensor, weights(loaded)[name]) for name, tensor in weights(half_way).items())
+    for site, own in half_way.sites.items():
+        other = loaded.sites[site]
+        assert other.scale == own.scale and torch.equal(other.silent, own.silent)
+        for a, b in zip(own.sae.parameters(), other.sae.parameters(), strict=True):
+            moments, copies = own.optimizer.state[a], other.optimizer.state[b]
+            assert moments.keys() == copies.keys()
+            assert all(torch.equal(moments[name], copies[name]) for name in moments)
+            # the fused optimiser pairs elements by memory order
+            assert a.stride() == b.stride() == copies["exp_avg"].stride() == copies["exp_avg_sq"].stride()
+    card = read_checkpoint(out)
+    assert Text(**card["text"]) == TEXT and TrainConfig(**card["training"]) == CONFIG
+    assert card["fingerprint"] == model.fingerprint()
+
+
+def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
+    later = replace(half_way, step=5)
+    save_checkpoint(later, TEXT, model, CONFIG, out)
+    assert set(files(out)) == {"checkpoint/state.json", "checkpoint/state-5.safetensors"}
+    assert load_checkpoint(out, device=CPU).step == 5
+
+
+@pytest.mark.parametrize("what", ["save_file", "write_json"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(half_way, model, out, monkeypatch, what):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(storage, what, fail)
+        save_checkpoint(replace(half_way, step=5), TEXT, model, CONFIG, out)
+    loaded = load_checkpoint(out, device=CPU)
+    assert loaded.step == 4
+    assert all(torch.equal(tensor, weights(loaded)[name]) for name, tensor in weights(half_way).items())
+
+
+def test_folders_without_a_checkpoint(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        with user_error(str(folder), "no checkpoint"):
+            load_checkpoint(folder, device=CPU)
+
+
+def test_damaged_checkpoints(out, tmp_path):
+    def damaged(change) -> Path:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(out, copy)
+        change(copy / "checkpoint")
+        return copy
+
+    def truncate(folder):
+        path = folder / "state-4.safetensors"
+        path.write_bytes(path.read_bytes()[:500])
+
+    def swap_site(folder):
+        card = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps(card | {"scales": {"resid_post.9": 1.0}}))
+
+    for change in (
+        truncate,
+        swap_site,
+        lambda folder: (folder / "state-4.safetensors").unlink(),
+        lambda folder: (folder / "state.json").write_text("{"),
+        lambda folder: (folder / "state.json").write_text("{}"),
+        lambda folder: (folder / "state.json").write_text("[]"),
+    ):
+        copy = damaged(change)
+        with user_error(str(copy)):
+            load_checkpoint(copy, device=CPU)
+    load_checkpoint(damaged(lambda folder: None), device=CPU)  # control
