@@ -2,7 +2,7 @@
 
 Find activating examples of the target, ablate every active feature of the previous layer on them, keep
 the few with the largest effect, and ask the same of each, down to layer 0. Every target gets examples of
-its own, the strongest chain is followed first, and no feature is asked twice.
+its own, the cause with the strongest edge is asked first, and no feature is asked twice.
 """
 
 import heapq
@@ -26,7 +26,7 @@ class DiscoveryConfig:
     """Causes kept per target."""
     n_examples: int = 24
     """Examples per target, each from another context; fewer than 16 are refused."""
-    max_targets: int = 25
+    max_targets: int = 15
     min_effect: float = 0.01
     """Edges weaker than this are not kept."""
 
@@ -51,15 +51,14 @@ def discover(
     target: FeatureId,
     config: DiscoveryConfig,
 ) -> Iterator[Asked]:
-    """Yield each target with its kept edges, strongest chains first.
+    """Yield each target with its kept edges; of the causes waiting, the one with the strongest edge is next.
 
-    The strength of a chain is the product of its edges' sizes. A cause with fewer than 16 examples ends
-    its chain; for the root that is a `UserError`.
+    A cause with fewer than 16 examples is not asked; for the root that is a `UserError`.
     """
     queue = [(-1.0, target)]
     asked: set[FeatureId] = set()
     while queue and len(asked) < config.max_targets:
-        strength, feature = heapq.heappop(queue)
+        _, feature = heapq.heappop(queue)
         source = previous_site(dictionaries, feature.site)
         if feature in asked or source is None:
             continue
@@ -80,7 +79,7 @@ def discover(
                 break
             cosine = dictionaries[source].directions[j] @ dictionaries[feature.site].directions[feature.index]
             edges.append(Edge(cause, feature, effect, int(found.n_active[j]), len(examples), float(cosine)))
-            heapq.heappush(queue, (strength * abs(effect), cause))
+            heapq.heappush(queue, (-abs(effect), cause))
         yield Asked(feature, tuple(edges), len(examples), found.n_pairs)
 
 

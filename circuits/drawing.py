@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import graphviz
@@ -29,7 +30,7 @@ def dot_source(graph: FeatureGraph) -> str:
                 emphasis = {"fillcolor": "#fff3cd", "penwidth": "1.6"} if node.feature == graph.target else {}
                 row.node(str(node.feature), label=graphviz.escape(_label(node)), **emphasis)
     rows = sorted(layers)
-    for below, above in zip(rows, rows[1:], strict=False):
+    for below, above in pairwise(rows):
         dot.edge(f"layer {below}", f"layer {above}", style="invis")
     for edge in graph.edges:
         dot.edge(str(edge.cause), str(edge.target), **_edge_look(edge, strongest))
@@ -49,11 +50,18 @@ _NODE = {
     "fontsize": "12",
     "margin": "0.12,0.06",
 }
-_LEGEND = f"""<<table border="0" cellspacing="2"><tr><td align="left"><font point-size="11" color="{SUPPORTS}">blue: the cause \
-supports the target</font></td></tr><tr><td align="left"><font point-size="11" color="{SUPPRESSES}">red: the cause holds the target \
-down</font></td></tr><tr><td align="left"><font point-size="11" color="#555555">number: share of the target's activation that is \
-lost</font></td></tr><tr><td align="left"><font point-size="11" color="#555555">when the cause is ablated; darker is \
-stronger</font></td></tr></table>>"""
+_LEGEND_LINES = (
+    (SUPPORTS, "blue: the cause supports the target"),
+    (SUPPRESSES, "red: the cause holds the target down"),
+    ("#555555", "number: share of the target's activation lost"),
+    ("#555555", "when the cause is ablated; darker is stronger"),
+)
+_LEGEND = "<<table border='0' cellspacing='2'>{}</table>>".format(
+    "".join(
+        f"<tr><td align='left'><font point-size='11' color='{colour}'>{text}</font></td></tr>"
+        for colour, text in _LEGEND_LINES
+    )
+)
 
 
 def _label(node: Node) -> str:

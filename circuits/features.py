@@ -14,7 +14,7 @@ from torch import Tensor
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId, Site, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,3 +187,17 @@ def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, a
         for part in latents.split(64)
     ]
     return FeatureId(site, int(latents[torch.cat(strongest).argmax()]))
+
+
+def default_target(
+    model: LanguageModel, dictionaries: dict[Site, Dictionary], atlas: FeatureAtlas, *, storybook: bool
+) -> FeatureId:
+    """The feature whose circuit is drawn when none is named: in the last layer that has a dictionary.
+
+    On `storybook` the one that best predicts a closing bracket; elsewhere `strongest_writer`.
+    """
+    site = max(s for s in dictionaries if s.stream is Stream.RESID_POST)
+    if storybook:
+        closing = [model.to_ids(bracket)[0] for bracket in ")]}"]
+        return most_predictive(model, dictionaries[site], site, atlas.contexts, closing)
+    return strongest_writer(model, dictionaries[site], site, atlas)

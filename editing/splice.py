@@ -50,7 +50,7 @@ def splice_costs(
     sums = {site: torch.zeros(3, dtype=torch.float64) for site in dictionaries}
     n_tokens = contexts[:, 1:].numel()
     for chunk in contexts.split(at_once):
-        mask = model.content(chunk).to(model.device)
+        mask = model.content(chunk[:, :-1]).to(model.device)
         original = _loss(model, chunk)
         for site, dictionary in dictionaries.items():
             zero = ActivationPatch(site, torch.zeros(1, 1, model.d_in(site), device=model.device), mask)

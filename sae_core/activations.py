@@ -28,15 +28,18 @@ class ActivationStream:
     seed: int
     batch: int
     """Tokens per batch; a block's last tokens, fewer than a batch, are left out."""
-    budget: int = 256 * 2**20
-    """Bytes that one block may take."""
+    budget: int = 512 * 2**20
+    """Bytes that harvesting one block may take."""
 
     @property
     def block_contexts(self) -> int:
-        """Contexts per block: as many as the budget allows, at least enough for two batches."""
+        """Contexts per block: as many as the budget allows and the text has, at least enough for two batches.
+
+        Harvesting holds a block twice for a moment, so that half the budget is the block's.
+        """
         width = sum(self.model.d_in(site) for site in self.sites)
-        fitting = self.budget // (4 * width * self.contexts.shape[1])
-        return max(fitting, -(-2 * self.batch // self.contexts.shape[1]))
+        fitting = self.budget // (8 * width * self.contexts.shape[1])
+        return max(min(fitting, len(self.contexts)), -(-2 * self.batch // self.contexts.shape[1]))
 
     def tokens(self, block: int) -> Int[Tensor, "contexts pos"]:
         """The contexts of one block; epochs follow each other without a seam."""

@@ -30,7 +30,7 @@ def topk_objective(
 
     with e = x - x_hat (no gradient) and e_hat the decoding, without bias, of the d_in / 2 largest dead
     latents (AuxK; Gao et al. 2024, appendix A.2). Its gradient reaches encoder and decoder of dead
-    latents and nothing else.
+    latents, and through the encoder's input `b_dec`; nothing of a live latent.
     """
     pre = sae.pre(x)
     f = sae.choose(pre)

@@ -44,6 +44,7 @@ def measure(model, ids: dict[str, int], *, n: int = 1000, seed: int = HELD_OUT_S
         for order, stories in balanced.items():
             hits = [p[-1].argmax().item() == ids[s[-1].text] for s, p in surprises(model, ids, stories[: n // 2])]
             figures[f"ioi_{name}_{order}"] = sum(hits) / len(hits)
+        figures[f"ioi_{name}"] = (figures[f"ioi_{name}_abba"] + figures[f"ioi_{name}_baba"]) / 2
 
     rng = random.Random(seed + 2)
     documents = [grammar.document(rng) for _ in range(2 * n)]
