@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = verb("demo", run_demo, "the whole story on the bundled model, ending in one page", "./demo")
     demo.add_argument("--tokens", type=int, default=500_000, help="tokens to train the dictionaries on")
+    demo.add_argument("--prompts", type=int, default=None, help="test prompts per experiment, if not each one's own")
+    demo.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples of features")
 
     train = verb("train", run_train, "train dictionaries for chosen sites in one pass over the text", "./dictionaries")
     train.add_argument("model", metavar="MODEL", help="'storybook', a directory in Hugging Face layout, or a hub name")
@@ -91,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     remove = on_set("remove", run_remove_verb, "remove a capability and measure what else changed")
     remove.add_argument("--task", choices=("pronouns",), default="pronouns")
     remove.add_argument("--site", default=None, help="where to edit; by default chosen on selection prompts")
+    remove.add_argument("--prompts", type=int, default=256, help="test prompts; half as many to choose the edit")
     return parser
 
 
@@ -143,16 +146,10 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_ioi_verb(options: argparse.Namespace) -> None:
     """`subrank ioi`."""
-    from editing.ioi import IOIConfig
     from editing.tasks.ioi import Corruption
 
     out, model, dictionaries, contexts, measured = open_set(options)
-    config = IOIConfig(
-        selection_prompts=max(8, options.prompts // 3),
-        test_prompts=options.prompts,
-        seed=options.seed,
-        prepend_bos=dictionaries.text.prepend_bos,
-    )
+    config = ioi_config(options, dictionaries)
     kinds = list(Corruption) if options.corruption == "both" else [Corruption(options.corruption)]
     ioi_into(
         out, model, dictionaries, contexts, measured, kinds, config, site=site_of(options.site), argv=vars(options)
@@ -166,6 +163,10 @@ def run_circuit_verb(options: argparse.Namespace) -> None:
     from sae_core.sites import FeatureId
 
     target = FeatureId.parse(options.target) if options.target else None
+    at_least("--keep", options.keep, 1)
+    at_least("--examples", options.examples, 16)
+    at_least("--max-targets", options.max_targets, 1)
+    at_least("--contexts", options.contexts, 16)
     out, model, dictionaries, contexts, measured = open_set(options)
     if target:
         check_target(dictionaries.dictionaries, target)
@@ -177,10 +178,8 @@ def run_circuit_verb(options: argparse.Namespace) -> None:
 
 def run_remove_verb(options: argparse.Namespace) -> None:
     """`subrank remove`."""
-    from editing.removal import RemovalConfig
-
     out, model, dictionaries, contexts, measured = open_set(options)
-    config = RemovalConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
+    config = removal_config(options, dictionaries)
     removal_into(out, model, dictionaries, contexts, measured, config, site=site_of(options.site), argv=vars(options))
     say(f"results: {out}")
 
@@ -189,8 +188,6 @@ def run_demo(options: argparse.Namespace) -> int:
     """`subrank demo`."""
     from circuits.discovery import DiscoveryConfig
     from circuits.page import circuit_section, demo_page, dictionaries_section, ioi_section, removal_section
-    from editing.ioi import IOIConfig
-    from editing.removal import RemovalConfig
     from editing.tasks.ioi import Corruption
     from sae_core.storage import SET
     from sae_core.text import Text
@@ -210,25 +207,15 @@ def run_demo(options: argparse.Namespace) -> int:
         return 130
     dictionaries, contexts, measured = loaded(folder, model, None)
     say("2/4  IOI: patching features from one prompt into another")
-    ioi = ioi_into(
-        out / "ioi",
-        model,
-        dictionaries,
-        contexts,
-        measured,
-        list(Corruption),
-        IOIConfig(seed=options.seed),
-        argv=argv,
-        assets=out,
-    )
+    config = ioi_config(options, dictionaries)
+    settings = {"argv": argv, "assets": out}
+    ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, list(Corruption), config, **settings)
     say("3/4  a circuit")
-    graph, svg = circuit_into(
-        out / "circuit", model, dictionaries, contexts[:1000], measured, None, DiscoveryConfig(), argv=argv, assets=out
-    )
+    searched, config = contexts[: options.contexts], DiscoveryConfig()
+    graph, svg = circuit_into(out / "circuit", model, dictionaries, searched, measured, None, config, **settings)
     say("4/4  removing pronouns")
-    removal = removal_into(
-        out / "remove", model, dictionaries, contexts, measured, RemovalConfig(seed=options.seed), argv=argv, assets=out
-    )
+    config = removal_config(options, dictionaries)
+    removal = removal_into(out / "remove", model, dictionaries, contexts, measured, config, **settings)
     minutes = (time.time() - started) / 60
     demo_page(
         out / "index.html",
@@ -240,6 +227,36 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 # ---- what verbs and the demo share -----------------------------------------------------------------
+
+
+def ioi_config(options: argparse.Namespace, dictionaries: "DictionarySet"):
+    """How much of IOI to run."""
+    from editing.ioi import IOIConfig
+
+    config = IOIConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
+    if options.prompts is None:
+        return config
+    at_least("--prompts", options.prompts, 2)
+    return replace(config, test_prompts=options.prompts, selection_prompts=max(4, options.prompts // 3))
+
+
+def removal_config(options: argparse.Namespace, dictionaries: "DictionarySet"):
+    """How much of the removal to run."""
+    from editing.removal import RemovalConfig
+
+    config = RemovalConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
+    if options.prompts is None:
+        return config
+    at_least("--prompts", options.prompts, 8)
+    return replace(config, test_prompts=options.prompts, selection_prompts=max(8, options.prompts // 2))
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise `UserError` for an option that is too small."""
+    from sae_core.errors import UserError
+
+    if value < least:
+        raise UserError(f"{name} must be at least {least}; got {value}")
 
 
 def train_into(

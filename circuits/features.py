@@ -147,17 +147,17 @@ def direct_effect(
 
 @torch.no_grad()
 def most_predictive(
-    model: LanguageModel,
-    dictionary: Dictionary,
-    site: Site,
-    contexts: Int[Tensor, "contexts pos"],
-    next_tokens: list[int],
+    model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas, next_tokens: list[int]
 ) -> FeatureId:
-    """The latent whose activation correlates best with "one of `next_tokens` comes next"."""
+    """The latent whose activation correlates best with "one of `next_tokens` comes next".
+
+    Of those whose strongest examples say so too, at least four in five, if there are any: a latent may
+    correlate by its weak activations and mean something else where it is strong.
+    """
     n = sum_y = 0
     sums = torch.zeros(3, len(dictionary.directions), dtype=torch.float64)  # of f, f^2, f y
     wanted = torch.tensor(next_tokens)
-    for chunk in contexts.split(16):
+    for chunk in atlas.contexts.split(16):
         f = dictionary.encode(model.record(chunk, [site])[site][:, :-1]).double().cpu()
         content = model.content(chunk[:, :-1])
         f, y = f[content], torch.isin(chunk[:, 1:], wanted)[content].double()
@@ -168,7 +168,12 @@ def most_predictive(
     mean = sums / n
     covariance = mean[2] - mean[0] * sum_y / n
     correlation = covariance / (mean[1] - mean[0].pow(2)).clamp_min(1e-12).sqrt()
-    return FeatureId(site, int(correlation.argmax()))
+
+    own = atlas.sites[site]
+    after = (own.position + 1).clamp_max(atlas.contexts.shape[1] - 1)
+    says_so = torch.isin(atlas.contexts[own.context, after], wanted) & (own.top > 0)
+    clean = says_so.sum(1) >= 0.8 * (own.top > 0).sum(1).clamp_min(1)
+    return FeatureId(site, int((correlation + clean.double()).argmax() if clean.any() else correlation.argmax()))
 
 
 def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:
@@ -199,5 +204,5 @@ def default_target(
     site = max(s for s in dictionaries if s.stream is Stream.RESID_POST)
     if storybook:
         closing = [model.to_ids(bracket)[0] for bracket in ")]}"]
-        return most_predictive(model, dictionaries[site], site, atlas.contexts, closing)
+        return most_predictive(model, dictionaries[site], site, atlas, closing)
     return strongest_writer(model, dictionaries[site], site, atlas)

@@ -23,7 +23,7 @@ td:first-child, th:first-child { text-align: left } th { font-weight: 600; backg
 .lead { font-size: 1.1em; color: #374151 } .own { background: #f3f6fa; border-left: 4px solid #1b4f9c; padding: .6em 1em }
 .note { color: #6b7280; font-size: .92em } code, pre { background: #f3f4f6; border-radius: 4px; padding: .1em .35em }
 pre { padding: .8em 1em; overflow-x: auto } .wide { overflow-x: auto; border: 1px solid #e5e7eb; padding: .6em }
-.wide svg { height: auto; max-width: none } tr.best td { background: #ecfdf5 }
+.wide svg { height: auto; width: 1900px; max-width: none } tr.best td { background: #ecfdf5 }
 """
 
 
@@ -95,7 +95,7 @@ def ioi_section(results: Sequence[IOIResult]) -> str:
         kind = {"io": "only the indirect object differs", "swap": "the two names swap roles"}[result.corruption]
         parts.append(
             f"<h3>Pairs in which {kind}</h3>"
-            f'<p class="own">{escape(result.own.sentence().capitalize())}.</p>'
+            f'<p class="own">{escape(_upper(result.own.sentence()))}.</p>'
             f"<p>Patched at <b>{escape(result.site)}</b>; features chosen on {result.n_selection} other prompts, "
             f"curve measured on {result.n_test}.{shared} KL(clean ‖ patched) in nats after so many features:</p>"
             + table(("features from", *map(str, _COUNTS)), shown)
@@ -122,7 +122,11 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
         )
         for e in edges
     ]
-    picture = f'<div class="wide">{svg[svg.index("<svg") :]}</div>' if svg else "<p>No Graphviz: see circuit.dot.</p>"
+    picture = (
+        f'<div class="wide">{svg[svg.index("<svg") :]}</div><p class="note">Scroll sideways for the rest.</p>'
+        if svg
+        else "<p>No Graphviz: see circuit.dot.</p>"
+    )
     return (
         f"<p>Target: <b>{escape(str(graph.target))}</b>. Each box is a feature, named layer_index, with the tokens "
         "on which its strongest examples peak; an arrow says how much of the target's activation is lost when "
@@ -139,6 +143,7 @@ def removal_section(result: RemovalResult) -> str:
     rows = [
         (
             m.method,
+            f"{m.strength:.2f}",
             f"{m.auroc:.3f}",
             f"{m.accuracy:.3f}",
             f"{m.damage:.4f}",
@@ -150,17 +155,22 @@ def removal_section(result: RemovalResult) -> str:
     best = next((i for i, m in enumerate(result.methods) if m.method == result.best), None)
     used = next(m for m in result.methods if m.method == "features")
     return (
-        f'<p class="own">{escape(result.own.sentence().capitalize())}; AUROC {result.own_auroc:.3f}.</p>'
+        f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>'
         f"<p>The task: after “Lily lived in Rome. Lily was tired because”, does the model prefer “she” to “he”? "
         f"Features to ablate were chosen on prompts with other names and other sentences. At {escape(result.site)}: "
         f"{escape(', '.join(used.features))}, with strength {used.strength:g}.</p>"
-        + table(("method", "AUROC", "accuracy", "damage (nats/token)", "edit size", "gone"), rows, best)
-        + f"<p><b>{escape(result.sentence().capitalize())}.</b></p>"
+        + table(("method", "strength", "AUROC", "accuracy", "damage (nats/token)", "edit size", "gone"), rows, best)
+        + f"<p><b>{escape(_upper(result.sentence()))}.</b></p>"
         '<p class="note">Capability: AUROC of logit(she) − logit(he) over balanced held-out prompts; gone means within '
-        "0.05 of 0.5. Damage: KL per token from the unedited model on held-out text, where that model gives pronouns "
+        "0.05 of 0.5. Strengths were read off the selection prompts: plain ablation has strength 1, and so have LEACE and "
+        "mean difference unless tuned. Damage: KL per token from the unedited model on held-out text, where that model gives pronouns "
         "less than 1%. All methods edit the same site at the same positions. Faint points: the other sites.</p>"
         + plot(removal_figure(result))
     )
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def plot(figure) -> str:

@@ -18,6 +18,8 @@ _COLOURS = {
     "features, plain ablation": "#7fa6dd",
     "LEACE": "#d97706",
     "mean difference": "#b3261e",
+    "LEACE, tuned": "#f5b971",
+    "mean difference, tuned": "#e08a84",
     "random features": "#10b981",
 }
 

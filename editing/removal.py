@@ -10,7 +10,8 @@ density, scaled to the same mean edit size.
 Features are ablated with a strength, x' = x - s * sum_i c_i f_i. At s = 1 they are set to zero, and what
 the encoder missed of them stays behind in the error; as an AUROC does not depend on scale, that rest
 can still tell the classes apart. The strength at which the classes meet is read off the selection
-prompts; the plain ablation, s = 1, is reported beside it.
+prompts; the plain ablation, s = 1, is reported beside it, and so are LEACE and the mean difference with
+a strength found in the same way.
 """
 
 import copy
@@ -94,9 +95,9 @@ class RemovalResult:
             return f"at {self.site} no method removes the capability (AUROC within {GONE} of 0.5)"
         least = next(m for m in self.methods if m.method == self.best)
         others = [m for m in self.methods if m.gone and m is not least]
-        beside = "; ".join(f"{m.method} {m.damage:.4f}" for m in others) or "no other method removes it"
+        beside = "; ".join(f"{m.method} {m.damage:.4f}" for m in others) or "nothing else removes it"
         cost = f"{least.damage:.4f} nats per token"
-        return f"at {self.site} {self.best} removes it with the least damage, {cost} ({beside})"
+        return f"at {self.site} the least damage that removes it is that of {self.best}: {cost} ({beside})"
 
 
 class _Ground:
@@ -213,7 +214,10 @@ def remove_pronouns(
         judged[s] = [test.judge(edit, "features", chosen)]
         judged[s] += [test.judge(eraser, name) for name, eraser in erasers[s]]
         if s == best_site:
+            fit = _Ground(model, s, prompts[Split.SELECTION], choosing_text)
             judged[s].append(test.judge(edit.edit, "features, plain ablation", chosen))
+            for name, eraser in erasers[s]:
+                judged[s].append(test.judge(Scaled(eraser, _meeting_strength(fit, eraser)), f"{name}, tuned"))
             judged[s].append(_random_features(test, dictionaries[s], chosen, judged[s][0].edit_size, config))
     methods = judged.pop(best_site)
     gone = [m for m in methods if m.gone]
@@ -249,11 +253,10 @@ def choose_edit(
 
 
 def _meeting_strength(ground: _Ground, edit: Intervention) -> float:
-    """The strength between 1 and 3 at which the AUROC on the prompts is closest to 0.5, to 0.01."""
-    change, best = replace(edit, mask=ground.mask)(ground.x) - ground.x, 1.0
-    for low, high, step in ((1.0, 3.0, 0.125), (-0.12, 0.12, 0.01)):
-        grid = torch.arange(low, high + step / 2, step) + (0.0 if low == 1.0 else best)
-        grid = grid[grid >= 1.0]
+    """The strength between 0.5 and 3 at which the AUROC on the prompts is closest to 0.5, to 0.01."""
+    change, best = replace(edit, mask=ground.mask)(ground.x) - ground.x, 1.75
+    for reach, step in ((1.25, 0.125), (0.12, 0.01)):
+        grid = best + torch.arange(-reach, reach + step / 2, step)
         scores = ground.scores(grid.to(change)[:, None, None, None] * change).cpu()
         far = torch.tensor([abs(auroc(row, ground.prompts.female) - 0.5) for row in scores])
         best = float(grid[far.argmin()])

@@ -1,0 +1,171 @@
+"""Pictures of circuits: everything is in them, whatever the tokens are, with `dot`, without it, and with nothing."""
+
+import os
+import re
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pygraphviz
+import pytest
+
+from circuits import drawing
+from circuits.drawing import SUPPORTS, SUPPRESSES, dot_source, draw, render
+from circuits.graph import Edge, FeatureGraph, Node
+from sae_core.sites import FeatureId
+
+PNG = b"\x89PNG\r\n\x1a\n"
+ODD = ('"', "\\", "<", ">", "&", "\n", "Mädchen", "a\\nb", "\\N", "%s", "{}|", "]]>", "<b>", "'", "é\u200b", "日本")
+
+
+def edge(cause: str, target: str, effect: float) -> Edge:
+    return Edge(FeatureId.parse(cause), FeatureId.parse(target), effect, 20, 24, 0.1)
+
+
+def node(name: str, responds_to=("word",), promotes=()) -> Node:
+    return Node(FeatureId.parse(name), tuple(responds_to), 0.01, tuple(promotes), 24)
+
+
+def example(words=("word", "other")) -> FeatureGraph:
+    names = ("3_7", "2_1", "2_5", "mlp_out.1_0", "0_12")
+    edges = (
+        edge("2_1", "3_7", 0.8),
+        edge("2_5", "3_7", -0.3),
+        edge("mlp_out.1_0", "2_1", 0.05),
+        edge("0_12", "mlp_out.1_0", -1.2),
+    )
+    return FeatureGraph(FeatureId.parse("3_7"), tuple(node(name, words, words) for name in names), edges)
+
+
+@pytest.fixture
+def parsed() -> pygraphviz.AGraph:
+    return pygraphviz.AGraph(string=dot_source(example()))
+
+
+@pytest.fixture
+def without_dot(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def without_graphviz(monkeypatch, without_dot):
+    """Neither the program nor the wheel."""
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+
+
+@pytest.fixture
+def dot_program(monkeypatch, tmp_path):
+    """A `dot` on the PATH that shows how it was called, or fails when the text says so."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "dot"
+    script.write_text('#!/bin/sh\ntext=$(cat)\ncase "$text" in *fail*) exit 3;; esac\necho "dot $1"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+# ---- DOT -------------------------------------------------------------------------------------------
+
+
+def test_every_node_and_edge_is_there(parsed):
+    graph = example()
+    assert {str(n.feature) for n in graph.nodes} <= {str(name) for name in parsed.nodes()}
+    drawn = {(str(a), str(b)) for a, b in parsed.edges() if not str(a).startswith("layer")}
+    assert drawn == {(str(e.cause), str(e.target)) for e in graph.edges}
+
+
+def test_colour_says_the_sign_and_width_the_strength(parsed):
+    shown = {}
+    for own in example().edges:
+        look = parsed.get_edge(str(own.cause), str(own.target)).attr
+        assert look["color"].startswith(SUPPORTS if own.effect > 0 else SUPPRESSES)
+        assert f"{own.effect:+.2f}" in look["label"]
+        shown[abs(own.effect)] = float(look["penwidth"]), int(look["color"][-2:], 16)
+    widths, alphas = zip(*(shown[size] for size in sorted(shown)), strict=True)
+    for values in (widths, alphas):  # wider and darker the stronger
+        assert all(weaker < stronger for weaker, stronger in pairwise(values))
+
+
+def test_blue_is_blue_and_red_is_red():
+    (r, _, b), (other_r, _, other_b) = (bytes.fromhex(colour[1:]) for colour in (SUPPORTS, SUPPRESSES))
+    assert b > 2 * r and other_r > 2 * other_b
+
+
+def test_the_target_stands_out_and_labels_say_what_is_known(parsed):
+    target, others = parsed.get_node("3_7"), [parsed.get_node(n) for n in ("2_1", "0_12")]
+    assert all(target.attr["fillcolor"] != other.attr["fillcolor"] for other in others)
+    for part in ("3_7", "word", "other", "on:", "says:"):
+        assert part in target.attr["label"]
+
+
+def test_a_target_without_causes_is_a_picture_too():
+    graph = FeatureGraph(FeatureId.parse("3_7"), (node("3_7"),), ())
+    assert "3_7" in dot_source(graph)
+    ElementTree.fromstring(render(dot_source(graph), "svg"))
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
+
+def svg_text(picture: bytes) -> str:
+    """All text of an SVG; parsing it is the check that it is one."""
+    root = ElementTree.fromstring(picture)
+    assert root.tag.endswith("svg")
+    return "\n".join(root.itertext())
+
+
+@pytest.mark.parametrize("word", ODD, ids=ascii)
+def test_any_token_can_be_drawn(without_dot, word):
+    text = svg_text(render(dot_source(example((word, f"x{word}y"))), "svg"))
+    shown = word.replace("\n", "\\n")
+    assert shown in text.replace("\xa0", " ")
+
+
+def test_all_odd_tokens_at_once(without_dot):
+    text = svg_text(render(dot_source(example(ODD)), "svg"))
+    assert len(re.findall("on:", text)) == 5
+
+
+def test_long_tokens_are_cut(without_dot):
+    text = svg_text(render(dot_source(example(("Donaudampfschifffahrt",))), "svg"))
+    assert "Donaudampfsch…" in text and "schifff" not in text
+
+
+def test_without_dot_the_wheel_draws(without_dot, tmp_path):
+    made = list(draw(example(), tmp_path))
+    assert made == [tmp_path / f"circuit.{kind}" for kind in ("dot", "svg", "png")]
+    assert (tmp_path / "circuit.dot").read_text() == dot_source(example())
+    assert "3_7" in svg_text((tmp_path / "circuit.svg").read_bytes())
+    assert (tmp_path / "circuit.png").read_bytes().startswith(PNG)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circuit.dot", "circuit.png", "circuit.svg"]
+
+
+def test_the_dot_program_is_preferred(dot_program, tmp_path):
+    assert render("digraph {}", "svg") == b"dot -Tsvg\n"
+    assert [p.name for p in draw(example(), tmp_path, "own")] == ["own.dot", "own.svg", "own.png"]
+
+
+def assert_only_dot(made: list, folder: Path) -> None:
+    """The DOT file and lines of text: no picture, nothing half-written."""
+    assert made[0] == folder / "circuit.dot" and made[0].read_text() == dot_source(example())
+    assert made[1:] and all(isinstance(line, str) and "\n" not in line for line in made[1:])
+    assert all(str(made[0]) in line for line in made[1:])
+    assert [p.name for p in folder.iterdir() if p.is_file()] == ["circuit.dot"]
+
+
+def test_with_neither_the_dot_file_stays(without_graphviz, tmp_path):
+    assert_only_dot(list(draw(example(), tmp_path)), tmp_path)
+
+
+def test_a_dot_program_that_fails_is_no_crash(dot_program, monkeypatch, tmp_path):
+    monkeypatch.setattr(drawing, "_label", lambda node: "fail")
+    made = list(draw(example(), tmp_path))
+    assert made[0] == tmp_path / "circuit.dot" and all(isinstance(line, str) for line in made[1:])
+
+
+def test_a_failed_drawing_leaves_an_earlier_picture_alone(without_graphviz, tmp_path):
+    (tmp_path / "circuit.svg").write_bytes(b"earlier")
+    list(draw(example(), tmp_path))
+    assert (tmp_path / "circuit.svg").read_bytes() == b"earlier"

@@ -1,0 +1,216 @@
+"""Effects: hand-made circuits with known sizes, and an exhaustive plain loop over full forwards."""
+
+import pytest
+import torch
+from handmade import Circuit, random_topk
+from tiny import random_tokens, user_error
+
+from circuits import effects
+from circuits.effects import ablation_effects
+from circuits.features import Examples
+from editing.patch import ablate
+from sae_core.sites import FeatureId, Site, Stream
+
+LATENTS = 24
+
+
+@pytest.fixture(scope="module")
+def circuit() -> Circuit:
+    return Circuit()
+
+
+def some_examples(tokens: torch.Tensor, *, seed: int = 0) -> Examples:
+    """Every context with a random end after the BOS."""
+    end = torch.randint(1, tokens.shape[1], (len(tokens),), generator=torch.Generator().manual_seed(seed))
+    return Examples(tokens, end, torch.ones(len(tokens)))
+
+
+# ---- known circuits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_effects_of_a_known_circuit(circuit, layer):
+    """Every latent of the layer below on every latent of this one: planted edges, signs, and zeros elsewhere."""
+    examples = some_examples(circuit.contexts(20))
+    for index, target in enumerate(Circuit.FEATURES[layer]):
+        found = ablation_effects(
+            circuit.model, circuit.dictionaries, Site(layer - 1), FeatureId(Site(layer), index), examples
+        )
+        expected = [
+            circuit.effect(cause, target, examples.tokens, examples.end) for cause in Circuit.FEATURES[layer - 1]
+        ]
+        assert found.effect.tolist() == pytest.approx(expected, abs=1e-5)
+        planted = [any((to, of) == (target, cause) for w in (*Circuit.WEIGHTS, *Circuit.MOVES) for to, of, _ in w)
+                   for cause in Circuit.FEATURES[layer - 1]]  # fmt: skip
+        assert [abs(e) > 1e-5 for e in found.effect.tolist()] == planted
+
+
+def test_signs_and_a_size_by_hand(circuit):
+    """One example: f4 = f0 - 0.5 f1 + 0.001 f3."""
+    examples = Examples(torch.tensor([[0, 7, 8]]), torch.tensor([2]), torch.ones(1))
+    f0, f1, _, f3 = circuit.given[8].tolist()
+    whole = f0 - 0.5 * f1 + 0.001 * f3
+    found = ablation_effects(circuit.model, circuit.dictionaries, Site(0), FeatureId(Site(1), 0), examples)
+    assert found.effect.tolist() == pytest.approx([f0 / whole, -0.5 * f1 / whole, 0, 0.001 * f3 / whole], abs=1e-5)
+    assert found.effect[0] > 0 > found.effect[1]
+
+
+def test_an_effect_is_a_ratio_of_sums_and_not_a_mean_of_ratios(circuit):
+    tokens = circuit.contexts(20)
+    examples = some_examples(tokens)
+    single = [circuit.effect(1, 4, tokens[i : i + 1], examples.end[i : i + 1]) for i in range(20)]
+    found = ablation_effects(circuit.model, circuit.dictionaries, Site(0), FeatureId(Site(1), 0), examples)
+    assert found.effect[1].item() == pytest.approx(circuit.effect(1, 4, tokens, examples.end), abs=1e-5)
+    assert found.effect[1].item() != pytest.approx(sum(single) / 20, abs=1e-3)
+
+
+def test_attention_carries_a_cause_from_an_earlier_position(circuit):
+    """f5 is 0.8 of f2 one position earlier, so that all of it is lost, whatever f2 is at the target's own."""
+    target, examples = FeatureId(Site(1), 1), some_examples(circuit.contexts(20))
+    examples = Examples(examples.tokens, examples.end.clamp_min(2), examples.activation)
+    found = ablation_effects(circuit.model, circuit.dictionaries, Site(0), target, examples)
+    assert found.effect.tolist() == pytest.approx([0, 0, 1, 0], abs=1e-5)
+
+
+def test_a_path_over_several_blocks_is_a_total_effect(circuit):
+    examples = some_examples(circuit.contexts(20))
+    found = ablation_effects(circuit.model, circuit.dictionaries, Site(0), FeatureId(Site(3), 0), examples)
+    expected = [circuit.effect(cause, 8, examples.tokens, examples.end) for cause in range(4)]
+    assert found.effect.tolist() == pytest.approx(expected, abs=1e-5)
+    assert expected[2] > 0.1 > 0 > expected[1]
+
+
+def test_what_follows_the_target_does_not_matter_and_is_not_run(circuit):
+    tokens = circuit.contexts(20)
+    examples = some_examples(tokens.clone())
+    target = FeatureId(Site(2), 0)
+    circuit.model.resumed.clear()
+    found = ablation_effects(circuit.model, circuit.dictionaries, Site(1), target, examples)
+    assert max(width for _, width in circuit.model.resumed) == int(examples.end.max()) + 1
+    later = torch.arange(tokens.shape[1]) > examples.end[:, None]
+    other = torch.where(later, (tokens + 17).clamp_max(59), tokens)
+    assert not torch.equal(other, tokens)
+    again = ablation_effects(
+        circuit.model, circuit.dictionaries, Site(1), target, Examples(other, examples.end, examples.activation)
+    )
+    assert torch.allclose(again.effect, found.effect, atol=1e-6) and again.n_pairs == found.n_pairs
+    assert torch.equal(again.n_active, found.n_active)
+
+
+def test_the_order_of_the_examples_does_not_matter(circuit):
+    examples, order = (
+        some_examples(circuit.contexts(20)),
+        torch.randperm(20, generator=torch.Generator().manual_seed(4)),
+    )
+    shuffled = Examples(examples.tokens[order], examples.end[order], examples.activation[order])
+    one, other = (
+        ablation_effects(circuit.model, circuit.dictionaries, Site(1), FeatureId(Site(2), 0), e)
+        for e in (examples, shuffled)
+    )
+    assert torch.allclose(one.effect, other.effect, atol=1e-6) and torch.equal(one.n_active, other.n_active)
+
+
+# ---- against an exhaustive loop --------------------------------------------------------------------
+
+
+SOURCES = pytest.mark.parametrize("source", [Site(1), Site(0), Site(1, Stream.MLP_OUT)], ids=str)
+
+
+class Setting:
+    """A tiny random model with random dictionaries, and 18 examples of the loudest latent of the last layer."""
+
+    def __init__(self, model, source: Site):
+        self.model, self.source = model, source
+        self.dictionaries = {source: random_topk(32, LATENTS, 3), Site(2): random_topk(32, LATENTS, 12, seed=9)}
+        self.dictionaries[source].b_enc[:2] = -1e3  # two latents that are never active
+        tokens = random_tokens(model.n_vocab, 18, 9, seed=3)
+        tokens[:, 0] = tokens[::3, 4] = model.bos_id
+        self.examples = some_examples(tokens)
+        f = self.dictionaries[Site(2)].encode(model.record(tokens, [Site(2)])[Site(2)])
+        loudest = f[torch.arange(18), self.examples.end].sum(0).argmax()
+        self.target = FeatureId(Site(2), int(loudest))
+
+    def found(self) -> effects.Effects:
+        return ablation_effects(self.model, self.dictionaries, self.source, self.target, self.examples)
+
+    def read(self, *edits) -> torch.Tensor:
+        """The target's activation at the examples' ends in full forwards over whole contexts."""
+        with self.model.hooks(*edits):
+            h = self.model.record(self.examples.tokens, [Site(2)])[Site(2)]
+        return self.dictionaries[Site(2)].encode(h)[torch.arange(18), self.examples.end, self.target.index].double()
+
+    def naive(self) -> torch.Tensor:
+        """Ablate every latent in turn at all content positions."""
+        content, clean = self.model.content(self.examples.tokens), self.read().sum()
+        ablated = [
+            self.read(ablate(self.source, self.dictionaries[self.source], [j], mask=content)).sum()
+            for j in range(LATENTS)
+        ]
+        return ((clean - torch.stack(ablated)) / clean).float()
+
+    def active(self) -> torch.Tensor:
+        """Examples on which each latent is active on a content token up to the target's position."""
+        x, tokens = self.model.record(self.examples.tokens, [self.source])[self.source], self.examples.tokens
+        f = self.dictionaries[self.source].encode(x)
+        n_active = torch.zeros(LATENTS, dtype=torch.long)
+        for row, end in enumerate(self.examples.end.tolist()):
+            for j in range(LATENTS):
+                n_active[j] += any(
+                    f[row, pos, j] != 0 and int(tokens[row, pos]) not in self.model.special_ids
+                    for pos in range(end + 1)
+                )
+        return n_active
+
+
+@SOURCES
+def test_effects_equal_an_exhaustive_loop_over_full_forwards(tiny, source):
+    setting = Setting(tiny, source)
+    found, expected = setting.found(), setting.naive()
+    assert expected.abs().max() > 0.01  # control: something is there to be found
+    assert (found.effect - expected).abs().max() < 1e-5
+    assert torch.equal(found.n_active, setting.active())
+    assert found.n_pairs == int(found.n_active.sum()) and found.source == source
+
+
+@SOURCES
+def test_latents_that_are_not_active_have_exactly_no_effect(tiny, source):
+    found = Setting(tiny, source).found()
+    silent = found.n_active == 0
+    assert silent[:2].all() and not silent.all()
+    assert (found.effect[silent] == 0).all() and (found.effect[~silent] != 0).any()
+
+
+def test_the_size_of_a_pass_does_not_show(tiny, monkeypatch):
+    setting = Setting(tiny, Site(1))
+    expected = setting.found()
+    for at_once in (1, 40, 333):
+        monkeypatch.setattr(effects, "AT_ONCE", at_once)
+        found = setting.found()
+        assert (found.effect - expected.effect).abs().max() < 1e-5
+        assert found.n_pairs == expected.n_pairs and torch.equal(found.n_active, expected.n_active)
+
+
+def test_no_pass_holds_more_tokens_than_allowed(circuit, monkeypatch):
+    monkeypatch.setattr(effects, "AT_ONCE", 40)
+    circuit.model.resumed.clear()
+    found = ablation_effects(
+        circuit.model, circuit.dictionaries, Site(0), FeatureId(Site(3), 0), some_examples(circuit.contexts(20))
+    )
+    assert len(circuit.model.resumed) > 1 and sum(rows for rows, _ in circuit.model.resumed) == found.n_pairs
+    assert all(rows * width <= 40 for rows, width in circuit.model.resumed)
+
+
+# ---- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [Site(1), Site(2), Site(0, Stream.ATTN_OUT), Site(0, Stream.MLP_HIDDEN)], ids=str)
+def test_a_cause_that_cannot_be_measured_is_refused(circuit, source):
+    with user_error(str(source), "1_0", "earlier layer"):
+        ablation_effects(circuit.model, {}, source, FeatureId(Site(1), 0), some_examples(circuit.contexts(4)))
+
+
+def test_a_target_that_is_not_active_is_refused(circuit):
+    """Nothing is active on BOS."""
+    examples = Examples(circuit.contexts(4), torch.zeros(4, dtype=torch.long), torch.ones(4))
+    with user_error("1_1", "not active"):
+        ablation_effects(circuit.model, circuit.dictionaries, Site(0), FeatureId(Site(1), 1), examples)

@@ -1,0 +1,311 @@
+"""Prompts: what differs between clean and corrupted, who shares what with whom, and that storybook can do them."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import user_error
+
+from editing.tasks import names, pronouns
+from editing.tasks.ioi import Corruption, IOITask
+from editing.tasks.pairs import PromptPairs, at_end, own_score
+from editing.tasks.pronouns import PronounPrompts, Split, pronoun_ids, pronoun_prompts
+from sae_core.models import LanguageModel
+
+N = 64
+EVERYONE = {*names.FEMALE, *names.MALE}
+
+
+class Pieces(LanguageModel):
+    """Only a tokenizer: words fall into pieces of at most `size` letters; no BOS, no unknown word."""
+
+    def __init__(self, size: int):
+        self.name, self.bos_id, self.special_ids, self.size, self.table = "pieces", None, frozenset(), size, {}
+        self.tokenizer = SimpleNamespace(unk_token_id=None, eos_token_id=None)
+
+    def to_ids(self, text: str) -> list[int]:
+        pieces = re.findall(f" ?[A-Za-z]{{1,{self.size}}}|[^A-Za-z]", text)
+        return [self.table.setdefault(piece, len(self.table)) for piece in pieces]
+
+
+@pytest.fixture(scope="module")
+def task(storybook) -> IOITask:
+    return IOITask.of(storybook)
+
+
+@pytest.fixture(scope="module", params=[(c, s) for c in Corruption for s in ("selection", "test")], ids="-".join)
+def pairs(request, storybook, task) -> PromptPairs:
+    corruption, split = request.param
+    return task.pairs(storybook, corruption, split, N, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prompts(storybook) -> dict[Split, PronounPrompts]:
+    return {split: pronoun_prompts(storybook, split, N, seed=0) for split in Split}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)
+
+
+def people(text: str) -> list[str]:
+    """Names in `text`, as often as they stand there."""
+    return [word for word in words(text) if word in EVERYONE]
+
+
+def template(text: str) -> str:
+    for name in people(text):
+        text = re.sub(rf"\b{name}\b", "{N}", text)
+    return text
+
+
+def id_of(model: LanguageModel, name: str) -> int:
+    (token,) = model.to_ids(f" {name}")
+    return token
+
+
+def roles(text: str) -> tuple[str, str]:
+    """(subject, indirect object): the name that stands twice, and the one that stands once."""
+    (subject, twice), (io, once) = Counter(people(text)).most_common()
+    assert (twice, once) == (2, 1)
+    return subject, io
+
+
+# ---- IOI -------------------------------------------------------------------------------------------
+
+
+def test_pairs_fit_together(storybook, pairs):
+    assert pairs.clean.shape == pairs.corrupted.shape and len(pairs) == N == len(set(pairs.texts))
+    content = storybook.content(pairs.clean)
+    for row, text in enumerate(pairs.texts):
+        end = int(pairs.end[row])
+        assert pairs.clean[row, 1 : end + 1].tolist() == storybook.to_ids(text)
+        assert int(pairs.clean[row, 0]) == int(pairs.corrupted[row, 0]) == storybook.bos_id
+        assert content[row, 1 : end + 1].all() and not content[row, end + 1 :].any()
+    assert torch.equal(storybook.content(pairs.corrupted), content)  # equal lengths
+
+
+def test_clean_and_corrupted_differ_where_documented(storybook, pairs):
+    """io: at the only mention of the indirect object. swap: at the second mention of the subject."""
+    for row, text in enumerate(pairs.texts):
+        subject, io = roles(text)
+        ids = storybook.to_ids(text)
+        if pairs.name == "ioi-io":
+            expected = [i for i, token in enumerate(ids) if token == id_of(storybook, io)]
+        else:
+            expected = [i for i, token in enumerate(ids) if token == id_of(storybook, subject)][1:]
+        different = (pairs.clean[row] != pairs.corrupted[row]).nonzero()[:, 0] - 1
+        assert different.tolist() == expected and len(expected) == 1
+
+
+def test_answers_are_as_documented(storybook, pairs):
+    for row, text in enumerate(pairs.texts):
+        subject, io = roles(text)
+        clean, corrupted = pairs.clean[row].tolist(), pairs.corrupted[row].tolist()
+        answer, foil = int(pairs.answer[row]), int(pairs.foil[row])
+        assert answer == id_of(storybook, io) and (clean.count(answer), clean.count(id_of(storybook, subject))) == (
+            1,
+            2,
+        )
+        if pairs.name == "ioi-io":
+            assert foil not in clean and corrupted.count(foil) == 1 and answer not in corrupted
+        else:
+            assert foil == id_of(storybook, subject)
+            assert (corrupted.count(foil), corrupted.count(answer)) == (1, 2)
+
+
+def test_half_of_the_prompts_are_abba(pairs):
+    abba = sum(people(text)[1] == people(text)[2] for text in pairs.texts)
+    baba = sum(people(text)[0] == people(text)[2] for text in pairs.texts)
+    assert abba == baba == N // 2
+
+
+def test_no_word_is_unknown(storybook, pairs, prompts):
+    unknown = storybook.tokenizer.unk_token_id
+    assert unknown is not None
+    for tokens in (pairs.clean, pairs.corrupted, *(p.tokens for p in prompts.values())):
+        assert not (tokens == unknown).any()
+
+
+def test_selection_and_test_share_neither_names_nor_templates(storybook, task):
+    assert task.shared == ()
+    assert not {*task.names["selection"]} & {*task.names["test"]}
+    assert not {*task.templates["selection"]} & {*task.templates["test"]}
+    for corruption in Corruption:
+        used = {s: task.pairs(storybook, corruption, s, N, seed=0) for s in ("selection", "test")}
+        tokens = {s: {*p.clean.flatten().tolist(), *p.corrupted.flatten().tolist()} for s, p in used.items()}
+        for split, other in (("selection", "test"), ("test", "selection")):
+            assert not {id_of(storybook, name) for name in task.names[other]} & tokens[split]
+
+
+def test_the_seed_decides(storybook, task):
+    def draw(seed: int) -> PromptPairs:
+        return task.pairs(storybook, Corruption.IO, "test", 16, seed=seed)
+
+    one, same, other = draw(0), draw(0), draw(1)
+    assert one.texts == same.texts != other.texts
+    for field in ("clean", "corrupted", "answer", "foil", "end"):
+        assert torch.equal(getattr(one, field), getattr(same, field))
+    assert (
+        pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
+        == pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
+    )
+    assert (
+        pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
+        != pronoun_prompts(storybook, Split.TEST, 16, seed=1).texts
+    )
+
+
+def test_bos_is_left_out_when_asked(storybook, task):
+    without = task.pairs(storybook, Corruption.SWAP, "test", 8, seed=0, prepend_bos=False)
+    assert without.clean[:, 0].ne(storybook.bos_id).all()
+    assert without.clean[0, : without.end[0] + 1].tolist() == storybook.to_ids(without.texts[0])
+
+
+@pytest.mark.parametrize("corruption", Corruption)
+def test_storybook_does_ioi_and_the_corrupted_prompt_is_what_undoes_it(storybook, task, corruption):
+    pairs = task.pairs(storybook, corruption, "test", N, seed=0)
+    own = own_score(storybook, pairs)
+    assert own.accuracy >= 0.99 and own.n == N and own.logit_difference > 1
+    assert "the model itself does this task" in own.sentence()
+    control = own_score(storybook, replace(pairs, clean=pairs.corrupted))
+    assert control.accuracy <= 0.05 and control.logit_difference < -1
+    assert "does not do this task" in control.sentence()
+
+
+def test_own_score_equals_a_plain_loop(storybook, task):
+    pairs = task.pairs(storybook, Corruption.SWAP, "test", 10, seed=3)
+    pairs = replace(pairs, answer=pairs.answer.where(torch.arange(10) > 2, pairs.foil), foil=pairs.foil + 1)
+    right = top = 0
+    difference = 0.0
+    for row, text in enumerate(pairs.texts):
+        logits = storybook.logits(torch.tensor([[storybook.bos_id, *storybook.to_ids(text)]]))[0, -1]
+        answer, foil = int(pairs.answer[row]), int(pairs.foil[row])
+        right += bool(logits[answer] > logits[foil])
+        top += int(logits.argmax()) == answer
+        difference += float(logits[answer] - logits[foil])
+    own = own_score(storybook, pairs)
+    assert (own.accuracy, own.top1) == (right / 10, top / 10) and own.top1 <= 0.7
+    assert own.logit_difference == pytest.approx(difference / 10, abs=1e-3)
+
+
+# ---- names and vocabularies ------------------------------------------------------------------------
+
+
+def test_single_token_names(storybook):
+    assert names.single_token(storybook, ["Mary", "Zebedee", "John"]) == ["Mary", "John"]
+    assert not names.known(storybook, "Mary and Zebedee") and names.known(storybook, "Mary and John")
+    assert names.single_token(Pieces(4), ["Mary", "Alice", "Tom"]) == ["Mary", "Tom"]
+    assert len(EVERYONE) == len(names.FEMALE) + len(names.MALE)
+
+
+def test_pairs_for_a_model_in_which_other_words_take_several_tokens():
+    model = Pieces(4)
+    pairs = IOITask.of(model).pairs(model, Corruption.IO, "test", 12, seed=0)
+    assert ((pairs.clean != pairs.corrupted).sum(1) == 1).all()
+    assert all(len(name) <= 4 for text in pairs.texts for name in people(text))
+
+
+def only_names(monkeypatch, *known: str) -> None:
+    """The task's names are these, and as many that no model knows."""
+    monkeypatch.setattr(names, "FEMALE", known)
+    monkeypatch.setattr(names, "MALE", tuple(f"Zebedee{i}" for i, _ in enumerate(known)))
+
+
+def test_with_few_names_it_says_what_is_shared(storybook, monkeypatch):
+    only_names(monkeypatch, "Mary", "Anna", "Lucy")
+    task = IOITask.of(storybook)
+    assert task.shared == ("names",)
+    assert task.names["selection"] == task.names["test"] == ["Mary", "Anna", "Lucy"]
+    assert len(task.pairs(storybook, Corruption.IO, "test", 8, seed=0)) == 8
+
+
+def test_with_eight_names_nothing_is_shared(storybook, monkeypatch):
+    only_names(monkeypatch, "Mary", "Anna", "Lucy", "Emma", "Kate", "Grace", "Clara", "Sarah")
+    task = IOITask.of(storybook)
+    assert task.shared == () and len(task.names["selection"]) == len(task.names["test"]) == 4
+
+
+def test_with_fewer_than_three_names_it_refuses(storybook, monkeypatch):
+    only_names(monkeypatch, "Mary", "Anna")
+    with user_error("2", "3"):
+        IOITask.of(storybook)
+
+
+# ---- pronouns --------------------------------------------------------------------------------------
+
+
+def test_pronoun_prompts_hold_what_they_say(storybook, prompts):
+    for own in prompts.values():
+        assert len(own) == N == len(own.texts) == len(set(own.texts))
+        assert (own.she, own.he) == (id_of(storybook, "she"), id_of(storybook, "he"))
+        for row, text in enumerate(own.texts):
+            name = people(text)[0]
+            assert people(text) == [name, name]
+            assert bool(own.female[row]) == (name in names.FEMALE)
+            assert own.tokens[row, : own.end[row] + 1].tolist() == [storybook.bos_id, *storybook.to_ids(text)]
+
+
+def test_classes_are_balanced(prompts):
+    for own in prompts.values():
+        assert own.female.sum() == N // 2
+        assert 0.3 < own.first(N // 2).female.float().mean() < 0.7
+
+
+def test_splits_share_no_names_and_the_test_no_templates(prompts):
+    used = {split: {people(text)[0] for text in own.texts} for split, own in prompts.items()}
+    assert not used[Split.TEST] & (used[Split.SELECTION] | used[Split.CHECK])
+    assert not used[Split.SELECTION] & used[Split.CHECK]
+    shapes = {split: {template(text) for text in own.texts} for split, own in prompts.items()}
+    assert not shapes[Split.TEST] & (shapes[Split.SELECTION] | shapes[Split.CHECK])
+    assert shapes[Split.SELECTION] & shapes[Split.CHECK]  # control: these two may share
+    assert all(len(shape) > 10 for shape in shapes.values())
+
+
+def test_the_first_prompts_are_the_first_of_everything(prompts):
+    own = prompts[Split.TEST]
+    few = own.first(5)
+    assert len(few) == 5 and few.texts == own.texts[:5] and (few.she, few.he) == (own.she, own.he)
+    for field in ("tokens", "end", "female"):
+        assert torch.equal(getattr(few, field), getattr(own, field)[:5])
+
+
+def test_score_is_she_minus_he(prompts):
+    own = prompts[Split.TEST]
+    logits = torch.zeros(2, 3, 2000)
+    logits[..., own.she], logits[..., own.he] = 3.0, torch.tensor([1.0, 2.0, 5.0])
+    assert own.score(logits).tolist() == [[2.0, 1.0, -2.0]] * 2
+
+
+@pytest.mark.parametrize("split", Split)
+def test_storybook_predicts_pronouns(storybook, prompts, split):
+    own, area = pronouns.own_score(storybook, prompts[split])
+    assert own.accuracy >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
+    wrong = replace(prompts[split], female=~prompts[split].female)  # control: the classes exchanged
+    own, area = pronouns.own_score(storybook, wrong)
+    assert own.accuracy <= 0.01 and area <= 0.01 and own.top1 <= 0.1
+
+
+def test_pronoun_ids_are_the_single_tokens_among_the_pronouns(storybook):
+    found = pronoun_ids(storybook)
+    assert found == sorted(set(found)) and {id_of(storybook, w) for w in ("she", "he", "her", "his", "him")} <= {*found}
+    assert storybook.tokenizer.unk_token_id not in found
+    pieces = Pieces(4)
+    few = {pieces.to_ids(f" {word}")[0] for word in pronouns.PRONOUNS if len(word) <= 4}
+    assert set(pronoun_ids(pieces)) == few
+
+
+def test_a_model_that_cannot_do_pronouns_is_refused(storybook, monkeypatch):
+    with user_error("'she'", "single token"):
+        pronoun_prompts(Pieces(2), Split.TEST, 8, seed=0)
+    monkeypatch.setattr(pronouns, "_GROUPS", {"female": names.FEMALE, "male": ("John", "Tom", "Paul", "Zebedee")})
+    with user_error("names"):
+        pronoun_prompts(storybook, Split.TEST, 8, seed=0)
+
+
+def test_at_end_picks_each_rows_own_position():
+    h = torch.arange(24.0).reshape(2, 4, 3)
+    assert at_end(h, torch.tensor([3, 1])).tolist() == [[9, 10, 11], [15, 16, 17]]
