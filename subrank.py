@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--tokens", type=int, default=500_000, help="tokens to train the dictionaries on")
     demo.add_argument("--prompts", type=int, default=None, help="test prompts per experiment, if not each one's own")
     demo.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples of features")
+    demo.add_argument("--max-targets", type=int, default=15, help="features asked for their causes")
 
     train = verb("train", run_train, "train dictionaries for chosen sites in one pass over the text", "./dictionaries")
     train.add_argument("model", metavar="MODEL", help="'storybook', a directory in Hugging Face layout, or a hub name")
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     circuit = on_set("circuit", run_circuit_verb, "discover the circuit of a feature and draw it")
     circuit.add_argument("--target", default=None, help="e.g. 5_2079 or mlp_out.5_2079; by default chosen")
     circuit.add_argument("--keep", type=int, default=3, help="causes kept per feature")
-    circuit.add_argument("--examples", type=int, default=24, help="activating examples per feature")
+    circuit.add_argument("--examples", type=int, default=16, help="activating examples per feature")
     circuit.add_argument("--max-targets", type=int, default=15, help="features asked for their causes")
     circuit.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples")
 
@@ -211,7 +212,7 @@ def run_demo(options: argparse.Namespace) -> int:
     settings = {"argv": argv, "assets": out}
     ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, list(Corruption), config, **settings)
     say("3/4  a circuit")
-    searched, config = contexts[: options.contexts], DiscoveryConfig()
+    searched, config = contexts[: options.contexts], DiscoveryConfig(max_targets=options.max_targets)
     graph, svg = circuit_into(out / "circuit", model, dictionaries, searched, measured, None, config, **settings)
     say("4/4  removing pronouns")
     config = removal_config(options, dictionaries)

@@ -17,6 +17,8 @@ from sae_core.errors import UserError
 from sae_core.models import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
+MIN_EXAMPLES = 16
+
 
 @dataclass(frozen=True)
 class DiscoveryConfig:
@@ -24,14 +26,11 @@ class DiscoveryConfig:
 
     keep: int = 3
     """Causes kept per target."""
-    n_examples: int = 24
+    n_examples: int = MIN_EXAMPLES
     """Examples per target, each from another context; fewer than 16 are refused."""
     max_targets: int = 15
     min_effect: float = 0.01
     """Edges weaker than this are not kept."""
-
-
-MIN_EXAMPLES = 16
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def _label(node: Node) -> str:
 
 def _short(word: str) -> str:
     word = word.replace("\n", "\\n")
-    return word if len(word) <= 14 else word[:13] + "…"
+    word = word if len(word) <= 14 else word[:13] + "…"
+    return word.replace("&", "&amp;")  # Graphviz reads HTML entities in plain labels too
 
 
 def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
@@ -97,16 +98,19 @@ def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Iterator[P
     path = folder / f"{name}.dot"
     write_text(path, source)
     yield path
+    failed = []
     for kind in ("svg", "png"):
         picture = folder / f"{name}.{kind}"
         partial = picture.with_name(f".{picture.name}")
         try:
             partial.write_bytes(render(source, kind))
         except (ImportError, OSError, subprocess.CalledProcessError, ValueError) as error:
-            yield f"no {kind} picture: Graphviz could not be run ({error}); {path} can be drawn with any Graphviz"
+            failed.append(f"no {kind} picture ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
             continue
         partial.replace(picture)
         yield picture
+    if failed:
+        yield f"Graphviz could not be run: {', '.join(failed)}; {path} can be drawn with any Graphviz"
 
 
 def render(source: str, kind: str) -> bytes:

@@ -53,7 +53,7 @@ class FeatureAtlas:
     """Mean residual after the last block, where direct effects on the logits are read."""
 
     def examples(self, feature: FeatureId, n: int) -> Examples:
-        """The feature's `n` strongest examples with distinct texts, or fewer if the text has no more."""
+        """The feature's `n` strongest examples with distinct texts, or fewer if the contexts kept hold no more."""
         own = self.sites[feature.site]
         chosen, seen = [], set()
         for k in range(own.top.shape[1]):
@@ -89,7 +89,7 @@ def survey(
     dictionaries: dict[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     *,
-    top: int = 48,
+    top: int = 64,
     at_once: int = 16,
 ) -> FeatureAtlas:
     """Statistics and strongest contexts of every latent, in one pass over `contexts`."""
@@ -170,10 +170,11 @@ def most_predictive(
     correlation = covariance / (mean[1] - mean[0].pow(2)).clamp_min(1e-12).sqrt()
 
     own = atlas.sites[site]
-    after = (own.position + 1).clamp_max(atlas.contexts.shape[1] - 1)
-    says_so = torch.isin(atlas.contexts[own.context, after], wanted) & (own.top > 0)
-    clean = says_so.sum(1) >= 0.8 * (own.top > 0).sum(1).clamp_min(1)
-    return FeatureId(site, int((correlation + clean.double()).argmax() if clean.any() else correlation.argmax()))
+    n_pos = atlas.contexts.shape[1]
+    counted = (own.top > 0) & (own.position + 1 < n_pos)  # a peak at a context's end has nothing after it
+    after = atlas.contexts[own.context, (own.position + 1).clamp_max(n_pos - 1)]
+    clean = (torch.isin(after, wanted) & counted).sum(1) >= 0.8 * counted.sum(1).clamp_min(1)
+    return FeatureId(site, int((correlation.masked_fill(~clean, -torch.inf) if clean.any() else correlation).argmax()))
 
 
 def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:
@@ -201,7 +202,9 @@ def default_target(
 
     On `storybook` the one that best predicts a closing bracket; elsewhere `strongest_writer`.
     """
-    site = max(s for s in dictionaries if s.stream is Stream.RESID_POST)
+    site = max((s for s in dictionaries if s.stream is Stream.RESID_POST), default=None)
+    if site is None:
+        raise UserError(f"circuits need a resid_post site; this set has {', '.join(map(str, dictionaries))}")
     if storybook:
         closing = [model.to_ids(bracket)[0] for bracket in ")]}"]
         return most_predictive(model, dictionaries[site], site, atlas, closing)

@@ -72,7 +72,9 @@ def run_ioi(
     yield f"{corruption}: {own.sentence()}"
 
     sites = [site] if site else [s for s in dictionaries if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
-    if not sites or sites[0] not in dictionaries:
+    if not sites:
+        raise UserError(f"IOI needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
+    if sites[0] not in dictionaries:
         raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
     yield f"{corruption}: choosing the site"
     experiments = {s: PatchExperiment(model, prompts["selection"], s) for s in sites}

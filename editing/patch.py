@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
+from sae_core.models import Intervention
 from sae_core.sites import Site
 
 
@@ -50,6 +51,25 @@ class ErrorPatch:
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         return where(self.mask, self.dictionary.decode(self.dictionary.encode(h)) + self.target, h)
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Patches of one site that all read the activation before any is written: h + sum_p (p(h) - h).
+
+    All latents and the error, each to the clean run's, give the clean activation this way only: applied
+    one after the other, the second encodes what the first has written.
+    """
+
+    patches: tuple[Intervention, ...]
+
+    @property
+    def site(self) -> Site:
+        (site,) = {patch.site for patch in self.patches}
+        return site
+
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        return h + sum(patch(h) - h for patch in self.patches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,6 +192,9 @@ def remove_pronouns(
         raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
     sites = [site] if site else [s for s in dictionaries if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
 
+    if not sites:
+        raise UserError(f"removal needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
+
     edits: dict[Site, tuple[Scaled, list[int]]] = {}
     trial: dict[Site, Removal] = {}
     erasers: dict[Site, list[tuple[str, Intervention]]] = {}
@@ -199,9 +202,18 @@ def remove_pronouns(
         yield f"pronouns: choosing features at {s}"
         ground = _Ground(model, s, prompts[Split.SELECTION], choosing_text)
         check = _Ground(model, s, prompts[Split.CHECK], choosing_text)
-        edits[s], trial[s] = choose_edit(ground, check, dictionaries[s], config)
+        try:
+            edits[s], trial[s] = choose_edit(ground, check, dictionaries[s], config)
+        except UserError:
+            if len(sites) == 1:
+                raise
+            yield f"pronouns: no feature at {s} supports them"
+            continue
         x, labels = ground.last_tokens(), ground.prompts.female.long()
         erasers[s] = [("LEACE", fit_leace(s, x, labels)), ("mean difference", mean_difference(s, x, labels))]
+    sites = list(edits)
+    if not sites:
+        raise UserError("no feature at any site supports the pronouns; give more training")
     best_site = min(
         sites, key=lambda s: (not trial[s].gone, trial[s].damage if trial[s].gone else abs(trial[s].auroc - 0.5))
     )
@@ -315,7 +327,10 @@ def _random_features(
         for j in chosen:
             apart = (density.clamp_min(1e-9).log() - density[j].clamp_min(1e-9).log()).abs()
             apart[[*chosen, *drawn]] = torch.inf
-            near = apart.topk(10, largest=False).indices
+            left = int(apart.isfinite().sum())
+            if not left:
+                raise UserError(f"the dictionary of {ground.site} has too few latents to compare with random ones")
+            near = apart.topk(min(10, left), largest=False).indices
             drawn.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
         edit = ablate(ground.site, dictionary, drawn)
         own_size = ground.judge(edit, "unscaled").edit_size
@@ -338,5 +353,5 @@ class Scaled:
         return self.edit.site
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        edit = replace(self.edit, mask=self.mask)
+        edit = self.edit if self.mask is None else replace(self.edit, mask=self.mask)
         return h + self.strength * (edit(h) - h)

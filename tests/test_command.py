@@ -13,6 +13,8 @@ import torch
 import subrank
 from sae_core.models import load_model
 from sae_core.storage import load_set
+from sae_core.text import Text
+from sae_core.training import TrainConfig
 
 TRAIN = ["--tokens", "40000", "--batch", "512", "--context", "64"]
 
@@ -92,13 +94,12 @@ def test_ioi_states_the_models_own_score_first(small_set, tmp_path, capsys):
 
 
 def test_circuit_is_written_as_json_dot_svg_and_png(small_set, tmp_path, capsys):
-    options = ["--target", "5_0", "--contexts", 400, "--max-targets", 2, "--examples", 16]
-    density = _most_active(small_set)
-    options[1] = f"5_{density}"
+    target = f"5_{_most_active(small_set)}"
+    options = ["--target", target, "--contexts", 400, "--max-targets", 2, "--examples", 16]
     status, _, said = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
     assert status == 0, said
     graph = json.loads((tmp_path / "circuit.json").read_text())
-    assert graph["target"] == options[1] and graph["edges"] and graph["facts"]["targets_asked"] == 2
+    assert graph["target"] == target and graph["edges"] and graph["facts"]["targets_asked"] == 2
     assert "digraph" in (tmp_path / "circuit.dot").read_text()
     assert "<svg" in (tmp_path / "circuit.svg").read_text()
     assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
@@ -124,7 +125,7 @@ def test_remove_reports_every_method_on_the_same_site(small_set, tmp_path, capsy
 
 
 def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
-    options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 12, "--contexts", 400]
+    options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 400, "--max-targets", 1]
     status, said, error = run(capsys, "demo", *options)
     assert status == 0, error
     page = (tmp_path / "index.html").read_text()
@@ -133,10 +134,6 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     assert page.count("plotly-graph-div") == 3 and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     assert "kept" not in said
-    assert subrank.prepare_demo  # the second run must find the set again
-    from sae_core.text import Text
-    from sae_core.training import TrainConfig
-
     model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
     folder = tmp_path / "dictionaries"
     assert subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000)) is False

@@ -9,7 +9,7 @@ from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
 from circuits.discovery import Asked, DiscoveryConfig, assemble, check_target, discover, previous_site
-from circuits.features import FeatureAtlas, direct_effect, most_predictive, strongest_writer, survey
+from circuits.features import FeatureAtlas, default_target, direct_effect, most_predictive, strongest_writer, survey
 from circuits.graph import Edge, FeatureGraph, Node, features_of
 from sae_core.dictionaries import Basis
 from sae_core.sites import FeatureId, Site, Stream
@@ -346,17 +346,33 @@ def test_most_predictive_finds_a_planted_latent(circuit):
     assert predicts(*without, [50, 51]).index == correlations(*without, [50, 51]).argmax() != 2
 
 
-def test_most_predictive_asks_what_the_strongest_examples_say(circuit):
-    """Feature 2 predicts 50 on token 45; feature 3 correlates more, but where it is strongest 50 never follows."""
-    planted, contexts = with_feature_2_before(circuit, circuit.contexts(30))
-    contexts[:, 7], contexts[15:20, 6] = 44, 50
-    contexts[24:, 5:7] = torch.tensor([45, 50])  # more of the same, so that 50 follows in most contexts
-    planted.given[:, 2], planted.given[:, 3] = 0.01 * planted.given[:, 2], 0.0
-    planted.given[45, 2], planted.given[45, 3], planted.given[44, 3] = 0.05, 1.0, 1.1
+def test_most_predictive_asks_what_the_strongest_examples_say():
+    """50 follows 45, on which features 2 and 3 are 1. Feature 3 correlates better, but is strongest on 44."""
+    contexts = torch.ones(40, 7, dtype=torch.long)
+    contexts[:20, 2:4], contexts[:20, 5], contexts[:10, 4], contexts[:, 0] = torch.tensor([45, 50]), 46, 44, 0
+    planted = Circuit()
+    planted.given = torch.zeros(60, 4)
+    planted.given[45, 2:], planted.given[46, 2], planted.given[44, 3] = 1.0, 0.9, 1.05
     planted.model.embedding = planted.given @ planted.d[:4]
-    planted.given[:45, 2] *= 0.9
-    found = predicts(planted, contexts, [50])
-    assert found == FeatureId(Site(0), 2)
+    planted.dictionaries = {Site(0): _Clean(planted.dictionaries[Site(0)])}
+    correlation = correlations(planted, contexts, [50])
+    assert correlation[3] > correlation[2] > 0.5
+    assert predicts(planted, contexts, [50]) == FeatureId(Site(0), 2)
+    contexts[contexts == 44] = 1  # control: without it feature 3 is as clean, and correlates better
+    assert predicts(planted, contexts, [50]) == FeatureId(Site(0), 3)
+
+
+def test_a_peak_at_the_end_of_a_context_says_nothing_about_what_follows():
+    """Feature 3 is large on 50 itself, at the contexts' ends: once, the token it stands on was taken for the next."""
+    contexts = torch.ones(40, 7, dtype=torch.long)
+    contexts[:, 0], contexts[:24, 6], contexts[:24, 5], contexts[20:22, 2] = 0, 50, 46, 50
+    contexts[20:22, 1] = 45
+    planted = Circuit()
+    planted.given = torch.zeros(60, 4)
+    planted.given[45, 2], planted.given[46, 3], planted.given[50, 3] = 1.0, 0.9, 1.0
+    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.dictionaries = {Site(0): _Clean(planted.dictionaries[Site(0)])}
+    assert predicts(planted, contexts, [50]) == FeatureId(Site(0), 2)
 
 
 def test_most_predictive_needs_the_tokens_in_the_text(circuit):
@@ -392,3 +408,8 @@ def test_strongest_writer_needs_a_latent_that_is_active(circuit):
     atlas = survey(circuit.model, {Site(3): silent}, circuit.contexts())
     with user_error("resid_post.3", "active"):
         strongest_writer(circuit.model, silent, Site(3), atlas)
+
+
+def test_a_default_target_needs_a_residual_site(circuit, atlas):
+    with user_error("resid_post", "mlp_out.1"):
+        default_target(circuit.model, {Site(1, Stream.MLP_OUT): random_topk(12)}, atlas, storybook=False)

@@ -8,7 +8,7 @@ from handmade import complete_basis, random_topk
 from test_models import close, n_hooks
 from tiny import Edit, random_tokens, user_error
 
-from editing.patch import ActivationPatch, ErrorPatch, FeaturePatch, ablate
+from editing.patch import ActivationPatch, ErrorPatch, FeaturePatch, Together, ablate
 from sae_core.sites import Site, Stream
 
 RESID, MLP = Site(1), Site(1, Stream.MLP_OUT)
@@ -37,11 +37,6 @@ class Runs:
         return x[site] - self.sae.decode(self.sae.encode(x[site]))
 
 
-def at_once(*patches) -> Edit:
-    """Patches of one site, each reading the activation before any has written."""
-    return Edit(patches[0].site, lambda h: h + sum(patch(h) - h for patch in patches))
-
-
 @pytest.fixture
 def runs(tiny) -> Runs:
     return Runs(tiny)
@@ -60,7 +55,7 @@ def test_patching_nothing_leaves_the_corrupted_run_bitwise(runs):
 
 
 def test_every_latent_and_the_error_give_the_clean_run(runs):
-    whole = at_once(runs.every_latent(RESID, runs.sae), ErrorPatch(RESID, runs.sae, runs.error(RESID, runs.x)))
+    whole = Together((runs.every_latent(RESID, runs.sae), ErrorPatch(RESID, runs.sae, runs.error(RESID, runs.x))))
     close(runs.edited(whole), runs.model.logits(runs.clean), 1e-4)
 
 
@@ -82,7 +77,7 @@ def test_a_complete_basis_gives_the_clean_run(runs):
 
 def test_at_another_site_they_give_the_corrupted_run_with_its_clean_activation(runs):
     expected = runs.edited(ActivationPatch(MLP, runs.x[MLP]))
-    whole = at_once(runs.every_latent(MLP, runs.sae), ErrorPatch(MLP, runs.sae, runs.error(MLP, runs.x)))
+    whole = Together((runs.every_latent(MLP, runs.sae), ErrorPatch(MLP, runs.sae, runs.error(MLP, runs.x))))
     close(runs.edited(whole), expected, 1e-4)
     close(runs.edited(runs.every_latent(MLP, complete_basis(runs.model.d_model))), expected, 1e-4)
     for other in (runs.clean, runs.corrupted):  # control: it is neither of the two runs

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from handmade import random_topk
+from handmade import Zero, random_topk
 from sklearn.linear_model import LogisticRegression
 from test_models import close
 from tiny import user_error
@@ -161,6 +161,14 @@ def test_a_mask_limits_the_scaled_edit():
     assert torch.equal(limited[mask], Scaled(edit, 2.0)(h)[mask])
 
 
+def test_a_scaled_edit_keeps_the_mask_of_its_own():
+    """Once, a strength made a masked edit change every position."""
+    h, mask = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 2:] = True
+    masked = ablate(LAST, random_topk(32), list(range(20)), mask=mask)
+    assert torch.equal(Scaled(masked, 2.0)(h)[~mask], h[~mask])
+
+
 def test_leace_erases_the_class_from_the_last_tokens_it_was_fitted_on(last):
     x, labels = last.last_tokens(), last.prompts.female.long()
 
@@ -265,6 +273,29 @@ def test_a_removal_is_gone_within_a_margin_of_chance():
         return Removal("any", "resid_post.0", area, 0.5, 0.0, 1.0).gone
 
     assert at(0.5) and at(0.46) and at(0.54) and not at(0.44) and not at(0.56) and not at(0.0)
+
+
+def test_a_site_without_features_for_it_is_passed_over(storybook, planted, components, contexts):
+    """Once, one such site ended the experiment at all of them."""
+    dictionaries = {MIDDLE: components[MIDDLE], LAST: Zero(128)}
+    result = outcome(storybook, dictionaries, contexts, replace(CONFIG, random_draws=1))
+    assert result.site == "resid_post.3" and result.elsewhere == ()
+    with user_error("no feature"):
+        outcome(storybook, {LAST: Zero(128)}, contexts)
+
+
+def test_a_dictionary_of_few_latents_has_random_features_too(storybook, planted, contexts):
+    """Once, fewer than ten latents could not be drawn from; with none left that is said in one line."""
+    few, one = (Basis(planted["with"].directions[:n], planted["with"].mean) for n in (6, 1))
+    config = replace(CONFIG, random_draws=1, max_features=1)
+    assert named(outcome(storybook, {LAST: few}, contexts, config))["random features"].auroc > 0.95
+    with user_error("few latents"):
+        outcome(storybook, {LAST: one}, contexts, config)
+
+
+def test_a_set_without_a_site_to_edit_is_refused(storybook, contexts):
+    with user_error("resid_post", "attn_out.2"):
+        outcome(storybook, {Site(2, Stream.ATTN_OUT): random_topk(128)}, contexts)
 
 
 def test_too_little_text_and_a_site_without_a_dictionary_are_refused(storybook, components, contexts):

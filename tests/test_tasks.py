@@ -165,6 +165,13 @@ def test_bos_is_left_out_when_asked(storybook, task):
     assert without.clean[0, : without.end[0] + 1].tolist() == storybook.to_ids(without.texts[0])
 
 
+def test_both_halves_have_names_of_both_classes(task):
+    """Once, all names of the selection were female and those of the test male."""
+    for split in ("selection", "test"):
+        share = sum(name in names.FEMALE for name in task.names[split]) / len(task.names[split])
+        assert 0.4 < share < 0.6
+
+
 @pytest.mark.parametrize("corruption", Corruption)
 def test_storybook_does_ioi_and_the_corrupted_prompt_is_what_undoes_it(storybook, task, corruption):
     pairs = task.pairs(storybook, corruption, "test", N, seed=0)
@@ -253,6 +260,14 @@ def test_classes_are_balanced(prompts):
     for own in prompts.values():
         assert own.female.sum() == N // 2
         assert 0.3 < own.first(N // 2).female.float().mean() < 0.7
+
+
+def test_classes_are_balanced_also_when_more_is_asked_for_than_there_is(storybook, monkeypatch):
+    """Once, a class with fewer names had fewer prompts."""
+    groups = {"female": names.FEMALE[:8], "male": names.MALE[:12]}
+    monkeypatch.setattr(pronouns, "_GROUPS", groups)
+    own = pronoun_prompts(storybook, Split.TEST, 10**4, seed=0)
+    assert 0 < own.female.sum() == len(own) / 2 < 5000
 
 
 def test_splits_share_no_names_and_the_test_no_templates(prompts):

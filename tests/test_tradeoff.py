@@ -290,6 +290,12 @@ def test_features_are_chosen_without_the_test_prompts(storybook, few_contexts):
     assert result.curves[0].order == tuple(order[:32])
 
 
+def test_a_set_without_a_site_to_patch_is_refused(storybook, few_contexts):
+    dictionaries = {Site(2, Stream.ATTN_OUT): random_topk(128)}
+    with user_error("resid_post", "attn_out.2"):
+        list(run_ioi(storybook, dictionaries, few_contexts, Corruption.IO, CONFIG))
+
+
 def test_a_site_without_a_dictionary_is_refused(storybook, few_contexts):
     with user_error("resid_post.5", "resid_post.1"):
         run(storybook, few_contexts, site=Site(5))

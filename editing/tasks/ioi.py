@@ -57,7 +57,9 @@ class IOITask:
         templates = [t for t in TEMPLATES if names.known(model, t.format(**example))]
         shared = []
         if len(usable) >= 8:
-            divided = {"selection": usable[0::2], "test": usable[1::2]}
+            # in turn two by two: `usable` alternates female and male, and both halves need both
+            halves = {"selection": (0, 1), "test": (2, 3)}
+            divided = {split: [x for i, x in enumerate(usable) if i % 4 in turn] for split, turn in halves.items()}
         else:
             shared.append("names")
             divided = {"selection": usable, "test": usable}

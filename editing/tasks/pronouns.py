@@ -86,7 +86,7 @@ class PronounPrompts:
 def pronoun_prompts(
     model: LanguageModel, split: Split, n: int, *, seed: int, prepend_bos: bool = True
 ) -> PronounPrompts:
-    """`n` prompts of one split, half of each class.
+    """`n` prompts of one split, or as many as its words allow, half of each class.
 
     Raises `UserError` if "she" or "he" is not one token here, or the words of the task are unknown.
     """
@@ -105,9 +105,10 @@ def pronoun_prompts(
         raise UserError(f"{model.name} knows too few of the task's names")
     bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
     rows, female, texts = [], [], []
+    cases = {group: [t.format(N=x) for x in known[_NAMES[split]] for t in templates] for group, known in usable.items()}
+    n_each = min(n // 2, *map(len, cases.values()))
     for group, is_female in (("female", True), ("male", False)):
-        cases = [t.format(N=name) for name in usable[group][_NAMES[split]] for t in templates]
-        for text in rng.sample(cases, min(n // 2, len(cases))):
+        for text in rng.sample(cases[group], n_each):
             rows.append(bos + model.to_ids(text))
             female.append(is_female)
             texts.append(text)
