@@ -51,7 +51,7 @@ def test_the_planted_circuit_comes_back_edge_by_edge(circuit, atlas):
     found = {(number(e.cause), number(e.target)) for step in steps for e in step.edges}
     assert found == {(0, 4), (1, 4), (2, 5), (4, 6), (5, 6), (4, 7), (6, 8), (7, 8)}
     for step in steps:
-        examples = atlas.examples(step.target, 24)
+        examples = atlas.examples(step.target, 16)
         assert step.n_examples == len(examples) >= 16
         for edge in step.edges:
             expected = circuit.effect(number(edge.cause), number(edge.target), examples.tokens, examples.end)
@@ -104,7 +104,7 @@ def test_a_layer_without_a_dictionary_is_passed_over(circuit):
     few = {site: d for site, d in circuit.dictionaries.items() if site.layer != 2}
     atlas = survey(circuit.model, few, circuit.contexts())
     steps = list(discover(circuit.model, few, atlas, TARGET, DiscoveryConfig()))
-    examples = atlas.examples(TARGET, 24)
+    examples = atlas.examples(TARGET, 16)
     expected = {c: circuit.effect(c, 8, examples.tokens, examples.end) for c in (4, 5)}
     assert {number(e.cause): e.effect for e in steps[0].edges} == pytest.approx(expected, abs=1e-5)
     assert previous_site(few, Site(3)) == Site(1) and previous_site(few, Site(0)) is None

@@ -376,7 +376,7 @@ def figures():
 
 def test_the_bundled_model_can_do_its_tasks(figures):
     accuracies = {name: value for name, value in figures.items() if name.startswith("ioi_")}
-    assert len(accuracies) == 4
+    assert len(accuracies) == 6
     accuracies |= {name: figures[name] for name in ("pronoun_agreement", "bracket_closing")}
     assert all(value >= 0.99 for value in accuracies.values()), figures
     assert figures["n_pronoun_agreement"] > 50 and figures["n_bracket_closing"] > 50
