@@ -121,9 +121,9 @@ class LanguageModel:
 
     def token_text(self, token: int) -> str:
         """One token as text, with a leading space where it has one."""
-        piece = self.tokenizer.convert_ids_to_tokens([int(token)])[0]
+        piece = self.tokenizer.convert_ids_to_tokens([token])[0]
         if piece is None:  # rows of the embedding beyond the tokenizer
-            return f"<{int(token)}>"
+            return f"<{token}>"
         if piece[:1] in ("Ġ", "▁"):
             return " " + self.tokenizer.convert_tokens_to_string([piece]).strip()
         return self.tokenizer.convert_tokens_to_string([piece]) or piece

@@ -1,0 +1,36 @@
+"""A dictionary for every layer, in one pass over the text: `python examples/01_train_dictionaries.py [OUT]`."""
+
+import sys
+from pathlib import Path
+
+from sae_core import (
+    ActivationStream,
+    DictionarySet,
+    Text,
+    TrainConfig,
+    held_out,
+    load_model,
+    quality,
+    save_set,
+    start,
+    train,
+)
+
+out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")
+model = load_model("storybook")
+text = Text("storybook", n_ctx=128, prepend_bos=True, max_tokens=100_000)
+training, measuring = held_out(text.contexts(model))
+
+config = TrainConfig(tokens=80_000, batch=512)
+stream = ActivationStream(model, training, tuple(model.sites()), config.seed, config.batch)
+state = start(stream, config)
+for step in train(stream, state, config):  # other loggers (wandb, JSON lines) go in this loop
+    if step.step % 50 == 0:
+        print(step.step, {str(site): round(fvu, 3) for site, fvu in step.fvu.items()})
+
+dictionaries = state.dictionaries()
+save_set(DictionarySet(model.name, model.fingerprint(), text, config, dictionaries), out)
+found = quality(model, dictionaries, measuring)
+for site, own in found.items():
+    print(f"{site}: FVU {own.fvu:.3f}, L0 {own.l0:.0f}, dead {own.dead:.1%}")
+assert all(own.fvu < 0.2 for own in found.values()), "sixteen features a token explain four fifths of every layer"

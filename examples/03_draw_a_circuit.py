@@ -1,0 +1,23 @@
+"""The circuit behind a closing bracket: `python examples/03_draw_a_circuit.py [SET [OUT]]`."""
+
+import sys
+from pathlib import Path
+
+from circuits import DiscoveryConfig, assemble, discover, draw, survey
+from circuits.features import default_target
+from sae_core import load_model, load_set
+
+found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
+out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_circuit")
+model = load_model("storybook")
+
+atlas = survey(model, found.dictionaries, found.text.contexts(model)[:400])
+target = default_target(model, found.dictionaries, atlas, storybook=True)
+asked = list(discover(model, found.dictionaries, atlas, target, DiscoveryConfig(max_targets=3)))
+graph = assemble(model, found.dictionaries, atlas, target, asked)
+for edge in graph.edges:
+    print(f"{edge.cause} -> {edge.target}: ablating the cause takes {edge.effect:+.0%} of the target")
+for made in draw(graph, out):
+    print(made)
+assert graph.edges and all(edge.cause.site.layer == edge.target.site.layer - 1 for edge in graph.edges)
+assert (out / "circuit.dot").is_file()
