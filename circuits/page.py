@@ -1,6 +1,7 @@
 """Results as pages that open from disk: one HTML file each, one shared copy of plotly beside them."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -22,8 +23,8 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .9em;
 td:first-child, th:first-child { text-align: left } th { font-weight: 600; background: #f8fafc }
 .lead { font-size: 1.1em; color: #374151 } .own { background: #f3f6fa; border-left: 4px solid #1b4f9c; padding: .6em 1em }
 .note { color: #6b7280; font-size: .92em } code, pre { background: #f3f4f6; border-radius: 4px; padding: .1em .35em }
-pre { padding: .8em 1em; overflow-x: auto } .wide { overflow-x: auto; border: 1px solid #e5e7eb; padding: .6em }
-.wide svg { height: auto; width: 1900px; max-width: none } tr.best td { background: #ecfdf5 }
+pre { padding: .8em 1em; overflow-x: auto } .wide { overflow-x: auto; border: 1px solid #e5e7eb; padding: .6em; width: 94vw; margin-left: calc(50% - 47vw) }
+.wide svg { width: 100%; min-width: 1400px } tr.best td { background: #ecfdf5 }
 """
 
 
@@ -122,11 +123,7 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
         )
         for e in edges
     ]
-    picture = (
-        f'<div class="wide">{svg[svg.index("<svg") :]}</div><p class="note">Scroll sideways for the rest.</p>'
-        if svg
-        else "<p>No Graphviz: see circuit.dot.</p>"
-    )
+    picture = f'<div class="wide">{_inline(svg)}</div>' if svg else "<p>No Graphviz: see circuit.dot.</p>"
     return (
         f"<p>Target: <b>{escape(str(graph.target))}</b>. Each box is a feature, named layer_index, with the tokens "
         "on which its strongest examples peak; an arrow says how much of the target's activation is lost when "
@@ -136,6 +133,12 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
         + "<p>The strongest edges:</p>"
         + table(("cause", "target", "effect", "active on"), rows)
     )
+
+
+def _inline(svg: str) -> str:
+    """An SVG file as an element of a page, sized by the page."""
+    start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
+    return re.sub(r'\s(width|height)="[^"]*"', "", svg[start:end]) + svg[end:]
 
 
 def removal_section(result: RemovalResult) -> str:
@@ -175,7 +178,7 @@ def _upper(text: str) -> str:
 
 def plot(figure) -> str:
     """A figure as a piece of a page; the page loads plotly itself."""
-    return figure.to_html(full_html=False, include_plotlyjs=False)
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
 
 
 def write_page(path: Path, title: str, body: str, *, assets: Path | None = None) -> None:

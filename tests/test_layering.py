@@ -74,7 +74,3 @@ def test_importing_the_ground_floor_loads_no_heavy_library():
 def test_the_interpreter_would_show_a_heavy_import():
     """Control: what is imported does show."""
     assert "huggingface_hub" in loaded_after("import huggingface_hub")
-
-
-def test_the_grammar_needs_no_torch():
-    assert "torch" not in loaded_after("import sae_core.storybook.grammar, sae_core.sites, sae_core.errors")
