@@ -300,11 +300,11 @@ def hub_source(name: str, *, kind: str) -> Path | str:
 
     The stock client retries for up to 47 seconds before it says that there is no network.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, snapshot_download
 
-    if not hub_answers(huggingface_hub.constants.ENDPOINT):
+    if not hub_answers(constants.ENDPOINT):
         try:
-            return Path(huggingface_hub.snapshot_download(name, repo_type=kind, local_files_only=True))
+            return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
         except Exception as error:  # not cached, or no legal hub name: both mean that only the hub could help
             raise UserError(
                 f"no local {kind} {name!r}, and the hub does not answer; give a local path instead"

@@ -1,6 +1,7 @@
 """The command: every verb on its smallest settings, and every mistake answered in one line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,15 @@ def test_a_hub_that_does_not_answer(tmp_path, capsys, monkeypatch):
     assert "hub does not answer" in one_line(capsys, "train", "nobody/nothing", "--out", tmp_path)
     assert "hub does not answer" in one_line(capsys, "train", "storybook", "--text", "nobody/text", "--out", tmp_path)
     assert time.perf_counter() - started < 10
+
+
+def test_the_hub_is_asked_from_a_fresh_interpreter(tmp_path):
+    """It used to fail there: huggingface_hub loads its parts only when somebody imports them."""
+    call = [sys.executable, "-m", "subrank", "train", "nobody/nothing", "--out", str(tmp_path)]
+    unreachable = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(call, capture_output=True, text=True, env=unreachable, cwd=Path(subrank.__file__).parent)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "hub does not answer" in done.stderr
 
 
 def test_a_text_that_is_too_short(tmp_path, capsys):

@@ -1,0 +1,55 @@
+"""The verbs on a pretrained model that is not ours; skipped where its files are absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import subrank
+from sae_core import Site, load_set
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MODEL, TEXT = SHARED / "models" / "stories260k", SHARED / "data" / "tinystories.jsonl"
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(
+        not (MODEL.is_dir() and TEXT.is_file()), reason=f"needs {MODEL.name} and {TEXT.name} in ../shared"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stories")
+    options = ["--sites", "resid_post.3", "resid_post.4", "--tokens", "30000", "--batch", "512"]
+    assert subrank.main(["train", str(MODEL), "--text", str(TEXT), "--out", str(folder), *options]) == 0
+    return folder
+
+
+def test_dictionaries_of_a_real_model_explain_most_of_it(stories):
+    assert set(load_set(stories).dictionaries) == {Site(3), Site(4)}
+    quality = json.loads((stories / "result.json").read_text())["dictionaries"]
+    assert all(row["fvu"] < 0.5 and row["loss_recovered"] > 0.7 for row in quality.values())
+
+
+def test_its_circuit_is_found_and_drawn(stories, tmp_path):
+    assert subrank.main(["circuit", str(stories), "--out", str(tmp_path), "--max-targets", "1"]) == 0
+    graph = json.loads((tmp_path / "circuit.json").read_text())
+    assert graph["target"].startswith("4_") and graph["edges"][0]["cause"].startswith("3_")
+    assert (tmp_path / "circuit.svg").is_file()
+
+
+def test_pronouns_are_measured_with_names_of_several_tokens(stories, tmp_path):
+    options = ["--site", "resid_post.4", "--prompts", "64"]
+    assert subrank.main(["remove", str(stories), "--out", str(tmp_path), *options]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert next(iter(result)) == "own_score" and result["removal"]["own_auroc"] > 0.7
+
+
+def test_ioi_says_that_the_model_does_not_do_it(stories, tmp_path, capsys):
+    options = ["--site", "resid_post.4", "--prompts", "24", "--corruption", "swap"]
+    assert subrank.main(["ioi", str(stories), "--out", str(tmp_path), *options]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["own_score"]["swap"]["top1"] < 0.5 and result["ioi"][0]["shared"] == ["names"]
+    assert "the model itself does this task" not in capsys.readouterr().out
