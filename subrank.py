@@ -31,19 +31,24 @@ __version__ = "0.1.0"
 # ---- the command line ------------------------------------------------------------------------------
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their options."""
-    parser = argparse.ArgumentParser(prog="subrank", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
-    parser.description = "Find a language model's features, edit them one at a time, draw the circuits they form."
+    story = "Find a language model's features, edit them one at a time, draw the circuits they form."
+    parser = argparse.ArgumentParser(prog="subrank", description=story)
     parser.add_argument("--version", action="version", version=f"subrank {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(
         name: str, run: Callable[[argparse.Namespace], int | None], text: str, out: str
     ) -> argparse.ArgumentParser:
-        one = verbs.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        one = verbs.add_parser(name, help=text, description=text, formatter_class=_Help)
         one.set_defaults(run=run)
         one.add_argument("--out", type=Path, default=None, help=f"folder for the results (default: {out})")
         one.add_argument("--seed", type=int, default=0)
@@ -107,6 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options) or 0
     except UserError as error:
         print(f"subrank: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("subrank: stopped", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
     return 2
@@ -135,7 +143,7 @@ def run_train(options: argparse.Namespace) -> int:
             raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
         config = TrainConfig(options.expansion, options.k, options.tokens, options.batch, options.lr, seed=options.seed)
         model = model_of(options.model, options.device)
-        n_ctx = options.context or min(128, model.n_ctx)
+        n_ctx = min(128, model.n_ctx) if options.context is None else options.context
         text, sites = Text(options.text, n_ctx, options.prepend_bos, max_tokens=options.tokens), options.sites
     found = train_into(out, model, text, config, sites, resume=options.resume, save_every=options.save_every)
     if found is None:
@@ -274,7 +282,15 @@ def train_into(
     import shutil
 
     from sae_core.activations import ActivationStream
-    from sae_core.storage import CHECKPOINT, DictionarySet, load_checkpoint, save_checkpoint, save_set, write_json
+    from sae_core.storage import (
+        CHECKPOINT,
+        QUALITY,
+        DictionarySet,
+        load_checkpoint,
+        save_checkpoint,
+        save_set,
+        write_json,
+    )
     from sae_core.text import held_out
     from sae_core.training import start, train
 
@@ -300,7 +316,7 @@ def train_into(
     save_set(found, out)
     say("measuring on held-out text")
     measured = measure(model, found, measuring)
-    write_json(out / "quality.json", measured.to_json())
+    write_json(out / QUALITY, measured.to_json())
     for name, row in measured.to_json().items():
         rest = f"dead {row['dead']:.1%}, loss recovered {row['loss_recovered']:.3f}"
         say(f"  {name}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {rest}")
@@ -315,10 +331,10 @@ def ioi_into(
     """Run IOI and write `result.json` and `ioi.html`."""
     from circuits.page import dictionaries_section, ioi_section, write_page
     from editing.ioi import run_ioi
+    from sae_core.text import held_out
 
-    results = [
-        last_of(run_ioi(model, dictionaries.dictionaries, contexts[:256], kind, config, site=site)) for kind in kinds
-    ]
+    fitted = held_out(contexts)[0][:256]  # PCA sees what the dictionaries saw
+    results = [last_of(run_ioi(model, dictionaries.dictionaries, fitted, kind, config, site=site)) for kind in kinds]
     numbers = {
         "own_score": {r.corruption: asdict(r.own) for r in results},
         "dictionaries": measured.to_json(),
@@ -400,27 +416,27 @@ def open_set(options: argparse.Namespace):
 
 def loaded(folder: Path, model: "LanguageModel", source: str | None):
     """The set in `folder`, checked against `model`, its contexts (or those of another text) and its quality."""
-    import json
-
     from circuits.page import Measured
-    from sae_core.storage import load_set
+    from sae_core.errors import UserError
+    from sae_core.storage import QUALITY, load_set, read_json
     from sae_core.text import held_out
 
     dictionaries = load_set(folder, device=model.device)
     dictionaries.check(model)
     text = replace(dictionaries.text, source=source) if source else dictionaries.text
     contexts = text.contexts(model)
-    path = folder / "quality.json"
+    path = folder / QUALITY
     if path.is_file() and not source:
-        return dictionaries, contexts, Measured.from_json(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return dictionaries, contexts, Measured.from_json(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error}; remove it to have it measured again") from error
     say("measuring the dictionaries")
     return dictionaries, contexts, measure(model, dictionaries, held_out(contexts)[1])
 
 
 def prepare_demo(folder: Path, model: "LanguageModel", text: "Text", config: "TrainConfig") -> bool:
-    """Clear away what an earlier demo left if it was of other settings; returns whether to resume."""
-    import shutil
-
+    """Whether to resume; raises `UserError` where the folder holds anything else than this demo's dictionaries."""
     from sae_core.errors import UserError
     from sae_core.storage import CHECKPOINT, SET, load_set, read_checkpoint
 
@@ -435,9 +451,8 @@ def prepare_demo(folder: Path, model: "LanguageModel", text: "Text", config: "Tr
             same = resume = all(card.get(name) == value for name, value in asked.items())
     except UserError:
         same = resume = False
-    if not same:
-        (folder / SET).unlink(missing_ok=True)
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    if not same and ((folder / SET).exists() or (folder / CHECKPOINT).exists()):
+        raise UserError(f"{folder} holds dictionaries of other settings; give another --out, or remove them")
     return resume
 
 

@@ -130,6 +130,4 @@ def check_target(dictionaries: dict[Site, Dictionary], target: FeatureId) -> Non
     if not target.index < n_latents:
         raise UserError(f"{target} is out of range: {target.site} has {n_latents} latents, numbered from 0")
     if previous_site(dictionaries, target.site) is None:
-        raise UserError(
-            f"{target} lies in the lowest layer that has a dictionary: there is nothing below to explain it"
-        )
+        raise UserError(f"{target} has no resid_post site with a dictionary below it that could explain it")

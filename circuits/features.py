@@ -200,12 +200,12 @@ def default_target(
 ) -> FeatureId:
     """The feature whose circuit is drawn when none is named: in the last layer that has a dictionary.
 
-    On `storybook` the one that best predicts a closing bracket; elsewhere `strongest_writer`.
+    On `storybook`, and text with brackets, the one that best predicts a closing one; elsewhere `strongest_writer`.
     """
     site = max((s for s in dictionaries if s.stream is Stream.RESID_POST), default=None)
     if site is None:
         raise UserError(f"circuits need a resid_post site; this set has {', '.join(map(str, dictionaries))}")
-    if storybook:
-        closing = [model.to_ids(bracket)[0] for bracket in ")]}"]
+    closing = [model.to_ids(bracket)[0] for bracket in ")]}"] if storybook else []
+    if torch.isin(atlas.contexts[:, 1:], torch.tensor(closing, dtype=torch.long)).any():
         return most_predictive(model, dictionaries[site], site, atlas, closing)
     return strongest_writer(model, dictionaries[site], site, atlas)

@@ -99,10 +99,12 @@ def ioi_section(results: Sequence[IOIResult]) -> str:
             f'<p class="own">{escape(_upper(result.own.sentence()))}.</p>'
             f"<p>Patched at <b>{escape(result.site)}</b>; features chosen on {result.n_selection} other prompts, "
             f"curve measured on {result.n_test}.{shared} KL(clean ‖ patched) in nats after so many features:</p>"
-            + table(("features from", *map(str, _COUNTS)), shown)
+            + table(("after so many features", *map(str, _COUNTS)), shown)
             + f'<p class="note">With every latent patched the dictionary leaves {result.floor["all_latents"]:.3f} nats '
             f"(the dotted line): that is what its error term carries. With the error term patched too: "
-            f"{abs(result.floor['all_latents_and_error']):.6f}.</p>" + plot(ioi_figure(result))
+            f"{abs(result.floor['all_latents_and_error']):.6f}. The site is the one at which the dictionary's features do best on "
+            "the selection prompts. PCA and the other complete bases reach 0 when all their directions are patched.</p>"
+            + plot(ioi_figure(result))
         )
     return "".join(parts)
 
@@ -148,6 +150,8 @@ def removal_section(result: RemovalResult) -> str:
             m.method,
             f"{m.strength:.2f}",
             f"{m.auroc:.3f}",
+            f"{m.within:.2f}",
+            f"{m.pronoun_mass:.2f}",
             f"{m.accuracy:.3f}",
             f"{m.damage:.4f}",
             f"{m.edit_size:.2f}",
@@ -159,15 +163,30 @@ def removal_section(result: RemovalResult) -> str:
     used = next(m for m in result.methods if m.method == "features")
     return (
         f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>'
-        f"<p>The task: after “Lily lived in Rome. Lily was tired because”, does the model prefer “she” to “he”? "
-        f"Features to ablate were chosen on prompts with other names and other sentences. At {escape(result.site)}: "
-        f"{escape(', '.join(used.features))}, with strength {used.strength:g}.</p>"
-        + table(("method", "strength", "AUROC", "accuracy", "damage (nats/token)", "edit size", "gone"), rows, best)
+        "<p>The task: after “Lily lived in Paris. Lily was tired because”, does the model prefer “she” to “he”? "
+        f"What to ablate was chosen on prompts with other names and other combinations of sentences. At {escape(result.site)}: "
+        f"{escape(', '.join(used.features))}, with strength {used.strength:g}; at strength 1 a feature is set to zero, beyond "
+        "it what the dictionary missed of the feature is taken out as well.</p>"
+        + table(
+            (
+                "method",
+                "strength",
+                "AUROC",
+                "within sentences",
+                "P(she)+P(he)",
+                "accuracy",
+                "damage (nats/token)",
+                "edit size",
+                "gone",
+            ),
+            rows,
+            best,
+        )
         + f"<p><b>{escape(_upper(result.sentence()))}.</b></p>"
         '<p class="note">Capability: AUROC of logit(she) − logit(he) over balanced held-out prompts; gone means within '
         "0.05 of 0.5. Strengths were read off the selection prompts: plain ablation has strength 1, and so have LEACE and "
         "mean difference unless tuned. Damage: KL per token from the unedited model on held-out text, where that model gives pronouns "
-        "less than 1%. All methods edit the same site at the same positions. Faint points: the other sites.</p>"
+        "less than 1%. Within sentences: the AUROC for somebody who knows the sentence, a little above 0.5 by chance alone. All methods edit the same site at the same positions. Faint points: the other sites.</p>"
         + plot(removal_figure(result))
     )
 

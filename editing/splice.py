@@ -26,7 +26,7 @@ class Splice:
 
 @dataclass(frozen=True)
 class SpliceCost:
-    """Next-token cross-entropy, nats per token, of the model, with x_hat, and with the site set to zero."""
+    """Next-token cross-entropy, nats per content token, of the model, with x_hat, and with the site set to zero."""
 
     original: float
     spliced: float
@@ -48,7 +48,7 @@ def splice_costs(
 ) -> dict[Site, SpliceCost]:
     """What each dictionary costs, alone, at all content positions; BOS keeps its activation."""
     sums = {site: torch.zeros(3, dtype=torch.float64) for site in dictionaries}
-    n_tokens = contexts[:, 1:].numel()
+    n_tokens = int(model.content(contexts[:, 1:]).sum())
     for chunk in contexts.split(at_once):
         mask = model.content(chunk[:, :-1]).to(model.device)
         original = _loss(model, chunk)
@@ -60,7 +60,8 @@ def splice_costs(
 
 
 def _loss(model: LanguageModel, tokens: Int[Tensor, "batch pos"], *edits: Intervention) -> float:
-    """Sum over all next tokens of -log p."""
+    """Sum over all next tokens, special ones excepted, of -log p."""
     with model.hooks(*edits):
         log_probs = model.logits(tokens[:, :-1]).log_softmax(-1)
-    return -log_probs.gather(-1, tokens[:, 1:, None].to(log_probs.device)).double().sum().item()
+    found = log_probs.gather(-1, tokens[:, 1:, None].to(log_probs.device))[..., 0]
+    return -found[model.content(tokens[:, 1:]).to(found.device)].double().sum().item()

@@ -264,7 +264,12 @@ def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     bridge.requires_grad_(False)
     if bridge.tokenizer is None or len(bridge.tokenizer) <= len(bridge.tokenizer.all_special_ids):
         raise UserError(f"{name} has no tokenizer; put its tokenizer.json beside the weights")
-    model = LanguageModel(bridge, name=str(name))
+    model = LanguageModel(
+        bridge, name=str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
+    )
+    missing = [s for s in model.sites() if _HOOK[s.stream].format(s.layer) not in bridge.hook_dict]
+    if missing:
+        raise UserError(f"{name} is no decoder-only language model of equal blocks; only those are supported")
     _check_head(model)
     return model
 

@@ -24,7 +24,7 @@ from sae_core.sites import Site
 from sae_core.text import Text
 from sae_core.training import TrainConfig, TrainState, site_state
 
-SET, CHECKPOINT = "set.json", "checkpoint"
+SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -79,6 +79,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
+    except SafetensorError as error:  # a full disk, for one: it is no OSError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error}") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -93,7 +96,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `UserError` where it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -110,7 +114,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def save_set(dictionaries: DictionarySet, out: Path) -> None:
     """Write a set into the folder `out`; `load_set` is its inverse."""
-    (out / SET).unlink(missing_ok=True)
+    for stale in (SET, QUALITY):
+        (out / stale).unlink(missing_ok=True)
     for site, sae in dictionaries.dictionaries.items():
         _write_tensors(out / str(site) / "sae_weights.safetensors", {name: getattr(sae, name) for name in _WEIGHTS})
         write_json(out / str(site) / "cfg.json", _sae_lens_card(dictionaries, site, sae))
@@ -131,7 +136,7 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
     if not (folder / SET).is_file():
         hint = "; its training did not finish: go on with --resume" if (folder / CHECKPOINT).is_dir() else ""
         raise UserError(f"{folder} holds no dictionaries (no {SET}){hint}")
-    card = _read_json(folder / SET)
+    card = read_json(folder / SET)
     try:
         sites = [Site.parse(str(text)) for text in card["sites"]]
         text, training = Text(**card["text"]), TrainConfig(**card["training"])
@@ -143,7 +148,7 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
 
 def _load_sae(folder: Path) -> TopKSAE:
     tensors = _read_tensors(folder / "sae_weights.safetensors")
-    card = _read_json(folder / "cfg.json")
+    card = read_json(folder / "cfg.json")
     missing = [name for name in _WEIGHTS if name not in tensors]
     if missing or card.get("architecture") != "topk":
         raise UserError(f"{folder} holds no TopK dictionary (missing: {', '.join(missing) or 'architecture topk'})")
@@ -217,11 +222,16 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, config:
 
 
 def read_checkpoint(out: Path) -> dict[str, Any]:
-    """The card of the checkpoint in `out`; raises `UserError` where there is none."""
+    """The card of the checkpoint in `out`; raises `UserError` where there is none, or a damaged one."""
     path = out / CHECKPOINT / "state.json"
     if not path.is_file():
         raise UserError(f"{out} holds no checkpoint to resume from; start without --resume")
-    return _read_json(path)
+    card = read_json(path)
+    wanted = ("file", "step", "block", "position", "scales", "model", "fingerprint", "text", "training")
+    missing = [name for name in wanted if name not in card]
+    if missing:
+        raise UserError(f"{path} is damaged: it does not say {', '.join(missing)}")
+    return card
 
 
 def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:

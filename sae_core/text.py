@@ -26,12 +26,17 @@ class Text:
     """Which text, and how it is cut; enough to read the same contexts again."""
 
     source: str
-    """`storybook`, a `.txt` or `.jsonl` file, or a Hugging Face dataset."""
+    """`storybook`, a `.txt` or `.jsonl` file (kept as an absolute path), or a Hugging Face dataset."""
     n_ctx: int
     """Tokens per context, BOS included."""
     prepend_bos: bool
     max_tokens: int = 2_000_000
     """At most this many tokens are read."""
+
+    def __post_init__(self):
+        path = Path(self.source).expanduser()
+        if path.is_file():
+            object.__setattr__(self, "source", str(path.resolve()))
 
     def contexts(self, model: LanguageModel) -> Int[Tensor, "contexts pos"]:
         """The contexts of this text in `model`'s tokens; raises `UserError` where there is not even one."""

@@ -125,6 +125,7 @@ def site_state(sae: TopKSAE, scale: float) -> SiteState:
 def train(stream: ActivationStream, state: TrainState, config: TrainConfig) -> Iterator[TrainStep]:
     """Train `state` in place to `config.steps`; yields after each step."""
     while state.step < config.steps:
+        before = state.step
         for number, batch in enumerate(stream.block(state.block)):
             if number < state.position:
                 continue  # used before the interruption
@@ -140,6 +141,8 @@ def train(stream: ActivationStream, state: TrainState, config: TrainConfig) -> I
             )
             if state.step == config.steps:
                 return
+        if state.step == before and not state.position:
+            raise UserError(f"block {state.block} of the text holds fewer than {stream.batch} tokens; give more text")
         state.block, state.position = state.block + 1, 0
 
 

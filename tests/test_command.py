@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import subrank
+from sae_core.errors import UserError
 from sae_core.models import load_model
 from sae_core.storage import load_set
 from sae_core.text import Text
@@ -139,8 +140,9 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     folder = tmp_path / "dictionaries"
     assert subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000)) is False
     assert (folder / "set.json").exists()
-    subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000, seed=1))
-    assert not (folder / "set.json").exists(), "a set of other settings is not passed off as this one"
+    with pytest.raises(UserError, match="other settings"):  # neither passed off as this one nor deleted
+        subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000, seed=1))
+    assert (folder / "set.json").exists()
 
 
 def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, monkeypatch):
@@ -230,7 +232,7 @@ def test_a_set_made_for_another_model(small_set, tmp_path, capsys):
     [
         ("5_99999", "out of range"),
         ("nonsense", "no feature"),
-        ("0_1", "lowest layer"),
+        ("0_1", "below it"),
         ("mlp_out.5_1", "no dictionary"),
     ],
 )

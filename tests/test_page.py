@@ -42,8 +42,8 @@ def ioi() -> IOIResult:
 
 def removal(*, gone: bool) -> RemovalResult:
     methods = (
-        Removal("features", "resid_post.1", 0.5 if gone else 0.9, 0.5, 0.01, 1.0, ("1_2",), 1.2),
-        Removal("LEACE", "resid_post.1", 0.8, 0.7, 0.02, 2.0),
+        Removal("features", "resid_post.1", 0.5 if gone else 0.9, 0.6, 1.0, 0.5, 0.01, 1.0, ("1_2",), 1.2),
+        Removal("LEACE", "resid_post.1", 0.8, 0.8, 1.0, 0.7, 0.02, 2.0),
     )
     return RemovalResult(OWN, 0.6, "resid_post.1", methods, (), "features" if gone else None)
 

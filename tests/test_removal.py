@@ -34,7 +34,7 @@ def contexts(storybook):
 
 @pytest.fixture(scope="module")
 def prompts(storybook):
-    return pronoun_prompts(storybook, Split.SELECTION, 32, seed=0)
+    return pronoun_prompts(storybook, [Split.SELECTION], 32, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def planted(storybook) -> dict[str, Basis]:
     """
     ends, female = [], []
     for split in (Split.SELECTION, Split.CHECK):
-        own = pronoun_prompts(storybook, split, 128, seed=1)
+        own = pronoun_prompts(storybook, [split], 128, seed=1)
         ends.append(at_end(storybook.record(own.tokens, [LAST])[LAST], own.end))
         female.append(own.female)
     x, labels = torch.cat(ends).double(), torch.cat(female)

@@ -44,7 +44,7 @@ def pairs(request, storybook, task) -> PromptPairs:
 
 @pytest.fixture(scope="module")
 def prompts(storybook) -> dict[Split, PronounPrompts]:
-    return {split: pronoun_prompts(storybook, split, N, seed=0) for split in Split}
+    return {split: pronoun_prompts(storybook, [split], N, seed=0) for split in Split}
 
 
 def words(text: str) -> list[str]:
@@ -150,12 +150,12 @@ def test_the_seed_decides(storybook, task):
     for field in ("clean", "corrupted", "answer", "foil", "end"):
         assert torch.equal(getattr(one, field), getattr(same, field))
     assert (
-        pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
-        == pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
+        pronoun_prompts(storybook, [Split.TEST], 16, seed=0).texts
+        == pronoun_prompts(storybook, [Split.TEST], 16, seed=0).texts
     )
     assert (
-        pronoun_prompts(storybook, Split.TEST, 16, seed=0).texts
-        != pronoun_prompts(storybook, Split.TEST, 16, seed=1).texts
+        pronoun_prompts(storybook, [Split.TEST], 16, seed=0).texts
+        != pronoun_prompts(storybook, [Split.TEST], 16, seed=1).texts
     )
 
 
@@ -266,7 +266,7 @@ def test_classes_are_balanced_also_when_more_is_asked_for_than_there_is(storyboo
     """Once, a class with fewer names had fewer prompts."""
     groups = {"female": names.FEMALE[:8], "male": names.MALE[:12]}
     monkeypatch.setattr(pronouns, "_GROUPS", groups)
-    own = pronoun_prompts(storybook, Split.TEST, 10**4, seed=0)
+    own = pronoun_prompts(storybook, [Split.TEST], 10**4, seed=0)
     assert 0 < own.female.sum() == len(own) / 2 < 5000
 
 
@@ -315,10 +315,10 @@ def test_pronoun_ids_are_the_single_tokens_among_the_pronouns(storybook):
 
 def test_a_model_that_cannot_do_pronouns_is_refused(storybook, monkeypatch):
     with user_error("'she'", "single token"):
-        pronoun_prompts(Pieces(2), Split.TEST, 8, seed=0)
+        pronoun_prompts(Pieces(2), [Split.TEST], 8, seed=0)
     monkeypatch.setattr(pronouns, "_GROUPS", {"female": names.FEMALE, "male": ("John", "Tom", "Paul", "Zebedee")})
     with user_error("names"):
-        pronoun_prompts(storybook, Split.TEST, 8, seed=0)
+        pronoun_prompts(storybook, [Split.TEST], 8, seed=0)
 
 
 def test_at_end_picks_each_rows_own_position():

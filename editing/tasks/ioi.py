@@ -2,13 +2,16 @@
 
 Two corruptions. `io`: the indirect object alone becomes a third name, wherever it stands; the answers are
 (clean IO, corrupted IO). `swap`: the two names swap roles, the second mention of the subject becoming the
-indirect object (ABB -> ABA); the answers are (IO, S). Each half of the prompts is ABBA, half BABA, and
+indirect object (ABB -> ABA); the answers are (IO, S). The model's own score is that of IO against S in
+both. Each half of the prompts is ABBA, half BABA, and
 selection and test prompts share neither names nor templates where the vocabulary allows.
 """
 
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+
+import torch
 
 from editing.tasks import names
 from editing.tasks.pairs import PromptPairs
@@ -78,7 +81,7 @@ class IOITask:
         places = [w for w in PLACES if names.known(model, w)]
         gifts = [w for w in GIFTS if names.known(model, w)]
         bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-        clean, corrupted, answer, foil, texts = [], [], [], [], []
+        clean, corrupted, answers, texts = [], [], [], []
         seen: set[str] = set()
         for attempt in range(20 * n):
             if len(clean) == n:
@@ -101,11 +104,11 @@ class IOITask:
             assert len(rows[0]) == len(rows[1]), "names of one token cannot change the length"
             clean.append(rows[0])
             corrupted.append(rows[1])
-            answer.append([model.continuation_ids(text, f" {io}")[0]])
-            foil.append([model.continuation_ids(text, f" {wrong}")[0]])
+            answers.append([model.continuation_ids(text, f" {name}")[0] for name in (io, wrong, subject)])
             texts.append(text)
         tokens, lengths = pad(clean, fill=model.bos_id or 0)
+        if tokens.shape[1] > model.n_ctx:
+            raise UserError(f"IOI prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
         others, _ = pad(corrupted, fill=model.bos_id or 0)
-        return PromptPairs(
-            f"ioi-{corruption}", tokens, others, pad(answer)[0][:, 0], pad(foil)[0][:, 0], lengths - 1, tuple(texts)
-        )
+        answer, foil, rival = torch.tensor(answers).T
+        return PromptPairs(f"ioi-{corruption}", tokens, others, answer, foil, rival, lengths - 1, tuple(texts))
