@@ -154,7 +154,7 @@ class _Clean:
 
 @pytest.mark.parametrize(
     "target, words",
-    [("5_0", ("resid_post.5", "resid_post.0")), ("3_1", ("3_1", "1 latents")), ("0_2", ("0_2", "lowest"))],
+    [("5_0", ("resid_post.5", "resid_post.0")), ("3_1", ("3_1", "1 latents")), ("0_2", ("0_2", "below it"))],
 )
 def test_a_target_that_cannot_be_explained_is_refused(circuit, target, words):
     with user_error(*words):

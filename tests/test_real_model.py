@@ -48,8 +48,9 @@ def test_pronouns_are_measured_with_names_of_several_tokens(stories, tmp_path):
 
 
 def test_ioi_says_that_the_model_does_not_do_it(stories, tmp_path, capsys):
-    options = ["--site", "resid_post.4", "--prompts", "24", "--corruption", "swap"]
+    options = ["--site", "resid_post.4", "--prompts", "24"]
     assert subrank.main(["ioi", str(stories), "--out", str(tmp_path), *options]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["own_score"]["swap"]["top1"] < 0.5 and result["ioi"][0]["shared"] == ["names"]
-    assert "the model itself does this task" not in capsys.readouterr().out
+    assert result["own_score"].keys() == {"io", "swap"} and result["ioi"][0]["shared"] == ["names"]
+    assert all(own["top1"] < 0.5 for own in result["own_score"].values())
+    assert capsys.readouterr().out.count("the model itself does not do this task") == 2

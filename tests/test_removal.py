@@ -270,7 +270,7 @@ def test_plain_ablation_is_the_same_features_at_strength_one(result):
 
 def test_a_removal_is_gone_within_a_margin_of_chance():
     def at(area: float) -> bool:
-        return Removal("any", "resid_post.0", area, 0.5, 0.0, 1.0).gone
+        return Removal("any", "resid_post.0", area, 0.5, 1.0, 0.5, 0.0, 1.0).gone
 
     assert at(0.5) and at(0.46) and at(0.54) and not at(0.44) and not at(0.56) and not at(0.0)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import user_error
 
+from editing.metrics import auroc
 from editing.tasks import names, pronouns
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs, at_end, own_score
@@ -24,6 +25,7 @@ class Pieces(LanguageModel):
 
     def __init__(self, size: int):
         self.name, self.bos_id, self.special_ids, self.size, self.table = "pieces", None, frozenset(), size, {}
+        self.n_ctx = 128
         self.tokenizer = SimpleNamespace(unk_token_id=None, eos_token_id=None)
 
     def to_ids(self, text: str) -> list[int]:
@@ -110,6 +112,7 @@ def test_answers_are_as_documented(storybook, pairs):
             1,
             2,
         )
+        assert pairs.rival[row] == id_of(storybook, subject)
         if pairs.name == "ioi-io":
             assert foil not in clean and corrupted.count(foil) == 1 and answer not in corrupted
         else:
@@ -179,18 +182,18 @@ def test_storybook_does_ioi_and_the_corrupted_prompt_is_what_undoes_it(storybook
     assert own.accuracy >= 0.99 and own.n == N and own.logit_difference > 1
     assert "the model itself does this task" in own.sentence()
     control = own_score(storybook, replace(pairs, clean=pairs.corrupted))
-    assert control.accuracy <= 0.05 and control.logit_difference < -1
+    assert control.top1 <= 0.05  # in `io` the third name is due, in `swap` the subject
     assert "does not do this task" in control.sentence()
 
 
 def test_own_score_equals_a_plain_loop(storybook, task):
     pairs = task.pairs(storybook, Corruption.SWAP, "test", 10, seed=3)
-    pairs = replace(pairs, answer=pairs.answer.where(torch.arange(10) > 2, pairs.foil), foil=pairs.foil + 1)
+    pairs = replace(pairs, answer=pairs.answer.where(torch.arange(10) > 2, pairs.foil), rival=pairs.foil + 1)
     right = top = 0
     difference = 0.0
     for row, text in enumerate(pairs.texts):
         logits = storybook.logits(torch.tensor([[storybook.bos_id, *storybook.to_ids(text)]]))[0, -1]
-        answer, foil = int(pairs.answer[row]), int(pairs.foil[row])
+        answer, foil = int(pairs.answer[row]), int(pairs.rival[row])
         right += bool(logits[answer] > logits[foil])
         top += int(logits.argmax()) == answer
         difference += float(logits[answer] - logits[foil])
@@ -276,7 +279,7 @@ def test_splits_share_no_names_and_the_test_no_templates(prompts):
     assert not used[Split.SELECTION] & used[Split.CHECK]
     shapes = {split: {template(text) for text in own.texts} for split, own in prompts.items()}
     assert not shapes[Split.TEST] & (shapes[Split.SELECTION] | shapes[Split.CHECK])
-    assert shapes[Split.SELECTION] & shapes[Split.CHECK]  # control: these two may share
+    assert not shapes[Split.SELECTION] & shapes[Split.CHECK]
     assert all(len(shape) > 10 for shape in shapes.values())
 
 
@@ -284,7 +287,7 @@ def test_the_first_prompts_are_the_first_of_everything(prompts):
     own = prompts[Split.TEST]
     few = own.first(5)
     assert len(few) == 5 and few.texts == own.texts[:5] and (few.she, few.he) == (own.she, own.he)
-    for field in ("tokens", "end", "female"):
+    for field in ("tokens", "end", "female", "sentence"):
         assert torch.equal(getattr(few, field), getattr(own, field)[:5])
 
 
@@ -309,7 +312,7 @@ def test_pronoun_ids_are_the_single_tokens_among_the_pronouns(storybook):
     assert found == sorted(set(found)) and {id_of(storybook, w) for w in ("she", "he", "her", "his", "him")} <= {*found}
     assert storybook.tokenizer.unk_token_id not in found
     pieces = Pieces(4)
-    few = {pieces.to_ids(f" {word}")[0] for word in pronouns.PRONOUNS if len(word) <= 4}
+    few = {pieces.to_ids(space + word)[0] for word in pronouns.PRONOUNS if len(word) <= 4 for space in ("", " ")}
     assert set(pronoun_ids(pieces)) == few
 
 
@@ -324,3 +327,15 @@ def test_a_model_that_cannot_do_pronouns_is_refused(storybook, monkeypatch):
 def test_at_end_picks_each_rows_own_position():
     h = torch.arange(24.0).reshape(2, 4, 3)
     assert at_end(h, torch.tensor([3, 1])).tolist() == [[9, 10, 11], [15, 16, 17]]
+
+
+def test_what_cancels_across_sentences_shows_within_them():
+    """Leftovers of opposite signs after two sentences: the pooled AUROC is 0.5, and nothing is hidden."""
+    female = torch.tensor([True, False] * 8)
+    sentence = torch.arange(2).repeat_interleave(8)
+    own = pronouns.PronounPrompts(
+        torch.zeros(16, 1, dtype=torch.long), torch.zeros(16, dtype=torch.long), female, 0, 1, ("",) * 16, sentence
+    )
+    signed = torch.where(female, 1.0, -1.0) * torch.where(sentence == 0, 1.0, -1.0)
+    assert auroc(signed, female) == 0.5 and own.within(signed) == 1.0
+    assert own.within(torch.zeros(16)) == 0.5  # control: nothing is left

@@ -28,7 +28,7 @@ def random_pairs(model, n: int = 3) -> PromptPairs:
     clean[:, 0] = model.bos_id
     corrupted[:, :2] = clean[:, :2]
     answer, foil = torch.arange(2, 2 + n), torch.arange(20, 20 + n)
-    return PromptPairs("random", clean, corrupted, answer, foil, torch.tensor([8, 5, 6])[:n])
+    return PromptPairs("random", clean, corrupted, answer, foil, foil, torch.tensor([8, 5, 6])[:n])
 
 
 @pytest.fixture
