@@ -165,8 +165,8 @@ def removal_section(result: RemovalResult) -> str:
         f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>'
         "<p>The task: after “Lily lived in Paris. Lily was tired because”, does the model prefer “she” to “he”? "
         f"What to ablate was chosen on prompts with other names and other combinations of sentences. At {escape(result.site)}: "
-        f"{escape(', '.join(used.features))}, with strength {used.strength:g}; at strength 1 a feature is set to zero, beyond "
-        "it what the dictionary missed of the feature is taken out as well.</p>"
+        f"{escape(', '.join(used.features))}, with strength {used.strength:g}; strength 1 sets a feature to zero, more "
+        "pushes it past zero, against what the dictionary missed of it.</p>"
         + table(
             (
                 "method",

@@ -13,7 +13,7 @@ Edits are chosen for small differences within sentences as well as over all.
 
 Features are ablated with a strength, x' = x - s * sum_i c_i f_i. At s = 1 they are set to zero, and what
 the encoder missed of them stays behind in the error; as an AUROC does not depend on scale, that rest
-can still tell the classes apart. The strength at which the classes meet is read off the selection
+can still tell the classes apart, and s > 1 pushes against it. The strength at which the classes meet is read off the selection
 prompts; the plain ablation, s = 1, is reported beside it, and so are LEACE and the mean difference with
 a strength found in the same way.
 """
