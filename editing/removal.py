@@ -13,9 +13,9 @@ Edits are chosen for small differences within sentences as well as over all.
 
 Features are ablated with a strength, x' = x - s * sum_i c_i f_i. At s = 1 they are set to zero, and what
 the encoder missed of them stays behind in the error; as an AUROC does not depend on scale, that rest
-can still tell the classes apart, and s > 1 pushes against it. The strength at which the classes meet is read off the selection
-prompts; the plain ablation, s = 1, is reported beside it, and so are LEACE and the mean difference with
-a strength found in the same way.
+can still tell the classes apart, and s > 1 pushes against it. The strength at which the classes meet is
+read off the selection prompts; the plain ablation, s = 1, is reported beside it, and so are LEACE and the
+mean difference with a strength found in the same way.
 """
 
 import copy
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from editing.erase import fit_leace, mean_difference
 from editing.metrics import auroc, kl_divergence
-from editing.patch import ablate
+from editing.patch import FeaturePatch, ablate
 from editing.tasks.pairs import OwnScore, at_end
 from editing.tasks.pronouns import PronounPrompts, Split, own_score, pronoun_ids, pronoun_prompts
 from editing.tradeoff import AT_ONCE
@@ -167,8 +167,10 @@ class _Ground:
         """How far the classes are from being alike: |AUROC - 0.5| over all plus the same within sentences."""
         return abs(auroc(scores, self.prompts.female) - 0.5) + self.prompts.within(scores) - 0.5
 
-    def judge(self, edit: Intervention, method: str, features: Sequence[int] = ()) -> Removal:
+    def judge(self, edit: Intervention, method: str) -> Removal:
         """Capability left and damage done by one edit."""
+        ablated = edit.edit if isinstance(edit, Scaled) else edit
+        latents = ablated.latents.tolist() if isinstance(ablated, FeaturePatch) else []
         logits = self.logits((replace(edit, mask=self.mask)(self.x) - self.x)[None])[0].cpu()
         scores, female = self.prompts.score(logits), self.prompts.female
         change = replace(edit, mask=self.text_mask)(self.text_x) - self.text_x
@@ -182,7 +184,7 @@ class _Ground:
             accuracy=((scores > 0) == female).double().mean().item(),
             damage=kl_divergence(self.text_logits[self.counted], edited[self.counted]).mean().item(),
             edit_size=change.norm(dim=-1)[self.text_mask].mean().item(),
-            features=tuple(str(FeatureId(self.site, j)) for j in features),
+            features=tuple(str(FeatureId(self.site, j)) for j in latents),
             strength=edit.strength if isinstance(edit, Scaled) else 1.0,
         )
 
@@ -202,32 +204,17 @@ def remove_pronouns(
     features ranks best (`Removal.rank`) on the check prompts and the other half of the text. There the
     features are chosen anew, as many, on selection and check prompts together.
     """
-    sizes = {
-        Split.SELECTION: config.selection_prompts,
-        Split.CHECK: config.selection_prompts,
-        Split.TEST: config.test_prompts,
-    }
-    prompts = {
-        split: pronoun_prompts(model, [split], n, seed=config.seed, prepend_bos=config.prepend_bos)
-        for split, n in sizes.items()
-    }
+    prompts = {split: _prompts(model, [split], config) for split in Split}
     own, own_auroc = own_score(model, prompts[Split.TEST])
     yield f"pronouns: {own.sentence()}; AUROC {own_auroc:.3f}"
     contexts = contexts[: config.text_contexts]
     if len(contexts) < 2:
         raise UserError("measuring damage needs at least two held-out contexts; give more text")
     choosing_text, test_text = contexts[0::2], contexts[1::2]
-    if site and site not in dictionaries:
-        raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
-    sites = [site] if site else [s for s in dictionaries if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
+    sites = _sites(dictionaries, site)
 
-    if not sites:
-        raise UserError(f"removal needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
-
-    x, labels = _fitting_activations(model, sites, config)
-    edits: dict[Site, tuple[Scaled, list[int]]] = {}
+    edits: dict[Site, Scaled] = {}
     trial: dict[Site, Removal] = {}
-    erasers: dict[Site, list[tuple[str, Intervention]]] = {}
     for s in sites:
         yield f"pronouns: choosing features at {s}"
         ground = _Ground(model, s, prompts[Split.SELECTION], choosing_text)
@@ -235,39 +222,31 @@ def remove_pronouns(
         found = choose_edit(ground, check, dictionaries[s], config)
         if found is None:
             yield f"pronouns: no feature at {s} supports them"
-            continue
-        edits[s], trial[s] = found
-        erasers[s] = [("LEACE", fit_leace(s, x[s], labels)), ("mean difference", mean_difference(s, x[s], labels))]
-    sites = list(edits)
-    if not sites:
+        else:
+            edits[s], trial[s] = found
+    if not edits:
         raise UserError("no feature at any site supports the pronouns; give more training or another site")
-    best_site = min(sites, key=lambda s: trial[s].rank())
-    yield f"pronouns: choosing again at {best_site}, on all but the test prompts"
-    both = pronoun_prompts(
-        model,
-        [Split.SELECTION, Split.CHECK],
-        2 * config.selection_prompts,
-        seed=config.seed,
-        prepend_bos=config.prepend_bos,
-    )
-    everything = _Ground(model, best_site, both, choosing_text)
-    found = choose_features(everything.first(2 * config.greedy_prompts), dictionaries[best_site], config)
-    chosen = found[: len(edits[best_site][1])]
-    edit = ablate(best_site, dictionaries[best_site], chosen)
-    edits[best_site] = Scaled(edit, _meeting_strength(everything, edit)), chosen
+    best_site = min(edits, key=lambda s: trial[s].rank())
 
+    yield f"pronouns: choosing again at {best_site}, on all but the test prompts"
+    everything = _Ground(model, best_site, _prompts(model, [Split.SELECTION, Split.CHECK], config), choosing_text)
+    found = choose_features(everything.first(2 * config.greedy_prompts), dictionaries[best_site], config)
+    if found:
+        edit = ablate(best_site, dictionaries[best_site], found[: len(edits[best_site].edit.latents)])
+        edits[best_site] = Scaled(edit, _meeting_strength(everything, edit))
+
+    erasers = _fit_erasers(model, list(edits), config)
     judged: dict[Site, list[Removal]] = {}
-    for s in sites:
+    for s, edit in edits.items():
         yield f"pronouns: measuring at {s}"
         test = _Ground(model, s, prompts[Split.TEST], test_text)
-        edit, chosen = edits[s]
-        judged[s] = [test.judge(edit, "features", chosen)]
-        judged[s] += [test.judge(eraser, name) for name, eraser in erasers[s]]
+        judged[s] = [test.judge(edit, "features"), *(test.judge(eraser, name) for name, eraser in erasers[s].items())]
         if s == best_site:
-            judged[s].append(test.judge(edit.edit, "features, plain ablation", chosen))
-            for name, eraser in erasers[s]:
+            judged[s].append(test.judge(edit.edit, "features, plain ablation"))
+            for name, eraser in erasers[s].items():
                 judged[s].append(test.judge(Scaled(eraser, _meeting_strength(everything, eraser)), f"{name}, tuned"))
-            judged[s].append(_random_features(test, dictionaries[s], chosen, judged[s][0].edit_size, config))
+            latents = edit.edit.latents.tolist()
+            judged[s].append(_random_features(test, dictionaries[s], latents, judged[s][0].edit_size, config))
     methods = judged.pop(best_site)
     gone = [m for m in methods if m.gone]
     yield RemovalResult(
@@ -280,27 +259,45 @@ def remove_pronouns(
     )
 
 
-def _fitting_activations(
-    model: LanguageModel, sites: Sequence[Site], config: RemovalConfig
-) -> tuple[dict[Site, Tensor], Tensor]:
-    """Activations at the ends of every selection and check prompt there is, and their classes.
+def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site]:
+    """The site asked for, or all that can be edited."""
+    if site and site not in dictionaries:
+        raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
+    sites = [site] if site else [s for s in dictionaries if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
+    if not sites:
+        raise UserError(f"removal needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
+    return sites
 
-    Erasers estimate means and a covariance; with as few prompts as the search for features uses they
-    would be much worse than they can be.
+
+def _prompts(model: LanguageModel, splits: Sequence[Split], config: RemovalConfig) -> PronounPrompts:
+    """As many prompts of the splits as the configuration says."""
+    n = sum(config.test_prompts if split is Split.TEST else config.selection_prompts for split in splits)
+    return pronoun_prompts(model, splits, n, seed=config.seed, prepend_bos=config.prepend_bos)
+
+
+def _fit_erasers(
+    model: LanguageModel, sites: Sequence[Site], config: RemovalConfig
+) -> dict[Site, dict[str, Intervention]]:
+    """LEACE and the mean difference at each site, fitted on the ends of every selection and check prompt there is.
+
+    They estimate means and a covariance; with as few prompts as the search for features uses they would
+    be much worse than they can be.
     """
+    whole = replace(config, selection_prompts=10**6)
+    prompts = _prompts(model, [Split.SELECTION, Split.CHECK], whole)
     x: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    prompts = pronoun_prompts(
-        model, [Split.SELECTION, Split.CHECK], 10**6, seed=config.seed, prepend_bos=config.prepend_bos
-    )
     for rows in torch.arange(len(prompts)).split(256):
         for site, h in model.record(prompts.tokens[rows], sites).items():
             x[site].append(at_end(h, prompts.end[rows]))
-    return {site: torch.cat(parts) for site, parts in x.items()}, prompts.female.long()
+    labels, fits = prompts.female.long(), {"LEACE": fit_leace, "mean difference": mean_difference}
+    return {
+        site: {name: fit(site, torch.cat(parts), labels) for name, fit in fits.items()} for site, parts in x.items()
+    }
 
 
 def choose_edit(
     ground: _Ground, check: _Ground, dictionary: Dictionary, config: RemovalConfig
-) -> tuple[tuple["Scaled", list[int]], Removal] | None:
+) -> tuple["Scaled", Removal] | None:
     """The edit that ranks best on the `check` prompts, and its figures there; None if no feature helps.
 
     Tried are the first 1, 2, 4, 8, ... of the features that `choose_features` finds on the selection
@@ -311,7 +308,7 @@ def choose_edit(
     for size in sorted({min(2**i, len(found)) for i in range(8)} - {0}):
         edit = ablate(ground.site, dictionary, found[:size])
         scaled = Scaled(edit, _meeting_strength(ground, edit))
-        trials.append(((scaled, found[:size]), check.judge(scaled, "features", found[:size])))
+        trials.append((scaled, check.judge(scaled, "features")))
     return min(trials, key=lambda trial: trial[1].rank(), default=None)
 
 

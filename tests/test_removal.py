@@ -98,7 +98,7 @@ def test_an_edit_of_nothing_costs_nothing(ground, storybook, components):
 def test_capability_and_damage_equal_those_of_full_forwards(ground, contexts, components):
     latents = [0, 1, 2, *range(5, 40)]
     edit = ablate(ground.site, components[ground.site], latents)
-    judged = ground.judge(edit, "some", latents)
+    judged = ground.judge(edit, "some")
     scores = plain_scores(ground, edit)
     fast = ground.scores((replace(edit, mask=ground.mask)(ground.x) - ground.x)[None])[0]
     close(fast, scores, 1e-4)
