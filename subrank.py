@@ -356,7 +356,7 @@ def circuit_into(
     from sae_core.storage import write_json
 
     say(f"looking at every feature on {len(contexts)} contexts")
-    atlas = survey(model, dictionaries.dictionaries, contexts)
+    atlas = survey(model, dictionaries.dictionaries, contexts, top=max(64, 2 * config.n_examples))
     target = target or default_target(
         model, dictionaries.dictionaries, atlas, storybook=dictionaries.model == "storybook"
     )

@@ -115,6 +115,7 @@ def assemble(
     facts = {
         "ablation": "zero, at all positions up to the target's, error term kept",
         "effect": "(sum a_clean - sum a_ablated) / sum a_clean",
+        "examples": "each feature's strongest contexts, one position each",
         "exhaustive": True,
         "targets_asked": len(asked),
         "pairs_run": sum(step.n_pairs for step in asked),

@@ -130,7 +130,7 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
         f"<p>Target: <b>{escape(str(graph.target))}</b>. Each box is a feature, named layer_index, with the tokens "
         "on which its strongest examples peak; an arrow says how much of the target's activation is lost when "
         f"the cause alone is ablated. {graph.facts['targets_asked']} features were asked for their causes, every "
-        f"feature of the layer before that is active on their examples was ablated: {graph.facts['pairs_run']:,} runs.</p>"
+        f"feature of the layer before that is active on their strongest examples was ablated: {graph.facts['pairs_run']:,} runs.</p>"
         + picture
         + "<p>The strongest edges:</p>"
         + table(("cause", "target", "effect", "active on"), rows)
