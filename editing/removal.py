@@ -31,7 +31,7 @@ from editing.metrics import auroc, kl_divergence
 from editing.patch import FeaturePatch, ablate
 from editing.tasks.pairs import OwnScore, at_end
 from editing.tasks.pronouns import PronounPrompts, Split, own_score, pronoun_ids, pronoun_prompts
-from editing.tradeoff import AT_ONCE
+from editing.tradeoff import stacked_logits
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import Intervention, LanguageModel
@@ -152,12 +152,7 @@ class _Ground:
 
     def logits(self, change: Float[Tensor, "trials batch pos d"]) -> Float[Tensor, "trials batch vocab"]:
         """Logits at the prompts' ends when the activation is changed."""
-        per_pass, found = max(1, AT_ONCE // self.x[..., 0].numel()), []
-        for part in change.split(per_pass):
-            h = (self.residual + part).flatten(0, 1)
-            final = at_end(self.model.final(h, self.site.layer), self.prompts.end.repeat(len(part)))
-            found.append(self.model.unembed(final).unflatten(0, (len(part), -1)))
-        return torch.cat(found)
+        return stacked_logits(self.model, self.residual, change, self.site.layer, self.prompts.end)
 
     def scores(self, change: Float[Tensor, "trials batch pos d"]) -> Float[Tensor, "trials batch"]:
         """logit(she) - logit(he) at the prompts' ends when the activation is changed."""

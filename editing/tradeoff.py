@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.metrics import kl_divergence, logit_difference
@@ -49,6 +49,22 @@ class Curve:
     """Prompts run to choose them."""
 
 
+def stacked_logits(
+    model: LanguageModel,
+    residual: Float[Tensor, "batch pos d"],
+    change: Float[Tensor, "trials batch pos d"],
+    layer: int,
+    end: Int[Tensor, "batch"],
+) -> Float[Tensor, "trials batch vocab"]:
+    """Logits at each prompt's end for every change of the residual after `layer`, run from there upward."""
+    n_prompts, n_pos = residual.shape[:2]
+    found = []
+    for part in change.split(max(1, AT_ONCE // (n_prompts * n_pos))):
+        final = at_end(model.final((residual + part).flatten(0, 1), layer), end.repeat(len(part)))
+        found.append(model.unembed(final).unflatten(0, (len(part), -1)))
+    return torch.cat(found)
+
+
 class PatchExperiment:
     """Clean and corrupted runs of prompt pairs at one site, and the effect of any edit of the corrupted one.
 
@@ -78,14 +94,7 @@ class PatchExperiment:
 
     def logits(self, change: Float[Tensor, "trials batch pos d"]) -> Float[Tensor, "trials batch vocab"]:
         """Logits at the answer when the corrupted activation is changed."""
-        n_prompts, n_pos = change.shape[1:3]
-        per_pass = max(1, AT_ONCE // (n_prompts * n_pos))
-        return torch.cat([self._logits(part) for part in change.split(per_pass)])
-
-    def _logits(self, change: Tensor) -> Tensor:
-        h = (self.residual + change).flatten(0, 1)
-        final = at_end(self.model.final(h, self.site.layer), self.end.repeat(len(change)))
-        return self.model.unembed(final).unflatten(0, (len(change), -1))
+        return stacked_logits(self.model, self.residual, change, self.site.layer, self.end)
 
     def kl(self, logits: Float[Tensor, "*trials batch vocab"]) -> Float[Tensor, "*trials"]:
         """Mean KL(clean || patched) over prompts."""
