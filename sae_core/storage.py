@@ -1,31 +1,30 @@
 """Dictionaries and checkpoints on disk: safetensors and JSON, each file whole or not there.
 
 A set is a folder with `set.json` and one folder per site in the layout that SAELens reads (`cfg.json`,
-`sae_weights.safetensors`); a checkpoint is a folder `checkpoint` beside them. `set.json` is written
-last: a folder that has it is complete.
+`sae_weights.safetensors`); a sweep is a folder of sets; a checkpoint is a folder `checkpoint` beside
+them. `set.json` is written last: a folder that has it is complete.
 """
 
-import json
-import os
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_core.errors import UserError
+from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.formats import load_foreign
 from sae_core.models import LanguageModel, hook_name
-from sae_core.saes import TopKSAE
+from sae_core.normed import LayerNormed, Normed, NormRescaled
+from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.sites import Site
 from sae_core.text import Text
-from sae_core.training import TrainConfig, TrainState, site_state
+from sae_core.training import Member, TrainConfig, TrainState, check_finite, site_state
 
 SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
-_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_ARCHITECTURES = {"topk": TopKSAE, "standard": ReLUSAE, "jumprelu": JumpReLUSAE, "gated": GatedSAE}
+"""By the names that SAELens gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +35,11 @@ class DictionarySet:
     """Where the model is: `storybook`, a directory, or a hub name."""
     fingerprint: str
     text: Text
-    training: TrainConfig
-    dictionaries: dict[Site, TopKSAE]
+    dictionaries: dict[Site, SAE | Normed]
+    training: TrainConfig | None = None
+    """How they were trained; None for imported ones."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Per site, where an imported dictionary came from."""
 
     def check(self, model: LanguageModel) -> None:
         """Raise `UserError` unless `model` is the one that the dictionaries were trained on."""
@@ -53,62 +55,6 @@ class DictionarySet:
             raise UserError(f"these dictionaries were trained on another model ({self.model}) than {model.name}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except SafetensorError as error:  # a full disk, for one: it is no OSError
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the folder is not a complete dictionary set")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises `UserError` where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} is missing; the folder is not complete") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
-    return value
-
-
 # ---- sets ------------------------------------------------------------------------------------------
 
 
@@ -117,64 +63,65 @@ def save_set(dictionaries: DictionarySet, out: Path) -> None:
     for stale in (SET, QUALITY):
         (out / stale).unlink(missing_ok=True)
     for site, sae in dictionaries.dictionaries.items():
-        _write_tensors(out / str(site) / "sae_weights.safetensors", {name: getattr(sae, name) for name in _WEIGHTS})
-        write_json(out / str(site) / "cfg.json", _sae_lens_card(dictionaries, site, sae))
+        tensors, card = _sae_lens(dictionaries, site, sae)
+        write_tensors(out / str(site) / "sae_weights.safetensors", tensors)
+        write_json(out / str(site) / "cfg.json", card)
     card = {
         "model": dictionaries.model,
         "fingerprint": dictionaries.fingerprint,
         "text": asdict(dictionaries.text),
-        "training": asdict(dictionaries.training),
+        "training": dictionaries.training and dictionaries.training.to_json(),
+        "origin": dictionaries.origin,
         "sites": [str(site) for site in sorted(dictionaries.dictionaries)],
     }
     write_json(out / SET, card)
 
 
-def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionarySet:
-    """The set in `folder`; raises `UserError` where there is none or it is damaged."""
+def sets_in(folder: Path) -> list[Path]:
+    """The folders of the sets in `folder`: itself, or a sweep's; raises `UserError` where there is none."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give a folder that `subrank train` wrote")
-    if not (folder / SET).is_file():
-        hint = "; its training did not finish: go on with --resume" if (folder / CHECKPOINT).is_dir() else ""
-        raise UserError(f"{folder} holds no dictionaries (no {SET}){hint}")
+    if (folder / SET).is_file():
+        return [folder]
+    if (folder / CHECKPOINT).is_dir():
+        raise UserError(f"{folder} holds no dictionaries (no {SET}); its training did not finish: go on with --resume")
+    members = sorted(path.parent for path in folder.glob(f"*/{SET}"))
+    if not members:
+        raise UserError(f"{folder} holds no dictionaries (no {SET})")
+    return members
+
+
+def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionarySet:
+    """The set in `folder`; raises `UserError` where there is none or it is damaged."""
+    found = sets_in(folder)
+    if found != [folder]:
+        raise UserError(f"{folder} holds a sweep; give one of its sets: {', '.join(path.name for path in found)}")
     card = read_json(folder / SET)
     try:
         sites = [Site.parse(str(text)) for text in card["sites"]]
-        text, training = Text(**card["text"]), TrainConfig(**card["training"])
-        saes = {site: _load_sae(folder / str(site)).to(device) for site in sites}
-        return DictionarySet(card["model"], card["fingerprint"], text, training, saes)
-    except (KeyError, TypeError) as error:
+        training = card["training"] and TrainConfig.from_json(card["training"])
+        saes = {site: load_foreign(folder / str(site)).dictionary.to(device) for site in sites}
+        text, origin = Text(**card["text"]), card.get("origin", {})
+        return DictionarySet(card["model"], card["fingerprint"], text, saes, training, origin)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / SET} is damaged: {error}") from error
 
 
-def _load_sae(folder: Path) -> TopKSAE:
-    tensors = _read_tensors(folder / "sae_weights.safetensors")
-    card = read_json(folder / "cfg.json")
-    missing = [name for name in _WEIGHTS if name not in tensors]
-    if missing or card.get("architecture") != "topk":
-        raise UserError(f"{folder} holds no TopK dictionary (missing: {', '.join(missing) or 'architecture topk'})")
-    try:
-        n_latents, d_in = tensors["W_dec"].shape
-        sae = TopKSAE(d_in, n_latents, int(card["k"]), generator=torch.Generator())
-        sae.load_state_dict({name: tensors[name] for name in _WEIGHTS})
-    except RuntimeError as error:
-        raise UserError(f"{folder} is damaged: the shapes of its tensors do not fit each other") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is damaged: {error}") from error
-    return sae.requires_grad_(False)
-
-
-def _sae_lens_card(dictionaries: DictionarySet, site: Site, sae: TopKSAE) -> dict[str, Any]:
-    n_latents, d_in = sae.W_dec.shape
-    return {
-        "architecture": "topk",
-        "d_in": d_in,
-        "d_sae": n_latents,
-        "k": sae.k,
+def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed) -> tuple[dict, dict[str, Any]]:
+    """Tensors and card in the layout of SAELens 6."""
+    normalisation = {LayerNormed: "layer_norm", NormRescaled: "constant_norm_rescale"}.get(type(dictionary), "none")
+    sae = dictionary.inner if isinstance(dictionary, Normed) else dictionary
+    tensors = dict(sae.state_dict())
+    card = {
+        "architecture": next(name for name, kind in _ARCHITECTURES.items() if type(sae) is kind),
+        "d_in": sae.d_in,
+        "d_sae": sae.n_latents,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "rescale_acts_by_decoder_norm": False,
-        "normalize_activations": "none",
+        "normalize_activations": normalisation,
         "reshape_activations": "none",
         "metadata": {
             "model_name": dictionaries.model,
@@ -184,41 +131,53 @@ def _sae_lens_card(dictionaries: DictionarySet, site: Site, sae: TopKSAE) -> dic
             "dataset_path": dictionaries.text.source,
         },
     }
+    if isinstance(sae, TopKSAE):
+        card |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+        if sae.gain is not None:
+            tensors["W_dec"] = sae.W_dec * sae.gain[:, None]
+    return tensors, card
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------
 
 
-def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, config: TrainConfig, out: Path) -> None:
+def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path) -> None:
     """Write everything that `load_checkpoint` needs to go on exactly.
 
     The tensors' file carries the step in its name and the card names the file, so that a card never
-    goes with the tensors of another step.
+    goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
     """
+    check_finite(state)
     tensors: dict[str, Tensor] = {}
-    for site, own in state.sites.items():
-        names = {parameter: name for name, parameter in own.sae.named_parameters()}
-        tensors |= {f"{site}/{name}": parameter for parameter, name in names.items()}
-        tensors[f"{site}/silent"] = own.silent
-        for parameter, moments in own.optimizer.state.items():
-            tensors |= {f"{site}/{name}/{names[parameter]}": tensor for name, tensor in moments.items()}
+    for number, member in enumerate(state.members):
+        for site, own in member.sites.items():
+            place = f"{number}/{site}"
+            tensors |= {f"{place}/{name}": parameter for name, parameter in own.sae.named_parameters()}
+            tensors |= {f"{place}/state/{name}": getattr(own, name) for name in _COUNTERS}
+            for name, weight in own.weights.items():
+                moments = own.optimizer.state.get(weight, {})
+                tensors |= {f"{place}/{moment}/{name}": tensor for moment, tensor in moments.items()}
     folder, file = out / CHECKPOINT, f"state-{state.step}.safetensors"
-    _write_tensors(folder / file, tensors)
+    write_tensors(folder / file, tensors)
     card = {
         "file": file,
         "step": state.step,
         "block": state.block,
         "position": state.position,
-        "scales": {str(site): own.scale for site, own in state.sites.items()},
+        "scales": {str(site): own.scale for site, own in state.members[0].sites.items()},
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "text": asdict(text),
-        "training": asdict(config),
+        "training": [member.config.to_json() for member in state.members],
     }
     write_json(folder / "state.json", card)
     for old in folder.glob("state-*.safetensors"):
         if old.name != file:
             old.unlink()
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_COUNTERS = ("silent", "dead", "threshold", "lost")
 
 
 def read_checkpoint(out: Path) -> dict[str, Any]:
@@ -238,26 +197,29 @@ def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
     """The training state saved in `out`."""
     card = read_checkpoint(out)
     try:
-        return _training_state(card, _read_tensors(out / CHECKPOINT / card["file"]), device)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return _training_state(card, read_tensors(out / CHECKPOINT / card["file"]), device)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{out / CHECKPOINT} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> TrainState:
-    config, sites = TrainConfig(**card["training"]), {}
-    for name, scale in card["scales"].items():
-        n_latents, d_in = tensors[f"{name}/W_dec"].shape
-        sae = TopKSAE(d_in, n_latents, config.k, generator=torch.Generator()).to(device)
-        own = site_state(sae, scale)
-        own.silent = tensors[f"{name}/silent"].to(device)
-        for parameter_name, parameter in sae.named_parameters():
-            parameter.data.copy_(tensors[f"{name}/{parameter_name}"])
-            if f"{name}/step/{parameter_name}" in tensors:
-                own.optimizer.state[parameter] = {
-                    "step": tensors[f"{name}/step/{parameter_name}"].to(device),
-                    # the fused optimiser reads moments in the memory order of the parameter
-                    "exp_avg": torch.zeros_like(parameter).copy_(tensors[f"{name}/exp_avg/{parameter_name}"]),
-                    "exp_avg_sq": torch.zeros_like(parameter).copy_(tensors[f"{name}/exp_avg_sq/{parameter_name}"]),
-                }
-        sites[Site.parse(name)] = own
-    return TrainState(sites, card["step"], card["block"], card["position"])
+    members = []
+    for number, config in enumerate(map(TrainConfig.from_json, card["training"])):
+        sites = {}
+        for name, scale in card["scales"].items():
+            place = f"{number}/{name}"
+            n_latents, d_in = tensors[f"{place}/W_dec"].shape
+            own = site_state(config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device), scale)
+            for counter in _COUNTERS:
+                setattr(own, counter, tensors[f"{place}/state/{counter}"].to(device))
+            for parameter_name, parameter in own.sae.named_parameters():
+                parameter.data.copy_(tensors[f"{place}/{parameter_name}"])
+            for weight_name, weight in own.weights.items():
+                moments = {moment: tensors.get(f"{place}/{moment}/{weight_name}") for moment in _MOMENTS}
+                if moments["step"] is not None:
+                    own.optimizer.state[weight] = {moment: value.to(device) for moment, value in moments.items()}
+            sites[Site.parse(name)] = own
+        members.append(Member(config, sites))
+    return TrainState(members, card["step"], card["block"], card["position"])

@@ -1,55 +1,102 @@
-"""The one training loop: dictionaries for all sites from one stream of activations.
+"""The one training loop: any number of dictionaries, at many sites, from one stream of activations.
 
 `train` is a generator that yields after every step with `TrainState` complete, so that a caller can
 report, save or stop anywhere; what it saves then continues to the same numbers. Adam, learning rate
-2e-4 * sqrt(2^14 / n) unless told (Gao et al. 2024, section A.3, found this to be about right for Adam),
-warm-up, and a linear fall to zero over the last fifth.
+5e-4 * sqrt(2^14 / n) unless told, warm-up, and a linear fall to zero over the last fifth. (The power of n
+is that of Gao et al. 2024, section A.3; their factor, 2e-4, is for runs a thousand times as long as the
+default here, where it left half as much variance again unexplained.) Nothing in a step waits for a GPU: latents are
+sorted into dead and alive, and numbers looked at for NaN, every `LOOK` steps.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from sae_core.activations import ActivationStream
+from sae_core import sparse
 from sae_core.errors import UserError
-from sae_core.objectives import topk_objective
-from sae_core.saes import TopKSAE
+from sae_core.objectives import Moment, Outcome, Recipe, TopK, recipe_from_json, recipe_to_json
+from sae_core.saes import SAE, JumpReLUSAE
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
+
+LOOK = 32
+"""Steps between looks at what lies on the device."""
+_MEMORY = 0.99
+"""Of the running estimate of a threshold, per step."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where training takes activations from: blocks of batches, each a pure function of its number."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+
+    @property
+    def batch(self) -> int:
+        """Tokens per batch."""
+        ...
+
+    def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site."""
+        ...
+
+
+@runtime_checkable
+class Downstream(Protocol):
+    """What a reconstruction does to the language model's predictions."""
+
+    def __call__(self, site: Site, x_hat: Tensor, batch: dict[Site, Tensor]) -> Tensor:
+        """KL(model || model with `x_hat` at `site`) in nats per token, differentiable in `x_hat`."""
+        ...
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What to train, and for how long."""
 
+    recipe: Recipe = field(default_factory=TopK)
+    """Architecture and loss."""
     expansion: int = 4
     """Latents per dimension of the activation."""
-    k: int = 16
-    """Latents active per token."""
     tokens: int = 2_000_000
     """Tokens to train on, the text being repeated as often as that takes."""
     batch: int = 1024
     """Tokens per step."""
     lr: float | None = None
-    """Learning rate; None for 2e-4 * sqrt(2^14 / n_latents)."""
+    """Learning rate; None for 5e-4 * sqrt(2^14 / n_latents)."""
     warm_up: int = 50
-    """Steps over which the learning rate rises."""
+    """Steps over which the learning rate rises; penalties rise over four times as many."""
     dead_after: int = 100_000
     """A latent is dead when it was not active during this many tokens."""
-    aux: float = 1 / 32
-    """Weight of the auxiliary loss."""
+    clip: float | None = None
+    """The gradient's norm, over all parameters of one dictionary, is cut to this."""
+    bfloat16: bool | None = None
+    """Whether TopK, BatchTopK and Matryoshka multiply with the encoder in bfloat16, which makes codes three
+    digits exact in training and not otherwise; None for wherever the hardware has instructions for it."""
+    kl: float = 0.0
+    """Weight of KL(model || model with the reconstruction in place), in nats per token."""
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("expansion", "k", "tokens", "batch", "dead_after"):
+        for name in ("expansion", "tokens", "batch", "dead_after"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if getattr(self.recipe, "k", 1) < 1:
+            raise UserError(f"k must be at least 1; got {self.recipe.k}")
         if self.tokens < self.batch:
             raise UserError(f"{self.tokens} training tokens are fewer than one batch of {self.batch}")
-        if self.lr is not None and not self.lr > 0:
-            raise UserError(f"the learning rate must be positive; got {self.lr}")
+        for name, value in (("learning rate", self.lr), ("largest gradient norm", self.clip)):
+            if value is not None and not value > 0:
+                raise UserError(f"the {name} must be positive; got {value}")
+        if self.kl < 0:
+            raise UserError(f"the weight of the KL divergence must not be negative; got {self.kl}")
 
     @property
     def steps(self) -> int:
@@ -57,88 +104,206 @@ class TrainConfig:
 
     def rate(self, step: int, n_latents: int) -> float:
         """Learning rate at a step."""
-        top = 2e-4 * (2**14 / n_latents) ** 0.5 if self.lr is None else self.lr
+        top = 5e-4 * (2**14 / n_latents) ** 0.5 if self.lr is None else self.lr
         return top * min(1.0, (step + 1) / max(1, self.warm_up), (self.steps - step) / max(1.0, 0.2 * self.steps))
+
+    def ramp(self, step: int) -> float:
+        """Share of the sparsity penalty in force at a step."""
+        return min(1.0, (step + 1) / max(1, 4 * self.warm_up))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` is the inverse."""
+        return asdict(self) | {"recipe": recipe_to_json(self.recipe)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "TrainConfig":
+        """The configuration these values describe; raises `UserError` for an option there is not."""
+        unknown = set(value) - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(f"training has no option {', '.join(sorted(unknown))}")
+        recipe = {"recipe": recipe_from_json(value["recipe"])} if "recipe" in value else {}
+        return cls(**(dict(value) | recipe))
 
 
 @dataclass(eq=False)
 class SiteState:
-    """One site's dictionary while it trains."""
+    """One dictionary while it trains."""
 
-    sae: TopKSAE
+    sae: SAE
+    weights: dict[str, nn.Parameter]
+    """The dictionary's parameters as the optimiser sees them: the same memory, in its order."""
     optimizer: torch.optim.Adam
-    silent: Tensor
-    """Tokens since each latent was last active, `[n_latents]`."""
     scale: float
     """Activations are multiplied by this, so that the mean squared norm is d_in."""
+    silent: Tensor
+    """Tokens since each latent was last active, `[n_latents]`."""
+    dead: Tensor
+    """Indices of dead latents at the last look."""
+    threshold: Tensor
+    """Running mean of the smallest activation that a batch kept, and its weight so far, `[2]`."""
+    lost: Tensor
+    """The first step with a loss that was not a number; -1 so far."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One configuration with its dictionaries."""
+
+    config: TrainConfig
+    sites: dict[Site, SiteState]
+
+    @property
+    def name(self) -> str:
+        """What tells members of a sweep apart, e.g. `topk-n1024-k16-seed0`."""
+        recipe = recipe_to_json(self.config.recipe)
+        widths = {state.sae.n_latents for state in self.sites.values()}
+        size = f"n{widths.pop()}" if len(widths) == 1 else f"x{self.config.expansion}"
+        kind = "tied" if recipe.get("tied") else recipe["kind"]
+        own = [f"{name}{recipe[name]:g}" for name in ("k", "l1") if name in recipe]
+        own += [f"kl{self.config.kl:g}"] if self.config.kl else []
+        return "-".join([kind, size, *own, f"seed{self.config.seed}"])
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the encoder's product is in bfloat16: as asked for, or where it is fast."""
+        if self.config.bfloat16 is not None:
+            return self.config.bfloat16
+        weight = next(iter(self.sites.values())).sae.W_dec
+        return weight.dtype is torch.float32 and sparse.multiplies_bfloat16(weight.device)
+
+    def dictionaries(self) -> dict[Site, SAE]:
+        """The finished dictionaries of unscaled activations, as they are now.
+
+        Where a batch chose the active latents, the threshold is the running mean of the smallest that
+        was kept; `calibrate` finds one for a given L0.
+        """
+        found = {}
+        for site, state in self.sites.items():
+            found[site] = sae = state.sae.unscaled(state.scale)
+            if state.threshold[1] > 0:
+                sae.threshold.data.fill_((state.threshold[0] / state.threshold[1]).item() / state.scale)
+        return found
 
 
 @dataclass(eq=False)
 class TrainState:
     """Everything that training needs to go on: dictionaries, optimisers, counters, and the cursor."""
 
-    sites: dict[Site, SiteState]
+    members: list[Member]
     step: int = 0
     block: int = 0
     position: int = 0
     """Batches of `block` already used."""
 
-    def dictionaries(self) -> dict[Site, TopKSAE]:
-        """The dictionaries of unscaled activations, as they are now."""
-        return {site: state.sae.rescaled(state.scale) for site, state in self.sites.items()}
+    def dictionaries(self) -> dict[Site, SAE]:
+        """The dictionaries of the only member."""
+        (member,) = self.members
+        return member.dictionaries()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainStep:
-    """What one step did, per site."""
+    """What one step did: by member and site. Reading a number may wait for the device."""
 
     step: int
-    loss: dict[Site, float] = field(repr=False)
-    fvu: dict[Site, float]
-    l0: dict[Site, float]
-    n_dead: dict[Site, int]
+    outcomes: list[dict[Site, Outcome]]
+    n_dead: list[dict[Site, int]]
+    """At the last look."""
+
+    def numbers(self) -> list[dict[Site, dict[str, float]]]:
+        """Loss, FVU, L0 and dead latents of each member and site."""
+        names = ("loss", "fvu", "l0")
+        return [
+            {
+                site: {name: getattr(o, name).item() for name in names} | {"dead": dead[site]}
+                for site, o in outcomes.items()
+            }
+            for outcomes, dead in zip(self.outcomes, self.n_dead, strict=True)
+        ]
 
 
-def start(stream: ActivationStream, config: TrainConfig) -> TrainState:
-    """An untrained state: scale and mean are those of the stream's first block."""
-    first = list(stream.block(0))
+def start(stream: Stream, *configs: TrainConfig) -> TrainState:
+    """An untrained state with a member for each configuration.
+
+    Scale and bias come from the stream's first batches: the bias starts as the geometric median.
+    """
+    if len({(config.tokens, config.batch) for config in configs}) != 1 or configs[0].batch != stream.batch:
+        raise UserError("all that trains in one pass takes the same number of tokens, in the same batches")
+    first = list(islice(stream.block(0), max(2, 2**17 // stream.batch)))
     if not first:
         raise UserError(f"a block holds fewer than {stream.batch} tokens; give a smaller --batch or more text")
-    sites = {}
+    members = [Member(config, {}) for config in configs]
     for site in stream.sites:
         x = torch.cat([batch[site] for batch in first])
         d_in = x.shape[-1]
         scale = (d_in / x.pow(2).sum(-1).mean()).sqrt().item()
-        generator = generator_for(config.seed, "init", site)
-        sae = TopKSAE(d_in, config.expansion * d_in, config.k, generator=generator).to(x.device)
-        sae.b_dec.data.copy_(scale * x.mean(0))
-        sites[site] = site_state(sae, scale)
-    return TrainState(sites)
+        if not 0 < scale < math.inf:
+            raise UserError(f"the activations at {site} hold NaN or infinity, or are all zero; look at the model")
+        centre = scale * geometric_median(x[:: max(1, len(x) // 2**15)])
+        for member in members:
+            config = member.config
+            generator = generator_for(config.seed, "init", site)
+            sae = config.recipe.new(d_in, config.expansion * d_in, generator=generator).to(x)
+            sae.b_dec.data.copy_(centre)
+            member.sites[site] = site_state(sae, scale)
+    if len({member.name for member in members}) < len(members):
+        names = ", ".join(member.name for member in members)
+        raise UserError(f"members of a sweep must differ in kind, size, k, l1, kl or seed; got {names}")
+    return TrainState(members)
 
 
-def site_state(sae: TopKSAE, scale: float) -> SiteState:
+def site_state(sae: SAE, scale: float) -> SiteState:
     """A fresh optimiser and counters around a dictionary."""
-    optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
-    return SiteState(sae, optimizer, torch.zeros(len(sae.W_dec), dtype=torch.long, device=sae.W_dec.device), scale)
+    # torch's fused Adam copies gradients that are transposed in memory, and mistakes them if their weights are not
+    weights = {
+        name: weight if weight.is_contiguous() else nn.Parameter(weight.detach().T)
+        for name, weight in sae.named_parameters()
+        if weight.requires_grad
+    }
+    optimizer = torch.optim.Adam(weights.values(), lr=0.0, betas=(0.9, 0.999), fused=True)
+    place = {"device": sae.W_dec.device}
+    silent = torch.zeros(sae.n_latents, dtype=torch.long, **place)
+    lost = torch.full((), -1, dtype=torch.long, **place)
+    return SiteState(sae, weights, optimizer, scale, silent, silent[:0].clone(), torch.zeros(2, **place), lost)
 
 
-def train(stream: ActivationStream, state: TrainState, config: TrainConfig) -> Iterator[TrainStep]:
-    """Train `state` in place to `config.steps`; yields after each step."""
+def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -> Float[Tensor, "d_in"]:
+    """The point of least summed distance to the rows, by Weiszfeld's iteration from the mean."""
+    middle = x.mean(0)
+    for _ in range(iterations):
+        weight = 1 / (x - middle).norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        moved = (weight * x).sum(0) / weight.sum()
+        if (moved - middle).norm() <= 1e-5 * middle.norm():
+            return moved
+        middle = moved
+    return middle
+
+
+def train(stream: Stream, state: TrainState, downstream: Downstream | None = None) -> Iterator[TrainStep]:
+    """Train `state` in place to the end of its configuration; yields after each step.
+
+    Raises `UserError`, naming site and step, where a loss is not a number or no latent is active any more.
+    """
+    config, scratch = state.members[0].config, {False: sparse.Scratch(), True: sparse.Scratch(torch.bfloat16)}
+    if any(member.config.kl for member in state.members) and downstream is None:
+        raise UserError("training on the KL divergence needs the language model: give `downstream`")
     while state.step < config.steps:
         before = state.step
         for number, batch in enumerate(stream.block(state.block)):
             if number < state.position:
                 continue  # used before the interruption
-            outcomes = {site: _step(state.sites[site], x, site, state.step, config) for site, x in batch.items()}
+            outcomes = [
+                {site: step(member, site, batch, state.step, scratch[member.bfloat16], downstream) for site in batch}
+                for member in state.members
+            ]
             state.step += 1
             state.position = number + 1
-            yield TrainStep(
-                step=state.step,
-                loss={site: o.loss.item() for site, o in outcomes.items()},
-                fvu={site: o.fvu.item() for site, o in outcomes.items()},
-                l0={site: o.l0.item() for site, o in outcomes.items()},
-                n_dead={site: int((s.silent >= config.dead_after).sum()) for site, s in state.sites.items()},
-            )
+            if state.step % LOOK == 0 or state.step == config.steps:
+                check_finite(state)
+                for member, done in zip(state.members, outcomes, strict=True):
+                    _look(member, done, state.step)
+            n_dead = [{site: len(own.dead) for site, own in member.sites.items()} for member in state.members]
+            yield TrainStep(state.step, outcomes, n_dead)
             if state.step == config.steps:
                 return
         if state.step == before and not state.position:
@@ -146,20 +311,81 @@ def train(stream: ActivationStream, state: TrainState, config: TrainConfig) -> I
         state.block, state.position = state.block + 1, 0
 
 
-def _step(state: SiteState, x: Tensor, site: Site, step: int, config: TrainConfig):
+def step(
+    member: Member,
+    site: Site,
+    batch: dict[Site, Tensor],
+    number: int,
+    scratch: sparse.Scratch,
+    downstream: Downstream | None = None,
+) -> Outcome:
+    """One step of one dictionary, in place; on a GPU it waits for nothing."""
+    config, state, x = member.config, member.sites[site], batch[site]
     sae = state.sae
-    outcome = topk_objective(sae, state.scale * x, state.silent >= config.dead_after, aux=config.aux)
-    if not torch.isfinite(outcome.loss):
-        cause = (
-            "the activations hold NaN or infinity" if not torch.isfinite(x).all() else "the learning rate is too high"
-        )
-        raise UserError(f"training stopped at {site}, step {step}: the loss is {outcome.loss.item()}; likely {cause}")
-    outcome.loss.backward()
+    outcome = config.recipe.loss(sae, state.scale * x, Moment(state.dead, config.ramp(number), scratch))
+    loss = outcome.loss
+    if config.kl:
+        loss = loss + config.kl * downstream(site, outcome.x_hat / state.scale, batch)
+    loss.backward()
     sae.project_gradient()
+    if config.clip:
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
+    for name, weight in sae.named_parameters():
+        if weight.grad is not None and state.weights[name] is not weight:
+            state.weights[name].grad, weight.grad = weight.grad.T, None
     for group in state.optimizer.param_groups:
-        group["lr"] = config.rate(step, len(sae.W_dec))
+        group["lr"] = config.rate(number, sae.n_latents)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     sae.normalise()
-    state.silent = torch.where(outcome.active, 0, state.silent + len(x))
+    state.silent = (state.silent + len(x)).masked_fill(outcome.active, 0)
+    if outcome.threshold is not None:
+        kept = torch.stack([outcome.threshold.nan_to_num(posinf=0.0), torch.ones_like(outcome.threshold)])
+        state.threshold = _MEMORY * state.threshold + (1 - _MEMORY) * kept
+    state.lost = state.lost.masked_fill((state.lost < 0) & ~torch.isfinite(loss), number)
     return outcome
+
+
+def check_finite(state: TrainState) -> None:
+    """Raise `UserError` with the first step at which a loss was not a number, if one ever was."""
+    for member in state.members:
+        for site, own in member.sites.items():
+            if (lost := own.lost.item()) >= 0:
+                raise UserError(
+                    f"training of {member.name} stopped at {site}, step {lost + 1}: the loss is not a number; "
+                    "likely the learning rate is too high, or the activations hold NaN or infinity"
+                )
+
+
+def _look(member: Member, outcomes: dict[Site, Outcome], step: int) -> None:
+    """Find the dead latents; raise `UserError` where none is active any more."""
+    config = member.config
+    for site, own in member.sites.items():
+        own.dead = (own.silent >= config.dead_after).nonzero().squeeze(-1)
+        if step > 4 * config.warm_up and outcomes[site].l0 == 0:
+            raise UserError(
+                f"training of {member.name} stopped at {site}, step {step}: no latent is active any more; "
+                "likely the sparsity penalty or the learning rate is too high"
+            )
+
+
+@torch.no_grad()
+def calibrate(sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], k: int) -> float:
+    """Set one threshold for all latents at which on average k are active on `x`; returns it.
+
+    The threshold is the mean of the two latents between which the (k * batch)-th largest ends.
+    """
+    count = k * len(x)
+    largest = torch.empty(0, device=x.device, dtype=x.dtype)
+    for chunk in x.split(1024):
+        pre = sae.pre(chunk).flatten()
+        largest = torch.cat([largest, pre[pre > 0]])
+        if len(largest) > count + 1:
+            largest = largest.topk(count + 1).values
+    if len(largest) <= count:  # not even that many are positive
+        threshold = 0.0
+    else:
+        ordered = largest.sort(descending=True).values
+        threshold = ((ordered[count - 1] + ordered[count]) / 2).item()
+    sae.threshold.data.fill_(threshold)
+    return threshold

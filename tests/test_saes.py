@@ -1,43 +1,62 @@
-"""TopK autoencoders: k latents, unit directions, and gradients that go where they are told."""
+"""The architectures: what their codes are, that a code is a token's own, and units of the activations."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import generator
 from tiny import user_error
 
-from sae_core.measures import fvu, l0
-from sae_core.objectives import topk_objective
-from sae_core.saes import TopKSAE
+from sae_core import saes
+from sae_core.dictionaries import Dictionary
+from sae_core.measures import l0
+from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
 
 D_IN, N_LATENTS, K = 8, 24, 3
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+KINDS = {
+    "relu": ReLUSAE,
+    "tied": TiedSAE,
+    "topk": lambda *sizes, generator: TopKSAE(*sizes, K, generator=generator),
+    "jumprelu": JumpReLUSAE,
+    "gated": GatedSAE,
+}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator(seed))
 
 
-def random_sae(seed: int = 0, *, n_latents: int = N_LATENTS, k: int = K) -> TopKSAE:
-    """A dictionary whose encoder and biases are anything, as in the middle of training."""
-    sae = TopKSAE(D_IN, n_latents, k, generator=generator(seed))
+def random_sae(kind: str = "topk", seed: int = 0) -> SAE:
+    """A dictionary of which nothing is at its initial value, as in the middle of training."""
+    sae = KINDS[kind](D_IN, N_LATENTS, generator=generator(seed))
     with torch.no_grad():
-        sae.W_enc += 0.3 * normal(D_IN, n_latents, seed=seed + 1)
-        sae.b_enc += 0.3 * normal(n_latents, seed=seed + 2)
-        sae.b_dec += normal(D_IN, seed=seed + 3)
+        for i, (name, parameter) in enumerate(sae.named_parameters()):
+            parameter += 0.3 * normal(*parameter.shape, seed=10 * seed + i + 1)
+            if name == "threshold":
+                parameter.abs_()
+        sae.normalise()
     return sae
 
 
-# ---- codes -----------------------------------------------------------------------------------------
+def random_topk(seed: int = 0, *, k: int = K) -> TopKSAE:
+    sae = random_sae("topk", seed)
+    sae.k = k
+    return sae
+
+
+@pytest.fixture(params=KINDS)
+def sae(request) -> SAE:
+    """Each of the architectures in turn."""
+    return random_sae(request.param)
+
+
+# ---- codes -------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, N_LATENTS))
-def test_codes_are_the_k_largest_where_positive(seed, k):
-    sae, x = random_sae(seed, k=k), normal(5, D_IN, seed=seed)
+def test_codes_of_topk_are_the_k_largest_where_positive(seed, k):
+    sae, x = random_topk(seed, k=k), normal(5, D_IN, seed=seed)
     f, pre = sae.encode(x), (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     assert (f >= 0).all() and ((f > 0).sum(-1) <= k).all()
     assert l0(f) <= k
@@ -47,8 +66,39 @@ def test_codes_are_the_k_largest_where_positive(seed, k):
         assert torch.allclose(row, expected, atol=1e-5)
 
 
+def test_the_other_codes_by_hand():
+    x = normal(40, D_IN)
+    for kind in ("relu", "tied", "jumprelu", "gated"):
+        sae = random_sae(kind)
+        W_enc = sae.W_dec.T if kind == "tied" else sae.W_enc
+        pre = (x - sae.b_dec) @ W_enc
+        if kind == "gated":
+            f = (pre + sae.b_gate > 0) * (sae.r_mag.exp() * pre + sae.b_mag).relu()
+        elif kind == "jumprelu":
+            f = (pre + sae.b_enc) * (pre + sae.b_enc > sae.threshold)
+        else:
+            f = (pre + sae.b_enc).relu()
+        assert torch.allclose(sae.encode(x), f, atol=1e-5), kind
+        assert 0 < l0(f) < N_LATENTS
+
+
+def test_a_negative_threshold_lets_no_negative_latent_through():
+    sae = random_sae("jumprelu")
+    with torch.no_grad():
+        sae.threshold.fill_(-1)
+    assert torch.equal(sae.encode(normal(9, D_IN)), sae.pre(normal(9, D_IN)).relu())
+
+
+def test_a_gain_multiplies_after_the_choice():
+    sae, x, gain = random_topk(), normal(30, D_IN), 1 + normal(N_LATENTS, seed=5).abs()
+    before = sae.encode(x)
+    sae.gain = gain
+    assert torch.allclose(sae.encode(x), before * gain)
+    assert "gain" not in dict(sae.named_parameters())
+
+
 def test_l0_can_be_smaller_than_k():
-    sae = random_sae()
+    sae = random_topk()
     with torch.no_grad():
         sae.b_enc.fill_(-100)
     assert l0(sae.encode(normal(5, D_IN))) == 0
@@ -57,22 +107,33 @@ def test_l0_can_be_smaller_than_k():
     assert l0(sae.encode(normal(5, D_IN))) == K
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 6))
-def test_a_code_does_not_depend_on_its_neighbours(seed, place):
-    sae, x = random_sae(seed), normal(7, D_IN, seed=seed)
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(list(KINDS)), st.integers(0, 10**6), st.integers(0, 6))
+def test_a_code_does_not_depend_on_its_neighbours(kind, seed, place):
+    sae, x = random_sae(kind, seed), normal(7, D_IN, seed=seed)
     alone, among = sae.encode(x[place]), sae.encode(x)[place]
-    assert torch.allclose(alone, among, atol=1e-5)
+    assert torch.allclose(alone, among, atol=1e-4)
     other = torch.cat([x[place : place + 1], 100 * normal(3, D_IN, seed=seed + 1)])
-    assert torch.allclose(sae.encode(other)[0], among, atol=1e-5)
-    assert torch.allclose(sae.encode(x[None])[0], sae.encode(x), atol=1e-5)
+    assert torch.allclose(sae.encode(other)[0], among, atol=1e-4)
+    assert torch.allclose(sae.encode(x[None])[0], sae.encode(x), atol=1e-4)
 
 
-def test_decode_is_affine_in_the_directions():
-    sae, f = random_sae(), normal(4, N_LATENTS)
-    assert torch.allclose(sae.decode(f), f @ sae.W_dec + sae.b_dec)
+def test_decode_is_affine_in_the_directions(sae):
+    f = normal(4, N_LATENTS)
+    assert torch.allclose(sae.decode(f), f @ sae.W_dec + sae.b_dec, atol=1e-5)
     assert sae.directions is sae.W_dec
     assert torch.equal(sae.decode(torch.zeros(N_LATENTS)), sae.b_dec)
+    assert isinstance(sae, Dictionary)
+    assert (sae.n_latents, sae.d_in) == (N_LATENTS, D_IN)
+
+
+def test_encoding_and_decoding_change_no_state(sae):
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    sae.decode(sae.encode(normal(20, D_IN)))
+    assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+
+
+# ---- as they begin -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [0, -1, N_LATENTS + 1])
@@ -81,20 +142,38 @@ def test_k_must_fit(k):
         TopKSAE(D_IN, N_LATENTS, k, generator=generator())
 
 
-def test_initial_weights_depend_on_the_generator_alone():
+@pytest.mark.parametrize("kind", KINDS)
+def test_initial_weights_depend_on_the_generator_alone(kind):
     before = torch.get_rng_state()
-    a, b, c = (TopKSAE(D_IN, N_LATENTS, K, generator=generator(seed)) for seed in (0, 0, 1))
+    a, b, c = (KINDS[kind](D_IN, N_LATENTS, generator=generator(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.W_dec, c.W_dec)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---- unit directions -------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoders_begin_along_the_directions(kind):
+    sae = KINDS[kind](D_IN, N_LATENTS, generator=generator())
+    assert torch.allclose(torch.cosine_similarity(sae.W_enc.T, sae.W_dec), torch.ones(N_LATENTS), atol=1e-6)
+    assert (sae.W_dec.norm(dim=-1) - 1).abs().max() < 1e-6
+    assert not sae.b_enc.any() and not sae.b_dec.any()
 
 
-def test_directions_are_unit_vectors_after_normalise():
-    sae = random_sae()
-    assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(N_LATENTS), atol=1e-6)
+def test_a_tied_autoencoder_has_one_matrix_and_a_plain_one_two():
+    names = {kind: {name for name, _ in random_sae(kind).named_parameters()} for kind in KINDS}
+    assert names["tied"] == {"W_dec", "b_enc", "b_dec"}
+    assert names["relu"] == names["topk"] == names["tied"] | {"W_enc"}
+    assert names["jumprelu"] == names["relu"] | {"threshold"}
+    assert names["gated"] == {"W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"}
+    sae = random_sae("tied")
+    sae.encode(normal(5, D_IN)).sum().backward()
+    assert sae.W_dec.grad.any()  # an encoder's gradient, through the tie
+
+
+# ---- unit directions ---------------------------------------------------------------------------------
+
+
+def test_directions_are_unit_vectors_after_normalise(sae):
     with torch.no_grad():
         sae.W_dec.mul_(1 + normal(N_LATENTS, 1).abs())
     along = sae.W_dec.detach().clone()
@@ -104,8 +183,8 @@ def test_directions_are_unit_vectors_after_normalise():
     assert torch.allclose(torch.cosine_similarity(sae.W_dec, along), torch.ones(N_LATENTS), atol=1e-6)
 
 
-def test_project_gradient_leaves_what_is_orthogonal():
-    sae, grad = random_sae(), normal(N_LATENTS, D_IN)
+def test_project_gradient_leaves_what_is_orthogonal(sae):
+    grad = normal(N_LATENTS, D_IN)
     sae.project_gradient()  # without a gradient there is nothing to do
     sae.W_dec.grad = grad.clone()
     assert (grad * sae.W_dec).sum(-1).abs().max() > 0.1
@@ -115,93 +194,55 @@ def test_project_gradient_leaves_what_is_orthogonal():
     assert torch.allclose(taken, (grad * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec, atol=1e-6)
 
 
+def test_that_rows_are_taken_a_few_at_a_time_does_not_show(sae, monkeypatch):
+    def after() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            sae.W_dec.copy_(1 + normal(N_LATENTS, D_IN))
+        sae.normalise()
+        sae.W_dec.grad = normal(N_LATENTS, D_IN, seed=1)
+        sae.project_gradient()
+        return sae.W_dec.detach().clone(), sae.W_dec.grad
+
+    whole = after()
+    monkeypatch.setattr(saes, "_ROWS", 7)
+    assert all(torch.equal(a, b) for a, b in zip(whole, after(), strict=True))
+
+
+# ---- units of the activations ------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("scale", [0.25, 1.0, 7.0])
-def test_rescaled_is_the_dictionary_of_unscaled_activations(scale):
-    sae, x = random_sae(), normal(50, D_IN)
-    other = sae.rescaled(scale)
-    assert torch.allclose(other.encode(x), sae.encode(scale * x) / scale, atol=1e-4)
-    assert torch.allclose(other.decode(other.encode(x)), sae.decode(sae.encode(scale * x)) / scale, atol=1e-4)
-    assert torch.equal(other.directions, sae.directions) and not other.W_dec.requires_grad
+def test_unscaled_is_the_dictionary_of_unscaled_activations(sae, scale):
+    x = normal(50, D_IN)
+    other, f = sae.unscaled(scale), sae.encode(scale * x)
+    assert torch.allclose(other.encode(x), f / scale, atol=1e-4) and f.any()
+    assert torch.allclose(other.decode(other.encode(x)), sae.decode(f) / scale, atol=1e-4)
+    assert torch.equal(other.directions, sae.directions)
+    assert not any(parameter.requires_grad for parameter in other.parameters())
     if scale != 1:
         assert not torch.allclose(other.encode(x), sae.encode(x), atol=1e-2)
 
 
-def test_rescaled_leaves_the_original_alone():
-    sae = random_sae()
+def test_unscaled_keeps_the_gain():
+    sae, x = random_topk(), normal(30, D_IN)
+    sae.gain = 1 + normal(N_LATENTS).abs()
+    assert torch.allclose(sae.unscaled(3.0).encode(x), sae.encode(3 * x) / 3, atol=1e-5)
+
+
+def test_unscaled_leaves_the_original_alone(sae):
+    sae.encode(normal(4, D_IN)).sum().backward()
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    other = sae.unscaled(3.0)
+    assert all(parameter.grad is None for parameter in other.parameters())
     with torch.no_grad():
-        sae.rescaled(3.0).W_dec.zero_()
+        for parameter in other.parameters():
+            parameter.zero_()
     assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+    assert any(parameter.grad is not None for parameter in sae.parameters())
 
 
-# ---- the objective ---------------------------------------------------------------------------------
-
-DEAD = 5
-
-
-def sae_with_a_dead_latent() -> tuple[TopKSAE, torch.Tensor, torch.Tensor]:
-    """A dictionary, activations, and the mask of its one dead latent, never among the k largest."""
-    sae, x = random_sae(), normal(64, D_IN, seed=9)
-    with torch.no_grad():
-        # positive on many tokens, so that a gradient can pass, but smaller than the others' k largest
-        sae.W_enc[:, DEAD] *= 0.01
-        sae.b_enc[DEAD] = 0.01
-    assert not (sae.encode(x)[:, DEAD] > 0).any()
-    return sae, x, torch.arange(N_LATENTS) == DEAD
-
-
-def gradients(sae: TopKSAE, x, dead, **rest) -> dict[str, torch.Tensor]:
-    sae.zero_grad()
-    topk_objective(sae, x, dead, **rest).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in sae.named_parameters()}
-
-
-def test_the_loss_is_fvu_when_nothing_is_dead():
-    sae, x = random_sae(), normal(64, D_IN, seed=9)
-    x_hat = sae.decode(sae.encode(x))
-    by_hand = (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-    outcome = topk_objective(sae, x, torch.zeros(N_LATENTS, dtype=torch.bool))
-    assert outcome.loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert outcome.fvu.item() == pytest.approx(fvu(x, x_hat), rel=1e-5)
-    assert torch.equal(outcome.active, (sae.encode(x) > 0).any(0))
-    assert outcome.l0.item() == pytest.approx(l0(sae.encode(x)))
-
-
-def test_the_auxiliary_loss_by_hand():
-    """One dead latent: what it adds is its own reconstruction of the error."""
-    sae, x, dead = sae_with_a_dead_latent()
-    error = x - sae.decode(sae.encode(x))
-    e_hat = sae.pre(x)[:, DEAD].relu()[:, None] * sae.W_dec[DEAD]
-    share = (error - e_hat).pow(2).sum() / (error - error.mean(0)).pow(2).sum()
-    outcome = topk_objective(sae, x, dead, aux=0.5)
-    assert (outcome.loss - outcome.fvu).item() == pytest.approx(0.5 * share.item(), rel=1e-4)
-
-
-def test_the_auxiliary_loss_reaches_the_dead_latent_and_nothing_else():
-    sae, x, dead = sae_with_a_dead_latent()
-    plain, auxiliary = gradients(sae, x, dead, aux=0.0), gradients(sae, x, dead, aux=1 / 32)
-    assert plain["W_enc"][:, DEAD].abs().max() == plain["W_dec"][DEAD].abs().max() == plain["b_enc"][DEAD] == 0
-    assert auxiliary["W_enc"][:, DEAD].abs().max() > 0
-    assert auxiliary["W_dec"][DEAD].abs().max() > 0
-    assert auxiliary["b_enc"][DEAD].abs() > 0
-    assert torch.equal(plain["W_enc"][:, ~dead], auxiliary["W_enc"][:, ~dead])
-    assert torch.equal(plain["W_dec"][~dead], auxiliary["W_dec"][~dead])
-    assert torch.equal(plain["b_enc"][~dead], auxiliary["b_enc"][~dead])
-
-
-def test_at_most_half_as_many_dead_latents_as_dimensions_help():
-    sae, x = random_sae(), normal(64, D_IN, seed=9)
-    dead = torch.ones(N_LATENTS, dtype=torch.bool)
-    f_dead = sae.pre(x).topk(D_IN // 2, dim=-1)
-    e_hat = torch.zeros(64, N_LATENTS).scatter(-1, f_dead.indices, f_dead.values.relu()) @ sae.W_dec
-    error = x - sae.decode(sae.encode(x))
-    share = (error - e_hat).pow(2).sum() / (error - error.mean(0)).pow(2).sum()
-    outcome = topk_objective(sae, x, dead, aux=1.0)
-    assert (outcome.loss - outcome.fvu).item() == pytest.approx(share.item(), rel=1e-4)
-
-
-def test_the_objective_changes_no_state():
-    sae, x, dead = sae_with_a_dead_latent()
-    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    topk_objective(sae, x, dead)
-    assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+def test_a_tied_autoencoder_is_a_plain_one_when_finished():
+    sae = random_sae("tied")
+    finished = sae.unscaled(2.0)
+    assert type(finished) is ReLUSAE
+    assert torch.equal(finished.W_enc, sae.W_dec.T)

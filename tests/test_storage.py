@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import unchecked
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_training import CONFIG, make_stream, weights
+from test_saes import KINDS, random_sae
+from test_training import PLACES, config, every, finish, memory, same, small
 from tiny import user_error, write_tiny
 
+from sae_core import files as disk
 from sae_core import storage
+from sae_core.dictionaries import Dictionary
+from sae_core.files import write_json, write_text
 from sae_core.models import load_model
+from sae_core.normed import LayerNormed, NormRescaled
+from sae_core.objectives import Matryoshka, TopK
 from sae_core.saes import TopKSAE
 from sae_core.sites import Site, Stream
 from sae_core.storage import (
@@ -23,8 +31,7 @@ from sae_core.storage import (
     read_checkpoint,
     save_checkpoint,
     save_set,
-    write_json,
-    write_text,
+    sets_in,
 )
 from sae_core.text import Text
 from sae_core.training import TrainConfig, start, train
@@ -48,7 +55,7 @@ def original(model) -> DictionarySet:
         for name in ("W_enc", "b_enc", "b_dec"):
             parameter = getattr(saes[site], name)
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return DictionarySet(model.name, model.fingerprint(), TEXT, TrainConfig(k=5, lr=1e-3), saes)
+    return DictionarySet(model.name, model.fingerprint(), TEXT, saes, TrainConfig(TopK(5), lr=1e-3))
 
 
 @pytest.fixture
@@ -82,6 +89,58 @@ def test_saving_again_gives_the_same_files(folder, tmp_path):
     assert files(tmp_path / "again") == files(folder)
     save_set(load_set(folder), folder)  # onto itself
     assert files(tmp_path / "again") == files(folder)
+
+
+def with_gain() -> TopKSAE:
+    sae = random_sae("topk")
+    sae.gain = torch.linspace(0.5, 2.0, sae.n_latents)
+    return sae
+
+
+ALL = {
+    **{kind: lambda kind=kind: random_sae(kind).unscaled(2.0) for kind in KINDS},
+    "gain": with_gain,
+    "layer norm": lambda: LayerNormed(random_sae("topk")),
+    "constant norm": lambda: NormRescaled(random_sae("relu")),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sets_of_every_architecture_come_back(name, original, tmp_path):
+    dictionary = ALL[name]()
+    before = replace(original, dictionaries={Site(1): dictionary}, training=None, origin={"resid_post.1": "elsewhere"})
+    save_set(before, tmp_path / "set")
+    loaded = load_set(tmp_path / "set")
+    assert (loaded.training, loaded.origin) == (None, {"resid_post.1": "elsewhere"})
+    other = loaded.dictionaries[Site(1)]
+    assert type(other) is type(dictionary) and isinstance(other, Dictionary)
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(5))
+    f = dictionary.encode(x)
+    if name == "gain":  # kept in the lengths of the directions
+        assert torch.allclose(other.encode(x), f, atol=1e-5)
+    else:
+        assert torch.equal(other.encode(x), f) and torch.equal(other.decode(f), dictionary.decode(f))
+        save_set(loaded, tmp_path / "again")
+        assert files(tmp_path / "again") == files(tmp_path / "set")
+
+
+def test_how_it_was_trained_comes_back(original, tmp_path):
+    for i, own in enumerate((*every(), TrainConfig(Matryoshka(prefixes=(0.25, 1.0)), kl=0.5, clip=1.0))):
+        save_set(replace(original, training=own), tmp_path / str(i))
+        assert load_set(tmp_path / str(i)).training == own
+
+
+def test_a_sweep_is_a_folder_of_sets(original, tmp_path):
+    for name in ("b", "a"):
+        save_set(original, tmp_path / "sweep" / name)
+    assert sets_in(tmp_path / "sweep") == [tmp_path / "sweep" / "a", tmp_path / "sweep" / "b"]
+    assert sets_in(tmp_path / "sweep" / "a") == [tmp_path / "sweep" / "a"]
+    with user_error("sweep", "a, b"):
+        load_set(tmp_path / "sweep")
+    for folder in ("gone", "."):
+        with user_error(str(tmp_path / folder)):
+            sets_in(tmp_path / folder)
 
 
 def test_the_files_are_those_that_sae_lens_reads(original, folder):
@@ -198,23 +257,33 @@ def test_a_missing_file(folder, name):
         {"sites": [3]},
         {"text": {"source": "storybook"}},
         {"text": {"unheard": 1}},
-        {"training": {"k": 0}},
-        {"training": None},
+        {"training": {"k": 3}},
+        {"training": {"recipe": {"kind": "gru"}}},
+        {"training": {"recipe": {"kind": ["topk"]}}},
+        {"training": {"recipe": "topk"}},
+        {"training": {"tokens": "many"}},
         {"sites": None},
     ],
 )
 def test_a_card_with_wrong_values(folder, change):
     card = json.loads((folder / "set.json").read_text())
     (folder / "set.json").write_text(json.dumps(card | change))
-    with user_error():
+    with user_error(), unchecked():
         load_set(folder)
 
 
-@pytest.mark.parametrize("change", [{"k": 0}, {"k": 1000}, {"k": None}, {"k": "many"}, {"architecture": "jumprelu"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"k": k} for k in (0, 1000, None, "many")),
+        *({"architecture": name} for name in ("jumprelu", ["topk"], "gru")),
+        {"normalize_activations": "by eye"},
+    ],
+)
 def test_a_dictionary_with_wrong_values(folder, change):
     path = folder / "resid_post.0" / "cfg.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with user_error():
+    with user_error(), unchecked():
         load_set(folder)
 
 
@@ -277,25 +346,38 @@ def test_tensors_that_cannot_be_written_leave_no_trace(original, folder, monkeyp
         if what == "replace":
             patch.setattr(os, "replace", fail)
         else:
-            patch.setattr(storage, "save_file", half)
+            patch.setattr(disk, "save_file", half)
         save_set(original, folder)
     after = files(folder)
     assert set(after) <= set(before)  # no stray temporary files
     assert all(after[name] == before[name] for name in after)
 
 
+def test_a_full_disk_as_safetensors_reports_it_is_one_line(original, folder, monkeypatch):
+    before = files(folder)
+
+    def full(tensors, path):
+        Path(path).write_bytes(b"half a file")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch, user_error(str(folder), "could not be written", "No space left"):
+        patch.setattr(disk, "save_file", full)
+        save_set(original, folder)
+    assert set(files(folder)) == set(before) - {"set.json"}
+
+
 def test_a_set_whose_writing_was_interrupted_is_no_set(original, folder, monkeypatch):
     """New tensors must never go with an old card: the card is removed first and written last."""
     calls = []
 
-    def stop_at_the_second(tensors, path, real=storage.save_file):
+    def stop_at_the_second(tensors, path, real=disk.save_file):
         calls.append(path)
         if len(calls) == 2:
             fail()
         real(tensors, path)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-        patch.setattr(storage, "save_file", stop_at_the_second)
+        patch.setattr(disk, "save_file", stop_at_the_second)
         save_set(original, folder)
     with user_error("no dictionaries"):
         load_set(folder)
@@ -306,18 +388,24 @@ def test_a_set_whose_writing_was_interrupted_is_no_set(original, folder, monkeyp
 # ---- checkpoints -----------------------------------------------------------------------------------
 
 
+STOP = 35
+
+
 @pytest.fixture(scope="module")
-def half_way(model):
-    state = start(make_stream(model), CONFIG)
-    run = train(make_stream(model), state, CONFIG)
-    for _ in range(4):
-        next(run)
+def half_way():
+    """Every architecture at two sites, some latents dead, between blocks and inside one."""
+    stream = small()
+    state = start(stream, *every(steps=40))
+    run = train(stream, state)
+    with unchecked():
+        for _ in range(STOP - 1):
+            next(run)
     return state
 
 
 @pytest.fixture
 def out(half_way, model, tmp_path) -> Path:
-    save_checkpoint(half_way, TEXT, model, CONFIG, tmp_path / "run")
+    save_checkpoint(half_way, TEXT, model, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -326,26 +414,38 @@ CPU = torch.device("cpu")
 
 def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
     loaded = load_checkpoint(out, device=CPU)
-    assert (loaded.step, loaded.block, loaded.position) == (4, half_way.block, half_way.position)
+    assert (loaded.step, loaded.block, loaded.position) == (STOP - 1, half_way.block, half_way.position)
     assert half_way.block > 0 and half_way.position > 0
-    assert all(torch.equal(tensor, weights(loaded)[name]) for name, tensor in weights(half_way).items())
-    for site, own in half_way.sites.items():
-        other = loaded.sites[site]
-        assert other.scale == own.scale and torch.equal(other.silent, own.silent)
-        for a, b in zip(own.sae.parameters(), other.sae.parameters(), strict=True):
-            moments, copies = own.optimizer.state[a], other.optimizer.state[b]
-            assert moments.keys() == copies.keys()
-            assert all(torch.equal(moments[name], copies[name]) for name in moments)
-            # the fused optimiser pairs elements by memory order
-            assert a.stride() == b.stride() == copies["exp_avg"].stride() == copies["exp_avg_sq"].stride()
+    assert same(memory(loaded), memory(half_way))
+    assert any(len(tensor) for name, tensor in memory(loaded).items() if name.endswith(" dead"))
+    assert [member.name for member in loaded.members] == [member.name for member in half_way.members]
+    for a, b in zip(half_way.members, loaded.members, strict=True):
+        assert list(b.sites) == list(PLACES)
+        for site, own in a.sites.items():
+            assert b.sites[site].scale == own.scale
+            for name, weight in b.sites[site].weights.items():
+                assert weight.data_ptr() == getattr(b.sites[site].sae, name).data_ptr()
+                # the fused optimiser pairs elements by memory order
+                assert weight.stride() == own.weights[name].stride()
+                moments = b.sites[site].optimizer.state[weight]
+                assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
     card = read_checkpoint(out)
-    assert Text(**card["text"]) == TEXT and TrainConfig(**card["training"]) == CONFIG
+    assert Text(**card["text"]) == TEXT and list(map(TrainConfig.from_json, card["training"])) == every(steps=40)
     assert card["fingerprint"] == model.fingerprint()
 
 
+def test_a_state_before_its_first_step_can_be_saved(model, tmp_path):
+    state = start(small(), config())
+    save_checkpoint(state, TEXT, model, tmp_path)
+    resumed = load_checkpoint(tmp_path, device=CPU)
+    assert same(memory(resumed), memory(state))
+    finish(small(), resumed)
+    finish(small(), state)
+    assert same(memory(resumed), memory(state))
+
+
 def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
-    later = replace(half_way, step=5)
-    save_checkpoint(later, TEXT, model, CONFIG, out)
+    save_checkpoint(replace(half_way, step=5), TEXT, model, out)
     assert set(files(out)) == {"checkpoint/state.json", "checkpoint/state-5.safetensors"}
     assert load_checkpoint(out, device=CPU).step == 5
 
@@ -353,11 +453,10 @@ def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
 @pytest.mark.parametrize("what", ["save_file", "write_json"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(half_way, model, out, monkeypatch, what):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-        patch.setattr(storage, what, fail)
-        save_checkpoint(replace(half_way, step=5), TEXT, model, CONFIG, out)
+        patch.setattr(disk if what == "save_file" else storage, what, fail)
+        save_checkpoint(replace(half_way, step=5), TEXT, model, out)
     loaded = load_checkpoint(out, device=CPU)
-    assert loaded.step == 4
-    assert all(torch.equal(tensor, weights(loaded)[name]) for name, tensor in weights(half_way).items())
+    assert loaded.step == STOP - 1 and same(memory(loaded), memory(half_way))
 
 
 def test_folders_without_a_checkpoint(tmp_path):
@@ -366,7 +465,29 @@ def test_folders_without_a_checkpoint(tmp_path):
             load_checkpoint(folder, device=CPU)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scales": {"resid_post.9": 1.0}},
+        {"scales": {"nowhere": 1.0}},
+        {"scales": None},
+        {"training": [{"recipe": {"kind": "gru"}}]},
+        {"training": [{"k": 3}]},
+        {"training": None},
+        {"file": "state-99.safetensors"},
+        {"file": 3},
+    ],
+)
+def test_checkpoint_cards_with_wrong_values(out, change):
+    path = out / "checkpoint" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with user_error(), unchecked():
+        load_checkpoint(out, device=CPU)
+
+
 def test_damaged_checkpoints(out, tmp_path):
+    file = f"state-{STOP - 1}.safetensors"
+
     def damaged(change) -> Path:
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -374,21 +495,26 @@ def test_damaged_checkpoints(out, tmp_path):
         change(copy / "checkpoint")
         return copy
 
-    def truncate(folder):
-        path = folder / "state-4.safetensors"
-        path.write_bytes(path.read_bytes()[:500])
+    def without(part: str, instead: torch.Tensor | None = None):
+        def change(folder):
+            tensors = load_file(folder / file)
+            (name,) = [name for name in tensors if name.startswith("0/resid_post.0/") and name.endswith(part)]
+            del tensors[name]
+            save_file(tensors if instead is None else tensors | {name: instead}, folder / file)
 
-    def swap_site(folder):
-        card = json.loads((folder / "state.json").read_text())
-        (folder / "state.json").write_text(json.dumps(card | {"scales": {"resid_post.9": 1.0}}))
+        return change
 
     for change in (
-        truncate,
-        swap_site,
-        lambda folder: (folder / "state-4.safetensors").unlink(),
+        lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:500]),
+        lambda folder: (folder / file).unlink(),
         lambda folder: (folder / "state.json").write_text("{"),
         lambda folder: (folder / "state.json").write_text("{}"),
         lambda folder: (folder / "state.json").write_text("[]"),
+        without("0/b_dec"),
+        without("state/silent"),
+        without("exp_avg/W_dec"),
+        without("0/W_dec", torch.zeros(5)),
+        without("0/W_enc", torch.zeros(3, 4)),
     ):
         copy = damaged(change)
         with user_error(str(copy)):

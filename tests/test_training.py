@@ -1,350 +1,438 @@
-"""The training loop finds planted directions, and resumes as if it had never stopped."""
+"""The training loop finds planted directions, trains many as it trains one, and resumes as if it had never stopped."""
 
-from collections import Counter
-from dataclasses import replace
+import json
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny import random_tokens, user_error
+from planted import Planted, Rows, generator, mean_max_cosine, planted_directions, unchecked
+from tiny import user_error
+from torch import Tensor
 
-from sae_core.activations import ActivationStream, harvest
-from sae_core.measures import quality
+from sae_core.measures import fvu, l0
+from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, Moment, ReLU, TopK
+from sae_core.saes import JumpReLUSAE
 from sae_core.sites import Site, Stream
 from sae_core.storage import load_checkpoint, save_checkpoint
 from sae_core.text import Text
-from sae_core.training import TrainConfig, TrainState, start, train
+from sae_core.training import LOOK, TrainConfig, TrainState, calibrate, geometric_median, start, train
 
 # ---- planted directions ----------------------------------------------------------------------------
 
 
-class Planted(ActivationStream):
-    """A stream whose activations are sparse positive combinations of known unit directions."""
-
-    def __init__(self, directions: torch.Tensor, *, n_active: int = 2):
-        vars(self).update(directions=directions, n_active=n_active, sites=(Site(0),), batch=256, seed=0)
-
-    def block(self, block: int):
-        for i in range(16):
-            generator = torch.Generator().manual_seed(10**6 * self.seed + 100 * block + i)
-            n = len(self.directions)
-            active = torch.rand(self.batch, n, generator=generator).topk(self.n_active, dim=-1).indices
-            size = 0.5 + torch.rand(self.batch, self.n_active, generator=generator)
-            f = torch.zeros(self.batch, n).scatter(-1, active, size)
-            yield dict.fromkeys(self.sites, f @ self.directions)
-
-
-def planted_directions(n: int = 48, d_in: int = 20) -> torch.Tensor:
-    return F.normalize(torch.randn(n, d_in, generator=torch.Generator().manual_seed(7)), dim=-1)
-
-
-def mean_max_cosine(truth: torch.Tensor, found: torch.Tensor) -> float:
-    return (truth @ F.normalize(found, dim=-1).T).amax(1).mean().item()
-
-
-def test_training_recovers_planted_directions():
+@pytest.mark.parametrize(
+    ("recipe", "steps", "lr"),
+    [
+        (TopK(2), 400, 3e-3),
+        (BatchTopK(2), 500, 3e-3),
+        (Matryoshka(2, (0.5, 1.0)), 700, 5e-3),
+        (JumpReLU(2), 1200, 5e-3),
+        (Gated(3.0), 900, 1e-2),
+        (ReLU(2.0), 700, 1e-2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_training_recovers_planted_directions(recipe, steps, lr):
     truth = planted_directions()
     stream = Planted(truth)
-    config = TrainConfig(expansion=4, k=2, tokens=1500 * 256, batch=256, lr=3e-3, dead_after=20_000)
-    state = start(stream, config)
+    state = start(stream, TrainConfig(recipe, tokens=steps * 256, batch=256, lr=lr, dead_after=20_000))
     untrained = mean_max_cosine(truth, state.dictionaries()[Site(0)].directions)
-    steps = list(train(stream, state, config))
-    found = state.dictionaries()[Site(0)].directions
+    with unchecked():
+        *_, last = train(stream, state)
+    found = state.dictionaries()[Site(0)]
     assert untrained < 0.6
-    assert mean_max_cosine(truth, found) >= 0.95
-    assert steps[-1].fvu[Site(0)] < 0.1 < steps[0].fvu[Site(0)]
+    assert mean_max_cosine(truth, found.directions) > 0.95
     # control: other directions of the same kind are not found
-    other = F.normalize(torch.randn(48, 20, generator=torch.Generator().manual_seed(8)), dim=-1)
-    assert mean_max_cosine(other, found) < 0.7
+    assert mean_max_cosine(planted_directions(seed=8), found.directions) < 0.7
+    # what the loop reported of scaled activations holds of the finished dictionary on new ones
+    x = torch.cat([batch[Site(0)] for batch in stream.block(10**4)])
+    f = found.encode(x)
+    ((now,),) = (member.values() for member in last.numbers())
+    assert now["fvu"] == pytest.approx(fvu(x, found.decode(f)), abs=0.03)
+    assert now["l0"] == pytest.approx(l0(f), rel=0.15)
 
 
-# ---- the stream ------------------------------------------------------------------------------------
+def test_tied_encoders_are_found_with_their_directions():
+    """Weights tied, fewer directions: with many in few dimensions a tied encoder hears too much else."""
+    truth = planted_directions(24, 20)
+    stream = Planted(truth)
+    state = start(stream, TrainConfig(ReLU(2.0, tied=True), expansion=2, tokens=900 * 256, batch=256, lr=1e-2))
+    with unchecked():
+        assert len(list(train(stream, state))) == 900
+    found = state.dictionaries()[Site(0)]
+    assert mean_max_cosine(truth, found.directions) > 0.95
+    assert torch.equal(found.W_enc, found.W_dec.T)
 
 
-SITES = (Site(0), Site(2, Stream.MLP_OUT))
+# ---- many in one pass ------------------------------------------------------------------------------
+
+BATCH, PLACES = 64, (Site(0), Site(2, Stream.MLP_OUT))
+EVERY = {
+    "topk": TopK(2),
+    "batchtopk": BatchTopK(2),
+    "matryoshka": Matryoshka(2),
+    "jumprelu": JumpReLU(2),
+    "gated": Gated(1.0),
+    "relu": ReLU(1.0),
+    "tied": ReLU(1.0, tied=True),
+}
 
 
-def make_stream(model, *, sites=SITES, budget=2**17) -> ActivationStream:
-    """40 contexts of 12 tokens, the first and some later ones BOS; 21 contexts and 3 batches to a block.
-
-    No two contexts begin alike, so that no activation occurs twice.
-    """
-    contexts = random_tokens(model.n_vocab, 40, 12)
-    contexts[:, 1] = torch.arange(2, 42)
-    contexts[:, 0] = model.bos_id
-    contexts[::3, 6] = model.bos_id
-    return ActivationStream(model, contexts, sites, seed=3, batch=64, budget=budget)
+def config(recipe=EVERY["topk"], *, steps: int = 50, **rest) -> TrainConfig:
+    defaults = {"expansion": 4, "tokens": steps * BATCH, "batch": BATCH, "warm_up": 3, "lr": 3e-3, "dead_after": 300}
+    return TrainConfig(recipe, **(defaults | rest))
 
 
-@pytest.fixture(scope="module")
-def model(tiny_models):
-    return tiny_models["neox"]
+def every(**rest) -> list[TrainConfig]:
+    """A member of each architecture, and TopK once more with Multi-TopK, another width and a clipped gradient."""
+    other = config(TopK(2, multi=1 / 8), **(rest | {"expansion": 3, "clip": 0.5, "seed": 1}))
+    return [*(config(recipe, **rest) for recipe in EVERY.values()), other]
 
 
-@pytest.fixture(scope="module")
-def stream(model):
-    return make_stream(model)
+def small(sites=PLACES, *, dtype=torch.float32, batches: int = 5) -> Planted:
+    directions = planted_directions(30, 12).to(dtype)
+    return Planted(directions, sites, batch=BATCH, batches=batches)
+
+
+def trained(stream, *configs: TrainConfig) -> TrainState:
+    state = start(stream, *configs)
+    finish(stream, state)
+    return state
+
+
+def finish(stream, state: TrainState) -> None:
+    with unchecked():
+        for _ in train(stream, state):
+            pass
+
+
+def memory(state: TrainState) -> dict[str, Tensor]:
+    """Every tensor that training goes on from."""
+    found = {}
+    for member in state.members:
+        for site, own in member.sites.items():
+            place = f"{member.name} {site}"
+            found |= {f"{place} {name}": tensor for name, tensor in own.sae.state_dict().items()}
+            found |= {f"{place} {name}": getattr(own, name) for name in ("silent", "dead", "threshold", "lost")}
+            for name, weight in own.weights.items():
+                moments = own.optimizer.state.get(weight, {})
+                found |= {f"{place} {name} {key}": moment for key, moment in moments.items()}
+    return found
 
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_block_is_a_function_of_its_number(model, stream):
-    once, again = list(stream.block(1)), list(make_stream(model).block(1))
-    assert len(once) >= 2 and all(same(a, b) for a, b in zip(once, again, strict=True))
-    assert all(x.shape == (64, 32) for batch in once for x in batch.values())
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def test_batches_differ_within_and_across_blocks_and_seeds(stream):
-    first, second = list(stream.block(0)), list(stream.block(1))
-    assert not torch.equal(first[0][Site(0)], first[1][Site(0)])
-    assert not torch.equal(first[0][Site(0)], second[0][Site(0)])
-    other = next(iter(replace(stream, seed=4).block(0)))
-    assert not torch.equal(first[0][Site(0)], other[Site(0)])
+def test_members_train_together_as_they_train_alone():
+    stream = small(dtype=torch.float64)
+    together = memory(trained(stream, *every()))
+    for one in every():
+        alone = memory(trained(stream, one))
+        for name, tensor in alone.items():
+            assert torch.allclose(tensor.double(), together[name].double(), atol=1e-10, rtol=0), name
+    assert any(len(tensor) for name, tensor in together.items() if "topk" in name and name.endswith(" dead"))
+    assert sum(name.endswith("W_dec") for name in together) == 2 * len(every())
 
 
-def test_every_context_is_used_once_per_epoch(stream):
-    n, size = len(stream.contexts), stream.block_contexts
-    assert n % size  # epochs do not end where blocks end
-    rows = torch.cat([stream.tokens(block) for block in range(3 * n // size + 1)])
-    names = [tuple(row) for row in rows.tolist()]
-    whole = Counter(tuple(row) for row in stream.contexts.tolist())
-    assert len(whole) == n
-    epochs = [names[i * n : (i + 1) * n] for i in range(3)]
-    assert all(Counter(epoch) == whole for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+def test_sites_train_together_as_they_do_alone():
+    together = memory(trained(small(), *every(steps=20)))
+    for site in PLACES:
+        alone = memory(trained(small((site,)), *every(steps=20)))
+        assert same(alone, {name: tensor for name, tensor in together.items() if str(site) in name})
 
 
-def test_the_tokens_of_a_batch_are_the_same_at_every_site(model):
-    stream = make_stream(model, sites=(Site(0), Site(1), Site(0, Stream.MLP_OUT)))
-    block = list(stream.block(0))
-    rows = harvest(model, stream.tokens(0), stream.sites)
-    at = {tuple(row): i for i, row in enumerate(rows[Site(0)].tolist())}
-    assert len(at) == len(rows[Site(0)])
-    for batch in block:
-        places = [at[tuple(row)] for row in batch[Site(0)].tolist()]
-        assert places != sorted(places)  # shuffled
-        for site in stream.sites:
-            assert torch.equal(batch[site], rows[site][places])
+def test_the_same_seed_gives_the_same_weights():
+    once, again, other = (memory(trained(small(), config(seed=seed, steps=10))) for seed in (0, 0, 1))
+    assert same(once, again)
+    weights = [[tensor for name, tensor in run.items() if name.endswith("W_dec")] for run in (once, other)]
+    assert not any(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_every_block_has_its_own_order(model):
-    """Two blocks of 20 contexts with 11 content tokens each make one epoch."""
-    stream = make_stream(model, sites=(Site(0),), budget=2 * 20 * 12 * 32 * 4)
-    stream.contexts[::3, 6] = 2
-    orders = []
-    for block in (0, 1):
-        rows = harvest(model, stream.tokens(block), stream.sites)[Site(0)]
-        at = {tuple(row): i for i, row in enumerate(rows.tolist())}
-        orders.append([at[tuple(row)] for batch in stream.block(block) for row in batch[Site(0)].tolist()])
-    assert len(orders[0]) == len(orders[1]) and orders[0] != orders[1]
+def test_names_of_members():
+    state = start(small(), *every(), config(kl=0.5), config(ReLU(0.25)), config(expansion=2))
+    names = [member.name for member in state.members]
+    assert names == [
+        "topk-n48-k2-seed0",
+        "batchtopk-n48-k2-seed0",
+        "matryoshka-n48-k2-seed0",
+        "jumprelu-n48-k2-seed0",
+        "gated-n48-l11-seed0",
+        "relu-n48-l11-seed0",
+        "tied-n48-l11-seed0",
+        "topk-n36-k2-seed1",
+        "topk-n48-k2-kl0.5-seed0",
+        "relu-n48-l10.25-seed0",
+        "topk-n24-k2-seed0",
+    ]
 
 
-def test_a_block_uses_each_token_at_most_once_and_no_special_token(model, stream):
-    rows = harvest(model, stream.tokens(0), stream.sites)[Site(0)]
-    assert len(rows) == int(model.content(stream.tokens(0)).sum()) < stream.tokens(0).numel()
-    used = torch.cat([batch[Site(0)] for batch in stream.block(0)])
-    assert len(rows) - 64 < len(used) <= len(rows)
-    assert len(used.unique(dim=0)) == len(used)
-    at_bos = model.record(stream.tokens(0), [Site(0)])[Site(0)][stream.tokens(0) == model.bos_id]
-    assert len(at_bos) and torch.cdist(at_bos, used).min() > 1e-3
+def test_members_must_differ_and_take_the_same_tokens():
+    with user_error("the same"):
+        start(small(), config(), config())
+    for other in (config(steps=51), config(batch=2 * BATCH)):
+        with user_error("one pass", "same"):
+            start(small(), config(), other)
+    with user_error("same batches"):
+        start(small(), config(batch=2 * BATCH))
 
 
-def test_harvest_does_not_depend_on_its_chunks(model, stream):
-    a = harvest(model, stream.contexts, stream.sites, at_once=1)
-    b = harvest(model, stream.contexts, stream.sites, at_once=7)
-    for site in stream.sites:
-        assert torch.allclose(a[site], b[site], atol=1e-4)
+# ---- the loop --------------------------------------------------------------------------------------
 
 
-def test_a_block_keeps_to_its_budget(model):
-    sizes = []
-    for budget in (2**17, 3 * 2**16):
-        stream = make_stream(model, budget=budget)
-        n_bytes = stream.tokens(0).numel() * 4 * sum(model.d_in(site) for site in stream.sites)
-        assert 2 * n_bytes <= budget < 4 * n_bytes  # harvesting holds the block twice for a moment
-        sizes.append(n_bytes)
-    assert sizes[0] < sizes[1]
-    assert len(make_stream(model, budget=2**30).tokens(0)) == 40  # no block repeats a text that fits it
-    least = make_stream(model, budget=1)  # two batches must fit whatever the budget
-    assert least.tokens(0).numel() >= 2 * least.batch
-
-
-# ---- training --------------------------------------------------------------------------------------
-
-CONFIG = TrainConfig(k=4, expansion=2, tokens=20 * 64, batch=64, warm_up=3, dead_after=300)
-
-
-def tiny_training(stream, config: TrainConfig = CONFIG) -> TrainState:
-    state = start(stream, config)
-    for _ in train(stream, state, config):
-        pass
-    return state
-
-
-def weights(state: TrainState) -> dict[str, torch.Tensor]:
-    return {f"{site} {name}": p for site, own in state.sites.items() for name, p in own.sae.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def straight(stream):
-    return tiny_training(stream)
-
-
-def test_training_lowers_the_error_and_keeps_directions_unit(model, stream, straight):
-    before = quality(model, start(stream, CONFIG).dictionaries(), stream.contexts)
-    after = quality(model, straight.dictionaries(), stream.contexts)
-    for site in stream.sites:
-        assert after[site].fvu < before[site].fvu - 0.05
-        assert (straight.sites[site].sae.W_dec.norm(dim=-1) - 1).abs().max() < 1e-5
-
-
-def test_steps_are_counted_and_reported(stream):
-    steps = list(train(stream, start(stream, CONFIG), CONFIG))
-    assert [step.step for step in steps] == list(range(1, 21))
+def test_steps_are_counted_and_reported():
+    stream = small()
+    state = start(stream, *every(steps=12))
+    steps = list(train(stream, state))
+    assert [step.step for step in steps] == list(range(1, 13)) and state.step == 12
     for step in steps:
-        assert set(step.loss) == set(step.fvu) == set(step.l0) == set(step.n_dead) == set(stream.sites)
-        assert all(0 < step.l0[site] <= CONFIG.k and step.loss[site] >= step.fvu[site] for site in stream.sites)
+        numbers = step.numbers()
+        assert len(numbers) == len(state.members)
+        for member, own in zip(state.members, numbers, strict=True):
+            assert list(own) == list(PLACES)
+            for now in own.values():
+                assert set(now) == {"loss", "fvu", "l0", "dead"} and now["loss"] > 0 < now["fvu"]
+                if member.config.recipe == TopK(2):
+                    assert 0 < now["l0"] <= 2 and now["loss"] >= now["fvu"]
 
 
-def test_activations_are_scaled_to_mean_squared_norm_d_in(stream):
-    state = start(stream, CONFIG)
-    for site, own in state.sites.items():
+def test_activations_are_scaled_to_mean_squared_norm_d_in_and_biases_begin_in_their_middle():
+    stream = small()
+    state = start(stream, *every())
+    for site in PLACES:
         x = torch.cat([batch[site] for batch in stream.block(0)])
-        assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(32, rel=1e-4)
-        assert torch.allclose(own.sae.b_dec, own.scale * x.mean(0), atol=1e-5)
+        for member in state.members:
+            own = member.sites[site]
+            assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-4)
+            assert torch.allclose(own.sae.b_dec, own.scale * geometric_median(x), atol=1e-5)
+            assert not torch.allclose(own.sae.b_dec, own.scale * x.mean(0), atol=1e-3)
 
 
-def test_a_step_moves_directions_sideways_only(stream):
+def test_directions_are_unit_vectors_after_every_step():
+    stream = small()
+    state = start(stream, *every(lr=0.03, steps=20))
+    before = {name: w for name, w in copied(memory(state)).items() if name.endswith("W_dec")}
+    for _ in train(stream, state):
+        for name, w in memory(state).items():
+            if name.endswith("W_dec"):
+                assert (w.norm(dim=-1) - 1).abs().max() < 1e-6
+    assert all((memory(state)[name] - w).abs().max() > 0.01 for name, w in before.items())
+
+
+def test_a_step_moves_directions_sideways_only():
     """What the optimiser remembers is orthogonal to the directions; of the encoder's columns it is not."""
-    state = start(stream, CONFIG)
-    before = {site: own.sae.W_dec.detach().clone() for site, own in state.sites.items()}
-    next(train(stream, state, CONFIG))
-    for site, own in state.sites.items():
-        memory = own.optimizer.state[own.sae.W_dec]["exp_avg"]
-        size = memory.abs().max()
-        assert size > 0 and (memory * before[site]).sum(-1).abs().max() < 1e-5 * size
-        assert (own.optimizer.state[own.sae.W_enc]["exp_avg"].T * before[site]).sum(-1).abs().max() > 1e-3 * size
+    stream = small()
+    state = start(stream, *every())
+    before = [own.sae.W_dec.detach().clone() for member in state.members for own in member.sites.values()]
+    next(train(stream, state))
+    after = [own for member in state.members for own in member.sites.values()]
+    for d, own in zip(before, after, strict=True):
+        moved = own.optimizer.state[own.weights["W_dec"]]["exp_avg"]
+        size = moved.abs().max()
+        assert size > 0 and (moved * d).sum(-1).abs().max() < 1e-5 * size
+        if "W_enc" in own.weights:
+            moved = own.optimizer.state[own.weights["W_enc"]]["exp_avg"].view(d.shape)
+            assert (moved * d).sum(-1).abs().max() > 1e-3 * moved.abs().max()
 
 
-def test_the_same_seed_gives_the_same_weights(model, stream, straight):
-    assert same(weights(tiny_training(make_stream(model))), weights(straight))
-    assert not same(weights(tiny_training(stream, replace(CONFIG, seed=1))), weights(straight))
-    assert not same(weights(tiny_training(replace(stream, seed=9))), weights(straight))
+def gradient_norms(clip: float | None) -> list[float]:
+    stream, norms = small((Site(0),)), []
+    state = start(stream, config(clip=clip, steps=10))
+    (own,) = state.members[0].sites.values()
 
+    def note(optimizer, *_):
+        weights = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+        norms.append(torch.cat([grad.flatten() for grad in weights]).norm().item())
 
-def test_sites_train_together_as_they_do_alone(model, stream, straight):
-    """Blocks must be of equal size for equal batches, hence the budget per site."""
-    for site in stream.sites:
-        alone = replace(make_stream(model, sites=(site,)), budget=stream.budget // 2)
-        assert alone.block_contexts == stream.block_contexts
-        got = weights(tiny_training(alone))
-        assert same(got, {name: w for name, w in weights(straight).items() if name in got})
-
-
-@pytest.mark.parametrize("stop", [1, 9, 10, 13])
-def test_a_resumed_run_equals_an_uninterrupted_one(model, stream, straight, tmp_path, stop):
-    """Interrupted at the end of a block and in the middle of one."""
-    state = start(stream, CONFIG)
-    run = train(stream, state, CONFIG)
-    for _ in range(stop):
-        next(run)
-    text = Text("storybook", 12, True)
-    save_checkpoint(state, text, model, CONFIG, tmp_path)
-    resumed = load_checkpoint(tmp_path, device=torch.device("cpu"))
-    assert (resumed.step, resumed.block, resumed.position) == (state.step, state.block, state.position)
-    for _ in train(make_stream(model), resumed, CONFIG):
+    own.optimizer.register_step_pre_hook(note)
+    for _ in train(stream, state):
         pass
-    assert same(weights(resumed), weights(straight))
-    for site, own in resumed.sites.items():
-        assert torch.equal(own.silent, straight.sites[site].silent)
-    contexts = stream.contexts[:8]
-    assert quality(model, resumed.dictionaries(), contexts) == quality(model, straight.dictionaries(), contexts)
+    return norms
 
 
-def test_the_interruptions_above_lie_inside_blocks_and_between_them(stream):
-    per_block = len(list(stream.block(0)))
-    assert per_block > 1 and CONFIG.steps > 2 * per_block
-    assert {stop % per_block == 0 for stop in (1, 9, 10, 13)} == {True, False}
+def test_gradients_are_clipped():
+    free = gradient_norms(None)
+    assert min(free) > 0.01
+    clipped = gradient_norms(0.01)
+    assert max(clipped) <= 0.01 * (1 + 1e-5) and clipped == pytest.approx([0.01] * 10, rel=1e-3)
+    assert gradient_norms(10.0) == pytest.approx(free)  # control: nothing to clip
 
 
-def test_a_resumed_run_without_the_optimiser_would_differ(model, stream, straight, tmp_path):
+@pytest.mark.parametrize("name", EVERY)
+def test_looking_at_what_has_been_trained_changes_nothing(name):
+    stream = small()
+    state = start(stream, config(EVERY[name], steps=40))
+    run = train(stream, state)
+    for _ in range(35):
+        step = next(run)
+    before = copied(memory(state))
+    for dictionary in state.dictionaries().values():
+        dictionary.decode(dictionary.encode(torch.randn(9, 12, generator=generator())))
+    step.numbers()
+    (own, *_), x = state.members[0].sites.values(), next(stream.block(3))[Site(0)]
+    EVERY[name].loss(own.sae, own.scale * x, Moment(own.dead))
+    assert same(before, memory(state))
+    rest = list(run)
+    assert rest[-1].step == 40 and same(memory(state), memory(trained(stream, state.members[0].config)))
+
+
+def test_a_finished_run_stays_finished():
+    state = trained(small(), config(steps=7))
+    before = copied(memory(state))
+    assert list(train(small(), state)) == []
+    assert same(before, memory(state))
+
+
+# ---- dead latents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [32, 64, 128])
+def test_silence_is_counted_in_tokens_whatever_the_batch(batch):
+    """A quarter of the tokens varied, the others four tokens again and again; the learning rate moves nothing."""
+    x = torch.cat([rows[Site(0)] for rows in small((Site(0),)).block(0)])
+    x = torch.cat([x[:256], x[300:304].repeat(192, 1)])
+    own = config(TopK(2), tokens=2 * 1024, batch=batch, lr=1e-30, dead_after=700)
+    own = trained(Rows(x, batch), own).members[0].sites[Site(0)]
+    active = (own.sae.encode(own.scale * x) > 0).repeat(2, 1)
+    last = torch.where(active.any(0), 2047 - active.flip(0).long().argmax(0), -1)
+    assert torch.equal(own.silent, 2048 - batch * (last // batch + 1))
+    assert torch.equal(own.dead, (own.silent >= 700).nonzero().squeeze(-1))
+    assert own.silent.unique().numel() > 2 and 0 < len(own.dead) < own.sae.n_latents
+
+
+def test_latents_become_dead_at_the_next_look():
+    stream = small()
+    state = start(stream, config(TopK(1), dead_after=128, steps=2 * LOOK))
+    counts = [step.n_dead[0][Site(0)] for step in train(stream, state)]
+    assert counts[: LOOK - 1] == [0] * (LOOK - 1)
+    assert counts[LOOK - 1 : 2 * LOOK - 1] == [counts[LOOK - 1]] * LOOK and counts[LOOK - 1] > 0
+    own = state.members[0].sites[Site(0)]
+    assert counts[-1] == int((own.silent >= 128).sum())
+    assert (own.silent % BATCH == 0).all()
+
+
+# ---- resuming --------------------------------------------------------------------------------------
+
+LONG = 2 * LOOK + 11
+
+
+@cache
+def straight() -> TrainState:
+    return trained(small(PLACES[1:]), *every(steps=LONG))
+
+
+def interrupted(model, folder, stop: int) -> TrainState:
+    stream = small(PLACES[1:])
+    state = start(stream, *every(steps=LONG))
+    run = train(stream, state)
+    with unchecked():
+        for _ in range(stop):
+            next(run)
+    save_checkpoint(state, Text("storybook", 12, True), model, folder)
+    assert state.step == stop
+    return load_checkpoint(folder, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("stop", [13, LOOK + 3, 2 * LOOK])
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_models, tmp_path, stop):
+    """Every architecture at once, interrupted inside a block or at its end, with latents dead or not yet."""
+    state = interrupted(tiny_models["gpt2"], tmp_path, stop)
+    assert (state.step, state.block, state.position) == (stop, (stop - 1) // 5, (stop - 1) % 5 + 1)
+    assert any(len(own.dead) for member in state.members for own in member.sites.values()) == (stop > LOOK)
+    finish(small(PLACES[1:]), state)
+    assert same(memory(state), memory(straight()))
+    for a, b in zip(state.members, straight().members, strict=True):
+        assert a.name == b.name
+        for site, dictionary in a.dictionaries().items():
+            assert same(dictionary.state_dict(), b.dictionaries()[site].state_dict())
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "dead", "position"])
+def test_a_resumed_run_without_all_of_its_state_would_differ(tiny_models, tmp_path, lost):
     """Control: the weights alone are not enough to go on exactly."""
-    state = start(stream, CONFIG)
-    run = train(stream, state, CONFIG)
-    for _ in range(9):
-        next(run)
-    save_checkpoint(state, Text("storybook", 12, True), model, CONFIG, tmp_path)
-    resumed = load_checkpoint(tmp_path, device=torch.device("cpu"))
-    for own in resumed.sites.values():
-        own.optimizer.state.clear()
-    for _ in train(stream, resumed, CONFIG):
-        pass
-    assert not same(weights(resumed), weights(straight))
-
-
-def test_a_finished_run_stays_finished(stream, straight):
-    before = {name: w.clone() for name, w in weights(straight).items()}
-    assert list(train(stream, straight, CONFIG)) == []
-    assert same(before, weights(straight))
-
-
-def test_latents_count_as_dead_after_silence(stream):
-    config = replace(CONFIG, dead_after=128, k=1)
-    state = start(stream, config)
-    steps = list(train(stream, state, config))
-    assert all(n == 0 for n in steps[0].n_dead.values())
-    for site, own in state.sites.items():
-        assert (own.silent % 64 == 0).all()
-        assert steps[-1].n_dead[site] == int((own.silent >= 128).sum())
-    assert any(steps[-1].n_dead.values())
+    state = interrupted(tiny_models["gpt2"], tmp_path, LOOK + 1)
+    if lost == "position":
+        state.position += 1
+    for member in state.members:
+        for own in member.sites.values():
+            if lost == "optimizer":
+                own.optimizer.state.clear()
+            if lost == "dead":
+                own.dead = own.dead[:0]
+    finish(small(PLACES[1:]), state)
+    assert not same(memory(state), memory(straight()))
 
 
 # ---- mistakes --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
 class Poisoned(Planted):
-    """Activations that hold NaN from the third batch on."""
+    """Activations at the last site hold one NaN from batch `bad` of block 1 on."""
+
+    bad: int = 2
 
     def block(self, block: int):
         for number, batch in enumerate(super().block(block)):
-            x = batch[Site(0)]
-            yield {Site(0): x / 0 * 0 if number >= 2 and block > 0 else x}
+            if block > 1 or (block == 1 and number >= self.bad):
+                batch[self.sites[-1]] = batch[self.sites[-1]].index_fill(0, torch.tensor(7), torch.nan)
+            yield batch
 
 
-def test_nan_in_activations_stops_with_site_and_step():
-    stream = Poisoned(planted_directions())
-    config = TrainConfig(expansion=2, k=2, tokens=40 * 256, batch=256)
-    state = start(stream, config)
-    with user_error("resid_post.0", "step 18", "NaN"):
-        for _ in train(stream, state, config):
-            pass
-    assert state.step == 18
-    assert all(torch.isfinite(w).all() for w in weights(state).values())
+@pytest.mark.parametrize("name", EVERY)
+def test_nan_in_activations_stops_with_member_site_and_step(name):
+    stream = Poisoned(planted_directions(30, 12), PLACES, batch=BATCH, batches=5)
+    state = start(stream, config(EVERY[name], steps=60))
+    run = train(stream, state)
+    with user_error(name, "mlp_out.2", "step 8:", "NaN"):
+        for step in run:
+            assert step.step < LOOK
+    bad = state.members[0].sites[PLACES[1]]
+    assert all(tensor.isfinite().all() for tensor in state.members[0].sites[PLACES[0]].sae.state_dict().values())
+    assert bad.lost == 7
 
 
-def test_activations_that_are_nan_at_once_are_refused():
-    class AllNan(Planted):
+@pytest.mark.parametrize("name", ["topk", "jumprelu", "relu", "gated"])
+def test_an_absurd_learning_rate_stops(name):
+    with user_error(name, "resid_post.0", "step", "learning rate"):
+        trained(small(), config(EVERY[name], steps=60, lr=1e25))
+
+
+@pytest.mark.parametrize("recipe", [ReLU(1e4), ReLU(1e4, tied=True), Gated(1e5)], ids=["relu", "tied", "gated"])
+def test_a_collapse_stops_with_its_cause(recipe):
+    with user_error("l1", "resid_post.0", "no latent is active", "penalty"):
+        trained(small((Site(0),)), config(recipe, steps=200, lr=1e-2))
+
+
+def test_activations_that_are_nan_or_zero_at_once_are_refused():
+    for value in (torch.nan, torch.inf, 0.0):
+        with user_error("resid_post.0", "NaN"):
+            start(Rows(torch.full((256, 12), value), BATCH), config())
+
+
+def test_a_block_smaller_than_a_batch_is_refused():
+    with user_error("--batch", str(BATCH)):
+        start(Rows(torch.ones(BATCH - 1, 12), BATCH), config())
+
+    class Ends(Planted):
         def block(self, block: int):
-            yield from ({Site(0): torch.full((256, 20), torch.nan)} for _ in range(4))
+            return super().block(block) if block < 2 else iter(())
 
-    config = TrainConfig(expansion=2, k=2, tokens=40 * 256, batch=256)
-    stream = AllNan(planted_directions())
-    with user_error("resid_post.0", "NaN"):
-        state = start(stream, config)
-        next(train(stream, state, config))
+    with user_error("block 2", "more text"):
+        trained(Ends(planted_directions(30, 12), batch=BATCH, batches=5), config())
 
 
-def test_a_block_smaller_than_a_batch_is_refused(model):
-    contexts = torch.full((10, 12), model.bos_id)
-    contexts[:, 1] = 5  # enough tokens, almost all of them special
-    stream = ActivationStream(model, contexts, (Site(0),), seed=0, batch=64, budget=1)
-    with user_error("--batch"):
-        start(stream, CONFIG)
+def test_k_larger_than_the_dictionary():
+    with user_error("between 1 and", "48"):
+        start(small(), config(TopK(49)))
 
 
-@pytest.mark.parametrize("name", ["expansion", "k", "tokens", "batch", "dead_after"])
+@pytest.mark.parametrize("name", ["expansion", "tokens", "batch", "dead_after"])
 def test_config_values_below_one_are_refused(name):
     with user_error(name, "at least 1", "0"):
         TrainConfig(**{name: 0})
@@ -356,18 +444,145 @@ def test_other_config_mistakes():
     for rate in (0.0, -1e-3, float("nan")):
         with user_error("learning rate", str(rate)):
             TrainConfig(lr=rate)
+    with user_error("gradient norm", "0"):
+        TrainConfig(clip=0.0)
+    with user_error("KL", "-1"):
+        TrainConfig(kl=-1.0)
+    with user_error("k must be", "0"):
+        TrainConfig(BatchTopK(0))
 
 
-def test_k_larger_than_the_dictionary(stream):
-    with user_error("between 1 and", "64"):
-        start(stream, replace(CONFIG, k=65))
+def test_training_on_the_divergence_needs_the_model():
+    with user_error("downstream"):
+        trained(small(), config(kl=0.1))
+
+
+# ---- configurations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_configurations_come_back_from_json(name):
+    for own in (TrainConfig(EVERY[name]), config(EVERY[name], clip=1.0, kl=0.5, seed=3, lr=None)):
+        assert TrainConfig.from_json(json.loads(json.dumps(own.to_json()))) == own
+
+
+def test_configurations_say_what_they_do_not_know():
+    assert TrainConfig.from_json({}) == TrainConfig()
+    with user_error("no option", "epochs, lrr"):
+        TrainConfig.from_json({"lrr": 1.0, "epochs": 3})
+    with user_error("'gru'"):
+        TrainConfig.from_json({"recipe": {"kind": "gru"}})
+    with user_error("topk", "l1"):
+        TrainConfig.from_json({"recipe": {"kind": "topk", "l1": 3.0}})
+    with user_error("batch", "0"):
+        TrainConfig.from_json({"batch": 0})
 
 
 def test_learning_rate_rises_stays_and_falls():
-    config = TrainConfig(tokens=100 * 64, batch=64, warm_up=10, lr=1.0)
-    rates = [config.rate(step, 64) for step in range(config.steps)]
+    own = TrainConfig(tokens=100 * 64, batch=64, warm_up=10, lr=1.0)
+    rates = [own.rate(step, 64) for step in range(own.steps)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[10:80] == [1.0] * 70
     assert rates[80:] == pytest.approx([1 - 0.05 * i for i in range(20)]) and rates[-1] > 0
-    assert TrainConfig().rate(1000, 2**14) == pytest.approx(2e-4)
-    assert TrainConfig().rate(1000, 2**12) == pytest.approx(4e-4)
+    assert TrainConfig().rate(1000, 2**14) == pytest.approx(5e-4)
+    assert TrainConfig().rate(1000, 2**12) == pytest.approx(1e-3)
+    assert TrainConfig(warm_up=0).rate(0, 2**14) == pytest.approx(5e-4)
+
+
+def test_penalties_rise_over_four_times_the_warm_up():
+    ramps = [TrainConfig(warm_up=10).ramp(step) for step in range(60)]
+    assert ramps[:40] == pytest.approx([i / 40 for i in range(1, 41)]) and ramps[40:] == [1.0] * 20
+
+
+def test_the_rate_and_the_ramp_reach_the_optimiser():
+    """At the first step of a warm-up of 50 a weight moves by a 50th of the learning rate, as Adam's first step does."""
+    stream = small((Site(0),))
+    state = start(stream, config(warm_up=50, lr=1e-2))
+    own = state.members[0].sites[Site(0)]
+    before = own.sae.b_dec.detach().clone()
+    next(train(stream, state))
+    assert (own.sae.b_dec - before).abs().max().item() == pytest.approx(1e-2 / 50, rel=1e-3)
+
+
+# ---- thresholds ------------------------------------------------------------------------------------
+
+
+def test_the_running_threshold_of_equal_batches_is_theirs():
+    """Bias-corrected: a mean that started from zero would be far too small."""
+    x = torch.cat([batch[Site(0)] for batch in small((Site(0),)).block(0)])[:BATCH]
+    state = start(Rows(x, BATCH), config(BatchTopK(2), lr=1e-30, steps=9))
+    (own,) = state.members[0].sites.values()
+    kept = BatchTopK(2).loss(own.sae, own.scale * x, Moment(own.dead)).threshold.item()
+    for step in train(Rows(x, BATCH), state):
+        sae = state.dictionaries()[Site(0)]
+        assert sae.threshold[0].item() * own.scale == pytest.approx(kept, rel=1e-5), step.step
+        assert l0(sae.encode(x)) == pytest.approx(2, abs=2 / BATCH)
+    assert own.threshold[1] < 0.1  # what must be corrected for
+
+
+def test_the_running_threshold_is_a_weighted_mean_of_the_batches():
+    stream, kept = small((Site(0),)), []
+    state = start(stream, config(BatchTopK(2), steps=40))
+    for step in train(stream, state):
+        kept.append(step.outcomes[0][Site(0)].threshold.item())
+    weights = [0.99 ** (39 - i) for i in range(40)]
+    expected = sum(w * t for w, t in zip(weights, kept, strict=True)) / sum(weights)
+    own = state.members[0].sites[Site(0)]
+    assert own.scale * state.dictionaries()[Site(0)].threshold[0].item() == pytest.approx(expected, rel=1e-5)
+    assert min(kept) < 0.95 * max(kept)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_calibration_gives_the_wanted_l0(k):
+    """Exactly on the rows it saw, within 2% on others of their kind."""
+    sae = JumpReLUSAE(12, 24, generator=generator()).double()
+    x, other = (torch.randn(30_000, 12, generator=generator(seed)).double() for seed in (1, 2))
+    threshold = calibrate(sae, x, k)
+    assert (sae.threshold == threshold).all() and threshold > 0
+    assert (sae.encode(x) != 0).sum() == k * len(x)
+    assert l0(sae.encode(other)) == pytest.approx(k, rel=0.02)
+
+
+def test_calibration_where_not_enough_is_positive():
+    sae, x = JumpReLUSAE(12, 24, generator=generator()), torch.randn(100, 12, generator=generator())
+    with torch.no_grad():
+        sae.b_enc.fill_(-3)
+    assert calibrate(sae, x, 12) == 0
+    assert torch.equal(sae.encode(x), sae.pre(x).relu())
+
+
+def test_calibration_of_a_trained_dictionary():
+    stream = small((Site(0),), batches=100)
+    sae = trained(stream, config(BatchTopK(2))).dictionaries()[Site(0)]
+    x, other = (torch.cat([batch[Site(0)] for batch in stream.block(block)]) for block in (2, 3))
+    running = sae.threshold[0].item()
+    assert calibrate(sae, x, 2) != running
+    assert l0(sae.encode(x)) == pytest.approx(2, abs=1e-3)
+    assert l0(sae.encode(other)) == pytest.approx(2, rel=0.02)
+
+
+# ---- the geometric median --------------------------------------------------------------------------
+
+
+def test_outliers_do_not_move_the_geometric_median():
+    x = torch.randn(200, 5, generator=generator()).double()
+    far = torch.cat([x, 1000 + torch.zeros(20, 5).double()])
+    assert (geometric_median(far) - geometric_median(x)).norm() < 0.5
+    assert (far.mean(0) - x.mean(0)).norm() > 100  # control: the mean
+
+
+def test_the_geometric_median_is_the_middle_of_what_is_symmetric():
+    x = torch.randn(100, 5, generator=generator()).double()
+    middle = torch.tensor([1.0, -2.0, 3.0, 0.0, 5.0]).double()
+    assert torch.allclose(geometric_median(torch.cat([middle + x, middle - x])), middle, atol=1e-4)
+    assert torch.allclose(geometric_median(middle.expand(9, -1)), middle)
+
+
+def test_no_other_point_has_a_smaller_summed_distance():
+    x = torch.randn(60, 4, generator=generator()).double().exp()
+    best = geometric_median(x)
+    cost = (x - best).norm(dim=-1).sum()
+    for seed in range(20):
+        other = best + 0.05 * torch.randn(4, generator=generator(seed)).double()
+        assert (x - other).norm(dim=-1).sum() > cost
+    assert (x - x.mean(0)).norm(dim=-1).sum() > cost

@@ -1,0 +1,90 @@
+"""A whole training run as one value, and as one file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_core.activations import ActivationStream, harvest
+from sae_core.downstream import ContextStream, Divergence
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+from sae_core.objectives import BatchTopK, Matryoshka
+from sae_core.saes import SAE
+from sae_core.sites import Site
+from sae_core.text import Text
+from sae_core.training import Downstream, Stream, TrainConfig, calibrate
+
+_PARTS = ("model", "text", "sites", "members", "memory")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Model, text, sites and what to train on them, all in one pass."""
+
+    model: str
+    text: Text
+    sites: tuple[str, ...]
+    """Sites, or streams for all their layers."""
+    members: tuple[TrainConfig, ...]
+    memory: int = 2**31
+    """Bytes of activations held at once. More mix more contexts; part of what makes a run repeatable."""
+
+    def stream(self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]) -> Stream:
+        """The activations this run trains on: mixed over contexts, or whole contexts where KL is trained on."""
+        seed, batch = self.members[0].seed, self.members[0].batch
+        if self.downstream(model):
+            return ContextStream(model, contexts, tuple(sites), seed, batch)
+        return ActivationStream(model, contexts, tuple(sites), seed, batch, self.memory)
+
+    def downstream(self, model: LanguageModel) -> Downstream | None:
+        """What members that train on KL need besides activations."""
+        return Divergence(model) if any(member.kl for member in self.members) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` is the inverse."""
+        return {
+            "model": self.model,
+            "text": asdict(self.text),
+            "sites": list(self.sites),
+            "members": [member.to_json() for member in self.members],
+            "memory": self.memory,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Run":
+        """The run that these values describe; raises `UserError` that names what is wrong with them."""
+        wrong = sorted(set(value) ^ set(_PARTS))
+        if wrong:
+            raise UserError(f"a run is described by {', '.join(_PARTS)}; too many or too few: {', '.join(wrong)}")
+        try:
+            text, members = Text(**value["text"]), tuple(map(TrainConfig.from_json, value["members"]))
+            run = cls(value["model"], text, tuple(value["sites"]), members, int(value["memory"]))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the run cannot be read: {error}") from error
+        if not members:
+            raise UserError("a run needs at least one member")
+        return run
+
+    def differences(self, other: "Run") -> list[str]:
+        """The parts in which two runs differ."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [part for part in _PARTS if mine[part] != theirs[part]]
+
+
+def calibrate_thresholds(
+    config: TrainConfig, dictionaries: Mapping[Site, SAE], model: LanguageModel, contexts: Int[Tensor, "contexts pos"]
+) -> dict[Site, dict[str, float]]:
+    """Replace the running thresholds of BatchTopK and Matryoshka by ones at which k latents are active on average.
+
+    Changes the dictionaries; returns both thresholds per site, and nothing for other recipes.
+    """
+    if not isinstance(config.recipe, (BatchTopK, Matryoshka)):
+        return {}
+    found = {}
+    for site, x in harvest(model, contexts, tuple(dictionaries)).items():
+        running = dictionaries[site].threshold[0].item()
+        found[site] = {"running": running, "calibrated": calibrate(dictionaries[site], x, config.recipe.k)}
+    return found
