@@ -1,16 +1,21 @@
-"""Activations of many sites from one forward pass, shuffled across contexts.
+"""Activations of many sites from one forward pass, mixed over contexts.
 
 Contexts follow one seeded permutation per epoch. A block is the activations of some dozen to thousand
-contexts at every site, its tokens shuffled by (seed, block): a pure function of both, so that a resumed
-run harvests its block again and continues inside it.
+contexts at every site, its order a function of (seed, block): a resumed run harvests its block again and
+continues inside it.
+
+Tokens of one context resemble each other, so that a block is not shuffled freely but spread: of contexts of
+equal length, a batch holds at most ceil(batch / contexts in the block) tokens each. Where a block has at
+least as many contexts as a batch has tokens, a batch holds no two of the same, and no shuffle of the whole
+text does better.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_core.models import LanguageModel
@@ -28,37 +33,50 @@ class ActivationStream:
     seed: int
     batch: int
     """Tokens per batch; a block's last tokens, fewer than a batch, are left out."""
-    budget: int = 512 * 2**20
-    """Bytes that harvesting one block may take."""
+    budget: int = 2**30
+    """Bytes that the activations of one block may take."""
 
     @property
     def block_contexts(self) -> int:
-        """Contexts per block: as many as the budget allows and the text has, at least enough for two batches.
-
-        Harvesting holds a block twice for a moment, so that half the budget is the block's.
-        """
-        width = sum(self.model.d_in(site) for site in self.sites)
-        fitting = self.budget // (8 * width * self.contexts.shape[1])
-        return max(min(fitting, len(self.contexts)), -(-2 * self.batch // self.contexts.shape[1]))
+        """Contexts per block: as many as the budget allows and the text has, at least enough for two batches."""
+        width, length = sum(self.model.d_in(site) for site in self.sites), self.contexts.shape[1]
+        return max(min(self.budget // (4 * width * length), len(self.contexts)), -(-2 * self.batch // length))
 
     def tokens(self, block: int) -> Int[Tensor, "contexts pos"]:
         """The contexts of one block; epochs follow each other without a seam."""
         n, size = len(self.contexts), self.block_contexts
-        places = range(block * size, (block + 1) * size)
-        order = [self._permutation(place // n)[place % n] for place in places]
-        return self.contexts[torch.stack(order)]
+        first, last = block * size, (block + 1) * size - 1
+        order = torch.cat([_permutation(n, self.seed, epoch) for epoch in range(first // n, last // n + 1)])
+        return self.contexts[order[first % n :][:size]]
 
     def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches `[batch, d_in]` of one block; BOS and special tokens are left out."""
-        rows = harvest(self.model, self.tokens(block), self.sites)
-        n = len(next(iter(rows.values())))
-        order = torch.randperm(n, generator=generator_for(self.seed, "block", block))
-        for start in range(0, n - self.batch + 1, self.batch):
-            chosen = order[start : start + self.batch]
-            yield {site: x[chosen.to(x.device)] for site, x in rows.items()}
+        yield from self.batches(block, self.rows(block))
 
-    def _permutation(self, epoch: int) -> Tensor:
-        return _permutation(len(self.contexts), self.seed, epoch)
+    def rows(self, block: int) -> dict[Site, Tensor]:
+        """The activations `[tokens, d_in]` of one block, in the order of the text."""
+        return harvest(self.model, self.tokens(block), self.sites)
+
+    def batches(self, block: int, rows: Mapping[Site, Tensor]) -> Iterator[dict[Site, Tensor]]:
+        """The batches of one block, of which these are the rows."""
+        content = self.model.content(self.tokens(block))
+        order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
+        for chosen in order.split(self.batch):
+            if len(chosen) == self.batch:
+                yield {site: x[chosen] for site, x in rows.items()}
+
+
+def spread(content: Bool[Tensor, "contexts pos"], *, generator: torch.Generator) -> Int[Tensor, "tokens"]:
+    """An order of the content tokens, numbered as in the text, in which those of a context lie evenly apart.
+
+    Sorts them by (rank + phase) / n: ranks 0 to n - 1 are a random permutation of the n content tokens of a
+    context, its phase is drawn from [0, 1). Between two tokens of a context lies one of every other that is
+    as long.
+    """
+    noise = torch.rand(content.shape, generator=generator).masked_fill(~content, 2.0)
+    rank = noise.argsort(-1).argsort(-1)
+    phase = torch.rand(len(content), 1, generator=generator, dtype=torch.float64)
+    return ((rank + phase) / content.sum(-1, keepdim=True))[content].argsort()
 
 
 @lru_cache(maxsize=4)
@@ -71,9 +89,13 @@ def harvest(
     model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: tuple[Site, ...], *, at_once: int = 32
 ) -> dict[Site, Tensor]:
     """Activations `[tokens, d_in]` of all content tokens, in the order of the text."""
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for chunk in contexts.split(at_once):
-        content = model.content(chunk).to(model.device)
+    content, rows, start = model.content(contexts), {}, 0
+    n_tokens = int(content.sum())
+    for chunk, mask in zip(contexts.split(at_once), content.split(at_once), strict=True):
+        places = mask.flatten().nonzero().squeeze(-1).to(model.device)
         for site, h in model.record(chunk, sites).items():
-            parts[site].append(h[content])
-    return {site: torch.cat(rows) for site, rows in parts.items()}
+            if site not in rows:  # filled in place: parts would have to be held beside the whole
+                rows[site] = h.new_empty(n_tokens, h.shape[-1])
+            torch.index_select(h.flatten(0, 1), 0, places, out=rows[site][start : start + len(places)])
+        start += len(places)
+    return {site: rows[site] for site in sites}

@@ -1,10 +1,24 @@
-"""Orthonormal dictionaries: exact where complete, and the components that others compute."""
+"""Untrained dictionaries: exact where complete, and the components that others compute."""
+
+import logging
+import sys
 
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from tiny import user_error
 
-from sae_core.dictionaries import Basis, Dictionary, neurons, pca, random_basis
+from sae_core.dictionaries import (
+    Basis,
+    Dictionary,
+    Rectified,
+    ica,
+    identity_relu,
+    neurons,
+    nonnegative_pca,
+    pca,
+    random_basis,
+)
 from sae_core.measures import fvu
 from sae_core.saes import TopKSAE
 
@@ -84,9 +98,109 @@ def test_a_random_basis_has_no_favourite_direction():
     assert (many.pow(2).mean(0) - 0.25).abs().max() < 0.03
 
 
+# ---- directions that are only added ----------------------------------------------------------------
+
+
+def test_nonnegative_pca_is_pca_in_twice_as_many_latents(x):
+    for n in (1, 5, 12):
+        signed, both = pca(x, n), nonnegative_pca(x, n)
+        f = both.encode(x)
+        assert both.directions.shape == (2 * n, 12) and (f >= 0).all()
+        assert (both.decode(f) - signed.decode(signed.encode(x))).abs().max() < 1e-4
+        assert (f[:, 0::2] - f[:, 1::2] - signed.encode(x)).abs().max() < 1e-5
+        assert ((f > 0).sum(-1) == n).all()  # of each component, one half
+
+
+def test_complete_nonnegative_pca_is_exact(x):
+    both = nonnegative_pca(x)
+    assert (both.decode(both.encode(x)) - x).abs().max() < 1e-4
+    half = Rectified(both.directions[::2], both.mean)  # control: the negatives are needed
+    assert fvu(x, half.decode(half.encode(x))) > 0.2
+
+
+def test_identity_relu_loses_what_is_negative_and_nothing_else(x):
+    cut = identity_relu(12)
+    assert (x < 0).any() and torch.equal(cut.decode(cut.encode(x)), x.relu())
+    assert torch.equal(cut.encode(x.abs()), x.abs())
+
+
+# ---- independent components ------------------------------------------------------------------------
+
+
+def mixed_sources(n: int = 4000, d_in: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations that mix independent Laplace sources along directions that are not orthogonal; those directions."""
+    uniform = torch.rand(n, d_in, generator=generator(5), dtype=torch.float64) - 0.5
+    sources = -uniform.sign() * (1 - 2 * uniform.abs()).log()
+    directions = torch.nn.functional.normalize(torch.randn(d_in, d_in, generator=generator(6)), dim=-1)
+    return (sources.float() @ directions + 3).contiguous(), directions
+
+
+def test_ica_recovers_independent_sources_and_pca_does_not():
+    x, truth = mixed_sources()
+    found = ica(x, generator=generator())
+    cosine = (truth @ found.directions.T).abs()
+    assert (cosine.amax(1) > 0.95).all() and sorted(cosine.argmax(1).tolist()) == list(range(6))
+    assert (truth @ pca(x).directions.T).abs().amax(1).min() < 0.9
+    gram = found.directions @ found.directions.T - torch.eye(6)
+    assert gram.abs().max() > 0.2  # no rotation could have found them
+
+
+def test_codes_of_ica_are_the_sources():
+    """Uncorrelated, as heavy-tailed as what was planted, and in units of the activation."""
+    x, _ = mixed_sources()
+    f = ica(x, generator=generator()).encode(x).double()
+    assert f.mean(0).abs().max() < 1e-4
+    covariance = f.T.cov()
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3 * covariance.max()
+    assert ((covariance.diagonal() - 2).abs() < 0.3).all()  # a Laplace source has variance 2
+    kurtosis = f.pow(4).mean(0) / f.pow(2).mean(0).pow(2)
+    assert (kurtosis > 4.5).all()
+
+
+def test_complete_ica_is_exact_and_a_part_of_it_is_pca_of_that_size(x):
+    whole = ica(x, generator=generator(), iterations=1000)
+    assert (whole.decode(whole.encode(x)) - x).abs().max() < 1e-3
+    part, strongest = ica(x, 4, generator=generator(), iterations=1000), pca(x, 4)
+    assert part.directions.shape == (4, 12)
+    x_hat = strongest.decode(strongest.encode(x))
+    assert (part.decode(part.encode(x)) - x_hat).abs().max() < 1e-3
+
+
+def test_ica_depends_on_its_generator_alone():
+    x, _ = mixed_sources(500)
+    first, again = ica(x, generator=generator(3)), ica(x, generator=generator(3))
+    assert torch.equal(first.directions, again.directions)
+    assert not torch.equal(first.directions, ica(x, generator=generator(4)).directions)
+
+
+def test_ica_that_has_not_settled_says_so_and_is_still_exact(x, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = ica(x, generator=generator(), iterations=1)
+    assert "1 iterations" in caplog.text
+    assert (found.decode(found.encode(x)) - x).abs().max() < 1e-3
+    caplog.clear()
+    ica(mixed_sources()[0], generator=generator())
+    assert not caplog.text
+
+
+def test_ica_of_too_few_tokens(x):
+    with user_error("12 dimensions", "12 tokens"):
+        ica(x[:12], generator=generator())
+
+
+def test_ica_without_scikit_learn(x, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with user_error("scikit-learn", "subrank[baselines]"):
+        ica(x, generator=generator())
+
+
+# ---- all of them -----------------------------------------------------------------------------------
+
+
 def test_all_dictionaries_are_dictionaries(x):
     sae = TopKSAE(12, 24, 3, generator=generator())
-    for dictionary in (*bases(x).values(), sae):
+    baselines = (nonnegative_pca(x, 3), ica(x, 5, generator=generator(), iterations=1000), identity_relu(12))
+    for dictionary in (*bases(x).values(), *baselines, sae):
         assert isinstance(dictionary, Dictionary)
         constant = dictionary.decode(torch.zeros(len(dictionary.directions)))
         f = dictionary.encode(x)

@@ -1,0 +1,109 @@
+"""Activations kept on disk: a block is harvested once and read ever after.
+
+A cache is a folder with one file per block (`block-00000.safetensors`: rows in the order of the text, by
+site) and a card (`cache.json`) that says whose activations they are. Rows depend on the batch size only
+through the number of contexts in a block, so that runs with other batches may share them.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sae_core.activations import ActivationStream
+from sae_core.errors import UserError
+from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.sites import Site
+
+CARD = "cache.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class CachedStream:
+    """A stream with the batches of another, to the bit, whose blocks are read from a folder where they are there.
+
+    Raises `UserError` for a folder that keeps the activations of anything else.
+    """
+
+    stream: ActivationStream
+    folder: Path
+
+    def __post_init__(self):
+        card, path = _card(self.stream), self.folder / CARD
+        if path.exists():
+            found = read_json(path)
+            other = [name for name in card if found.get(name) != card[name]]
+            if other:
+                raise UserError(f"{self.folder} keeps activations of other {' and '.join(other)}; give another folder")
+        elif any(self.folder.glob("block-*.safetensors")):
+            raise UserError(f"{self.folder} keeps activations, but no {CARD} says of what; give another folder")
+        else:
+            with _writing(path):
+                write_json(path, card)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.stream.sites
+
+    @property
+    def batch(self) -> int:
+        """Tokens per batch."""
+        return self.stream.batch
+
+    def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site."""
+        path = self.folder / f"block-{block:05}.safetensors"
+        if path.exists():
+            rows = self._read(path, block)
+        else:
+            rows = self.stream.rows(block)
+            with _writing(path):
+                write_tensors(path, {str(site): x for site, x in rows.items()})
+        yield from self.stream.batches(block, rows)
+
+    def _read(self, path: Path, block: int) -> dict[Site, Tensor]:
+        try:
+            tensors = read_tensors(path)
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and it is made anew") from error
+        model = self.stream.model
+        n_tokens = int(model.content(self.stream.tokens(block)).sum())
+        wanted = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
+        if {name: tuple(x.shape) for name, x in tensors.items()} != wanted:
+            raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is made anew")
+        return {site: tensors[str(site)].to(model.device) for site in self.sites}
+
+
+def disk_bytes(stream: ActivationStream, tokens: int) -> int:
+    """About how much a cache takes on disk after training on so many tokens: later epochs are kept like the first."""
+    share = stream.model.content(stream.contexts).float().mean().item()
+    per_block = share * stream.block_contexts * stream.contexts.shape[1]
+    n_blocks = math.ceil(tokens / max(stream.batch, per_block // stream.batch * stream.batch))
+    return int(n_blocks * per_block * 4 * sum(stream.model.d_in(site) for site in stream.sites))
+
+
+def _card(stream: ActivationStream) -> dict[str, Any]:
+    """Everything that a block's rows depend on; the names are read by people."""
+    return {
+        "version": VERSION,
+        "model": stream.model.fingerprint(),
+        "text": hashlib.sha256(stream.contexts.contiguous().numpy().tobytes()).hexdigest(),
+        "sites": [str(site) for site in stream.sites],
+        "seed": stream.seed,
+        "contexts per block": stream.block_contexts,
+    }
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system says against a file into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}") from error

@@ -1,0 +1,249 @@
+"""A stream's blocks are functions of their numbers, use every token once, and mix contexts better than chance."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import random_tokens
+
+from sae_core.activations import ActivationStream, harvest, spread
+from sae_core.models import load_model
+from sae_core.sites import Site, Stream
+
+SITES = (Site(0), Site(2, Stream.MLP_OUT))
+
+
+def make_stream(model, *, sites=SITES, budget=2**16) -> ActivationStream:
+    """40 contexts of 12 tokens, the first and some later ones BOS; 21 contexts and 3 batches to a block.
+
+    No two contexts begin alike, so that no activation occurs twice.
+    """
+    contexts = random_tokens(model.n_vocab, 40, 12)
+    contexts[:, 1] = torch.arange(2, 42)
+    contexts[:, 0] = model.bos_id
+    contexts[::3, 6] = model.bos_id
+    return ActivationStream(model, contexts, sites, seed=3, batch=64, budget=budget)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models):
+    return tiny_models["neox"]
+
+
+@pytest.fixture(scope="module")
+def stream(model):
+    return make_stream(model)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- blocks ----------------------------------------------------------------------------------------
+
+
+def test_a_block_is_a_function_of_its_number(model, stream):
+    once, again = list(stream.block(1)), list(make_stream(model).block(1))
+    assert len(once) >= 2 and all(same(a, b) for a, b in zip(once, again, strict=True))
+    assert all(x.shape == (64, 32) for batch in once for x in batch.values())
+
+
+def test_batches_differ_within_and_across_blocks_and_seeds(stream):
+    first, second = list(stream.block(0)), list(stream.block(1))
+    assert not torch.equal(first[0][Site(0)], first[1][Site(0)])
+    assert not torch.equal(first[0][Site(0)], second[0][Site(0)])
+    other = next(iter(replace(stream, seed=4).block(0)))
+    assert not torch.equal(first[0][Site(0)], other[Site(0)])
+
+
+@pytest.mark.parametrize("budget", [1, 2**16, 2**30])
+def test_every_context_is_used_once_per_epoch(model, budget):
+    stream = make_stream(model, budget=budget)
+    n, size = len(stream.contexts), stream.block_contexts
+    rows = torch.cat([stream.tokens(block) for block in range(3 * n // size + 1)])
+    names = [tuple(row) for row in rows.tolist()]
+    whole = Counter(tuple(row) for row in stream.contexts.tolist())
+    assert len(whole) == n
+    epochs = [names[i * n : (i + 1) * n] for i in range(3)]
+    assert all(Counter(epoch) == whole for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_text_shorter_than_a_block_is_repeated_within_it(model):
+    short = replace(make_stream(model), batch=300)
+    assert short.block_contexts == 50 > len(short.contexts)
+    counts = Counter(tuple(row) for row in short.tokens(0).tolist())
+    assert len(counts) == 40 and set(counts.values()) == {1, 2}
+
+
+def test_the_tokens_of_a_batch_are_the_same_at_every_site(model):
+    stream = make_stream(model, sites=(Site(0), Site(1), Site(0, Stream.MLP_OUT)))
+    block = list(stream.block(0))
+    rows = harvest(model, stream.tokens(0), stream.sites)
+    at = {tuple(row): i for i, row in enumerate(rows[Site(0)].tolist())}
+    assert len(at) == len(rows[Site(0)])
+    for batch in block:
+        places = [at[tuple(row)] for row in batch[Site(0)].tolist()]
+        assert places != sorted(places)  # shuffled
+        for site in stream.sites:
+            assert torch.equal(batch[site], rows[site][places])
+
+
+def test_every_block_has_its_own_order(model):
+    """Two blocks of 20 contexts with 11 content tokens each make one epoch."""
+    stream = make_stream(model, sites=(Site(0),), budget=20 * 12 * 32 * 4)
+    stream.contexts[::3, 6] = 2
+    orders = []
+    for block in (0, 1):
+        rows = harvest(model, stream.tokens(block), stream.sites)[Site(0)]
+        at = {tuple(row): i for i, row in enumerate(rows.tolist())}
+        orders.append([at[tuple(row)] for batch in stream.block(block) for row in batch[Site(0)].tolist()])
+    assert len(orders[0]) == len(orders[1]) and orders[0] != orders[1]
+
+
+def test_a_block_uses_each_token_at_most_once_and_no_special_token(model, stream):
+    rows = harvest(model, stream.tokens(0), stream.sites)[Site(0)]
+    assert len(rows) == int(model.content(stream.tokens(0)).sum()) < stream.tokens(0).numel()
+    used = torch.cat([batch[Site(0)] for batch in stream.block(0)])
+    assert len(rows) - 64 < len(used) <= len(rows)
+    assert len(used.unique(dim=0)) == len(used)
+    at_bos = model.record(stream.tokens(0), [Site(0)])[Site(0)][stream.tokens(0) == model.bos_id]
+    assert len(at_bos) and torch.cdist(at_bos, used).min() > 1e-3
+
+
+def test_a_block_keeps_to_its_budget(model):
+    sizes = []
+    for budget in (2**16, 3 * 2**15):
+        stream = make_stream(model, budget=budget)
+        n_bytes = stream.tokens(0).numel() * 4 * sum(model.d_in(site) for site in stream.sites)
+        assert n_bytes <= budget < 2 * n_bytes
+        sizes.append(n_bytes)
+    assert sizes[0] < sizes[1]
+    assert len(make_stream(model, budget=2**30).tokens(0)) == 40  # no block repeats a text that fits it
+    least = make_stream(model, budget=1)  # two batches must fit whatever the budget
+    assert least.tokens(0).numel() >= 2 * least.batch
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_wait_for_nothing_on_a_gpu(checkpoints):
+    stream = make_stream(load_model(checkpoints["neox"], device="cuda"))
+    batches = stream.block(0)
+    next(batches)  # harvests
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rest = list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert rest and all(x.is_cuda for batch in rest for x in batch.values())
+
+
+# ---- mixing ----------------------------------------------------------------------------------------
+
+
+def pairs(owners: torch.Tensor) -> int:
+    """Pairs of tokens with the same owner."""
+    counts = owners.unique(return_counts=True)[1]
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def pairs_by_chance(n_contexts: int, n_tokens: int, batch: int) -> float:
+    """Expected in a batch from a perfect shuffle of contexts of equal length."""
+    return batch * (batch - 1) / 2 * (n_tokens - 1) / (n_contexts * n_tokens - 1)
+
+
+def owners_of_batches(stream: ActivationStream) -> list[torch.Tensor]:
+    """The contexts that the tokens of each batch of the first epoch belong to."""
+    found = []
+    for block in range(len(stream.contexts) // stream.block_contexts):
+        tokens = stream.tokens(block)
+        owner = torch.arange(len(tokens))[:, None].expand_as(tokens)[stream.model.content(tokens)]
+        found += [batch[Site(0)] for batch in stream.batches(block, {Site(0): owner})]
+    return found
+
+
+def mixed(model, *, n_contexts: int = 400, block: int, batch: int = 64) -> ActivationStream:
+    """Contexts of 64 content tokens, `block` of them to a block."""
+    contexts = random_tokens(model.n_vocab, n_contexts, 64)
+    return ActivationStream(model, contexts, (Site(0),), seed=0, batch=batch, budget=block * 64 * 32 * 4)
+
+
+@pytest.mark.parametrize("block", [64, 100, 130])
+def test_no_two_tokens_of_a_context_meet_in_a_batch_where_a_block_has_enough_contexts(model, block):
+    stream = mixed(model, block=block)
+    assert stream.block_contexts == block
+    batches = owners_of_batches(stream)
+    assert len(batches) > 100
+    assert sum(map(pairs, batches)) == 0
+
+
+def test_a_plain_shuffle_of_each_block_does_worse_than_the_text_allows(model):
+    """Control for the test above: what the stream used to do."""
+    stream = mixed(model, block=64)
+    owner = torch.arange(64).repeat_interleave(64)
+    chance = pairs_by_chance(400, 64, 64)
+    plain = torch.tensor([pairs(own) for own in owner[torch.randperm(64 * 64, generator=generator())].split(64)])
+    assert plain.float().mean() > 4 * chance
+    assert sum(map(pairs, owners_of_batches(stream))) < 2 * chance
+
+
+def test_contexts_of_many_lengths_meet_less_than_twice_as_often_as_by_chance(model):
+    """3 to 63 content tokens; here pairs cannot all be avoided."""
+    stream = mixed(model, block=100)
+    lengths = torch.randint(3, 64, (400, 1), generator=generator())
+    stream.contexts[torch.arange(64) >= lengths] = model.bos_id
+    batches = owners_of_batches(stream)
+    total = int(lengths.sum())
+    chance = 64 * 63 / 2 * float((lengths * (lengths - 1)).sum()) / (total * (total - 1))
+    found = sum(map(pairs, batches)) / len(batches)
+    assert 0 < found < 2 * chance
+
+
+@pytest.mark.parametrize("block", [20, 33])
+def test_a_batch_takes_from_all_contexts_alike_where_they_are_few(model, block):
+    for owners in owners_of_batches(mixed(model, block=block)):
+        counts = owners.bincount(minlength=block)
+        assert counts.max() - counts.min() <= 1 and counts.max() == -(-64 // block)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 10**6))
+def test_spread_orders_exactly_the_content_tokens(lengths, seed):
+    content = torch.arange(9) < torch.tensor(lengths)[:, None]
+    order = spread(content, generator=generator(seed))
+    assert sorted(order.tolist()) == list(range(sum(lengths)))
+    assert torch.equal(order, spread(content, generator=generator(seed)))
+
+
+def test_every_token_is_as_likely_anywhere_in_a_block():
+    """Else a batch would hold many early or late tokens of contexts."""
+    content = torch.ones(6, 8, dtype=torch.bool)
+    orders = torch.stack([spread(content, generator=generator(i)) for i in range(2000)])
+    place = orders.argsort(-1).float()
+    assert (place.mean(0) - 23.5).abs().max() < 5 * 13.9 / 2000**0.5
+    assert (place.std(0) - 13.85).abs().max() < 1
+
+
+# ---- harvest ---------------------------------------------------------------------------------------
+
+
+def test_harvest_is_what_record_gives_without_special_tokens(model, stream):
+    sites = (*SITES, Site(1, Stream.MLP_HIDDEN))
+    rows, content = harvest(model, stream.contexts, sites), model.content(stream.contexts)
+    for site, h in model.record(stream.contexts, sites).items():
+        assert torch.allclose(rows[site], h[content], atol=1e-5)
+    assert tuple(rows) == sites
+
+
+def test_harvest_does_not_depend_on_its_chunks(model, stream):
+    a = harvest(model, stream.contexts, stream.sites, at_once=1)
+    b = harvest(model, stream.contexts, stream.sites, at_once=7)
+    for site in stream.sites:
+        assert torch.allclose(a[site], b[site], atol=1e-4)
