@@ -1,0 +1,88 @@
+"""Autoencoders of normalised activations, as dictionaries of the activations themselves.
+
+Some are trained on activations that are normalised token by token. What was taken out is put back as
+latents: `decode(f) = f @ directions` without a constant, so that editing and measuring need not know.
+"""
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae_core.saes import SAE
+
+_EPS = 1e-5
+
+
+class Normed(nn.Module):
+    """What the two share: the directions of `inner`, then that of its `b_dec`, then others. Not to be instantiated.
+
+    The latents of `inner` keep their indices. The added ones are active on every token: `len(extra) + 1`
+    of the measured L0 are theirs.
+    """
+
+    directions: Float[Tensor, "n_latents d_in"]
+
+    def __init__(self, inner: SAE, *extra: Float[Tensor, "d_in"]):
+        super().__init__()
+        self.inner = inner.requires_grad_(False)
+        b_dec = inner.b_dec.detach()
+        axis = F.one_hot(torch.tensor(0), inner.d_in).to(b_dec)  # where there is no bias, any direction will do
+        rows = [F.normalize(b_dec, dim=0) if b_dec.any() else axis, *extra]
+        self.register_buffer("directions", torch.cat([inner.W_dec.detach(), torch.stack(rows)]), persistent=False)
+
+    @property
+    def d_in(self) -> int:
+        return self.directions.shape[1]
+
+    @property
+    def n_latents(self) -> int:
+        return self.directions.shape[0]
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        """Latent activations, in units of `x`."""
+        raise NotImplementedError
+
+    def decode(self, f: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction from latent activations; there is no constant."""
+        return f @ self.directions
+
+
+class LayerNormed(Normed):
+    """An SAE of z = (x - m) / (s + 1e-5), m the mean and s the (unbiased) standard deviation of x over its dimensions.
+
+        f     = (s g, s |b_dec|, m sqrt(d)),  g = inner.encode(z)
+        x_hat = s inner.decode(g) + m = f D,  D = (W_dec, b_dec / |b_dec|, 1 / sqrt(d))
+
+    How OpenAI's TopK autoencoders normalise (`LN` in their `model.py`), and SAELens' `layer_norm`. Decoding
+    multiplies by s, not by s + 1e-5.
+    """
+
+    def __init__(self, inner: SAE):
+        super().__init__(inner, torch.full_like(inner.b_dec, 1 / sqrt(inner.d_in)))
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        mean = x.mean(-1, keepdim=True)
+        std = (x - mean).std(-1, keepdim=True)
+        f = self.inner.encode((x - mean) / (std + _EPS))
+        return torch.cat([std * f, std * self.inner.b_dec.norm(), mean * sqrt(self.d_in)], -1)
+
+
+class NormRescaled(Normed):
+    """An SAE of z = x / s, s = |x| / sqrt(d): every token at the same norm.
+
+        f     = (s g, s |b_dec|),  g = inner.encode(z)
+        x_hat = s inner.decode(g) = f D,  D = (W_dec, b_dec / |b_dec|)
+
+    SAELens' `constant_norm_rescale`. Zero activations have zero codes.
+    """
+
+    def __init__(self, inner: SAE):
+        super().__init__(inner)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        scale = x.norm(dim=-1, keepdim=True) / sqrt(self.d_in)
+        f = self.inner.encode(x / scale.clamp_min(torch.finfo(x.dtype).tiny))
+        return torch.cat([scale * f, scale * self.inner.b_dec.norm()], -1)

@@ -1,0 +1,120 @@
+"""Sets made of other people's dictionaries."""
+
+import pytest
+from test_formats import METADATA, K, N, linear, sae_lens_card, without, write
+from tiny import random_tokens, user_error
+
+from editing.splice import Splice
+from sae_core.errors import UserError
+from sae_core.sites import Site, Stream
+from sae_core.text import Text
+from verbs.importing import import_set
+
+TEXT = Text("storybook", 16, True, max_tokens=2000)
+
+
+@pytest.fixture
+def model(tiny_models):
+    return tiny_models["neox"]
+
+
+@pytest.fixture
+def found(tmp_path, model):
+    """Two dictionaries of the model's width: one says where it belongs, one does not."""
+    said = write(tmp_path / "said", "sae_weights.safetensors", *of_width(32))
+    silent = write(tmp_path / "silent", "ae.pt", linear(d_in=32))
+    return [said, silent]
+
+
+def of_width(d_in: int, hook: str = "blocks.2.hook_resid_post"):
+    from test_formats import tensors
+
+    card = sae_lens_card("topk", d_in=d_in, k=K) | {"metadata": METADATA | {"hook_name": hook}}
+    return without(tensors(d_in=d_in), "threshold"), card
+
+
+def test_a_set_says_where_each_came_from(found, model):
+    out = Site(0, Stream.ATTN_OUT)
+    imported = import_set(found, model, TEXT, [Site(2), out])
+    assert list(imported.dictionaries) == [Site(2), out]
+    assert (imported.model, imported.fingerprint) == (model.name, model.fingerprint())
+    assert imported.text == TEXT and imported.training is None
+    assert imported.origin == {
+        "resid_post.2": f"{found[0]} (SAELens)",
+        "attn_out.0": f"{found[1]} (dictionary-learning)",
+    }
+    imported.check(model)
+    assert list(import_set(found[:1], model, TEXT).dictionaries) == [Site(2)]  # as the file says
+
+
+def test_an_imported_dictionary_can_be_spliced(found, model):
+    dictionary = import_set(found[:1], model, TEXT).dictionaries[Site(2)]
+    tokens = random_tokens(model.n_vocab, 2, 8)
+    with model.hooks(Splice(Site(2), dictionary)):
+        spliced = model.logits(tokens)
+    assert spliced.isfinite().all() and (spliced - model.logits(tokens)).abs().max() > 0.1
+
+
+def test_every_error_names_the_file(found, model, tmp_path):
+    said, silent = found
+    with user_error(str(silent), "--at"):
+        import_set([said, silent], model, TEXT)
+    with user_error(str(said), "resid_post.2", "not at resid_post.1"):
+        import_set([said], model, TEXT, [Site(1)])
+    with user_error(str(silent), "as does", str(said)):
+        import_set([said, silent], model, TEXT, [Site(2), Site(2)])
+    with user_error(str(silent), "width 32", "mlp_hidden.1", "64"):
+        import_set([silent], model, TEXT, [Site(1, Stream.MLP_HIDDEN)])
+    with user_error(str(silent), "resid_post.9", "3-layer"):
+        import_set([silent], model, TEXT, [Site(9)])
+    with user_error("2 files", "1 sites"):
+        import_set(found, model, TEXT, [Site(2)])
+    with user_error(str(tmp_path / "gone")):
+        import_set([tmp_path / "gone"], model, TEXT)
+    wide = write(tmp_path / "wide", "sae_weights.safetensors", *of_width(48))
+    with user_error(str(wide), "width 48"):
+        import_set([wide], model, TEXT)
+
+
+def test_a_dictionary_of_the_hidden_layer(model, tmp_path):
+    folder = write(tmp_path, "sae_weights.safetensors", *of_width(64, "blocks.1.mlp.hook_post"))
+    imported = import_set([folder], model, TEXT)
+    assert imported.dictionaries[Site(1, Stream.MLP_HIDDEN)].n_latents == N
+
+
+# ---- the command -----------------------------------------------------------------------------------
+
+
+def command(*arguments: str):
+    """`subrank import` alone, without the door."""
+    import argparse
+
+    from verbs import importing
+    from verbs.parsers import Verbs
+
+    parser = argparse.ArgumentParser()
+    importing.add(Verbs(parser))
+    options = parser.parse_args(["import", *map(str, arguments)])
+    return options.run(options)
+
+
+def test_the_command_makes_a_set_that_loads(found, checkpoints, model, tmp_path, capsys):
+    from sae_core.storage import QUALITY, load_set
+
+    out = tmp_path / "out"
+    text = tmp_path / "text.txt"
+    text.write_text("Anna gave the book to Ben. " * 400)
+    where = ["--model", checkpoints["neox"], "--device", "cpu", "--text", text, "--context", 16, "--out", out]
+    assert not command(*found, "--at", "resid_post.2", "mlp_out.0", *where)
+    loaded = load_set(out)
+    loaded.check(model)
+    assert list(loaded.dictionaries) == [Site(0, Stream.MLP_OUT), Site(2)]
+    assert loaded.text.n_ctx == 16 and not loaded.text.prepend_bos  # as the first file says
+    assert loaded.origin["mlp_out.0"].startswith(str(found[1]))
+    assert {path.name for path in out.iterdir()} >= {"set.json", QUALITY, "result.json", "provenance.json"}
+    assert "mlp_out.0" in (out / "result.json").read_text()
+    assert str(out) in capsys.readouterr().out
+    with pytest.raises(UserError, match="already"):
+        command(*found, *where)
+    with user_error("is no site"):
+        command(*found, "--at", "here", "there", *where[:-1], tmp_path / "other")
