@@ -10,7 +10,7 @@ from pathlib import Path
 import graphviz
 
 from circuits.graph import Edge, FeatureGraph, Node
-from sae_core.storage import write_text
+from sae_core.files import write_text
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
 

@@ -12,9 +12,9 @@ from editing.figures import ioi_figure, removal_figure
 from editing.ioi import IOIResult
 from editing.removal import RemovalResult
 from editing.splice import SpliceCost
-from sae_core.measures import Quality
+from sae_core.files import write_text
+from sae_core.measures import Quality, finite
 from sae_core.sites import Site
-from sae_core.storage import write_text
 
 _STYLE = """
 body { font: 16px/1.55 Helvetica, Arial, sans-serif; color: #1f2937; max-width: 1080px; margin: 2.5em auto; padding: 0 1.2em }
@@ -39,7 +39,7 @@ class Measured:
         """FVU, L0, dead share and the cross-entropies, per site."""
         return {
             str(site): asdict(own)
-            | {"loss_recovered": self.cost[site].recovered}
+            | {"loss_recovered": finite(self.cost[site].recovered)}
             | {f"loss_{name}": value for name, value in asdict(self.cost[site]).items()}
             for site, own in self.quality.items()
         }

@@ -5,7 +5,7 @@ from editing.ioi import IOIConfig, IOIResult, run_ioi
 from editing.metrics import auroc, kl_divergence, logit_difference
 from editing.patch import ActivationPatch, ErrorPatch, FeaturePatch, Together, ablate
 from editing.removal import Removal, RemovalConfig, RemovalResult, remove_pronouns
-from editing.splice import Splice, SpliceCost, splice_costs
+from editing.splice import Splice, SpliceCost, SpliceReport, splice_costs, splice_reports
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs, own_score
 from editing.tradeoff import Curve, CurvePoint, PatchExperiment
@@ -28,6 +28,7 @@ __all__ = [
     "RemovalResult",
     "Splice",
     "SpliceCost",
+    "SpliceReport",
     "Together",
     "ablate",
     "auroc",
@@ -39,4 +40,5 @@ __all__ = [
     "remove_pronouns",
     "run_ioi",
     "splice_costs",
+    "splice_reports",
 ]

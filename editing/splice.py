@@ -1,6 +1,15 @@
-"""Run the model on reconstructions, and what that costs its prediction."""
+"""Run the model on reconstructions, and what that costs its prediction.
 
+Every dictionary is spliced in alone, at all content positions; BOS and special tokens keep their activation,
+and are not asked for. Blocks below a site run once for all edits of a chunk, and logits are there for a few
+tokens at a time only.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,8 +17,12 @@ from torch import Tensor
 
 from editing.patch import ActivationPatch, where
 from sae_core.dictionaries import Dictionary
+from sae_core.measures import finite
 from sae_core.models import Intervention, LanguageModel
 from sae_core.sites import Site
+
+LOGITS_AT_ONCE = 2**24
+"""Logits that are in memory at one time, in each of the few tensors that hold them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,34 +47,228 @@ class SpliceCost:
 
     @property
     def recovered(self) -> float:
-        """Loss recovered: spliced loss on the scale zero-ablated = 0, original = 1."""
-        return (self.zeroed - self.spliced) / (self.zeroed - self.original)
+        """Loss recovered: spliced loss on the scale zero-ablated = 0, original = 1; NaN where the two are equal."""
+        return _recovered(self.original, self.spliced, self.zeroed)
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def _recovered(original: float, spliced: float, ablated: float) -> float:
+    return (ablated - spliced) / (ablated - original) if ablated != original else math.nan
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the next-token prediction is worth under one edit, means over tokens in nats."""
+
+    cross_entropy: float
+    kl: float
+    """KL(model || edited)."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the cross-entropy; infinite beyond what a float holds."""
+        return _exp(self.cross_entropy)
+
+    def to_json(self) -> dict[str, float | None]:
+        """All three numbers; null where one is infinite."""
+        numbers = {"cross_entropy": self.cross_entropy, "kl": self.kl, "perplexity": self.perplexity}
+        return {name: finite(value) for name, value in numbers.items()}
+
+
+@dataclass(frozen=True)
+class Hurt:
+    """A context whose prediction suffers from the splice."""
+
+    context: int
+    """Its number among those measured."""
+    position: int
+    """Where the token is, the prediction of which suffers most."""
+    perplexity: float
+    perplexity_spliced: float
+    tokens: tuple[str, ...]
+    """The whole context, as text."""
+    rise: tuple[float | None, ...]
+    """By how many nats the splice makes each token less expected; None for those that are not asked for."""
+
+    @property
+    def lost(self) -> float:
+        """By how much the perplexity rises."""
+        return self.perplexity_spliced - self.perplexity
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; null where a perplexity is infinite."""
+        return {
+            "context": self.context,
+            "position": self.position,
+            "perplexity": finite(self.perplexity),
+            "perplexity_spliced": finite(self.perplexity_spliced),
+            "tokens": list(self.tokens),
+            "rise": [None if rise is None else finite(round(rise, 4)) for rise in self.rise],
+        }
+
+
+@dataclass(frozen=True)
+class SpliceReport:
+    """A dictionary spliced in, beside the two ablations of its site that remove everything."""
+
+    n_tokens: int
+    """Tokens asked for: all content tokens but those that begin a context."""
+    original: Loss
+    spliced: Loss
+    zeroed: Loss
+    """With the site set to zero."""
+    averaged: Loss
+    """With the site set to its mean."""
+    worst: tuple[Hurt, ...]
+    """The contexts whose perplexity rises the most, the worst first."""
+
+    @property
+    def recovered(self) -> float:
+        """Loss recovered on the scale zero-ablated = 0, original = 1; NaN where the two are equal."""
+        return _recovered(self.original.cross_entropy, self.spliced.cross_entropy, self.zeroed.cross_entropy)
+
+    @property
+    def recovered_from_mean(self) -> float:
+        """Loss recovered on the scale mean-ablated = 0, original = 1; NaN where the two are equal."""
+        return _recovered(self.original.cross_entropy, self.spliced.cross_entropy, self.averaged.cross_entropy)
+
+    def to_json(self) -> dict[str, Any]:
+        """All raw numbers, and the ratios made of them; null where one has no value."""
+        losses = ("original", "spliced", "zeroed", "averaged")
+        return {
+            "n_tokens": self.n_tokens,
+            **{name: getattr(self, name).to_json() for name in losses},
+            "loss_recovered": finite(self.recovered),
+            "loss_recovered_from_mean": finite(self.recovered_from_mean),
+            "worst": [hurt.to_json() for hurt in self.worst],
+        }
 
 
 @torch.no_grad()
 def splice_costs(
     model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
+    dictionaries: Mapping[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     *,
     at_once: int = 32,
 ) -> dict[Site, SpliceCost]:
     """What each dictionary costs, alone, at all content positions; BOS keeps its activation."""
     sums = {site: torch.zeros(3, dtype=torch.float64) for site in dictionaries}
-    n_tokens = int(model.content(contexts[:, 1:]).sum())
-    for chunk in contexts.split(at_once):
-        mask = model.content(chunk[:, :-1]).to(model.device)
-        original = _loss(model, chunk)
+    for tokens in contexts.split(at_once):
+        chunk = _Chunk(model, tokens, dictionaries)
         for site, dictionary in dictionaries.items():
-            zero = ActivationPatch(site, torch.zeros(1, 1, model.d_in(site), device=model.device), mask)
-            spliced, zeroed = _loss(model, chunk, Splice(site, dictionary, mask)), _loss(model, chunk, zero)
-            sums[site] += torch.tensor([original, spliced, zeroed], dtype=torch.float64)
+            nll, _ = chunk.losses([Splice(site, dictionary, chunk.mask), chunk.constant(site)])
+            sums[site] += nll.sum(-1)
+    n_tokens = int(model.content(contexts[:, 1:]).sum())
     return {site: SpliceCost(*(total / n_tokens).tolist()) for site, total in sums.items()}
 
 
-def _loss(model: LanguageModel, tokens: Int[Tensor, "batch pos"], *edits: Intervention) -> float:
-    """Sum over all next tokens, special ones excepted, of -log p."""
-    with model.hooks(*edits):
-        log_probs = model.logits(tokens[:, :-1]).log_softmax(-1)
-    found = log_probs.gather(-1, tokens[:, 1:, None].to(log_probs.device))[..., 0]
-    return -found[model.content(tokens[:, 1:]).to(found.device)].double().sum().item()
+@torch.no_grad()
+def splice_reports(
+    model: LanguageModel,
+    sets: Mapping[str, Mapping[Site, Dictionary]],
+    means: Mapping[Site, Float[Tensor, "_"]],
+    contexts: Int[Tensor, "contexts pos"],
+    *,
+    worst: int = 4,
+    at_once: int = 16,
+) -> dict[str, dict[Site, SpliceReport]]:
+    """What every dictionary of every set costs, alone, at all content positions.
+
+    `means` holds what mean-ablation writes: the mean activation of each site (`Profile.mean`). The ablations
+    of a site run once for all its dictionaries.
+    """
+    sharing = {site: [name for name, own in sets.items() if site in own] for own in sets.values() for site in own}
+    sums: dict[Site, Any] = dict.fromkeys(sharing, 0.0)
+    hurt: dict[tuple[str, Site], list[Hurt]] = {(name, site): [] for site, names in sharing.items() for name in names}
+    for number, tokens in enumerate(contexts.split(at_once)):
+        chunk = _Chunk(model, tokens, sharing)
+        for site, names in sharing.items():
+            ablations = [chunk.constant(site), chunk.constant(site, means[site])]
+            nll, kl = chunk.losses([*ablations, *(Splice(site, sets[name][site], chunk.mask) for name in names)])
+            sums[site] += torch.stack([nll.sum(-1), torch.cat([torch.zeros(1), kl.sum(-1)])])
+            for name, spliced in zip(names, nll[3:], strict=True):
+                found = chunk.most_hurt(nll[0], spliced, worst, number=number * at_once)
+                hurt[name, site] = nlargest(worst, [*hurt[name, site], *found], key=lambda one: one.lost)
+    n_tokens = int(model.content(contexts[:, 1:]).sum())
+    reports: dict[str, dict[Site, SpliceReport]] = {name: {} for name in sets}
+    for site, names in sorted(sharing.items()):
+        original, zeroed, averaged, *spliced = (Loss(*pair) for pair in (sums[site] / n_tokens).T.tolist())
+        for name, loss in zip(names, spliced, strict=True):
+            reports[name][site] = SpliceReport(n_tokens, original, loss, zeroed, averaged, tuple(hurt[name, site]))
+    return reports
+
+
+class _Chunk:
+    """Contexts that have been read once, to be read again with edits."""
+
+    def __init__(self, model: LanguageModel, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]):
+        self.model, self.tokens, self.last = model, tokens, Site(model.n_layers - 1)
+        self.mask = model.content(tokens[:, :-1]).to(model.device)
+        self.asked = model.content(tokens[:, 1:]).to(model.device)
+        below = {Site(site.layer - 1) for site in sites if site.layer > 0}
+        self.h = model.record(tokens[:, :-1], {*below, self.last})
+
+    def constant(self, site: Site, value: Tensor | None = None) -> ActivationPatch:
+        """The edit that writes `value`, by default zero, at every content position."""
+        device = self.model.device
+        value = torch.zeros(self.model.d_in(site)) if value is None else value
+        return ActivationPatch(site, value.float().to(device)[None, None], self.mask)
+
+    def losses(
+        self, edits: Sequence[Intervention]
+    ) -> tuple[Float[Tensor, "edits_and_none tokens"], Float[Tensor, "edits tokens"]]:
+        """-log p of every token asked for without edit and with each, and KL(without || with each); in float64."""
+        finals = torch.stack([self.h[self.last][self.asked], *(self._final(edit) for edit in edits)])
+        targets = self.tokens[:, 1:].to(self.model.device)[self.asked]
+        if not len(targets):
+            return torch.zeros(len(finals), 0).double(), torch.zeros(len(edits), 0).double()
+        nll, kl, few = [], [], max(1, LOGITS_AT_ONCE // (self.model.n_vocab * len(finals)))
+        for rows, wanted in zip(finals.split(few, dim=1), targets.split(few), strict=True):
+            log_probs = self.model.unembed(rows).log_softmax(-1)
+            clean, edited = log_probs[:1], log_probs[1:]
+            nll.append(-log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0])
+            kl.append((clean.exp() * (clean - edited)).sum(-1))
+        return torch.cat(nll, -1).double().cpu(), torch.cat(kl, -1).double().cpu()
+
+    def most_hurt(
+        self, original: Float[Tensor, "tokens"], spliced: Float[Tensor, "tokens"], n: int, *, number: int
+    ) -> list[Hurt]:
+        """The `n` contexts whose perplexity rises the most; the first context of the chunk has that `number`."""
+        asked = self.asked.cpu()
+        before, after = (torch.full(asked.shape, math.nan, dtype=torch.float64) for _ in range(2))
+        before[asked], after[asked] = original, spliced
+        perplexity, perplexity_spliced = before.nanmean(-1).exp(), after.nanmean(-1).exp()
+        rise = after - before
+        order = (perplexity_spliced - perplexity).nan_to_num(-math.inf).argsort(descending=True)
+        return [
+            Hurt(
+                context=number + row,
+                position=1 + int(rise[row].nan_to_num(-math.inf).argmax()),
+                perplexity=perplexity[row].item(),
+                perplexity_spliced=perplexity_spliced[row].item(),
+                tokens=tuple(self.model.token_text(token) for token in self.tokens[row].tolist()),
+                rise=(
+                    None,
+                    *(value if own else None for value, own in zip(rise[row].tolist(), asked[row], strict=True)),
+                ),
+            )
+            for row in order[:n].tolist()
+            if asked[row].any()
+        ]
+
+    def _final(self, edit: Intervention) -> Float[Tensor, "tokens d_model"]:
+        """The last residual, at the positions before the tokens asked for, under one edit."""
+        layer = edit.site.layer - 1
+        with self.model.hooks(edit):
+            if layer < 0:
+                final = self.model.record(self.tokens[:, :-1], [self.last])[self.last]
+            else:
+                final = self.model.final(self.h[Site(layer)], layer)
+        return final[self.asked]

@@ -1,14 +1,19 @@
 """Reconstructions in place of activations, and their cost on the scale from zeroed to original."""
 
+import json
+import math
+
 import pytest
 import torch
 from handmade import Zero, complete_basis, random_topk
 from test_models import close, n_hooks
 from tiny import random_tokens
 
-from editing.patch import ErrorPatch
-from editing.splice import Splice, SpliceCost, splice_costs
+from editing.metrics import kl_divergence
+from editing.patch import ActivationPatch, ErrorPatch
+from editing.splice import Loss, Splice, SpliceCost, SpliceReport, splice_costs, splice_reports
 from sae_core.dictionaries import Basis
+from sae_core.measures import profiles
 from sae_core.sites import Site, Stream
 
 SITES = (Site(1), Site(0, Stream.MLP_OUT), Site(2, Stream.ATTN_OUT))
@@ -105,3 +110,121 @@ def test_sites_are_spliced_one_at_a_time_and_chunks_do_not_show(tiny, tokens):
         for field in ("original", "spliced", "zeroed"):
             assert getattr(together[site], field) == pytest.approx(getattr(alone, field), rel=1e-5)
     assert n_hooks(tiny) == hooks
+
+
+def test_nothing_to_recover_is_no_number():
+    assert math.isnan(SpliceCost(original=2.0, spliced=3.0, zeroed=2.0).recovered)
+
+
+# ---- the whole report ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets():
+    """Two sets that share one site."""
+    return {
+        "small": {site: random_topk(32, seed=i) for i, site in enumerate(SITES)},
+        "large": {SITES[0]: random_topk(32, 96, 20, seed=9)},
+    }
+
+
+def means_of(model, sets, tokens):
+    found = profiles(model, sets, tokens)
+    return {site: profile.mean for own in found.values() for site, profile in own.items()}
+
+
+def test_a_report_equals_whole_forward_passes_with_each_edit(tiny, tokens, sets):
+    means, mask, content = means_of(tiny, sets, tokens), tiny.content(tokens), tiny.content(tokens[:, 1:])
+    clean = tiny.logits(tokens)[:, :-1][content]
+    reports = splice_reports(tiny, sets, means, tokens, at_once=2)
+    for name, own in sets.items():
+        assert reports[name].keys() == own.keys()
+        for site, dictionary in own.items():
+            report = reports[name][site]
+            edits = {
+                "original": (),
+                "spliced": (Splice(site, dictionary, mask),),
+                "zeroed": (ActivationPatch(site, torch.zeros(1, 1, 32), mask),),
+                "averaged": (ActivationPatch(site, means[site].float()[None, None], mask),),
+            }
+            for field, edit in edits.items():
+                logits, got = with_edits(tiny, tokens, *edit)[:, :-1][content], getattr(report, field)
+                expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][content]).item()
+                assert got.cross_entropy == pytest.approx(expected, rel=1e-5)
+                assert got.kl == pytest.approx(kl_divergence(clean, logits).mean().item(), rel=1e-4, abs=1e-6)
+                assert got.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
+            assert report.n_tokens == int(content.sum())
+            assert report.spliced.kl > 0.01 and report.zeroed.kl != pytest.approx(report.averaged.kl)
+
+
+def test_a_report_shows_neither_the_chunks_nor_what_else_was_measured(tiny, tokens, sets, monkeypatch):
+    hooks, means = n_hooks(tiny), means_of(tiny, sets, tokens)
+    whole = splice_reports(tiny, sets, means, tokens)
+    chunked = splice_reports(tiny, sets, means, tokens, at_once=1)
+    alone = {"large": splice_reports(tiny, {"large": sets["large"]}, means, tokens)["large"]}
+    monkeypatch.setattr("editing.splice.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
+    for other in (chunked, alone, splice_reports(tiny, sets, means, tokens)):
+        for name, own in other.items():
+            for site, got in own.items():
+                for field in ("original", "spliced", "zeroed", "averaged"):
+                    expected = getattr(whole[name][site], field)
+                    assert getattr(got, field).cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-5)
+                    assert getattr(got, field).kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-6)
+                assert [one.context for one in got.worst] == [one.context for one in whole[name][site].worst]
+    assert n_hooks(tiny) == hooks
+
+
+def test_a_perfect_dictionary_has_no_divergence_and_the_mean_and_zero_dictionaries_are_the_ablations(tiny, tokens):
+    for site in SITES:
+        mean = means_of(tiny, {"": {site: complete_basis(32)}}, tokens)[site]
+        rank_none = Basis(torch.zeros(1, 32), mean.float())
+        sets = {"perfect": {site: complete_basis(32)}, "zero": {site: Zero(32)}, "mean": {site: rank_none}}
+        found = {name: own[site] for name, own in splice_reports(tiny, sets, {site: mean}, tokens).items()}
+        assert found["perfect"].spliced.kl == pytest.approx(0, abs=1e-5)
+        assert found["perfect"].recovered == pytest.approx(1, abs=1e-2)
+        assert found["zero"].spliced == found["zero"].zeroed and found["zero"].recovered == 0
+        assert found["mean"].spliced.kl == pytest.approx(found["mean"].averaged.kl, rel=1e-4)
+        assert found["mean"].recovered_from_mean == pytest.approx(0, abs=1e-3)
+
+
+def test_the_worst_contexts_are_those_whose_perplexity_rises_the_most(tiny):
+    tokens = random_tokens(tiny.n_vocab, 9, 12)
+    tokens[:, 0] = tokens[4, 5] = tiny.bos_id
+    tokens[7] = tiny.bos_id  # nothing is asked for there
+    site, sae = SITES[0], random_topk(32)
+    mask = tiny.content(tokens)
+    clean, edited = tiny.logits(tokens), with_edits(tiny, tokens, Splice(site, sae, mask))
+    nll = [-logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0] for logits in (clean, edited)]
+    perplexity = []
+    for row in range(9):
+        asked = mask[row, 1:]
+        perplexity.append([one[row][asked].mean().exp().item() for one in nll] if asked.any() else [0.0, -math.inf])
+    expected = sorted(range(9), key=lambda row: perplexity[row][0] - perplexity[row][1])[:3]
+    for at_once in (1, 4):
+        report = splice_reports(tiny, {"": {site: sae}}, {site: torch.zeros(32)}, tokens, worst=3, at_once=at_once)
+        report = report[""][site]
+        assert [one.context for one in report.worst] == expected
+    for one in report.worst:
+        row = one.context
+        assert [one.perplexity, one.perplexity_spliced] == pytest.approx(perplexity[row], rel=1e-4)
+        assert one.tokens == tuple(tiny.token_text(token) for token in tokens[row].tolist())
+        assert [rise is None for rise in one.rise] == [True, *(~mask[row, 1:]).tolist()]
+        rise = (nll[1] - nll[0])[row]
+        for position in range(1, 12):
+            if one.rise[position] is not None:
+                assert one.rise[position] == pytest.approx(rise[position - 1].item(), abs=1e-4)
+        assert one.rise[one.position] == max(rise for rise in one.rise if rise is not None)
+
+
+def test_worst_contexts_are_few_where_contexts_are(tiny, tokens):
+    report = splice_reports(tiny, {"": {SITES[0]: random_topk(32)}}, {SITES[0]: torch.zeros(32)}, tokens, worst=50)
+    assert len(report[""][SITES[0]].worst) == len(tokens)
+
+
+def test_json_has_no_numbers_that_it_cannot_say():
+    certain, broken = Loss(0.0, 0.0), Loss(1e4, 1e4)
+    report = SpliceReport(5, certain, broken, certain, certain, ())
+    assert broken.perplexity == math.inf
+    value = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert value["loss_recovered"] is None and value["loss_recovered_from_mean"] is None
+    assert value["spliced"] == {"cross_entropy": 1e4, "kl": 1e4, "perplexity": None}
