@@ -6,18 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import subrank
+import verbs.train
 from sae_core.errors import UserError
 from sae_core.models import load_model
-from sae_core.storage import load_set
+from sae_core.runs import Run
+from sae_core.storage import load_set, sets_in
 from sae_core.text import Text
 from sae_core.training import TrainConfig
+from verbs.demo import prepare_demo
 
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "remove")
 TRAIN = ["--tokens", "40000", "--batch", "512", "--context", "64"]
 
 
@@ -46,13 +52,14 @@ def result_of(folder: Path) -> dict:
 
 def test_help_answers_in_under_a_second_without_heavy_imports():
     code = (
-        "import sys, subrank\ntry: subrank.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        "import sys, subrank\ntry: subrank.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'sae_core'} & {*sys.modules}"
     )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - started < 1.0
-    assert all(verb in done.stdout for verb in ("demo", "train", "ioi", "circuit", "remove"))
+    assert all(verb in done.stdout for verb in VERBS)
 
 
 def test_version_is_the_packages(capsys):
@@ -62,7 +69,7 @@ def test_version_is_the_packages(capsys):
     assert stop.value.code == 0 and f'version = "{capsys.readouterr().out.split()[1]}"' in text
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "ioi", "circuit", "remove"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_the_common_options(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         subrank.main([verb, "--help"])
@@ -138,10 +145,11 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     assert "kept" not in said
     model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
     folder = tmp_path / "dictionaries"
-    assert subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000)) is False
+    asked = Run("storybook", text, ("resid_post",), (TrainConfig(tokens=60_000),))
+    assert prepare_demo(folder, model, asked) is False
     assert (folder / "set.json").exists()
     with pytest.raises(UserError, match="other settings"):  # neither passed off as this one nor deleted
-        subrank.prepare_demo(folder, model, text, TrainConfig(tokens=60_000, seed=1))
+        prepare_demo(folder, model, replace(asked, members=(TrainConfig(tokens=60_000, seed=1),)))
     assert (folder / "set.json").exists()
 
 
@@ -150,7 +158,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     options = ["--sites", "resid_post.0", "mlp_out.2", "--tokens", 8192, "--batch", 512, "--context", 64]
     assert run(capsys, "train", "storybook", "--out", whole, *options)[0] == 0
 
-    real = subrank.progress
+    real = verbs.train.progress
 
     def interrupted(steps, total, done):
         for step in real(steps, total, done):
@@ -160,17 +168,64 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
                 signal.raise_signal(signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(subrank, "progress", interrupted)
+    monkeypatch.setattr(verbs.train, "progress", interrupted)
     status, said, _ = run(capsys, "train", "storybook", "--out", halves, *options)
     assert status == 130 and "--resume" in said.splitlines()[-1]
     assert not (halves / "set.json").exists()
-    monkeypatch.setattr(subrank, "progress", real)
+    monkeypatch.setattr(verbs.train, "progress", real)
     assert run(capsys, "train", "storybook", "--out", halves, "--resume")[0] == 0
     one, other = load_set(whole), load_set(halves)
     for site, sae in one.dictionaries.items():
         for name, tensor in sae.state_dict().items():
             assert torch.equal(tensor, other.dictionaries[site].state_dict()[name])
     assert result_of(whole) == result_of(halves)
+
+
+def test_a_resumed_run_must_be_the_same_run(tmp_path, capsys, monkeypatch):
+    options = ["--sites", "resid_post.0", "--tokens", 8192, "--batch", 512, "--context", 64]
+    monkeypatch.setattr(verbs.train, "interruptible", lambda: nullcontext(lambda: True))
+    assert run(capsys, "train", "storybook", "--out", tmp_path, *options)[0] == 130
+    monkeypatch.undo()
+    assert "other members" in one_line(capsys, "train", "storybook", "--out", tmp_path, *options, "-k", 8, "--resume")
+    assert run(capsys, "train", "storybook", "--out", tmp_path, *options, "--resume")[0] == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
+    """One pass over the model trains all members; its run.json, with the activations kept, gives the same again."""
+    sweep, again, kept = tmp_path / "sweep", tmp_path / "again", tmp_path / "kept"
+    options = ["--tokens", 20480, "--batch", 512, "--context", 64, "--sites", "resid_post.1", "attn_out.2"]
+    kinds = ["--kind", "topk", "batchtopk", "tied", "-k", 4, 8, "--cache", kept]
+    assert run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)[0] == 0
+    names = [path.name for path in sets_in(sweep)]
+    expected = ["batchtopk-n512-k4", "batchtopk-n512-k8", "tied-n512-l12", "topk-n512-k4", "topk-n512-k8"]
+    assert names == [f"{name}-seed0" for name in expected]
+    assert {*result_of(sweep)["dictionaries"]} == {*names} and (kept / "block-00000.safetensors").exists()
+    thresholds = result_of(sweep)["thresholds"]
+    assert thresholds["batchtopk-n512-k4-seed0/attn_out.2"].keys() == {"running", "calibrated"}
+    rows = [json.loads(line) for line in (sweep / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 * 2 and {row["member"] for row in rows} == {*names} and all(row["fvu"] > 0 for row in rows)
+    assert run(capsys, "train", "--config", sweep / "run.json", "--out", again, "--cache", kept)[0] == 0
+    for name in names:
+        for site in ("resid_post.1", "attn_out.2"):
+            file = f"{name}/{site}/sae_weights.safetensors"
+            assert (sweep / file).read_bytes() == (again / file).read_bytes()
+    assert "holds a sweep" in one_line(capsys, "ioi", sweep)
+    assert "already" in one_line(capsys, "train", "storybook", "--out", sweep)
+    assert "leave out" in one_line(capsys, "train", "--config", sweep / "run.json", "-k", 3, "--out", tmp_path / "o")
+    assert "other" in one_line(capsys, "train", "storybook", "--cache", kept, "--out", tmp_path / "o", "--tokens", 9000)
+    status, said, error = run(capsys, "evaluate", sweep, "--contexts", 12, "--spliced", 4, "--out", tmp_path / "e")
+    assert status == 0, error
+    assert all(name in said for name in names) and (tmp_path / "e" / "evaluate.html").exists()
+
+
+def test_training_on_kl(tmp_path, capsys):
+    options = ["--tokens", 4096, "--batch", 512, "--context", 64, "--sites", "mlp_out.4", "--kl", 0.5]
+    status, _, error = run(capsys, "train", "storybook", "--out", tmp_path / "a", *options)
+    assert status == 0, error
+    assert load_set(tmp_path / "a").training.kl == 0.5
+    assert "--cache" in one_line(capsys, "train", "storybook", "--out", tmp_path / "b", *options, "--cache", tmp_path)
 
 
 # ---- mistakes --------------------------------------------------------------------------------------
@@ -213,7 +268,7 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
     assert "fewer than one context" in error
 
 
-@pytest.mark.parametrize("verb", ["ioi", "circuit", "remove"])
+@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "remove"])
 def test_a_folder_that_holds_no_dictionaries(verb, tmp_path, capsys):
     assert "no dictionaries" in one_line(capsys, verb, tmp_path)
     assert "no folder" in one_line(capsys, verb, tmp_path / "none")
@@ -250,7 +305,7 @@ def test_damaged_weights(small_set, tmp_path, capsys):
 
 def test_an_out_that_cannot_be_written_is_found_before_work_starts(small_set, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(subrank, "model_of", lambda *a: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr("sae_core.models.load_model", lambda *a, **k: pytest.fail("the model was loaded first"))
     for verb in (["train", "storybook"], ["ioi", small_set], ["demo"]):
         assert "cannot be written" in one_line(capsys, *verb, "--out", tmp_path / "file" / "out")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ("sae_core", "editing", "circuits", "subrank")
+FLOORS = ("sae_core", "editing", "circuits", "verbs", "subrank")
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,231 @@
+"""`subrank train`: dictionaries for chosen sites, trained, saved and measured, any number of members in one pass."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verbs.log import Log
+from verbs.options import model_of, sites_of, writable
+from verbs.parsers import Verbs
+from verbs.results import save_result
+from verbs.sets import measure
+from verbs.terminal import interruptible, progress, say
+
+if TYPE_CHECKING:
+    from sae_core.models import LanguageModel
+    from sae_core.objectives import Recipe
+    from sae_core.runs import Run
+    from sae_core.storage import DictionarySet
+
+RUN, LOG = "run.json", "log.jsonl"
+_KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied")
+
+
+def add(verbs: Verbs) -> None:
+    """Declare `subrank train`."""
+    parser = verbs.add("train", run, "train dictionaries for chosen sites in one pass over the text", "./dictionaries")
+    parser.set_defaults(parser=parser)
+    add_option = parser.add_argument
+    add_option("model", metavar="MODEL", nargs="?", help="'storybook', a Hugging Face directory, or a hub name")
+    add_option("--text", default="storybook", help="'storybook', .txt, .jsonl, a folder, a dataset[:config]")
+    add_option("--column", default="text", help="where a dataset or .jsonl keeps its text")
+    add_option("--sites", nargs="+", default=["resid_post"], help="streams (all layers) or sites, e.g. mlp_out.3")
+    several = "; several make a sweep"
+    add_option("--kind", nargs="+", default=["topk"], choices=_KINDS, help="architecture" + several)
+    add_option("--expansion", type=int, nargs="+", default=[4], help="latents per dimension" + several)
+    add_option("-k", type=int, nargs="+", default=[16], help="latents active per token" + several)
+    add_option("--l1", type=float, nargs="+", default=[2.0], help="L1 coefficient of relu, tied and gated" + several)
+    add_option("--seeds", type=int, nargs="+", default=None, help="in place of --seed" + several)
+    add_option("--multi", type=float, default=0.0, help="weight of the loss at 4k latents (topk); Gao et al. use 0.125")
+    add_option("--kl", type=float, default=0.0, help="weight of the KL divergence of the model's predictions")
+    add_option("--tokens", type=int, default=2_000_000, help="tokens to train on")
+    add_option("--batch", type=int, default=1024, help="tokens per step")
+    add_option(
+        "--bfloat16", action=argparse.BooleanOptionalAction, help="choose latents in it; where it is fast, if not given"
+    )
+    add_option("--lr", type=float, default=None, help="learning rate; 5e-4 sqrt(2^14 / latents) by default")
+    add_option("--clip", type=float, default=None, help="largest norm of a gradient; not cut by default")
+    add_option("--dead-after", type=int, default=100_000, help="tokens without activity after which a latent is dead")
+    add_option("--context", type=int, default=None, help="tokens per context; the model's, at most 128")
+    add_option("--prepend-bos", action=argparse.BooleanOptionalAction, default=True)
+    add_option("--memory", type=float, default=2.0, metavar="GIB", help="activations held at once")
+    add_option("--cache", type=Path, default=None, help="folder to keep activations in, and to take them from")
+    add_option("--config", type=Path, default=None, help="a run.json in place of MODEL and all that describes the run")
+    add_option("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints")
+    add_option("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`subrank train`."""
+    from sae_core.errors import UserError
+    from sae_core.files import read_json
+    from sae_core.runs import Run
+    from sae_core.storage import CHECKPOINT, SET, read_checkpoint
+
+    out = writable(options.out or Path("dictionaries"))
+    if options.resume:
+        card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
+        model = model_of(options.model or found.model, options.device)
+        if card["fingerprint"] != model.fingerprint():
+            raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
+        if _described(options):
+            asked = replace(_run_of(options, model), model=found.model)
+            if differences := asked.differences(found):
+                raise UserError(
+                    f"the checkpoint in {out} has other {' and '.join(differences)} than asked for; "
+                    "leave these options out, or start anew elsewhere"
+                )
+        say(f"resuming after step {card['step']}, with the settings of the checkpoint")
+    else:
+        if (out / SET).exists() or (out / CHECKPOINT).exists() or any(out.glob(f"*/{SET}")):
+            raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
+        if options.config:
+            if options.model or (given := _described(options)):
+                raise UserError(f"--config describes the whole run; leave out {options.model or ', '.join(given)}")
+            found = Run.from_json(read_json(options.config))
+            model = model_of(found.model, options.device)
+        elif options.model is None:
+            raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
+        else:
+            model = model_of(options.model, options.device)
+            found = _run_of(options, model)
+    sets = train_into(out, model, found, resume=options.resume, save_every=options.save_every, cache=options.cache)
+    if sets is None:
+        say(f"stopped; go on with: subrank train {options.model or found.model} --out {out} --resume")
+        return 130
+    say(f"dictionaries: {out}")
+    return 0
+
+
+def _described(options: argparse.Namespace) -> list[str]:
+    """The options given on the command line that describe the run."""
+    beside = {"model", "out", "device", "cache", "config", "save_every", "resume", "run", "verb", "parser"}
+    return [
+        "--" + name.replace("_", "-")
+        for name, value in vars(options).items()
+        if name not in beside and value != options.parser.get_default(name)
+    ]
+
+
+def _run_of(options: argparse.Namespace, model: "LanguageModel") -> "Run":
+    """The run that the options describe: a member for each combination of those with several values."""
+    from sae_core.runs import Run
+    from sae_core.text import Text
+    from sae_core.training import TrainConfig
+
+    n_ctx = min(128, model.n_ctx) if options.context is None else options.context
+    text = Text(options.text, n_ctx, options.prepend_bos, options.tokens, options.column)
+    members = []
+    for expansion, recipe, seed in product(options.expansion, _recipes(options), options.seeds or [options.seed]):
+        members.append(
+            TrainConfig(
+                recipe,
+                expansion,
+                options.tokens,
+                options.batch,
+                options.lr,
+                dead_after=options.dead_after,
+                clip=options.clip,
+                bfloat16=options.bfloat16,
+                kl=options.kl,
+                seed=seed,
+            )
+        )
+    return Run(model.name, text, tuple(options.sites), tuple(members), int(options.memory * 2**30))
+
+
+def _recipes(options: argparse.Namespace) -> "Iterator[Recipe]":
+    """The architectures asked for, each with every value of the option that sets its sparsity."""
+    from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
+
+    by_k = {"batchtopk": BatchTopK, "matryoshka": Matryoshka, "jumprelu": JumpReLU}
+    for kind in options.kind:
+        if kind == "topk":
+            yield from (TopK(k, multi=options.multi) for k in options.k)
+        elif kind in by_k:
+            yield from (by_k[kind](k) for k in options.k)
+        elif kind == "gated":
+            yield from (Gated(l1) for l1 in options.l1)
+        else:
+            yield from (ReLU(l1, tied=kind == "tied") for l1 in options.l1)
+
+
+def train_into(
+    out: Path,
+    model: "LanguageModel",
+    run: "Run",
+    *,
+    resume: bool = False,
+    save_every: float = 60.0,
+    cache: Path | None = None,
+) -> "list[DictionarySet] | None":
+    """Train, save and measure the members of a run; None if the user stopped it, a checkpoint being left.
+
+    One member's set is `out` itself, several are folders in it.
+    """
+    import shutil
+
+    from sae_core.activations import ActivationStream
+    from sae_core.cache import CachedStream
+    from sae_core.errors import UserError
+    from sae_core.files import write_json
+    from sae_core.runs import calibrate_thresholds
+    from sae_core.storage import CHECKPOINT, DictionarySet, load_checkpoint, save_checkpoint, save_set
+    from sae_core.text import held_out
+    from sae_core.training import start, train
+
+    sites = sites_of(model, run.sites)
+    say(f"reading {run.text.source}")
+    training, measuring = held_out(run.text.contexts(model))
+    stream, steps = run.stream(model, training, sites), run.members[0].steps
+    if cache and run.downstream(model):
+        raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
+    say(
+        f"{len(training)} contexts of {run.text.n_ctx} tokens, {run.members[0].tokens / training.numel():.2g} epochs; "
+        f"{len(sites)} sites, {len(run.members)} members, {steps} steps"
+    )
+    if isinstance(stream, ActivationStream) and stream.block_contexts < min(stream.batch, len(training)):
+        n = stream.block_contexts
+        say(f"only {n} contexts mix within --memory: tokens of one context meet in a batch more often than by chance")
+    write_json(out / RUN, run.to_json())
+    if cache:
+        stream = CachedStream(stream, cache)
+    state = load_checkpoint(out, device=model.device) if resume else start(stream, *run.members)
+    log, saved = Log(out / LOG, state), time.monotonic()
+    with interruptible() as stopped:
+        for step in progress(train(stream, state, run.downstream(model)), steps, state.step):
+            log.add(step)
+            if stopped() or time.monotonic() - saved > save_every:
+                save_checkpoint(state, run.text, model, out)
+                saved = time.monotonic()
+            if stopped() and step.step < steps:
+                return None
+    sets, measured, thresholds = [], {}, {}
+    for member in state.members:
+        dictionaries, folder = member.dictionaries(), out if len(state.members) == 1 else out / member.name
+        found = calibrate_thresholds(member.config, dictionaries, model, training[:128])
+        thresholds |= {f"{member.name}/{site}": both for site, both in found.items()}
+        sets.append(DictionarySet(model.name, model.fingerprint(), run.text, dictionaries, member.config))
+        save_set(sets[-1], folder)
+        measured[member.name] = _measure_into(folder, model, sets[-1], measuring, member.name)
+    numbers: dict[str, Any] = {"dictionaries": measured if len(measured) > 1 else measured[state.members[0].name]}
+    save_result(out, numbers | ({"thresholds": thresholds} if thresholds else {}), model, run.to_json())
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    return sets
+
+
+def _measure_into(folder: Path, model: "LanguageModel", found: "DictionarySet", contexts: Any, name: str) -> dict:
+    from sae_core.files import write_json
+    from sae_core.storage import QUALITY
+
+    say(f"measuring {name} on held-out text")
+    measured = measure(model, found, contexts).to_json()
+    write_json(folder / QUALITY, measured)
+    for site, row in measured.items():
+        rest = f"dead {row['dead']:.1%}, loss recovered {row['loss_recovered']:.3f}"
+        say(f"  {site}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {rest}")
+    return measured
