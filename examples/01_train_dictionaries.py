@@ -7,6 +7,7 @@ from sae_core import (
     ActivationStream,
     DictionarySet,
     Text,
+    TopK,
     TrainConfig,
     held_out,
     load_model,
@@ -21,15 +22,16 @@ model = load_model("storybook")
 text = Text("storybook", n_ctx=128, prepend_bos=True, max_tokens=100_000)
 training, measuring = held_out(text.contexts(model))
 
-config = TrainConfig(tokens=80_000, batch=512)
+config = TrainConfig(TopK(k=16), tokens=80_000, batch=512)
 stream = ActivationStream(model, training, tuple(model.sites()), config.seed, config.batch)
 state = start(stream, config)
-for step in train(stream, state, config):  # other loggers (wandb, JSON lines) go in this loop
-    if step.step % 50 == 0:
-        print(step.step, {str(site): round(fvu, 3) for site, fvu in step.fvu.items()})
+for step in train(stream, state):
+    if step.step % 50 == 0:  # another logger, such as wandb, goes here: wandb.log(...) of the same numbers
+        (numbers,) = step.numbers()
+        print(step.step, {str(site): round(row["fvu"], 3) for site, row in numbers.items()})
 
 dictionaries = state.dictionaries()
-save_set(DictionarySet(model.name, model.fingerprint(), text, config, dictionaries), out)
+save_set(DictionarySet(model.name, model.fingerprint(), text, dictionaries, config), out)
 found = quality(model, dictionaries, measuring)
 for site, own in found.items():
     print(f"{site}: FVU {own.fvu:.3f}, L0 {own.l0:.0f}, dead {own.dead:.1%}")

@@ -1,0 +1,37 @@
+"""Several architectures and sparsities from one pass of the model: `python examples/05_train_a_sweep.py`."""
+
+from sae_core import (
+    ActivationStream,
+    BatchTopK,
+    Matryoshka,
+    Site,
+    Text,
+    TopK,
+    TrainConfig,
+    calibrate_thresholds,
+    held_out,
+    load_model,
+    quality,
+    start,
+    train,
+)
+
+model, site = load_model("storybook"), Site(2)
+training, measuring = held_out(Text("storybook", 128, True, max_tokens=100_000).contexts(model))
+
+recipes = [TopK(k=8), TopK(k=16), TopK(k=32), BatchTopK(k=16), Matryoshka(k=16)]
+configs = [TrainConfig(recipe, tokens=100_000, batch=512, lr=3e-3) for recipe in recipes]
+stream = ActivationStream(model, training, (site,), seed=0, batch=512)
+state = start(stream, *configs)  # one stream of activations feeds all members
+for _ in train(stream, state):
+    pass
+
+found = {}
+for member in state.members:
+    dictionaries = member.dictionaries()
+    calibrate_thresholds(member.config, dictionaries, model, training[:64])  # BatchTopK and Matryoshka: L0 = k
+    found[member.name] = own = quality(model, dictionaries, measuring)[site]
+    print(f"{member.name:32s} FVU {own.fvu:.3f}, L0 {own.l0:.1f}, dead {own.dead:.1%}")
+
+by_k = [own.fvu for name, own in found.items() if name.startswith("topk")]
+assert by_k == sorted(by_k, reverse=True), "more active latents explain more"
