@@ -85,7 +85,7 @@ class Rows:
 class Subrank:
     """`sae_core.training.train` at one site."""
 
-    def __init__(self, job: Job, batches: list[Tensor]):
+    def __init__(self, job: Job, batches: list[Tensor], bfloat16: bool | None = None):
         from sae_core.objectives import TopK
         from sae_core.sites import Site
         from sae_core.training import TrainConfig, start, train
@@ -100,6 +100,7 @@ class Subrank:
             warm_up=job.warm_up,
             dead_after=job.dead_after,
             seed=job.seed,
+            bfloat16=bfloat16,
         )
         stream = Rows((self.site,), batches)
         self.state = start(stream, config)
@@ -285,22 +286,34 @@ class Entry:
     """Whose interpreter: `own`, `rivals` or `saelens`."""
 
 
+def _float32(job: Job, batches: list[Tensor]) -> Subrank:
+    return Subrank(job, batches, bfloat16=False)
+
+
+def _rounded(job: Job, batches: list[Tensor]) -> Sparsify:
+    torch.set_float32_matmul_precision("medium")  # all its matrix products in bfloat16, where there are instructions
+    return Sparsify(job, batches)
+
+
 def _signum(job: Job, batches: list[Tensor]) -> Sparsify:
     return Sparsify(job, batches, "signum")
 
 
 LIMIT = "encoder matmul"
-OURS = "subrank"
+OURS, FLOAT32 = "subrank", "subrank, float32"
 ENTRIES: Mapping[str, Entry] = {
     LIMIT: Entry(EncoderMatmul, "torch"),
     OURS: Entry(Subrank, "sae_core"),
+    FLOAT32: Entry(_float32, "sae_core"),
     "sparsify": Entry(Sparsify, "sparsify", "rivals"),
     "sparsify, signum": Entry(_signum, "sparsify", "rivals"),
+    "sparsify, bfloat16": Entry(_rounded, "sparsify", "rivals"),
     "dictionary-learning": Entry(DictionaryLearning, "dictionary_learning", "rivals"),
     "SAELens": Entry(SAELens, "sae_lens", "saelens"),
     "SAELens, sparse": Entry(SparseSAELens, "sae_lens", "saelens"),
 }
-"""By the names in tables. sparsify trains with Adam but where its own default, signum, is named."""
+"""By the names in tables. sparsify trains with Adam but where its own default, signum, is named. `subrank` chooses
+latents in bfloat16 where the hardware has instructions; for `sparsify, bfloat16` torch rounds all products."""
 
 
 def batches_of(job: Job, train: Tensor) -> list[Tensor]:

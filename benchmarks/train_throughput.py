@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from all_layers import PYTHIA_70M, TRAINERS, LayersJob, write_model
-from contestants import ENTRIES, LIMIT, OURS, Job
+from contestants import ENTRIES, FLOAT32, LIMIT, OURS, Job
 from vectors import planted, storybook, write_splits
 from worker import Worker
 
@@ -161,12 +161,12 @@ def _rounds(workers: Mapping[str, Worker], rounds: int, count: int, batch: int, 
 
 def _speed_table(report: Report, versions: Mapping[str, str], rates: Mapping[str, list[float]], shape: Shape) -> None:
     middle = {name: statistics.median(own) for name, own in rates.items()}
-    fastest = max((name for name in rates if name not in (OURS, LIMIT)), key=middle.get, default=None)
+    fastest = max((name for name in rates if name not in (OURS, FLOAT32, LIMIT)), key=middle.get, default=None)
     rows = []
     for name, own in rates.items():
         rows.append(
             (
-                name if name in (OURS, LIMIT) else f"{name} {versions[name]}",
+                name if name in (OURS, FLOAT32, LIMIT) else f"{name} {versions[name]}",
                 f"{middle[name]:.0f}",
                 f"{min(own):.0f}-{max(own):.0f}",
                 f"{middle[name] / middle[LIMIT]:.2f}",

@@ -11,7 +11,7 @@ from sae_core.models import Intervention, LanguageModel, load_model
 from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from sae_core.runs import Run, calibrate_thresholds
 from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from sae_core.similarity import Similarity, compare, similarity
+from sae_core.similarity import Similarity, compare
 from sae_core.sites import FeatureId, Site, Stream
 from sae_core.storage import DictionarySet, load_set, save_set, sets_in
 from sae_core.text import Text, held_out
@@ -72,7 +72,6 @@ __all__ = [
     "save_set",
     "save_sparsify",
     "sets_in",
-    "similarity",
     "start",
     "train",
 ]

@@ -30,7 +30,8 @@ def test_the_first_example_leaves_a_set(example_set):
 
 @pytest.mark.parametrize("path", EXAMPLES[1:], ids=lambda path: path.stem)
 def test_example(path, example_set, tmp_path):
-    run(path, example_set, tmp_path)
+    given = example_set / "resid_post.2" if "someone" in path.stem else example_set
+    run(path, given, tmp_path)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

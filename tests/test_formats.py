@@ -358,7 +358,6 @@ def test_a_foreign_dictionary_in_our_layout_is_the_same(tmp_path):
             assert torch.equal(sae.decode(sae.encode(X.float())), first.decode(first.encode(X.float())))
 
 
-@pytest.mark.xfail(reason="storage does not write gains yet", strict=True)
 def test_gains_survive_in_our_layout(tmp_path):
     """As decoder rows of that length, which is how SAELens says it."""
     from sae_core.storage import load_set
@@ -376,7 +375,6 @@ def test_gains_survive_in_our_layout(tmp_path):
         assert torch.allclose(sae.encode(X.float()), first.encode(X.float()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xfail(reason="storage does not write normalised dictionaries yet", strict=True)
 def test_normalisation_survives_in_our_layout(tmp_path):
     """As SAELens' `normalize_activations`, with the tensors of the inner dictionary."""
     from sae_core.storage import load_set

@@ -80,7 +80,15 @@ EVERY = {
 
 
 def config(recipe=EVERY["topk"], *, steps: int = 50, **rest) -> TrainConfig:
-    defaults = {"expansion": 4, "tokens": steps * BATCH, "batch": BATCH, "warm_up": 3, "lr": 3e-3, "dead_after": 300}
+    defaults = {
+        "expansion": 4,
+        "tokens": steps * BATCH,
+        "batch": BATCH,
+        "warm_up": 3,
+        "lr": 3e-3,
+        "dead_after": 300,
+        "bfloat16": False,
+    }
     return TrainConfig(recipe, **(defaults | rest))
 
 
@@ -173,7 +181,7 @@ def test_names_of_members():
 
 
 def test_members_must_differ_and_take_the_same_tokens():
-    with user_error("the same"):
+    with user_error("must differ"):
         start(small(), config(), config())
     for other in (config(steps=51), config(batch=2 * BATCH)):
         with user_error("one pass", "same"):
