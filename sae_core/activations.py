@@ -11,7 +11,7 @@ text does better.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -35,6 +35,8 @@ class ActivationStream:
     """Tokens per batch; a block's last tokens, fewer than a batch, are left out."""
     budget: int = 2**30
     """Bytes that the activations of one block may take."""
+    _kept: dict[int, dict[Site, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    """The rows of the last block."""
 
     @property
     def block_contexts(self) -> int:
@@ -45,6 +47,8 @@ class ActivationStream:
     def tokens(self, block: int) -> Int[Tensor, "contexts pos"]:
         """The contexts of one block; epochs follow each other without a seam."""
         n, size = len(self.contexts), self.block_contexts
+        if size == n:
+            return self.contexts
         first, last = block * size, (block + 1) * size - 1
         order = torch.cat([_permutation(n, self.seed, epoch) for epoch in range(first // n, last // n + 1)])
         return self.contexts[order[first % n :][:size]]
@@ -54,8 +58,16 @@ class ActivationStream:
         yield from self.batches(block, self.rows(block))
 
     def rows(self, block: int) -> dict[Site, Tensor]:
-        """The activations `[tokens, d_in]` of one block, in the order of the text."""
-        return harvest(self.model, self.tokens(block), self.sites)
+        """The activations `[tokens, d_in]` of one block, in the order of `tokens`; the last ones are kept."""
+        place = self.place(block)
+        if place not in self._kept:
+            self._kept.clear()
+            self._kept[place] = harvest(self.model, self.tokens(block), self.sites)
+        return self._kept[place]
+
+    def place(self, block: int) -> int:
+        """Which rows a block has: its own, or those of block 0, if a block holds the whole text."""
+        return 0 if self.block_contexts == len(self.contexts) else block
 
     def batches(self, block: int, rows: Mapping[Site, Tensor]) -> Iterator[dict[Site, Tensor]]:
         """The batches of one block, of which these are the rows."""

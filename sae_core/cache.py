@@ -58,7 +58,7 @@ class CachedStream:
 
     def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches `[batch, d_in]` of one block; the same tokens at every site."""
-        path = self.folder / f"block-{block:05}.safetensors"
+        path = self.folder / f"block-{self.stream.place(block):05}.safetensors"
         if path.exists():
             rows = self._read(path, block)
         else:

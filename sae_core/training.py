@@ -239,7 +239,7 @@ def start(stream: Stream, *configs: TrainConfig) -> TrainState:
         scale = (d_in / x.pow(2).sum(-1).mean()).sqrt().item()
         if not 0 < scale < math.inf:
             raise UserError(f"the activations at {site} hold NaN or infinity, or are all zero; look at the model")
-        centre = scale * geometric_median(x[:: max(1, len(x) // 2**15)])
+        centre = scale * geometric_median(x[:: max(1, len(x) // 2**13)])
         for member in members:
             config = member.config
             generator = generator_for(config.seed, "init", site)
