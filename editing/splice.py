@@ -12,10 +12,11 @@ from heapq import nlargest
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.patch import ActivationPatch, where
+from editing.patch import ActivationPatch, codes
+from editing.positions import Mask, where
 from sae_core.dictionaries import Dictionary
 from sae_core.measures import finite
 from sae_core.models import Intervention, LanguageModel
@@ -27,14 +28,14 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Splice:
-    """The reconstruction x_hat in place of the activation x."""
+    """The reconstruction x_hat in place of the activation x; `editing.patch.splice_with_error` keeps the error."""
 
     site: Site
     dictionary: Dictionary
-    mask: Bool[Tensor, "batch pos"] | None = None
+    mask: Mask = None
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        return where(self.mask, self.dictionary.decode(self.dictionary.encode(h)), h)
+        return where(self.mask, self.dictionary.decode(codes(self.site, self.dictionary, h)), h)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,34 @@
 """Patches at a site: what they leave alone, what they change, and what together gives the clean run."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from handmade import complete_basis, random_topk
-from test_models import close, n_hooks
+from handmade import complete_basis, normal, random_topk
+from test_models import close, n_hooks, reference_points
 from tiny import Edit, random_tokens, user_error
 
-from editing.patch import ActivationPatch, ErrorPatch, FeaturePatch, Together, ablate
-from sae_core.sites import Site, Stream
+from editing.directions import AddDirection
+from editing.erase import project_out
+from editing.patch import (
+    ActivationPatch,
+    ErrorPatch,
+    FeaturePatch,
+    FeatureScale,
+    Together,
+    ablate,
+    clamp,
+    mean_ablate,
+    patch_features,
+    resample_ablate,
+    scale,
+    splice_with_error,
+)
+from editing.splice import Splice
+from sae_core.dictionaries import Basis, Rectified, Unmixing
+from sae_core.normed import LayerNormed, NormRescaled
+from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.sites import FeatureId, Site, Stream
 
 RESID, MLP = Site(1), Site(1, Stream.MLP_OUT)
 
@@ -42,7 +61,98 @@ def runs(tiny) -> Runs:
     return Runs(tiny)
 
 
+def with_any_parameters(sae: SAE, *, seed: int = 0) -> SAE:
+    """The same architecture with an encoder and biases that are anything, and mostly silent latents."""
+    with torch.no_grad():
+        for number, (name, value) in enumerate(sorted(sae.named_parameters())):
+            if name != "W_dec":
+                value += 0.1 * normal(*value.shape, seed=seed + number)
+        for name in ("b_enc", "b_gate", "b_mag"):
+            getattr(sae, name, torch.zeros(1)).sub_(0.5)
+        if isinstance(sae, JumpReLUSAE):
+            sae.threshold += 1.0
+    return sae.requires_grad_(False)
+
+
+def topk_with_gain(d: int) -> TopKSAE:
+    sae = random_topk(d)
+    sae.gain = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(1))
+    return sae
+
+
+def unmixing(d: int) -> Unmixing:
+    directions = torch.nn.functional.normalize(normal(20, d), dim=-1)
+    return Unmixing(directions, normal(d, 20, seed=1) / d**0.5, normal(d, seed=2))
+
+
+def chance() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+DICTIONARIES = {
+    "relu": lambda d: with_any_parameters(ReLUSAE(d, 48, generator=chance())),
+    "topk": random_topk,
+    "topk with gain": topk_with_gain,
+    "jumprelu": lambda d: with_any_parameters(JumpReLUSAE(d, 48, generator=chance())),
+    "gated": lambda d: with_any_parameters(GatedSAE(d, 48, generator=chance())),
+    "complete basis": complete_basis,
+    "part of a basis": lambda d: Basis(complete_basis(d).directions[:10], normal(d)),
+    "rectified": lambda d: Rectified(complete_basis(d).directions[:10], normal(d)),
+    "unmixing": unmixing,
+    "layer norm": lambda d: LayerNormed(random_topk(d)),
+    "norm rescaled": lambda d: NormRescaled(random_topk(d)),
+}
+SITES = (Site(1), Site(1, Stream.MLP_OUT), Site(0, Stream.MLP_HIDDEN), Site(2, Stream.ATTN_OUT))
+
+
+@pytest.fixture(params=DICTIONARIES)
+def make(request):
+    return DICTIONARIES[request.param]
+
+
 # ---- identities ------------------------------------------------------------------------------------
+
+
+def test_the_identities_hold_for_every_dictionary_at_every_stream(runs, make):
+    """Nothing patched: the corrupted run; everything: with the clean activation; own values: no bit changes."""
+    corrupted, clean = runs.model.logits(runs.corrupted), runs.model.logits(runs.clean)
+    x, x_bar = (runs.model.record(tokens, SITES) for tokens in (runs.clean, runs.corrupted))
+    for site in SITES:
+        dictionary = make(x[site].shape[-1])
+        latents = range(len(dictionary.directions))
+        own = patch_features(site, dictionary, latents, x_bar[site])
+        nothing = (ablate(site, dictionary, []), own, scale(site, dictionary, latents, 1.0))
+        assert torch.equal(runs.edited(*nothing), corrupted)
+        close(runs.edited(splice_with_error(site, dictionary, x_bar[site])), corrupted, 1e-4)
+
+        every = patch_features(site, dictionary, latents, x[site])
+        whole = Together((every, splice_with_error(site, dictionary, x[site])))
+        expected = clean if site.stream is Stream.RESID_POST else runs.edited(ActivationPatch(site, x[site]))
+        close(runs.edited(whole), expected, 1e-4)
+        error = x[site] - dictionary.decode(dictionary.encode(x[site]))
+        exact = error.abs().max() < 1e-4
+        assert exact == (make is complete_basis)
+        if exact:
+            close(runs.edited(every), expected, 1e-4)
+            close(runs.edited(Splice(site, dictionary)), corrupted, 1e-4)
+        else:  # control: what the dictionary misses is missed
+            assert (runs.edited(every) - expected).abs().max() > 1e-3
+            assert (runs.edited(Splice(site, dictionary)) - corrupted).abs().max() > 1e-3
+
+
+def test_ablating_what_is_silent_changes_nothing_for_every_dictionary_at_every_stream(runs, make):
+    corrupted, x_bar, n_silent = runs.model.logits(runs.corrupted), runs.model.record(runs.corrupted, SITES), 0
+    for site in SITES:
+        dictionary = make(x_bar[site].shape[-1])
+        active = (dictionary.encode(x_bar[site]) != 0).any(0).any(0)
+        silent, loud = (which.nonzero()[:, 0].tolist() for which in (~active, active))
+        n_silent += len(silent)
+        nothing = (ablate(site, dictionary, silent), scale(site, dictionary, silent, -3.0))
+        assert torch.equal(runs.edited(*nothing), corrupted)
+        gone = runs.edited(ablate(site, dictionary, loud))
+        assert (gone - corrupted).abs().max() > 1e-3  # control
+        close(runs.edited(scale(site, dictionary, loud, 0.0)), gone, 1e-4)
+    assert n_silent or isinstance(dictionary, Basis | Rectified | Unmixing)
 
 
 def test_patching_nothing_leaves_the_corrupted_run_bitwise(runs):
@@ -89,6 +199,247 @@ def test_the_own_codes_and_the_own_error_change_nothing(runs):
     own = FeaturePatch(RESID, runs.sae, torch.arange(48), runs.sae.encode(h))
     assert torch.equal(own(h), h)
     close(ErrorPatch(RESID, runs.sae, runs.error(RESID, runs.x_bar))(h), h)
+
+
+# ---- against the formula ---------------------------------------------------------------------------
+
+
+def topk_code(sae: TopKSAE, x: torch.Tensor) -> list[float]:
+    """c(x), one number at a time."""
+    pre = [float((x - sae.b_dec) @ sae.W_enc[:, j] + sae.b_enc[j]) for j in range(sae.W_enc.shape[1])]
+    largest = sorted(pre, reverse=True)[: sae.k]
+    return [max(value, 0.0) if value in largest else 0.0 for value in pre]
+
+
+def plainly_patched(reference, clean, corrupted, patched: dict[Site, tuple[TopKSAE, list[int]]]) -> torch.Tensor:
+    """Logits of the corrupted prompts with x' = x_bar + sum_i (c_i - c_bar_i) f_i at each site, on the plain model."""
+    points, x, handles = reference_points(reference), {}, []
+    for site in patched:
+
+        def keep(module, args, output, site=site):
+            x[site] = output[0] if isinstance(output, tuple) else output
+
+        handles.append(points[site][0].register_forward_hook(keep))
+    with torch.no_grad():
+        reference(clean)
+        for handle in handles:
+            handle.remove()
+        handles.clear()
+        for site, (sae, latents) in patched.items():
+
+            def write(module, args, output, site=site, sae=sae, latents=latents):
+                x_bar = (output[0] if isinstance(output, tuple) else output).clone()
+                for b in range(x_bar.shape[0]):
+                    for t in range(x_bar.shape[1]):
+                        c, c_bar = topk_code(sae, x[site][b, t]), topk_code(sae, x_bar[b, t])
+                        x_bar[b, t] += sum((c[i] - c_bar[i]) * sae.W_dec[i] for i in latents)
+                return (x_bar, *output[1:]) if isinstance(output, tuple) else x_bar
+
+            handles.append(points[site][0].register_forward_hook(write))
+        logits = reference(corrupted).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def test_a_feature_patch_is_the_formula_recomputed_plainly(checkpoints, kind, runs):
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(checkpoints[kind], attn_implementation="eager").eval()
+    clean, corrupted = runs.clean[:, :4], runs.corrupted[:, :4]
+    below, above = Site(0, Stream.MLP_OUT), RESID
+    patched = {below: (random_topk(32, 24), list(range(12))), above: (random_topk(32, 24, seed=5), [1, 5, 8, 13, 21])}
+    x = runs.model.record(clean, patched)
+
+    def ours(*sites: Site) -> torch.Tensor:
+        edits = [patch_features(site, *patched[site], x[site]) for site in sites]
+        with runs.model.hooks(*edits):
+            return runs.model.logits(corrupted)
+
+    close(ours(above), plainly_patched(reference, clean, corrupted, {above: patched[above]}), 1e-4)
+    both = plainly_patched(reference, clean, corrupted, patched)
+    close(ours(below, above), both, 1e-4)
+    assert torch.equal(ours(above, below), ours(below, above))  # sites have an order of their own
+    assert (ours(above) - both).abs().max() > 1e-2 and (ours(below) - both).abs().max() > 1e-2
+    # control: c_bar and x_bar of the run that is not patched below give something else
+    x_bar = runs.model.record(corrupted, patched)
+    frozen = patch_features(above, *patched[above], x[above])(x_bar[above]) - x_bar[above]
+    with runs.model.hooks(patch_features(below, *patched[below], x[below]), AddDirection(above, frozen)):
+        assert (runs.model.logits(corrupted) - both).abs().max() > 1e-2
+
+
+# ---- what latents are set to -----------------------------------------------------------------------
+
+
+class OneSite:
+    """Activations at a site without a model, and more of them to take values from."""
+
+    def __init__(self):
+        self.sae, self.h, self.x = random_topk(32), 3 * normal(3, 9, 32), 3 * normal(40, 32, seed=1)
+        self.latents = [4, 7, 30, 31]
+        self.d, self.f = self.sae.directions[self.latents], self.sae.encode(self.h)[..., self.latents]
+
+    def expected(self, target) -> torch.Tensor:
+        return self.h + (target - self.f) @ self.d
+
+
+def test_each_way_to_set_latents_writes_its_values():
+    one, values = OneSite(), torch.tensor([0.0, 1.0, -2.0, 0.5])
+    given = (RESID, one.sae, one.latents)
+    other = 3 * normal(3, 9, 32, seed=2)
+    close(ablate(*given)(one.h), one.expected(0.0))
+    close(clamp(*given, 1.5)(one.h), one.expected(1.5))
+    close(clamp(*given, values)(one.h), one.expected(values))
+    close(patch_features(*given, other)(one.h), one.expected(one.sae.encode(other)[..., one.latents]))
+    close(mean_ablate(*given, one.x)(one.h), one.expected(one.sae.encode(one.x)[:, one.latents].mean(0)))
+    close(scale(*given, 2.5)(one.h), one.h + 1.5 * one.f @ one.d)
+    close(scale(*given, values)(one.h), one.h + ((values - 1) * one.f) @ one.d)
+    assert one.f.any(0).any(0).sum() > 2  # control: latents that are never active would prove little
+
+
+def test_resampled_values_are_those_of_one_token_for_each_position():
+    one = OneSite()
+
+    def resampled(seed: int, shape=(3, 9)) -> FeaturePatch:
+        generator = torch.Generator().manual_seed(seed)
+        return resample_ablate(RESID, one.sae, one.latents, one.x, shape, generator=generator)
+
+    patch, pool = resampled(0), one.sae.encode(one.x)[:, one.latents]
+    assert patch.target.shape == (3, 9, 4)
+    found = (patch.target[..., None, :] == pool).all(-1)
+    assert found.any(-1).all()
+    assert len({tuple(row.tolist()) for row in patch.target.flatten(0, 1)}) > 5
+    close(patch(one.h), one.expected(patch.target))
+    assert torch.equal(patch(one.h), resampled(0)(one.h)) and torch.equal(patch(one.h), patch(one.h))
+    assert not torch.equal(patch(one.h), resampled(1)(one.h))
+    assert resampled(0, (3, 1)).target.shape == (3, 1, 4)
+
+
+def test_features_are_named_by_number_by_name_or_by_tensor():
+    one = OneSite()
+    expected = ablate(RESID, one.sae, [4, 7])(one.h)
+    for latents in (torch.tensor([4, 7]), [FeatureId(RESID, 4), FeatureId(RESID, 7)], (4, FeatureId(RESID, 7))):
+        assert torch.equal(ablate(RESID, one.sae, latents)(one.h), expected)
+
+
+# ---- bad input -------------------------------------------------------------------------------------
+
+
+def test_a_feature_of_another_site_is_refused():
+    with user_error("mlp_out.1_4", "mlp_out.1", "resid_post.1"):
+        ablate(RESID, random_topk(32), [3, FeatureId(MLP, 4)])
+
+
+def test_a_dictionary_of_another_site_is_refused_and_leaves_no_trace(runs):
+    before, hooks, hidden = runs.model.logits(runs.corrupted), n_hooks(runs.model), Site(1, Stream.MLP_HIDDEN)
+    for edit in (
+        ablate(hidden, runs.sae, [0]),
+        scale(hidden, runs.sae, [0], 2.0),
+        Splice(hidden, runs.sae),
+        ErrorPatch(hidden, runs.sae, torch.zeros(1, 1, 32)),
+        ActivationPatch(hidden, torch.zeros(1, 1, 32)),
+        AddDirection(hidden, torch.zeros(32)),
+        project_out(hidden, normal(2, 32)),
+    ):
+        with user_error("mlp_hidden.1", "32", "64"):
+            runs.edited(ablate(RESID, runs.sae, [1]), edit)
+        assert n_hooks(runs.model) == hooks
+        assert torch.equal(runs.model.logits(runs.corrupted), before)
+    with user_error("mlp_hidden.1", "32", "64"):
+        patch_features(hidden, runs.sae, [0], torch.zeros(1, 1, 64))
+
+
+def test_values_that_do_not_fit_the_latents_are_refused():
+    with user_error("2 latents", "3 values", "resid_post.1"):
+        FeaturePatch(RESID, random_topk(32), torch.tensor([0, 1]), torch.zeros(1, 1, 3))
+    with user_error("48", "resid_post.1"):
+        FeaturePatch(RESID, random_topk(32), torch.tensor([0, 48]), torch.zeros(1, 1, 2))
+    with user_error("-1", "resid_post.1"):
+        FeatureScale(RESID, random_topk(32), torch.tensor([-1]), torch.ones(1))
+    with user_error("no activations", "resid_post.1"):
+        mean_ablate(RESID, random_topk(32), [0], torch.zeros(0, 32))
+
+
+def test_patches_together_need_one_site():
+    with user_error("resid_post.1", "mlp_out.1"):
+        Together((ablate(RESID, random_topk(32), [0]), ablate(MLP, random_topk(32), [0])))
+    with user_error("no patches"):
+        Together(())
+
+
+# ---- gradients and padding -------------------------------------------------------------------------
+
+
+def every_edit(d: int = 8) -> dict[str, object]:
+    """One of each kind, in float64, for three prompts of four tokens."""
+    sae, x = random_topk(d, 12, 4).double(), 2 * normal(3, 4, d, seed=5).double()
+    mask, latents = torch.rand(3, 4, generator=chance()) < 0.7, [0, 2, 3, 7]
+    return {
+        "patch": patch_features(RESID, sae, latents, x, mask=mask),
+        "clamp": clamp(RESID, sae, latents, 1.5, mask=mask),
+        "scale": scale(RESID, sae, latents, 0.3, mask=mask),
+        "error": ErrorPatch(RESID, sae, x, mask),
+        "activation": ActivationPatch(RESID, x, mask),
+        "splice": Splice(RESID, sae, mask),
+        "add": AddDirection(RESID, x[0, 0], torch.tensor(0.7).double(), mask),
+        "add by position": AddDirection(RESID, x, mask=mask),
+        "project": project_out(RESID, x[0, :2], mean=x[1, 0], mask=mask),
+    }
+
+
+@pytest.mark.parametrize("name", every_edit())
+def test_gradients_flow_to_the_activation_and_to_what_an_edit_is_made_of(name):
+    edit, h = every_edit()[name], 2 * normal(3, 4, 8, seed=6).double()
+    mine = {
+        field.name: getattr(edit, field.name).clone()
+        for field in fields(edit)
+        if isinstance(getattr(edit, field.name), torch.Tensor) and getattr(edit, field.name).is_floating_point()
+    }
+    given = [tensor.requires_grad_() for tensor in (h, *mine.values())]
+    assert len(given) == {"splice": 1, "add": 3, "project": 4}.get(name, 2)
+
+    def changed(h, *tensors):
+        return replace(edit, **dict(zip(mine, tensors, strict=True)))(h)
+
+    assert torch.autograd.gradcheck(changed, given)
+    gradients = torch.autograd.grad(changed(*given).pow(2).sum(), given)
+    assert all(gradient.any() for gradient in gradients)
+
+
+def test_gradients_flow_through_the_model_to_the_edit(runs):
+    """Up from an edit, and through another one above it; against differences."""
+    values = torch.zeros(1, 1, 12, requires_grad=True)
+    lower = FeaturePatch(MLP, runs.sae, torch.arange(12), values)
+    upper = scale(Site(2), random_topk(32, seed=3), range(48), 0.5)
+    along = normal(12)
+
+    def metric(values):
+        return runs.edited(replace(lower, target=values), upper)[:, -1, 5].sum()
+
+    (gradient,) = torch.autograd.grad(metric(values), values)
+    with torch.no_grad():
+        step = 1e-3 * along
+        measured = (metric(values + step) - metric(values - step)) / 2e-3
+    assert abs(measured) > 1e-3
+    assert (gradient[0, 0] @ along).item() == pytest.approx(measured.item(), rel=0.05)
+
+
+def test_padding_on_the_right_does_not_show(runs):
+    """A row edited in a padded batch is the row edited alone."""
+    lengths, mask = (9, 4, 6), torch.zeros(3, 9, dtype=torch.bool)
+    for row, n in enumerate(lengths):
+        mask[row, 1:n] = True
+    edits = [
+        patch_features(RESID, runs.sae, range(0, 48, 2), runs.x[RESID], mask=mask),
+        scale(MLP, runs.sae, range(48), 2.0, mask=mask),
+        AddDirection(RESID, normal(32), mask=mask),
+    ]
+    batch = runs.edited(*edits)
+    for row, n in enumerate(lengths):
+        alone = [replace(edit, mask=edit.mask[row : row + 1, :n]) for edit in edits]
+        alone[0] = replace(alone[0], target=edits[0].target[row : row + 1, :n])
+        with runs.model.hooks(*alone):
+            close(batch[row : row + 1, :n], runs.model.logits(runs.corrupted[row : row + 1, :n]), 1e-4)
 
 
 # ---- ablation --------------------------------------------------------------------------------------

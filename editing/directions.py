@@ -1,0 +1,28 @@
+"""Steer: add a direction of the activation space, which need be no dictionary's."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from editing.positions import Mask, check_width, ended, where
+from sae_core.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class AddDirection:
+    """h  ->  h + strength * direction, one for all positions or one for each.
+
+    Given position by position, directions end with the prompt: what is generated later is left alone.
+    """
+
+    site: Site
+    direction: Float[Tensor, "d_in"] | Float[Tensor, "#batch #pos d_in"]
+    strength: float | Float[Tensor, ""] = 1.0
+    mask: Mask = None
+
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        check_width(self.site, self.direction.shape[-1], h)
+        if self.direction.ndim == 3 and ended(self.direction, h):
+            return h
+        return where(self.mask, h + self.strength * self.direction, h)

@@ -1,0 +1,87 @@
+"""Which positions an edit touches, in one forward pass and while text is generated.
+
+An edit is a pure function of the activation `[batch, pos, d]` of one pass. When a model generates with a
+key-value cache, the first pass holds the prompts and every later one a single new position per row; the
+edit sees no more of where it is than that. So a mask means:
+
+    None               every position, generated ones too
+    mask [batch, pos]  the positions it names, and none that is generated
+    Onward(mask)       the positions it names, and all that are generated
+
+Values that are given position by position (a target, a direction) end where their positions end: what is
+generated after them is left alone. One row of a mask or of such values holds for every row, one column
+for every position; hence prompts of a single token cannot be told from what follows, and a mask or a
+value for them holds on. Padding on the right is left out of a mask like any other position.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_core.errors import UserError
+from sae_core.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Onward:
+    """The positions of `mask` and every later one, in passes that are longer and in those that follow.
+
+    A pass of one position is edited whole, also where it is a prompt of a single token.
+    """
+
+    mask: Bool[Tensor, "rows columns"]
+
+
+Mask = Bool[Tensor, "rows columns"] | Onward | None
+
+
+def edited(mask: Mask, h: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos"]:
+    """The positions of this pass that `mask` lets an edit write to; raises `UserError` if it does not fit."""
+    n_pos = h.shape[1]
+    if mask is None or (isinstance(mask, Onward) and n_pos == 1):
+        return torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+    onward, given = isinstance(mask, Onward), mask.mask if isinstance(mask, Onward) else mask
+    if n_pos == 1 < given.shape[1]:
+        return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    later = max(0, n_pos - given.shape[1]) if onward else 0
+    _check_places("mask", given, h, later)
+    given = torch.cat([given, given.new_ones(len(given), later)], 1)
+    return given.to(h.device).expand(h.shape[:2])
+
+
+def where(
+    mask: Mask, changed: Float[Tensor, "batch pos d"], h: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, "batch pos d"]:
+    """`changed` at the positions that `mask` lets an edit write to, `h` elsewhere."""
+    return changed if mask is None else torch.where(edited(mask, h)[..., None], changed, h)
+
+
+def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d"]) -> bool:
+    """Whether `values`, given position by position, say nothing of this pass because it comes after them.
+
+    Raises `UserError` if they are for other prompts than these.
+    """
+    if h.shape[1] == 1 < values.shape[1]:
+        return True
+    _check_places("values", values, h)
+    return False
+
+
+def check_width(site: Site, width: int, h: Float[Tensor, "batch pos d"]) -> None:
+    """Raise `UserError` unless the activation is as wide as the edit was made for."""
+    if h.shape[-1] != width:
+        raise UserError(
+            f"the edit of {site} is made for {width} dimensions, the activation there has {h.shape[-1]}; "
+            "is it meant for another site or model?"
+        )
+
+
+def _check_places(what: str, given: Tensor, h: Tensor, later: int = 0) -> None:
+    rows, columns = given.shape[:2]
+    if rows not in (1, h.shape[0]) or columns not in (1, h.shape[1] - later):
+        raise UserError(
+            f"the edit's {what} for {rows} prompts of {columns} tokens cannot edit {h.shape[0]} of {h.shape[1]}; "
+            "make the edit from the tokens that the model runs on"
+        )

@@ -1,0 +1,80 @@
+"""How far edits move the activations they are applied to.
+
+Sizes are those of the composed run: each edit is measured on the activation that it gets, after the edits
+upstream and those before it at its own site.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from editing.patch import Together
+from editing.positions import edited
+from sae_core.models import Intervention, LanguageModel
+from sae_core.sites import Site
+
+
+class Measured:
+    """An edit that notes |edit(h) - h| at every position of every pass, in `moved`, and is else the same.
+
+    measured = [Measured(edit) for edit in edits]
+    with model.hooks(*measured):
+        ...
+    measured[0].sizes()
+    """
+
+    def __init__(self, edit: Intervention):
+        self.edit = edit
+        self.moved: list[Float[Tensor, "batch pos"]] = []
+        self.touched: list[Bool[Tensor, "batch pos"]] = []
+        """Where its mask lets the edit write."""
+
+    @property
+    def site(self) -> Site:
+        return self.edit.site
+
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        changed = self.edit(h)
+        self.moved.append((changed - h).detach().norm(dim=-1))
+        # what has ended gives back what it was given
+        self.touched.append(_touched(self.edit, h) & (changed is not h))
+        return changed
+
+    def sizes(self, counted: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch"]:
+        """Per prompt, the mean over the positions that are edited, and `counted`; zero where there are none.
+
+        The passes are taken one after the other: those of a generated text make one run of positions.
+        """
+        moved, touched = torch.cat(self.moved, 1), torch.cat(self.touched, 1)
+        kept = touched if counted is None else touched & counted.to(touched.device)
+        return (moved * kept).sum(-1) / kept.sum(-1).clamp_min(1)
+
+
+@torch.no_grad()
+def edit_sizes(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch pos"],
+    edits: Sequence[Intervention],
+    *,
+    counted: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "edits batch"]:
+    """Mean |h' - h| of every edit, in the run that has them all, over the content positions that it edits.
+
+    `counted` are the positions to average over, by default the content tokens; give it where prompts are
+    padded with tokens that could be content.
+    """
+    measured = [Measured(edit) for edit in edits]
+    with model.hooks(*measured):
+        model.record(tokens, {edit.site for edit in edits})
+    counted = model.content(tokens) if counted is None else counted
+    return torch.stack([one.sizes(counted) for one in measured]) if measured else torch.zeros(0, len(tokens))
+
+
+def _touched(edit: Intervention, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+    """Where an edit may write: what is made of other edits and has no mask, where they may."""
+    mask, inner = getattr(edit, "mask", None), getattr(edit, "edit", None)
+    if isinstance(edit, Together):
+        return torch.stack([_touched(patch, h) for patch in edit.patches]).any(0)
+    return _touched(inner, h) if mask is None and isinstance(inner, Intervention) else edited(mask, h)
