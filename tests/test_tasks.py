@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import user_error
 
 from editing.metrics import auroc
-from editing.tasks import names, pronouns
+from editing.tasks import ioi, names, pronouns
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.pairs import PromptPairs, at_end, own_score
-from editing.tasks.pronouns import PronounPrompts, Split, pronoun_ids, pronoun_prompts
+from editing.tasks.pairs import OwnScore, PromptPairs, TextPair, as_tokens, at_end, own_score, wilson_interval
+from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_pairs, pronoun_prompts
 from sae_core.models import LanguageModel
 
 N = 64
@@ -91,7 +93,7 @@ def test_pairs_fit_together(storybook, pairs):
 
 
 def test_clean_and_corrupted_differ_where_documented(storybook, pairs):
-    """io: at the only mention of the indirect object. swap: at the second mention of the subject."""
+    """io: at the only mention of the indirect object. swap and abc: at the second mention of the subject."""
     for row, text in enumerate(pairs.texts):
         subject, io = roles(text)
         ids = storybook.to_ids(text)
@@ -117,7 +119,7 @@ def test_answers_are_as_documented(storybook, pairs):
             assert foil not in clean and corrupted.count(foil) == 1 and answer not in corrupted
         else:
             assert foil == id_of(storybook, subject)
-            assert (corrupted.count(foil), corrupted.count(answer)) == (1, 2)
+            assert (corrupted.count(foil), corrupted.count(answer)) == (1, 2 if pairs.name == "ioi-swap" else 1)
 
 
 def test_half_of_the_prompts_are_abba(pairs):
@@ -182,8 +184,15 @@ def test_storybook_does_ioi_and_the_corrupted_prompt_is_what_undoes_it(storybook
     assert own.accuracy >= 0.99 and own.n == N and own.logit_difference > 1
     assert "the model itself does this task" in own.sentence()
     control = own_score(storybook, replace(pairs, clean=pairs.corrupted))
-    assert control.top1 <= 0.05  # in `io` the third name is due, in `swap` the subject
     assert "does not do this task" in control.sentence()
+    if corruption is Corruption.ABC:  # nothing tells which of two is due
+        assert 0.35 < control.accuracy < 0.65 and control.accuracy_interval[0] < 0.5 < control.accuracy_interval[1]
+    else:
+        assert control.top1 <= 0.05  # in `io` the third name is due, in `swap` the subject
+    exchanged = torch.arange(N) % 2 == 0  # control: every second answer and rival change places
+    answer = pairs.answer.where(exchanged, pairs.rival)
+    shuffled = own_score(storybook, replace(pairs, answer=answer, rival=pairs.rival.where(exchanged, pairs.answer)))
+    assert abs(shuffled.accuracy - 0.5) < 0.05
 
 
 def test_own_score_equals_a_plain_loop(storybook, task):
@@ -219,6 +228,72 @@ def test_pairs_for_a_model_in_which_other_words_take_several_tokens():
     assert all(len(name) <= 4 for text in pairs.texts for name in people(text))
 
 
+@pytest.fixture(scope="module")
+def published() -> IOITask:
+    return IOITask.of(Pieces(12))
+
+
+def test_a_model_with_the_words_gets_the_published_form(published):
+    """15 sentences, whose two orders are the 15 ABBA and 15 BABA templates; 99 names, 8 places, 8 objects."""
+    assert published.form == "published" and published.shared == ()
+    assert sorted(published.templates["selection"] + published.templates["test"]) == sorted(ioi.PUBLISHED)
+    assert len({*ioi.PUBLISHED}) == 15 and len({*names.PUBLISHED}) == 99
+    assert len(published.places) == len(published.gifts) == 8
+    assert {*published.names["selection"], *published.names["test"]} == {*names.PUBLISHED}
+    assert not {*published.names["selection"]} & {*published.names["test"]}
+    assert not {*published.templates["selection"]} & {*published.templates["test"]}
+
+
+@pytest.mark.parametrize("corruption", Corruption)
+def test_published_prompts_are_the_sentences_in_both_orders(published, corruption):
+    """Every prompt is one of the split's sentences with its words filled in; either of the two gives, half and half."""
+    pairs = published.pairs(Pieces(12), corruption, "test", 200, seed=0)
+    shapes = {t: re.compile(re.sub(r"\\{(\w+)\\}", _group_for(), re.escape(t))) for t in published.templates["test"]}
+    seen, baba = set(), 0
+    for text, group in zip(pairs.texts, pairs.groups.tolist(), strict=True):
+        (template,) = (t for t, shape in shapes.items() if shape.fullmatch(text))
+        found = shapes[template].fullmatch(text).groupdict()
+        assert found["S"] in (found["A"], found["B"]) and found["A"] != found["B"]
+        assert {found["A"], found["B"]} <= {*published.names["test"]}
+        baba += found["S"] == found["A"]
+        seen.add((template, group))
+    assert len(seen) == len(published.templates["test"]) == len({group for _, group in seen})  # one group a sentence
+    assert baba == 100
+    assert ((pairs.clean != pairs.corrupted).sum(1) == 1).all()
+
+
+def _group_for():
+    """A replacement that names each slot once and refers back to it afterwards."""
+
+    def replacement(found: re.Match) -> str:
+        name = found.group(1)
+        again = name in found.string[: found.start()].replace("\\", "").replace("}", "{").split("{")
+        return f"(?P={name})" if again else rf"(?P<{name}>\w+)"
+
+    return replacement
+
+
+def test_groups_are_the_sentences(storybook, pairs):
+    """Prompts of one group are equal but for names, places and gifts; those of two groups are not."""
+    shapes = {}
+    for text, group in zip(pairs.texts, pairs.groups.tolist(), strict=True):
+        shape = re.sub(r"\b(" + "|".join([*EVERYONE, *ioi.PLACES, *ioi.GIFTS]) + r")\b", "_", text)
+        shapes.setdefault(group, set()).add(shape)
+    assert all(len(own) == 1 for own in shapes.values())
+    assert len({shape for own in shapes.values() for shape in own}) == len(shapes) == 5
+
+
+def test_prompts_are_distinct_even_if_there_are_fewer(storybook, monkeypatch):
+    """Once, prompts were repeated to fill up the number asked for."""
+    only_names(monkeypatch, "Mary", "Anna", "Lucy")
+    monkeypatch.setattr(ioi, "TEMPLATES", ioi.TEMPLATES[:1])
+    monkeypatch.setattr(ioi, "PLACES", ["store"])
+    monkeypatch.setattr(ioi, "GIFTS", ["ring"])
+    task = IOITask.of(storybook)
+    pairs = task.pairs(storybook, Corruption.SWAP, "test", 64, seed=0)
+    assert task.shared == ("names", "templates") and len(pairs) == len({*pairs.texts}) == 12
+
+
 def only_names(monkeypatch, *known: str) -> None:
     """The task's names are these, and as many that no model knows."""
     monkeypatch.setattr(names, "FEMALE", known)
@@ -241,7 +316,13 @@ def test_with_eight_names_nothing_is_shared(storybook, monkeypatch):
 
 def test_with_fewer_than_three_names_it_refuses(storybook, monkeypatch):
     only_names(monkeypatch, "Mary", "Anna")
-    with user_error("2", "3"):
+    with user_error("2", "3", "'Zebedee0'"):
+        IOITask.of(storybook)
+
+
+def test_a_model_that_knows_no_template_is_told_a_word(storybook, monkeypatch):
+    monkeypatch.setattr(ioi, "TEMPLATES", ("Quickly {A} and {B} went to the {place}. {S} gave a {gift} to",))
+    with user_error("'Quickly'"):
         IOITask.of(storybook)
 
 
@@ -339,3 +420,122 @@ def test_what_cancels_across_sentences_shows_within_them():
     signed = torch.where(female, 1.0, -1.0) * torch.where(sentence == 0, 1.0, -1.0)
     assert auroc(signed, female) == 0.5 and own.within(signed) == 1.0
     assert own.within(torch.zeros(16)) == 0.5  # control: nothing is left
+
+
+@pytest.mark.parametrize("split", Split)
+def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
+    """The transfer form: her or his is due, no pronoun stands in the prompt, the splits hold the same names."""
+    own = pronoun_prompts(storybook, [split], 10**4, seed=0, form=Form.POSSESSIVE)
+    subject = pronoun_prompts(storybook, [split], 10**4, seed=0)
+    assert (own.she, own.he) == (id_of(storybook, "her"), id_of(storybook, "his"))
+    assert {people(t)[0] for t in own.texts} == {people(t)[0] for t in subject.texts}
+    assert not {template(t) for t in own.texts} & {template(t) for t in subject.texts}
+    assert own.female.sum() * 2 == len(own)
+    for text, sentence in zip(own.texts, own.sentence.tolist(), strict=True):
+        assert not {*words(text)} & {*pronouns.PRONOUNS}
+        assert text.endswith(". " + pronouns.POSSESSIVE_SENTENCES[sentence].format(N=people(text)[0]))
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("split", Split)
+def test_storybook_predicts_both_forms_and_the_other_name_undoes_it(storybook, form, split):
+    prompts = pronoun_prompts(storybook, [split], N, seed=0, form=form)
+    own, area = pronouns.own_score(storybook, prompts)
+    assert own.accuracy >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
+    pairs = pronoun_pairs(storybook, [split], N, seed=0, form=form)
+    assert own_score(storybook, pairs).accuracy >= 0.99
+    assert own_score(storybook, replace(pairs, clean=pairs.corrupted)).accuracy <= 0.01
+    exchanged = torch.arange(N) % 4 < 2  # control: half of the prompts of each class
+    answer, foil = pairs.answer.where(exchanged, pairs.foil), pairs.foil.where(exchanged, pairs.answer)
+    assert own_score(storybook, replace(pairs, answer=answer, rival=foil)).accuracy == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("form", Form)
+def test_pronoun_pairs_differ_in_the_name_alone(storybook, form):
+    words_of = {"he": ("she", "he"), "his": ("her", "his")}[form]
+    pairs = pronoun_pairs(storybook, [Split.TEST], N, seed=0, form=form)
+    she, he = (id_of(storybook, word) for word in words_of)
+    assert len(pairs) == N and (pairs.answer == she).sum() == (pairs.answer == he).sum() == N // 2
+    female, male = ({id_of(storybook, n) for n in group if names.known(storybook, n)} for group in _groups())
+    for row in range(N):
+        different = (pairs.clean[row] != pairs.corrupted[row]).nonzero()[:, 0]
+        assert len(different) == 2
+        (ours,), (theirs,) = ({*tokens[row, different].tolist()} for tokens in (pairs.clean, pairs.corrupted))
+        assert (ours in female and theirs in male) if pairs.answer[row] == she else (ours in male and theirs in female)
+        assert {int(pairs.answer[row]), int(pairs.foil[row])} == {she, he} and pairs.rival[row] == pairs.foil[row]
+
+
+def _groups():
+    return names.FEMALE, names.MALE
+
+
+def test_names_of_several_tokens_are_paired_by_length():
+    model = Pieces(4)  # "Mary" is one token, "Olivia" two; "she" and "he" are one
+    pairs = pronoun_pairs(model, [Split.SELECTION, Split.CHECK, Split.TEST], 200, seed=0)
+    lengths = {len(model.to_ids(f" {people(text)[0]}")) for text in pairs.texts}
+    assert lengths == {1, 2} and len(pairs) == 200
+
+
+# ---- pairs -----------------------------------------------------------------------------------------
+
+
+def test_a_pair_that_does_not_fit_is_refused_by_its_word(storybook):
+    def fits(*fields: str):
+        return TextPair(*fields, fields[3], 0).ids(storybook)
+
+    fits("Mary went to the", "John went to the", " park", " store")
+    with user_error("'Zebedee'"):
+        fits("Mary and Zebedee went to the", "John and Zebedee went to the", " park", " store")
+    with user_error("'went'", "'Anna went'", "4", "5"):
+        fits("Mary went to the", "Mary Anna went to the", " park", " store")
+    with user_error("same"):
+        fits("Mary went to the", "Mary went to the", " park", " store")
+    with user_error("' big park'", "2 tokens", "one"):
+        fits("Mary went to the", "John went to the", " big park", " store")
+    with user_error("'Narnia'"):
+        fits("Mary went to the", "John went to the", " park", " Narnia")
+    with user_error("' park'", "different"):
+        fits("Mary went to the", "John went to the", " park", " park")
+    with user_error("not one prompt"):
+        as_tokens(storybook, "empty", [], prepend_bos=True)
+    with user_error(str(storybook.n_ctx)):
+        long = " ".join(["ring"] * storybook.n_ctx)
+        as_tokens(
+            storybook, "long", [TextPair(f"Mary {long}", f"John {long}", " a", " the", " the", 0)], prepend_bos=True
+        )
+
+
+def test_by_default_every_prompt_is_its_own_group():
+    tokens, one = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, dtype=torch.long)
+    assert PromptPairs("x", tokens, tokens, one, one, one, one).groups.tolist() == [0, 1, 2]
+
+
+def test_the_own_score_comes_with_intervals(storybook, task):
+    pairs = task.pairs(storybook, Corruption.IO, "test", N, seed=0)
+    own = own_score(storybook, pairs)
+    assert own.accuracy_interval == wilson_interval(N, N)  # all right: the bootstrap knows no doubt
+    assert own.difference_interval[0] < own.logit_difference < own.difference_interval[1]
+    assert "95% interval 94.3% to 100.0%" in own.sentence()
+    assert "interval" not in OwnScore(accuracy=1.0, top1=1.0, logit_difference=1.0, n=1).sentence()
+
+
+def test_an_interval_over_templates_is_the_wider_if_templates_differ():
+    """Two templates of which the model does one: half of the prompts are right, and little is known."""
+    logits = torch.zeros(40, 2)
+    logits[:20, 0], logits[20:, 1] = 1.0, 1.0
+    answer, wrong = torch.zeros(40, dtype=torch.long), torch.ones(40, dtype=torch.long)
+    by_template = OwnScore.of(logits, answer, wrong, torch.arange(40) // 20)
+    by_prompt = OwnScore.of(logits, answer, wrong, torch.arange(40))
+    assert by_template.accuracy == by_prompt.accuracy == 0.5
+    assert by_template.accuracy_interval == (0.0, 1.0)
+    assert 0.3 < by_prompt.accuracy_interval[0] < 0.4 and 0.6 < by_prompt.accuracy_interval[1] < 0.7
+
+
+@given(n=st.integers(1, 500), data=st.data())
+def test_wilsons_interval_solves_its_equation(n, data):
+    """Its ends are the shares p at distance 1.96 sqrt(p (1 - p) / n) from the one seen."""
+    k = data.draw(st.integers(0, n))
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    for end in (low, high):
+        assert abs(k / n - end) == pytest.approx(1.959964 * (end * (1 - end) / n) ** 0.5, abs=1e-6)

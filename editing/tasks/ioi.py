@@ -1,23 +1,46 @@
 """Indirect object identification (Wang et al. 2022): "John and Mary went to the store. John gave a book to" -> Mary.
 
-Two corruptions. `io`: the indirect object alone becomes a third name, wherever it stands; the answers are
+Three corruptions. `io`: the indirect object alone becomes a third name, wherever it stands; the answers are
 (clean IO, corrupted IO). `swap`: the two names swap roles, the second mention of the subject becoming the
-indirect object (ABB -> ABA); the answers are (IO, S). The model's own score is that of IO against S in
-both. Each half of the prompts is ABBA, half BABA, and
-selection and test prompts share neither names nor templates where the vocabulary allows.
+indirect object (ABB -> ABA); the answers are (IO, S). `abc`: the second mention of the subject becomes a third
+name, so that nothing says which of the first two is due; the answers are (IO, S). (Wang et al. draw all three
+names anew; here the first two stay, so that one token differs.) The model's own score is that of IO against S.
+
+Each half of the prompts is ABBA, half BABA: 15 sentences are the 15 + 15 templates of the literature. Both
+orders of a sentence belong to one split and are one group of a bootstrap.
+
+A model that has the words gets the published form: 15 sentences, 99 names (those of one token), 8 places,
+8 objects. Any other gets the small form, of commoner words, and of these what it has.
 """
 
 import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
-
 from editing.tasks import names
-from editing.tasks.pairs import PromptPairs
+from editing.tasks.pairs import PATIENCE, PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel, pad
+from sae_core.models import LanguageModel
 
+PUBLISHED = (
+    "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",
+    "Then, {A} and {B} had a lot of fun at the {place}. {S} gave a {gift} to",
+    "Then, {A} and {B} were working at the {place}. {S} decided to give a {gift} to",
+    "Then, {A} and {B} were thinking about going to the {place}. {S} wanted to give a {gift} to",
+    "Then, {A} and {B} had a long argument, and afterwards {S} said to",
+    "After {A} and {B} went to the {place}, {S} gave a {gift} to",
+    "When {A} and {B} got a {gift} at the {place}, {S} decided to give it to",
+    "When {A} and {B} got a {gift} at the {place}, {S} decided to give the {gift} to",
+    "While {A} and {B} were working at the {place}, {S} gave a {gift} to",
+    "While {A} and {B} were commuting to the {place}, {S} gave a {gift} to",
+    "After the lunch, {A} and {B} went to the {place}. {S} gave a {gift} to",
+    "Afterwards, {A} and {B} went to the {place}. {S} gave a {gift} to",
+    "Then, {A} and {B} had a long argument. Afterwards {S} said to",
+    "The {place} {A} and {B} went to had a {gift}. {S} gave it to",
+    "Friends {A} and {B} found a {gift} at the {place}. {S} gave it to",
+)
+PUBLISHED_PLACES = "store garden restaurant school hospital office house station".split()
+PUBLISHED_GIFTS = "ring kiss bone basketball computer necklace drink snack".split()
 TEMPLATES = (
     "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",
     "Then, {A} and {B} had a lot of fun at the {place}. {S} gave a {gift} to",
@@ -32,6 +55,8 @@ TEMPLATES = (
 )
 PLACES = "store park school garden restaurant hospital office house station market".split()
 GIFTS = "ring book ball kiss drink snack necklace computer basketball flower".split()
+ENOUGH = 32
+"""Published names that must be single tokens for the published form."""
 
 
 class Corruption(StrEnum):
@@ -39,6 +64,7 @@ class Corruption(StrEnum):
 
     IO = "io"
     SWAP = "swap"
+    ABC = "abc"
 
 
 @dataclass(frozen=True)
@@ -47,68 +73,69 @@ class IOITask:
 
     names: dict[str, list[str]]
     templates: dict[str, list[str]]
+    places: list[str]
+    gifts: list[str]
+    form: str
+    """`published` or `small`."""
     shared: tuple[str, ...]
-    """What selection and test have in common; empty where nothing had to be shared."""
+    """What selection and test have in common of names and templates; empty where nothing had to be shared."""
 
     @classmethod
     def of(cls, model: LanguageModel) -> "IOITask":
         """The task in `model`'s vocabulary; raises `UserError` if it has fewer than three usable names."""
-        usable = names.single_token(model, [n for pair in zip(names.FEMALE, names.MALE, strict=True) for n in pair])
-        if len(usable) < 3:
-            raise UserError(f"{model.name} has only {len(usable)} of the task's names as single tokens; IOI needs 3")
-        example = {"A": usable[0], "B": usable[1], "S": usable[0], "place": PLACES[0], "gift": GIFTS[0]}
-        templates = [t for t in TEMPLATES if names.known(model, t.format(**example))]
+        usable = names.single_token(model, names.PUBLISHED)
+        sentences = [t.format(A="", B="", S="", place="", gift="") for t in PUBLISHED]
+        words = " ".join((*sentences, *PUBLISHED_PLACES, *PUBLISHED_GIFTS))
+        if len(usable) >= ENOUGH and names.known(model, words):
+            form, templates, places, gifts = "published", [*PUBLISHED], PUBLISHED_PLACES, PUBLISHED_GIFTS
+        else:
+            form, everyone = "small", [n for pair in zip(names.FEMALE, names.MALE, strict=True) for n in pair]
+            usable = names.single_token(model, everyone)
+            if len(usable) < 3:
+                other = next(name for name in everyone if name not in usable)
+                raise UserError(
+                    f"{model.name} has only {len(usable)} of the task's names as single tokens; IOI needs 3 "
+                    f"({other!r}, for one, is not a single token)"
+                )
+            places, gifts = ([w for w in words if names.known(model, w)] for words in (PLACES, GIFTS))
+            example = {"A": usable[0], "B": usable[1], "S": usable[0], "place": PLACES[0], "gift": GIFTS[0]}
+            templates = [t for t in TEMPLATES if names.known(model, t.format(**example))]
+            if not (templates and places and gifts):
+                word = names.unknown_word(model, " ".join((TEMPLATES[0].format(**example), *PLACES, *GIFTS)))
+                raise UserError(f"{model.name} does not know the words of the IOI templates ({word!r}, for one)")
         shared = []
         if len(usable) >= 8:
-            # in turn two by two: `usable` alternates female and male, and both halves need both
+            # in turn two by two: in the small form `usable` alternates female and male, and both halves need both
             halves = {"selection": (0, 1), "test": (2, 3)}
             divided = {split: [x for i, x in enumerate(usable) if i % 4 in turn] for split, turn in halves.items()}
         else:
             shared.append("names")
             divided = {"selection": usable, "test": usable}
-        if not templates:
-            raise UserError(f"{model.name} does not know the words of the IOI templates")
         if len(templates) < 2:
             shared.append("templates")
         halves = {"selection": templates[0::2], "test": templates[1::2] or templates}
-        return cls(divided, halves, tuple(shared))
+        return cls(divided, halves, places, gifts, form, tuple(shared))
 
     def pairs(
         self, model: LanguageModel, corruption: Corruption, split: str, n: int, *, seed: int, prepend_bos: bool = True
     ) -> PromptPairs:
-        """`n` distinct pairs of one split, as far as its words allow that many."""
+        """`n` distinct pairs of one split, or as many as its words allow."""
         rng = random.Random(f"{seed}/{corruption}/{split}")
-        places = [w for w in PLACES if names.known(model, w)]
-        gifts = [w for w in GIFTS if names.known(model, w)]
-        bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-        clean, corrupted, answers, texts = [], [], [], []
-        seen: set[str] = set()
-        for attempt in range(20 * n):
-            if len(clean) == n:
-                break
+        found: dict[str, TextPair] = {}
+        misses = 0
+        while len(found) < n and misses < PATIENCE:
             first, second, third = rng.sample(self.names[split], 3)
-            abba = len(clean) % 2 == 0
+            abba = len(found) % 2 == 0
             io, subject = (first, second) if abba else (second, first)
-            words = {"place": rng.choice(places), "gift": rng.choice(gifts)}
+            words = {"place": rng.choice(self.places), "gift": rng.choice(self.gifts)}
             template = rng.choice(self.templates[split])
             text = template.format(A=first, B=second, S=subject, **words)
             if corruption is Corruption.IO:
                 a, b = (third, second) if abba else (first, third)
-                other, wrong = template.format(A=a, B=b, S=subject, **words), third
+                other, foil = template.format(A=a, B=b, S=subject, **words), third
             else:
-                other, wrong = template.format(A=first, B=second, S=io, **words), subject
-            if text in seen and attempt < 10 * n:
-                continue
-            seen.add(text)
-            rows = [bos + model.to_ids(text), bos + model.to_ids(other)]
-            assert len(rows[0]) == len(rows[1]), "names of one token cannot change the length"
-            clean.append(rows[0])
-            corrupted.append(rows[1])
-            answers.append([model.continuation_ids(text, f" {name}")[0] for name in (io, wrong, subject)])
-            texts.append(text)
-        tokens, lengths = pad(clean, fill=model.bos_id or 0)
-        if tokens.shape[1] > model.n_ctx:
-            raise UserError(f"IOI prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
-        others, _ = pad(corrupted, fill=model.bos_id or 0)
-        answer, foil, rival = torch.tensor(answers).T
-        return PromptPairs(f"ioi-{corruption}", tokens, others, answer, foil, rival, lengths - 1, tuple(texts))
+                again = io if corruption is Corruption.SWAP else third
+                other, foil = template.format(A=first, B=second, S=again, **words), subject
+            misses = misses + 1 if text in found else 0
+            found.setdefault(text, TextPair(text, other, f" {io}", f" {foil}", f" {subject}", template))
+        return as_tokens(model, f"ioi-{corruption}", list(found.values()), prepend_bos=prepend_bos)

@@ -1,13 +1,20 @@
 """Prompts in pairs: what an experiment about one behaviour is made of."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.metrics import logit_difference
-from sae_core.models import LanguageModel
+from editing.metrics import bootstrap, logit_difference
+from editing.tasks import names
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel, pad
+
+PATIENCE = 500
+"""Draws in a row that bring nothing new before a task has no more prompts to give."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +27,101 @@ class PromptPairs:
     answer: Int[Tensor, "batch"]
     """The right next token of the clean prompt."""
     foil: Int[Tensor, "batch"]
-    """The token to compare it with: the right one of the corrupted prompt."""
+    """The token to compare it with: a right one of the corrupted prompt."""
     rival: Int[Tensor, "batch"]
     """The wrong answer that the clean prompt itself suggests; the model's own score compares with it."""
     end: Int[Tensor, "batch"]
     """Position of the last prompt token, where answers are read; what follows is padding."""
     texts: tuple[str, ...] = ()
     """The clean prompts as text."""
+    groups: Int[Tensor, "batch"] | None = None
+    """The template of each prompt: prompts that share one are not independent. By default each has its own."""
+
+    def __post_init__(self):
+        if self.groups is None:
+            object.__setattr__(self, "groups", torch.arange(len(self.answer)))
 
     def __len__(self) -> int:
         return len(self.answer)
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """One pair as text. Answers are as they continue the prompt, with the space that a new word begins with."""
+
+    clean: str
+    corrupted: str
+    answer: str
+    foil: str
+    rival: str
+    group: Hashable
+    """What the prompt shares with others, as a rule its template."""
+
+    def ids(self, model: LanguageModel) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of the clean prompt, of the corrupted one, and of answer, foil and rival; no BOS.
+
+        Raises `UserError`, naming the word, if one is unknown, if an answer is not exactly one token, or if
+        clean and corrupted differ in length or not at all.
+        """
+        if word := names.unknown_word(model, f"{self.clean} {self.corrupted}"):
+            raise UserError(f"{model.name} has no token for {word!r}")
+        clean, corrupted = model.to_ids(self.clean), model.to_ids(self.corrupted)
+        if len(clean) != len(corrupted):
+            ours, theirs = _difference(self.clean, self.corrupted)
+            raise UserError(
+                f"clean and corrupted must be equally long; with {ours!r} the prompt is {len(clean)} tokens of "
+                f"{model.name}, with {theirs!r} {len(corrupted)}"
+            )
+        if clean == corrupted:
+            raise UserError(f"clean and corrupted are the same tokens of {model.name}: {self.clean!r}")
+        asked = (self.answer, self.foil, self.rival)
+        found = {text: answer_id(model, self.clean, text) for text in dict.fromkeys(asked)}
+        answers = [found[text] for text in asked]
+        if answers[0] in answers[1:]:
+            raise UserError(f"the answer {self.answer!r} is its own alternative; they must be different tokens")
+        return clean, corrupted, answers
+
+
+def answer_id(model: LanguageModel, prompt: str, text: str) -> int:
+    """The one token that `text` is after `prompt`; raises `UserError`, naming it, if it is unknown or several."""
+    ids = model.continuation_ids(prompt, text)
+    if model.tokenizer.unk_token_id in ids and not names.known(model, text):
+        raise UserError(f"{model.name} has no token for {text.strip()!r}")
+    if len(ids) != 1:
+        raise UserError(f"{text!r} is {len(ids)} tokens of {model.name}; an answer must be one")
+    return ids[0]
+
+
+def _difference(clean: str, corrupted: str) -> tuple[str, str]:
+    """The words in which two texts differ, without what they begin and end with alike, and at least one of each."""
+    ours, theirs = clean.split(), corrupted.split()
+    while len(ours) > 1 < len(theirs) and ours[0] == theirs[0]:
+        ours, theirs = ours[1:], theirs[1:]
+    while len(ours) > 1 < len(theirs) and ours[-1] == theirs[-1]:
+        ours, theirs = ours[:-1], theirs[:-1]
+    return " ".join(ours), " ".join(theirs)
+
+
+def as_tokens(model: LanguageModel, name: str, pairs: Sequence[TextPair], *, prepend_bos: bool) -> PromptPairs:
+    """`pairs` in `model`'s tokens; raises `UserError` for one that does not fit (`TextPair.ids`)."""
+    if not pairs:
+        raise UserError(f"{name}: there is not one prompt")
+    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
+    rows = [pair.ids(model) for pair in pairs]
+    tokens, lengths = pad([bos + clean for clean, _, _ in rows], fill=model.bos_id or 0)
+    others, _ = pad([bos + corrupted for _, corrupted, _ in rows], fill=model.bos_id or 0)
+    if tokens.shape[1] > model.n_ctx:
+        raise UserError(f"{name} prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
+    answer, foil, rival = torch.tensor([answers for _, _, answers in rows]).T
+    texts = tuple(pair.clean for pair in pairs)
+    return PromptPairs(name, tokens, others, answer, foil, rival, lengths - 1, texts, numbered(p.group for p in pairs))
+
+
+def numbered(labels) -> Int[Tensor, "batch"]:
+    """Labels as numbers, counted in the order in which they first come."""
+    labels = list(labels)
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return torch.tensor([number[label] for label in labels])
 
 
 @dataclass(frozen=True)
@@ -43,6 +135,37 @@ class OwnScore:
     logit_difference: float
     """Mean of logit(answer) - logit(wrong one)."""
     n: int
+    accuracy_interval: tuple[float, float] | None = None
+    """95%: the wider of the bootstrap over templates, then prompts, and Wilson's.
+
+    Where every prompt is right the bootstrap knows no doubt, and Wilson's knows no templates.
+    """
+    difference_interval: tuple[float, float] | None = None
+    """95%, of the mean logit difference: bootstrap over templates, then prompts."""
+
+    @classmethod
+    def of(
+        cls,
+        logits: Float[Tensor, "batch vocab"],
+        answer: Int[Tensor, "batch"],
+        wrong: Int[Tensor, "batch"],
+        groups: Int[Tensor, "batch"],
+        *,
+        seed: int = 0,
+    ) -> "OwnScore":
+        """The score that these logits at the prompts' ends amount to."""
+        answer = answer.to(logits.device)
+        difference = logit_difference(logits, answer, wrong.to(logits.device))
+        right = (difference > 0).float()
+        resampled, wilson = bootstrap(right, groups, seed), wilson_interval(int(right.sum()), len(right))
+        return cls(
+            accuracy=right.double().mean().item(),
+            top1=(logits.argmax(-1) == answer).double().mean().item(),
+            logit_difference=difference.mean().item(),
+            n=len(right),
+            accuracy_interval=(max(0.0, min(resampled[0], wilson[0])), min(1.0, max(resampled[1], wilson[1]))),
+            difference_interval=bootstrap(difference, groups, seed),
+        )
 
     def sentence(self) -> str:
         """The score in words."""
@@ -50,11 +173,25 @@ class OwnScore:
             verdict = "does not do"
         else:
             verdict = "does" if self.accuracy >= 0.9 and self.top1 >= 0.5 else "barely does"
+        between = difference = ""
+        if self.accuracy_interval:
+            between = f" (95% interval {self.accuracy_interval[0]:.1%} to {self.accuracy_interval[1]:.1%})"
+        if self.difference_interval:
+            difference = f" ({self.difference_interval[0]:+.2f} to {self.difference_interval[1]:+.2f})"
         return (
             f"the model itself {verdict} this task: right answer above the wrong one on {self.accuracy:.1%} "
-            f"of {self.n} prompts, "
-            f"answer on top of the vocabulary on {self.top1:.1%}, mean logit difference {self.logit_difference:+.2f}"
+            f"of {self.n} prompts{between}, answer on top of the vocabulary on {self.top1:.1%}, "
+            f"mean logit difference {self.logit_difference:+.2f}{difference}"
         )
+
+
+def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval for a share: the shares p with |n_right/n - p| <= 1.96 sqrt(p (1 - p) / n)."""
+    z, share = 1.959964, n_right / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    # rounding alone could leave a share of 0 or 1 outside
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def at_end(h: Float[Tensor, "batch pos d"], end: Int[Tensor, "batch"]) -> Float[Tensor, "batch d"]:
@@ -63,15 +200,16 @@ def at_end(h: Float[Tensor, "batch pos d"], end: Int[Tensor, "batch"]) -> Float[
 
 
 @torch.no_grad()
+def end_logits(
+    model: LanguageModel, tokens: Int[Tensor, "batch pos"], end: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """The unedited model's logits at the prompts' ends, 256 prompts at a time."""
+    last, parts = model.sites()[-1], []
+    for rows in torch.arange(len(tokens)).split(256):
+        parts.append(model.unembed(at_end(model.record(tokens[rows], [last])[last], end[rows])))
+    return torch.cat(parts)
+
+
 def own_score(model: LanguageModel, pairs: PromptPairs) -> OwnScore:
     """The model's own score on `pairs`, the first thing that every result states."""
-    last = model.sites()[-1]
-    logits = model.unembed(at_end(model.record(pairs.clean, [last])[last], pairs.end))
-    answer, rival = pairs.answer.to(logits.device), pairs.rival.to(logits.device)
-    difference = logit_difference(logits, answer, rival)
-    return OwnScore(
-        accuracy=(difference > 0).double().mean().item(),
-        top1=(logits.argmax(-1) == answer).double().mean().item(),
-        logit_difference=difference.mean().item(),
-        n=len(pairs),
-    )
+    return OwnScore.of(end_logits(model, pairs.clean, pairs.end), pairs.answer, pairs.rival, pairs.groups)

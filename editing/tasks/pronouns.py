@@ -1,5 +1,9 @@
 """Pronoun prediction: "Lily was tired because" -> she; names of the two classes in equal number.
 
+Two forms: she or he, and her or his ("Lily took" -> her). As in the source, where an edit is chosen on one
+question about a name and tested on another one as well, an edit can be chosen on the first form and tested on
+the second, its transfer form. No prompt holds a pronoun: only the name tells.
+
 Names may take several tokens; the pronouns may not. The splits share no names and no templates, a template
 being an opening with a sentence; every opening and every sentence occurs in each split.
 """
@@ -8,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,7 +20,7 @@ from torch import Tensor
 
 from editing.metrics import auroc
 from editing.tasks import names
-from editing.tasks.pairs import OwnScore, at_end
+from editing.tasks.pairs import OwnScore, PromptPairs, TextPair, answer_id, as_tokens, end_logits, numbered
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel, pad
 
@@ -42,6 +47,25 @@ SENTENCES = (
 )
 
 
+POSSESSIVE_SENTENCES = (
+    "{N} took",
+    "{N} lost",
+    "{N} smiled and took",
+    "{N} was happy and took",
+    "{N} opened the door and lost",
+    "{N} was tired and lost",
+    "{N} said hello and took",
+    "{N} went home and took",
+)
+
+
+class Form(StrEnum):
+    """Which pronouns are due."""
+
+    SUBJECT = "he"
+    POSSESSIVE = "his"
+
+
 class Split(StrEnum):
     """What prompts are for: to choose an edit, to check the choice on other names, to report."""
 
@@ -53,11 +77,25 @@ class Split(StrEnum):
 # Names are dealt out in turn, half of them to the test. Every opening goes with every sentence, and the
 # combinations are dealt out along the diagonals, so that each split has all openings and all sentences.
 _NAMES = {Split.SELECTION: slice(0, None, 4), Split.CHECK: slice(2, None, 4), Split.TEST: slice(1, None, 2)}
-TEMPLATES = {
-    split: [f"{a} {b}" for i, a in enumerate(OPENINGS) for j, b in enumerate(SENTENCES) if (i + j) % 3 == turn]
-    for turn, split in enumerate(Split)
-}
+_WORDS = {Form.SUBJECT: ("she", "he"), Form.POSSESSIVE: ("her", "his")}
+_SENTENCES = {Form.SUBJECT: SENTENCES, Form.POSSESSIVE: POSSESSIVE_SENTENCES}
+_GROUPS = {"female": names.FEMALE, "male": names.MALE}
 PRONOUNS = ("she", "he", "her", "his", "him", "herself", "himself", "hers", "She", "He", "Her", "His")
+
+
+class Template(NamedTuple):
+    """An opening with a sentence."""
+
+    text: str
+    sentence: int
+    """Which of the form's sentences it ends in."""
+
+
+def templates(split: Split, form: Form = Form.SUBJECT) -> list[Template]:
+    """The templates of one split."""
+    turn, ends = list(Split).index(split), _SENTENCES[form]
+    every = [(i, j) for i in range(len(OPENINGS)) for j in range(len(ends))]
+    return [Template(f"{OPENINGS[i]} {ends[j]}", j) for i, j in every if (i + j) % 3 == turn]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +107,25 @@ class PronounPrompts:
     """Position of the last prompt token, where the pronoun is predicted."""
     female: Bool[Tensor, "batch"]
     she: int
+    """Token of the female pronoun of the form: she, or her."""
     he: int
+    """Token of the male one: he, or his."""
     texts: tuple[str, ...]
     sentence: Int[Tensor, "batch"]
-    """Which of `SENTENCES` each prompt ends in."""
+    """Which of the form's sentences each prompt ends in."""
+    groups: Int[Tensor, "batch"] | None = None
+    """The template of each prompt: prompts that share one are not independent. By default each has its own."""
+
+    def __post_init__(self):
+        if self.groups is None:
+            object.__setattr__(self, "groups", torch.arange(len(self.end)))
 
     def __len__(self) -> int:
         return len(self.end)
 
     def first(self, n: int) -> "PronounPrompts":
         """The first `n` prompts."""
-        fields = ("tokens", "end", "female", "texts", "sentence")
+        fields = ("tokens", "end", "female", "texts", "sentence", "groups")
         return replace(self, **{name: getattr(self, name)[:n] for name in fields})
 
     def within(self, scores: Tensor) -> float:
@@ -97,50 +143,108 @@ class PronounPrompts:
         return logits[..., self.she] - logits[..., self.he]
 
 
+class _Case(NamedTuple):
+    name: str
+    template: Template
+
+    @property
+    def text(self) -> str:
+        return self.template.text.format(N=self.name)
+
+
+def _cases(model: LanguageModel, splits: Sequence[Split], form: Form) -> dict[str, list[_Case]]:
+    """Every prompt of the splits in this vocabulary, by class.
+
+    Raises `UserError`, naming a word, if a pronoun is not one token, or words of the task are unknown.
+    """
+    found = {s: [t for t in templates(s, form) if names.known(model, t.text.format(N="Lily"))] for s in splits}
+    for split, usable in found.items():
+        if not usable:
+            word = names.unknown_word(model, templates(split, form)[0].text.format(N="Lily"))
+            raise UserError(f"{model.name} does not know the words of the pronoun task ({word!r}, for one)")
+    example = found[splits[0]][0].text.format(N="Lily")
+    for word in _WORDS[form]:
+        if not names.known(model, word) or len(model.continuation_ids(example, f" {word}")) != 1:
+            raise UserError(f"{word!r} is not a single token of {model.name}; the pronoun task needs it to be one")
+    known = {group: [x for x in everyone if names.known(model, x)] for group, everyone in _GROUPS.items()}
+    for group, usable in known.items():
+        if len(usable) < 4:
+            other = next((x for x in _GROUPS[group] if x not in usable), "none")
+            raise UserError(f"{model.name} knows too few of the task's names, {other!r} not; it needs 4 of each class")
+    return {
+        group: [_Case(x, t) for split in splits for x in usable[_NAMES[split]] for t in found[split]]
+        for group, usable in known.items()
+    }
+
+
 def pronoun_prompts(
-    model: LanguageModel, splits: Sequence[Split], n: int, *, seed: int, prepend_bos: bool = True
+    model: LanguageModel,
+    splits: Sequence[Split],
+    n: int,
+    *,
+    seed: int,
+    prepend_bos: bool = True,
+    form: Form = Form.SUBJECT,
 ) -> PronounPrompts:
     """`n` prompts of some splits taken together, or as many as their words allow, half of each class.
 
-    Raises `UserError` if "she" or "he" is not one token here, or the words of the task are unknown.
+    Raises `UserError` if a pronoun of the form is not one token here, or the words of the task are unknown.
     """
-    rng = random.Random(f"{seed}/pronouns/{'/'.join(splits)}")
-    templates = {split: [t for t in TEMPLATES[split] if names.known(model, t.format(N="Lily"))] for split in splits}
-    if not all(templates.values()):
-        raise UserError(f"{model.name} does not know the words of the pronoun task")
-    answers = {}
-    for word in ("she", "he"):
-        ids = model.continuation_ids(templates[splits[0]][0].format(N="Lily"), f" {word}")
-        if len(ids) != 1 or not names.known(model, word):
-            raise UserError(f"{word!r} is not a single token of {model.name}; the pronoun task needs it to be one")
-        answers[word] = ids[0]
-    usable = {group: [x for x in everyone if names.known(model, x)] for group, everyone in _GROUPS.items()}
-    if min(map(len, usable.values())) < 4:
-        raise UserError(f"{model.name} knows too few of the task's names")
-    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-    rows, female, texts = [], [], []
-    cases = {
-        group: [t.format(N=x) for split in splits for x in known[_NAMES[split]] for t in templates[split]]
-        for group, known in usable.items()
-    }
+    rng = random.Random(f"{seed}/{_name(form)}/{'/'.join(splits)}")
+    cases = _cases(model, splits, form)
     n_each = min(n // 2, *map(len, cases.values()))
-    for group, is_female in (("female", True), ("male", False)):
-        for text in rng.sample(cases[group], n_each):
-            rows.append(bos + model.to_ids(text))
-            female.append(is_female)
-            texts.append(text)
-    order = rng.sample(range(len(rows)), len(rows))  # any prefix is about balanced
-    tokens, lengths = pad([rows[i] for i in order], fill=model.bos_id or 0)
-    female = torch.tensor([female[i] for i in order])
+    if n_each < 1:
+        raise UserError(f"the pronoun task needs at least 2 prompts, one of each class; got {n}")
+    drawn = [(case, group == "female") for group, own in cases.items() for case in rng.sample(own, n_each)]
+    drawn = rng.sample(drawn, len(drawn))  # any prefix is about balanced
+    texts = tuple(case.text for case, _ in drawn)
+    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
+    tokens, lengths = pad([bos + model.to_ids(text) for text in texts], fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"pronoun prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
-    texts = tuple(texts[i] for i in order)
-    endings = [sentence.format(N="").strip() for sentence in SENTENCES]
-    sentence = torch.tensor([next(i for i, e in enumerate(endings) if text.endswith(e)) for text in texts])
-    return PronounPrompts(tokens, lengths - 1, female, answers["she"], answers["he"], texts, sentence)
+    she, he = (answer_id(model, texts[0], f" {word}") for word in _WORDS[form])
+    female = torch.tensor([is_female for _, is_female in drawn])
+    sentence = torch.tensor([case.template.sentence for case, _ in drawn])
+    groups = numbered(case.template for case, _ in drawn)
+    return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups)
 
 
-_GROUPS = {"female": names.FEMALE, "male": names.MALE}
+def pronoun_pairs(
+    model: LanguageModel,
+    splits: Sequence[Split],
+    n: int,
+    *,
+    seed: int,
+    prepend_bos: bool = True,
+    form: Form = Form.SUBJECT,
+) -> PromptPairs:
+    """About `n` prompts, each beside itself with a name of the other class that is as long.
+
+    Half of the clean prompts are of each class, so that their number is even; prompts for which there is no such
+    name are left out.
+    """
+    rng = random.Random(f"{seed}/{_name(form)}-pairs/{'/'.join(splits)}")
+    cases, words = _cases(model, splits, form), dict(zip(_GROUPS, _WORDS[form], strict=True))
+    found: dict[str, list[TextPair]] = {}
+    for group, other in (("female", "male"), ("male", "female")):
+        partners: dict[tuple[Template, int], list[str]] = {}
+        for case in cases[other]:
+            partners.setdefault((case.template, len(model.to_ids(case.text))), []).append(case.text)
+        found[group] = []
+        for case in rng.sample(cases[group], len(cases[group])):
+            if len(found[group]) == max(1, n // 2):
+                break
+            if as_long := partners.get((case.template, len(model.to_ids(case.text)))):
+                right, wrong = f" {words[group]}", f" {words[other]}"
+                found[group].append(TextPair(case.text, rng.choice(as_long), right, wrong, wrong, case.template))
+    pairs = [pair for both in zip(*found.values(), strict=False) for pair in both]
+    if not pairs:
+        raise UserError(f"{_name(form)}: no two names of the two classes are equally long in {model.name}")
+    return as_tokens(model, _name(form), pairs, prepend_bos=prepend_bos)
+
+
+def _name(form: Form) -> str:
+    return "pronouns" if form is Form.SUBJECT else "possessives"
 
 
 def pronoun_ids(model: LanguageModel) -> list[int]:
@@ -153,17 +257,9 @@ def pronoun_ids(model: LanguageModel) -> list[int]:
     return sorted(found)
 
 
-@torch.no_grad()
 def own_score(model: LanguageModel, prompts: PronounPrompts) -> tuple[OwnScore, float]:
-    """The model's own accuracy, and its AUROC of logit(she) - logit(he)."""
-    last = model.sites()[-1]
-    logits = model.unembed(at_end(model.record(prompts.tokens, [last])[last], prompts.end)).cpu()
-    signed = prompts.score(logits) * torch.where(prompts.female, 1.0, -1.0)
+    """The model's own score, and its AUROC of logit(she) - logit(he)."""
+    logits = end_logits(model, prompts.tokens, prompts.end).cpu()
     right = torch.where(prompts.female, prompts.she, prompts.he)
-    own = OwnScore(
-        accuracy=(signed > 0).double().mean().item(),
-        top1=(logits.argmax(-1) == right).double().mean().item(),
-        logit_difference=signed.mean().item(),
-        n=len(prompts),
-    )
-    return own, auroc(prompts.score(logits), prompts.female)
+    wrong = torch.where(prompts.female, prompts.he, prompts.she)
+    return OwnScore.of(logits, right, wrong, prompts.groups), auroc(prompts.score(logits), prompts.female)

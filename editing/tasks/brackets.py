@@ -1,0 +1,194 @@
+"""Closing brackets and quotes: "def run(x):\\n y = [i, j" -> "]", where one must close.
+
+The corrupted prompt is as long and has no bracket or quote open where the clean one ends: the bracket became a
+comma or a line of its own, or it stands one line above, closed. The answers are the closing bracket and a token
+that may follow then. Code is indented by one space, which costs most tokenizers no token.
+
+Templates of code and prose, with round, square and curly brackets and double quotes, every kind in both splits;
+selection and test share no template and, where there are words enough, none of the words that fill them.
+"""
+
+import random
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle
+from typing import NamedTuple
+
+from editing.tasks import names
+from editing.tasks.pairs import PATIENCE, PromptPairs, TextPair, as_tokens
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+
+
+class Template(NamedTuple):
+    """A prompt with an open bracket, one as long without, and what follows each.
+
+    `<var>` is a word of that class, `<var2>` another one.
+    """
+
+    clean: str
+    corrupted: str
+    answer: str
+    foil: str
+
+
+_DEF = "def <func>(<var>):\n "
+# in turn for selection and test: every second one of each kind
+TEMPLATES = (
+    Template(_DEF + "<var2> = <of>(<var3>", _DEF + "<var2> = <num>\n <var3>", ")", " ="),
+    Template(_DEF + "print(<var2>", _DEF + "<var3> = <var2>", ")", "\n"),
+    Template(
+        _DEF + "<var2> = <num>\n <var3> = [<var4>, <var5>",
+        _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
+        "]",
+        "\n",
+    ),
+    Template(_DEF + "return [<var2>, <var3>", _DEF + "<var2> = <num>\n <var3>", "]", " ="),
+    Template(
+        _DEF + "<var2> = <num>\n <var3> = {<var4>: <var5>",
+        _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
+        "}",
+        "\n",
+    ),
+    Template(_DEF + "return {<var2>: <var3>", _DEF + "<var2> = <num>\n <var3>", "}", " ="),
+    Template(
+        '<name> lived in <city>. <name> said "<greeting>',
+        "<name> lived in <city>. <name> said, <greeting>",
+        '"',
+        " <greeting2>",
+    ),
+    Template(
+        'This <paper> binds the <party>. The word "<paper2>',
+        "This <paper> binds the <party>. The word, <paper2>",
+        '"',
+        " and",
+    ),
+    Template(
+        "Each <party> may <duty> the <paper> (or the <paper2>",
+        "Each <party> may <duty> the <paper>, or the <paper2>",
+        ")",
+        ".",
+    ),
+    Template("A <star> is made of <matter> (and <matter2>", "A <star> is made of <matter>, and <matter2>", ")", "."),
+    Template(
+        "The <star> moves because of <energy> (and <energy2>",
+        "The <star> moves because of <energy>, and <energy2>",
+        ")",
+        ".",
+    ),
+    Template(
+        "The patient has <degree> <symptom> (and <symptom2>",
+        "The patient has <degree> <symptom>, and <symptom2>",
+        ")",
+        ".",
+    ),
+)
+WORDS = {
+    "var": "x y z i j n item value total count name text data row index result node size left right",
+    "num": "1 2 3 4 5 6 7 8 9",
+    "of": "len abs sum sqrt int str",
+    "func": "run load save parse build main check update start reset",
+    "name": " ".join(name for pair in zip(names.FEMALE, names.MALE, strict=True) for name in pair),
+    "city": "London Paris Berlin Rome Madrid Oslo Vienna Prague Dublin Athens Boston Chicago Tokyo",
+    "greeting": "hello goodbye thanks sorry welcome yes no please maybe wait",
+    "party": "buyer seller tenant landlord lender borrower employer contractor",
+    "duty": "pay sign cancel renew inspect deliver",
+    "paper": "contract lease loan patent license invoice receipt permit",
+    "star": "planet comet moon galaxy asteroid satellite rocket meteor telescope probe",
+    "matter": "iron gold copper carbon oxygen hydrogen helium nitrogen sulfur zinc mercury",
+    "energy": "gravity heat pressure light radiation electricity magnetism friction",
+    "degree": "mild severe chronic acute sudden",
+    "symptom": "fever cough headache nausea pain fatigue swelling dizziness rash bleeding infection asthma",
+}
+WORDS = {kind: tuple(words.split()) for kind, words in WORDS.items()}
+_SLOT = re.compile(r"<([a-z]+)(\d*)>")
+
+
+@dataclass(frozen=True)
+class BracketTask:
+    """The templates and words that a model can use, divided into selection and test."""
+
+    templates: dict[str, list[Template]]
+    words: dict[str, dict[str, list[str]]]
+    """By split, then by class."""
+    shared: tuple[str, ...]
+    """What selection and test have in common; empty where nothing had to be shared."""
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "BracketTask":
+        """The task in `model`'s vocabulary; raises `UserError`, naming the trouble, if no template fits it."""
+        words = {kind: [word for word in everyone if names.known(model, word)] for kind, everyone in WORDS.items()}
+        usable, trouble = {}, ""
+        for half, chosen in (("selection", TEMPLATES[0::2]), ("test", TEMPLATES[1::2])):
+            usable[half] = []
+            for template in chosen:
+                try:
+                    _fits(model, template, words)
+                    usable[half].append(template)
+                except UserError as error:
+                    trouble = trouble or str(error)
+        shared = []
+        if not all(usable.values()):
+            everything = usable["selection"] + usable["test"]
+            if not everything:
+                raise UserError(f"no prompt with a bracket fits {model.name}: {trouble}")
+            usable = {"selection": everything[0::2], "test": everything[1::2] or everything}
+            if len(everything) < 2:
+                shared.append("templates")
+        halves = {"selection": {}, "test": {}}
+        for kind, known in words.items():
+            needs = max(_distinct(template, kind) for template in TEMPLATES)
+            enough = len(known) >= 4 * needs
+            if not enough and any(_distinct(t, kind) for half in usable.values() for t in half):
+                shared.append(f"words for <{kind}>")
+            # in turn two by two, since names alternate between female and male
+            for half, turn in (("selection", (0, 1)), ("test", (2, 3))):
+                halves[half][kind] = [w for i, w in enumerate(known) if i % 4 in turn] if enough else known
+        return cls(usable, halves, tuple(shared))
+
+    def pairs(self, model: LanguageModel, split: str, n: int, *, seed: int, prepend_bos: bool = True) -> PromptPairs:
+        """`n` distinct pairs of one split, or as many as its words allow; every template about as often."""
+        rng = random.Random(f"{seed}/brackets/{split}")
+        found: dict[str, TextPair] = {}
+        misses = 0
+        for template in cycle(self.templates[split]):
+            if len(found) == n or misses == PATIENCE:
+                break
+            pair = _fill(template, self.words[split], rng)
+            misses += 1
+            if pair.clean not in found:
+                with suppress(UserError):  # other words may fit: "index" can be one token and "(index" not two
+                    pair.ids(model)
+                    found[pair.clean], misses = pair, 0
+        return as_tokens(model, "brackets", list(found.values()), prepend_bos=prepend_bos)
+
+
+def _distinct(template: Template, kind: str) -> int:
+    """How many different words of a class the template takes."""
+    return len({slot for slot in _SLOT.findall("".join(template)) if slot[0] == kind})
+
+
+def _fill(template: Template, words: dict[str, list[str]], rng: random.Random) -> TextPair:
+    """The template with words drawn for its slots, the same ones in all four texts."""
+    slots = dict.fromkeys(_SLOT.findall("".join(template)))
+    drawn = {kind: iter(rng.sample(words[kind], _distinct(template, kind))) for kind, _ in slots}
+    chosen = {slot: next(drawn[slot[0]]) for slot in slots}
+    clean, corrupted, answer, foil = (_SLOT.sub(lambda found: chosen[found.groups()], text) for text in template)
+    return TextPair(clean, corrupted, answer, foil, foil, template)
+
+
+def _fits(model: LanguageModel, template: Template, words: dict[str, list[str]]) -> None:
+    """Raise the `UserError` of the last try if the template fits with none of some words."""
+    for kind in {kind for kind, _ in _SLOT.findall("".join(template))}:
+        if len(words[kind]) < _distinct(template, kind):
+            other = next((word for word in WORDS[kind] if word not in words[kind]), "none")
+            raise UserError(f"{model.name} knows too few words for <{kind}>: {other!r}, for one, has no token")
+    rng = random.Random(0)
+    for tries_left in reversed(range(8)):
+        try:
+            _fill(template, words, rng).ids(model)
+            return
+        except UserError:
+            if not tries_left:
+                raise

@@ -1,0 +1,108 @@
+"""Any task by its name, or by the file that holds its pairs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from editing.tasks.brackets import BracketTask
+from editing.tasks.ioi import Corruption, IOITask
+from editing.tasks.own import OwnPairs
+from editing.tasks.pairs import PromptPairs
+from editing.tasks.pronouns import Form, Split, pronoun_pairs
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+
+MOST = 2048
+"""Pairs drawn at a time: who asks for all there are wants no millions, and words combine to millions."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pairs of prompts for one behaviour, to be drawn by split."""
+
+    name: str
+    draw: Callable[..., PromptPairs]
+    """Of (split, n), and by keyword seed, prepend_bos and, where there are several, corruption."""
+    splits: tuple[str, ...]
+    shared: tuple[str, ...]
+    """What splits have in common of the things that they should not share; empty where there is nothing."""
+    corruptions: tuple[str, ...] = ()
+    """Where there are several, the first being the default."""
+    about: str = ""
+    """The prompts and their splits in words."""
+    transfer: str | None = None
+    """The name of the task on which an edit chosen on this one can be tested as well."""
+
+    def pairs(
+        self, split: str, n: int, *, seed: int, corruption: str | None = None, prepend_bos: bool = True
+    ) -> PromptPairs:
+        """`n` pairs of one split, or as many as there are, at most `MOST`; the same ones for the same seed."""
+        if split not in self.splits:
+            raise UserError(f"task {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        if n < 1:
+            raise UserError(f"task {self.name}: at least one prompt is needed; got {n}")
+        if corruption is not None and corruption not in self.corruptions:
+            known = f"it knows {', '.join(self.corruptions)}" if self.corruptions else "it has only one, without a name"
+            raise UserError(f"task {self.name} has no corruption {corruption!r}; {known}")
+        which = {"corruption": corruption or self.corruptions[0]} if self.corruptions else {}
+        return self.draw(split, min(n, MOST), seed=seed, prepend_bos=prepend_bos, **which)
+
+
+def task(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> Task:
+    """The task `ioi`, `pronouns`, `possessives` or `brackets` in `model`'s vocabulary, or that of a `.jsonl` file.
+
+    Raises `UserError` for another name, and where the prompts do not fit the model; of a file, `skip_unfit` leaves
+    out the lines that do not, as long as others do.
+    """
+    if name in TASKS:
+        return TASKS[str(name)](model)
+    path = Path(name).expanduser()
+    if not path.exists() and path.suffix not in (".jsonl", ".json") and len(path.parts) < 2:
+        raise UserError(f"no task {str(name)!r}; give {', '.join(TASKS)}, or a .jsonl file of pairs")
+    own = OwnPairs.of(path, model, skip_unfit=skip_unfit)
+    n_pairs, things = sum(map(len, own.splits.values())), "prompts, and no declared words or templates"
+    skipped = f" ({own.left_out} more do not fit)" if own.left_out else ""
+    about = f"{n_pairs} pairs{skipped}; {_apart(own.shared, things)}"
+    return Task(str(name), partial(own.pairs, model), tuple(own.splits), own.shared, about=about)
+
+
+def _apart(shared: tuple[str, ...], things: str) -> str:
+    return f"the splits share {' and '.join(shared)}" if shared else f"the splits share no {things}"
+
+
+def _ioi(model: LanguageModel) -> Task:
+    words = IOITask.of(model)
+
+    def draw(split: str, n: int, *, corruption: str, seed: int, prepend_bos: bool) -> PromptPairs:
+        return words.pairs(model, Corruption(corruption), split, n, seed=seed, prepend_bos=prepend_bos)
+
+    sentences = {template for half in words.templates.values() for template in half}
+    apart = _apart(words.shared, "names and no templates")
+    about = f"{words.form} form, {len(sentences)} sentences in both orders; {apart}"
+    return Task("ioi", draw, ("selection", "test"), words.shared, tuple(Corruption), about)
+
+
+def _pronouns(form: Form, transfer: str | None, model: LanguageModel) -> Task:
+    def draw(split: str, n: int, *, seed: int, prepend_bos: bool) -> PromptPairs:
+        return pronoun_pairs(model, [Split(split)], n, seed=seed, prepend_bos=prepend_bos, form=form)
+
+    draw("test", 2, seed=0, prepend_bos=True)  # refuse now what does not fit
+    name, about = ("pronouns", "she or he") if form is Form.SUBJECT else ("possessives", "her or his")
+    about = f"{about} after a name, as often; {_apart((), 'names and no templates')}"
+    return Task(name, draw, tuple(Split), (), about=about, transfer=transfer)
+
+
+def _brackets(model: LanguageModel) -> Task:
+    words = BracketTask.of(model)
+    n_templates = len({template for half in words.templates.values() for template in half})
+    about = f"closing brackets and quotes, {n_templates} templates; {_apart(words.shared, 'words and no templates')}"
+    return Task("brackets", partial(words.pairs, model), ("selection", "test"), words.shared, about=about)
+
+
+TASKS: dict[str, Callable[[LanguageModel], Task]] = {
+    "ioi": _ioi,
+    "pronouns": partial(_pronouns, Form.SUBJECT, "possessives"),
+    "possessives": partial(_pronouns, Form.POSSESSIVE, None),
+    "brackets": _brackets,
+}
