@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def record(path: Path, report: Report, arguments: list[str]) -> None:
+def record(path: Path, report: Report, arguments: list[str], *, script: str = "train_throughput.py") -> None:
     """Append a section: date, machine, versions, command, figures."""
     head = "" if path.exists() else "# Results\n\nWritten by `--record`; newest last.\n"
     shown = [f"PYTHON{number}" if Path(a).is_file() else a for number, a in enumerate(arguments)]
@@ -411,7 +411,7 @@ def record(path: Path, report: Report, arguments: list[str]) -> None:
         "",
         f"- machine: {_processor()}, {os.cpu_count()} cores, {_vector_unit()}",
         f"- torch {torch.__version__}, Python {platform.python_version()}",
-        f"- command: `python benchmarks/train_throughput.py {shlex.join(shown)}`",
+        f"- command: `python benchmarks/{script} {shlex.join(shown)}`",
         "",
     )
     with path.open("a", encoding="utf-8") as file:

@@ -1,93 +1,134 @@
 """Plots of the editing experiments, as plotly figures."""
 
+from collections.abc import Mapping
+from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from editing.ioi import IOIResult
-from editing.removal import RemovalResult
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
+
+    from editing.tradeoff import Curve
 
 _COLOURS = {
     "dictionary": "#1b4f9c",
     "PCA": "#d97706",
+    "non-negative PCA": "#b3261e",
+    "ICA": "#78350f",
     "neurons": "#6b7280",
     "random basis": "#9ca3af",
     "random subsets": "#10b981",
-    "features": "#1b4f9c",
-    "features, plain ablation": "#7fa6dd",
-    "LEACE": "#d97706",
-    "mean difference": "#b3261e",
-    "LEACE, tuned": "#f5b971",
-    "mean difference, tuned": "#e08a84",
-    "random features": "#10b981",
 }
 
 
-def ioi_figure(result: IOIResult) -> "Figure":
-    """KL from the clean run and recovered logit difference, against number of features and against edit size."""
+def ioi_figure(result: IOIResult, labels: Mapping[str, str] | None = None) -> "Figure":
+    """KL from the clean run and recovered logit difference, against number of features and against edit size.
+
+    One curve per method, with its 95% band; `labels` say in words what features are, by `str(FeatureId)`.
+    """
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.14)
-    for curve in result.curves:
-        look = {"color": _COLOURS.get(curve.name), "width": 3 if curve.name == "dictionary" else 1.6}
+    for number, curve in enumerate(result.main()):
+        own = curve.name in result.floors
+        colour = _COLOURS.get(curve.name) or _SHADES[number % len(_SHADES)]
+        hover = [_added(curve, row, labels or {}) for row in range(len(curve.points))]
         for row, field in ((1, "kl"), (2, "recovered")):
             for column, axis in ((1, "n_features"), (2, "edit_size")):
+                x, y = ([getattr(p, name) for p in curve.points] for name in (axis, field))
+                place = {"row": row, "col": column}
+                figure.add_trace(_band(x, [p.intervals.get(field) for p in curve.points], colour, curve.name), **place)
                 figure.add_trace(
                     Scatter(
-                        x=[getattr(p, axis) for p in curve.points],
-                        y=[getattr(p, field) for p in curve.points],
+                        x=x,
+                        y=y,
                         name=curve.name,
                         legendgroup=curve.name,
                         showlegend=(row, column) == (1, 1),
                         mode="lines+markers",
-                        line=look,
+                        line={"color": colour, "width": 3 if own else 1.6},
                         marker={"size": 4},
-                        customdata=[[p.n_features, p.edit_size] for p in curve.points],
-                        hovertemplate="%{customdata[0]} features, edit size %{customdata[1]:.2f}: %{y:.3f}",
+                        customdata=[
+                            [p.n_features, p.edit_size, text] for p, text in zip(curve.points, hover, strict=True)
+                        ],
+                        hovertemplate="%{customdata[0]} features, edit size %{customdata[1]:.2f}: "
+                        "%{y:.3f}%{customdata[2]}",
                     ),
-                    row=row,
-                    col=column,
+                    **place,
                 )
-    for column in (1, 2):
-        figure.add_hline(
-            y=result.floor["all_latents"], line={"dash": "dot", "color": "#1b4f9c", "width": 1}, row=1, col=column
-        )
+    for name, own in result.floors.items():
+        line = {"dash": "dot", "color": _COLOURS.get(name, "#6b7280"), "width": 1}
+        for column in (1, 2):
+            figure.add_hline(y=own["all_latents"], line=line, row=1, col=column)
     for row in (1, 2):
         figure.update_xaxes(title_text="patched features", range=[0, 64], row=row, col=1)
         figure.update_xaxes(title_text="mean edit size |x' - x̄|", row=row, col=2)
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", row=1, col=1)
     figure.update_yaxes(title_text="logit difference recovered", row=2, col=1)
-    return _styled(figure, height=640)
+    return _styled(figure, height=680)
 
 
-def removal_figure(result: RemovalResult) -> "Figure":
-    """Capability left against damage done, one point per method and site."""
+def selection_figure(result: IOIResult) -> "Figure":
+    """KL of each dictionary against number of features, by how they were chosen."""
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    figure.add_hrect(y0=0.45, y1=0.55, fillcolor="#10b981", opacity=0.12, line_width=0, annotation_text="gone")
-    for removal in (*result.methods, *result.elsewhere):
-        here = removal.site == result.site
-        figure.add_trace(
-            Scatter(
-                x=[max(removal.damage, 1e-6)],
-                y=[removal.auroc],
-                name=removal.method,
-                legendgroup=removal.method,
-                showlegend=here,
-                mode="markers+text" if here else "markers",
-                text=[removal.site] if here and removal.method == "features" else None,
-                textposition="top center",
-                opacity=1.0 if here else 0.35,
-                marker={"size": 15 if here else 9, "color": _COLOURS.get(removal.method)},
-                hovertemplate=f"{removal.method} at {removal.site}<br>AUROC %{{y:.3f}}<br>damage %{{x:.4f}} nats/token",
+    for curve in result.curves:
+        if curve.name in result.floors:
+            figure.add_trace(
+                Scatter(
+                    x=[p.n_features for p in curve.points],
+                    y=[p.kl for p in curve.points],
+                    name=_chosen(curve, result),
+                    mode="lines+markers",
+                    marker={"size": 5},
+                    line={"color": _CHOSEN.get(curve.selection), "width": 2},
+                    hovertemplate="%{x} features: %{y:.3f} nats",
+                )
             )
-        )
-    figure.update_xaxes(title_text="damage elsewhere: KL per token from the unedited model, nats", type="log")
-    figure.update_yaxes(title_text="capability left: AUROC of logit(she) - logit(he)", range=[-0.03, 1.03])
-    return _styled(figure, height=460)
+    figure.update_xaxes(title_text="patched features", range=[0, 64])
+    figure.update_yaxes(title_text="KL(clean ‖ patched), nats", rangemode="tozero")
+    return _styled(figure, height=420)
+
+
+_CHOSEN = {"greedy": "#1b4f9c", "attribution": "#d97706", "threshold": "#7c3aed", "random": "#10b981"}
+_SHADES = ("#1b4f9c", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#b45309", "#1e3a8a", "#0f766e")
+
+
+def _chosen(curve: "Curve", result: IOIResult) -> str:
+    whose = f"{curve.name}, " if len(result.floors) > 1 else ""
+    return f"{whose}{curve.selection} ({curve.forwards:,} prompts run)"
+
+
+def _band(x: list, intervals: list, colour: str, name: str) -> "Scatter":
+    """The area between the ends of the intervals."""
+    from plotly.graph_objects import Scatter
+
+    known = [(at, *own) for at, own in zip(x, intervals, strict=True) if own is not None and isfinite(own[0] + own[1])]
+    return Scatter(
+        x=[at for at, _, _ in known] + [at for at, _, _ in reversed(known)],
+        y=[low for _, low, _ in known] + [high for _, _, high in reversed(known)],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.14,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        legendgroup=name,
+        showlegend=False,
+    )
+
+
+def _added(curve: "Curve", row: int, labels: Mapping[str, str], most: int = 5) -> str:
+    """Which features came with a point, as lines of a hover text."""
+    before = curve.points[row - 1].n_features if row else 0
+    new = curve.order[before : curve.points[row].n_features]
+    lines = [f"+ {name}{f' ({escape(labels[name])})' if name in labels else ''}" for name in new[:most]]
+    more = curve.points[row].n_features - before - len(lines)
+    return "".join(f"<br>{line}" for line in lines) + (f"<br>+ {more} more" if new and more > 0 else "")
 
 
 def _styled(figure: "Figure", *, height: int) -> "Figure":

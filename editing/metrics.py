@@ -1,5 +1,8 @@
-"""Numbers read off logits."""
+"""Numbers read off logits, and how far a mean of them can be trusted."""
 
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -29,3 +32,43 @@ def auroc(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
         raise ValueError("AUROC needs cases of both classes")
     difference = scores[positive][:, None] - scores[~positive][None]
     return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+
+
+def resampled(
+    groups: Sequence[Hashable] | Int[Tensor, "batch"], seed: int, n: int = 1000
+) -> Float[Tensor, "resamples batch"]:
+    """The weights that each of `n` bootstrap resamples gives to every value; a row sums to one.
+
+    Groups are drawn with replacement, as many as there are, then from each drawn group its own number of
+    members: values that share a group (a template) are not taken for independent. `weights @ values` are the
+    resampled means, for any number of quantities of the same prompts. Cost O(n batch).
+    """
+    labels = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if not labels:
+        raise ValueError("a bootstrap needs at least one value")
+    members: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+    weights = np.zeros((n, len(labels)))
+    for times, own in zip(drawn.T, members.values(), strict=True):
+        weights[:, own] = rng.multinomial(times * len(own), np.full(len(own), 1 / len(own)))
+    return torch.from_numpy(weights / weights.sum(1, keepdims=True))
+
+
+def interval(resamples: Float[Tensor, "resamples *shape"]) -> Float[Tensor, "2 *shape"]:
+    """The 2.5% and 97.5% quantiles of resampled statistics; NaN where one of them is NaN."""
+    return resamples.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+
+
+def bootstrap(
+    values: Float[Tensor, "batch"], groups: Sequence[Hashable] | Int[Tensor, "batch"], seed: int, n: int = 1000
+) -> tuple[float, float]:
+    """A 95% interval for the mean of `values`: the percentile bootstrap over groups, then members within group.
+
+    The same seed gives the same interval. With one group only its members are resampled; with a group to each
+    value it is the ordinary bootstrap. Few groups make it too narrow: percentiles do not know how few there were.
+    """
+    low, high = interval(resampled(groups, seed, n) @ values.double().cpu()).tolist()
+    return low, high

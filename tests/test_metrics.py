@@ -1,5 +1,7 @@
 """Numbers read off logits, beside the same from other libraries and by hand."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
-from editing.metrics import auroc, kl_divergence, logit_difference
+from editing.metrics import auroc, bootstrap, interval, kl_divergence, logit_difference, resampled
 
 seeds = st.integers(0, 10**6)
 
@@ -72,3 +74,62 @@ def test_auroc_of_known_scores():
 def test_auroc_needs_both_classes(positive):
     with pytest.raises(ValueError, match="both classes"):
         auroc(torch.arange(3.0), positive)
+
+
+# ---- intervals -------------------------------------------------------------------------------------
+
+
+def plain_bootstrap(values: list[float], groups: list[str], n: int, seed: int) -> tuple[float, float]:
+    """Draw groups, then members of each drawn group, one at a time."""
+    rng, names, means = random.Random(seed), sorted(set(groups)), []
+    for _ in range(n):
+        drawn = []
+        for _ in names:
+            group = rng.choice(names)
+            own = [value for value, label in zip(values, groups, strict=True) if label == group]
+            drawn += [rng.choice(own) for _ in own]
+        means.append(sum(drawn) / len(drawn))
+    means.sort()
+    return means[int(0.025 * n)], means[int(0.975 * n)]
+
+
+def test_bootstrap_draws_groups_and_then_their_members():
+    """Beside a slow one that draws one value at a time; groups of unequal size in no order."""
+    groups = list("abcabcddaaeff")
+    values = normal(13, seed=3) + torch.tensor([ord(g) - 100.0 for g in groups])
+    low, high = bootstrap(values, groups, seed=0, n=20_000)
+    expected = plain_bootstrap(values.tolist(), groups, 6_000, seed=1)
+    assert (low, high) == pytest.approx(expected, abs=0.08)
+    ordinary = bootstrap(values, range(13), seed=0, n=20_000)
+    assert high - low > 1.2 * (ordinary[1] - ordinary[0])  # control: values of a group are alike
+
+
+def test_bootstrap_of_independent_values_is_the_normal_interval():
+    values = normal(400, seed=5)
+    low, high = bootstrap(values, torch.arange(400), seed=2, n=4_000)
+    half = 1.96 * values.std().item() / 20
+    assert (low, high) == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.1 * half)
+
+
+def test_bootstrap_is_decided_by_its_seed():
+    values, groups = normal(30, seed=6), [i % 5 for i in range(30)]
+    assert bootstrap(values, groups, 1) == bootstrap(values, groups, 1) != bootstrap(values, groups, 2)
+    assert bootstrap(values, groups, 1) == bootstrap(values, [f"template {g}" for g in groups], 1)
+
+
+def test_bootstrap_of_equal_values_has_no_width():
+    assert bootstrap(torch.full((7,), 2.5), [0, 0, 1, 1, 1, 2, 3], 0) == pytest.approx((2.5, 2.5))
+    assert bootstrap(torch.tensor([4.0]), ["one"], 0) == (4.0, 4.0)
+
+
+def test_resampled_weights_serve_several_quantities():
+    weights, values = resampled([0, 0, 1, 1, 1], 0, 500), normal(5, 3, seed=7).double()
+    assert torch.allclose(weights.sum(1), torch.ones(500).double()) and (weights >= 0).all()
+    low, high = interval(weights @ values)
+    for column in range(3):
+        assert (low[column], high[column]) == pytest.approx(bootstrap(values[:, column], [0, 0, 1, 1, 1], 0, 500))
+
+
+def test_bootstrap_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap(torch.zeros(0), [], 0)
