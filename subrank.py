@@ -7,7 +7,7 @@ ends with one line and exit status 2; results appear whole or not at all.
 import argparse
 import sys
 
-from verbs import __version__, circuit, demo, evaluate, importing, ioi, remove, train
+from verbs import __version__, circuit, demo, evaluate, importing, ioi, remove, steer, train
 from verbs.parsers import Verbs
 
 
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="subrank", description=story)
     parser.add_argument("--version", action="version", version=f"subrank {__version__}")
     verbs = Verbs(parser)
-    for verb in (demo, train, importing, evaluate, ioi, circuit, remove):
+    for verb in (demo, train, importing, evaluate, ioi, circuit, remove, steer):
         verb.add(verbs)
     return parser
 

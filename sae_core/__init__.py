@@ -6,6 +6,7 @@ from sae_core.dictionaries import Basis, Dictionary, ica, identity_relu, neurons
 from sae_core.downstream import ContextStream, Divergence
 from sae_core.errors import UserError
 from sae_core.formats import load_foreign, save_sparsify
+from sae_core.generation import Sampling, generate
 from sae_core.measures import Profile, Quality, fvu, l0, profiles, quality
 from sae_core.models import Intervention, LanguageModel, load_model
 from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
@@ -41,6 +42,7 @@ __all__ = [
     "ReLU",
     "ReLUSAE",
     "Run",
+    "Sampling",
     "Similarity",
     "Site",
     "Stream",
@@ -55,6 +57,7 @@ __all__ = [
     "compare",
     "disk_bytes",
     "fvu",
+    "generate",
     "harvest",
     "held_out",
     "ica",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.sites import Site, Stream
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 STORYBOOK = Path(__file__).parent / "storybook" / "model"
 _HOOK = {
@@ -165,6 +168,21 @@ class LanguageModel:
         with self._skip(layer + 1):
             return self._record(sites, h.to(self._dtype), start_at_layer=layer + 1)
 
+    def extend(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        cache: "Cache",
+        attended: Int[Tensor, "batch seen"],
+        places: Int[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual after the last block for tokens that follow those in `cache`, which is extended by them.
+
+        `attended` is 1 where a token, in the cache or given, is not padding; `places` count from 0 without it.
+        """
+        last = Site(self.n_layers - 1)
+        known = {"use_cache": True, "past_key_values": cache, "attention_mask": attended, "position_ids": places}
+        return self._record([last], tokens, **known)[last]
+
     def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
         """Next-token logits at every position."""
         last = Site(self.n_layers - 1)
@@ -180,7 +198,7 @@ class LanguageModel:
         flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
         return self.bridge.unembed(self.bridge.ln_final(flat)).float().reshape(*h.shape[:-1], -1)
 
-    def _record(self, sites: Iterable[Site], given: Tensor, **where: int) -> dict[Site, Tensor]:
+    def _record(self, sites: Iterable[Site], given: Tensor, **how: Any) -> dict[Site, Tensor]:
         wanted = {self.check(site) for site in sites}
         kept: dict[Site, Tensor] = {}
 
@@ -195,7 +213,7 @@ class LanguageModel:
                 undo.callback(self._point(site).register_forward_hook(keep).remove)
             if wanted:
                 with suppress(_Halt):
-                    self.bridge(given, use_cache=False, **where)
+                    self.bridge(given, **({"use_cache": False} | how))
         return {site: kept[site] for site in sorted(kept)}
 
     @contextmanager

@@ -1,0 +1,54 @@
+"""The page of a steering: everything is escaped, marked and stated."""
+
+from dataclasses import replace
+
+from circuits.steering import steering_figure, steering_section, texts_section
+from editing.dose import Dose, DoseResponse, Estimate
+from editing.steer import Continuation, Mode
+
+NASTY = "<script>alert(1)</script>"
+
+
+def response(*, kl: bool = True) -> DoseResponse:
+    doses = tuple(
+        Dose(method, strength, Estimate(strength, strength - 1, strength + 1), Estimate(0.0, 0.0, 0.0), harm, 2.5)
+        for method in ("features", "random direction", "mean difference")
+        for strength in (4.0, -1.0)
+        for harm in [Estimate(0.125, 0.0, 0.5) if kl else None]
+    )
+    slope = {"features": Estimate(1.0, 0.9, 1.1)}
+    return DoseResponse(("3_17",), Mode.SCALE, (12.5,), (0.01,), (NASTY,), (NASTY,), doses, slope, 8, 20, 30)
+
+
+def texts() -> list[Continuation]:
+    return [
+        Continuation(NASTY, None, (" a", " b"), (False, False), False),
+        Continuation(NASTY, 4.0, (" a", NASTY, "&"), (False, True, True), True),
+    ]
+
+
+def test_text_is_escaped_and_what_changed_is_marked():
+    page = texts_section(texts())
+    assert "<script>" not in page and "<mark>&lt;script&gt;alert(1)&lt;/script&gt;&amp;</mark>" in page
+    assert "unedited" in page and page.count("■") == 2  # one text ended, and the note says what that means
+    assert "<script>alert" not in steering_section(response(), texts())
+
+
+def test_every_number_has_its_interval():
+    page = steering_section(response(), texts())
+    assert "4.00 [3.00, 5.00]" in page and "0.12 [0, 0.5]" in page and "features 1.00 [0.90, 1.10]" in page
+    assert "active on 1.00%" in page and "at most 12.5" in page
+
+
+def test_what_could_not_be_measured_is_not_shown():
+    assert "–" in steering_section(response(kl=False), texts())
+    silent = replace(response(), doses=(), n_places=0, slope={})
+    page = steering_section(silent, texts())
+    assert "not active on the held-out text" in page and "plotly" not in page
+
+
+def test_the_figure_has_a_line_per_method_with_strengths_in_order():
+    figure = steering_figure(response())
+    assert [trace.name for trace in figure.data[::3]] == ["features", "random direction", "mean difference"]
+    assert all(trace.x == (-1.0, 4.0) for trace in figure.data)
+    assert figure.data[0].error_y.array == (1.0, 1.0)
