@@ -2,16 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
 from circuits.graph import FeatureGraph
-from editing.figures import ioi_figure, removal_figure
+from editing.figures import ioi_figure, selection_figure
 from editing.ioi import IOIResult
+from editing.judging import Removal
 from editing.removal import RemovalResult
+from editing.removal_figure import removal_figure
 from editing.splice import SpliceCost
+from editing.tradeoff import Curve
 from sae_core.files import write_text
 from sae_core.measures import Quality, finite
 from sae_core.sites import Site
@@ -85,31 +88,69 @@ def dictionaries_section(measured: Measured) -> str:
     return table(head, rows) + f'<p class="note">{note}</p>'
 
 
-def ioi_section(results: Sequence[IOIResult]) -> str:
-    """The patching curves with what to read from them."""
-    parts = []
-    for result in results:
-        shown = [
-            (c.name, *(f"{p.kl:.3f}" for n in _COUNTS for p in c.points if p.n_features == n)) for c in result.curves
-        ]
-        shared = f" Selection and test share their {' and '.join(result.shared)}." if result.shared else ""
-        kind = {"io": "only the indirect object differs", "swap": "the two names swap roles"}[result.corruption]
-        parts.append(
-            f"<h3>Pairs in which {kind}</h3>"
-            f'<p class="own">{escape(_upper(result.own.sentence()))}.</p>'
-            f"<p>Patched at <b>{escape(result.site)}</b>; features chosen on {result.n_selection} other prompts, "
-            f"curve measured on {result.n_test}.{shared} KL(clean ‖ patched) in nats after so many features:</p>"
-            + table(("after so many features", *map(str, _COUNTS)), shown)
-            + f'<p class="note">With every latent patched the dictionary leaves {result.floor["all_latents"]:.3f} nats '
-            f"(the dotted line): that is what its error term carries. With the error term patched too: "
-            f"{abs(result.floor['all_latents_and_error']):.6f}. The site is the one at which the dictionary's features do best on "
-            "the selection prompts. PCA and the other complete bases reach 0 when all their directions are patched.</p>"
-            + plot(ioi_figure(result))
-        )
-    return "".join(parts)
+def ioi_section(results: Sequence[IOIResult], labels: Mapping[str, str] | None = None) -> str:
+    """The patching curves with what to read from them; `labels` say what features are, by `str(FeatureId)`."""
+    return "".join(_ioi_part(result, labels) for result in results)
 
 
+_KINDS = {
+    "io": "only the indirect object differs",
+    "swap": "the two names swap roles",
+    "abc": "the second mention of the subject becomes a third name",
+}
 _COUNTS = (0, 1, 4, 8, 16, 32, 64)
+
+
+def _ioi_part(result: IOIResult, labels: Mapping[str, str] | None) -> str:
+    shared = f" Selection and test share their {' and '.join(result.shared)}." if result.shared else ""
+    where = "all positions" if result.positions is None else f"positions {', '.join(map(str, result.positions))}"
+    rows = [(curve.name, *(_shown(curve, n) for n in _COUNTS)) for curve in result.main()]
+    return (
+        f"<h3>{escape(result.site)}: pairs in which {escape(_KINDS.get(result.corruption, result.corruption))}</h3>"
+        f'<p class="own">{escape(_upper(result.own.sentence()))}.</p>'
+        f"<p>Patched at <b>{escape(result.site)}</b>, {escape(where)}; features chosen on {result.n_selection} other "
+        f"prompts ({escape(result.curves[0].selection or 'as told')}), curve measured on {result.n_test}.{shared} "
+        "KL(clean ‖ patched) in nats after so many features, with 95% intervals:</p>"
+        + table(("after so many features", *map(str, _COUNTS)), rows)
+        + "".join(f"<p><b>{escape(_upper(text))}.</b></p>" for text in result.sentences())
+        + '<p class="note">Intervals: bootstrap over templates, then prompts; dictionary and baseline are compared '
+        "prompt by prompt, and called better or worse where the interval of the difference leaves zero out. "
+        "Equal edit size: the largest sets whose mean edit is no larger. Dotted lines: every latent patched; "
+        f"with the error term patched too {abs(result.floor['all_latents_and_error']):.6f} is left. "
+        "A site that is not given is the one at which the features do best on the selection prompts.</p>"
+        + plot(ioi_figure(result, labels))
+        + _selections(result)
+    )
+
+
+def _selections(result: IOIResult) -> str:
+    """The ways to choose features side by side, with what they cost."""
+    curves = [curve for curve in result.curves if curve.name in result.floors]
+    if len({curve.selection for curve in curves}) < 2:
+        return ""
+    counts = _COUNTS[1:]
+    rows = [
+        (f"{curve.name}, {curve.selection}", f"{curve.forwards:,}", *(_shown(curve, n, at_most=True) for n in counts))
+        for curve in curves
+    ]
+    return (
+        "<p>Ways to choose the features. Greedy search measures every candidate; attribution estimates all from one "
+        "gradient; threshold pruning is the source's: from all features down, dropping what costs less than τ. "
+        "Cost: prompts run.</p>"
+        + table(("chosen by", "cost", *(f"KL at {n}" for n in counts)), rows)
+        + '<p class="note">Threshold pruning proposes sets of its own sizes; shown is its largest set of no more '
+        "features than that, with its size.</p>" + plot(selection_figure(result))
+    )
+
+
+def _shown(curve: Curve, n: int, *, at_most: bool = False) -> str:
+    """KL after `n` features with its interval; `at_most`, of the largest set of no more than `n`."""
+    point = next((p for p in reversed(curve.points) if p.n_features == n or (at_most and p.n_features < n)), None)
+    if point is None:
+        return ""
+    own = point.intervals.get("kl")
+    size = f" [{point.n_features}]" if point.n_features != n else ""
+    return f"{point.kl:.3g}" + (f"\u00a0({own[0]:.2g}\u2060–\u2060{own[1]:.2g})" if own else "") + size
 
 
 def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
@@ -144,51 +185,126 @@ def _inline(svg: str) -> str:
 
 
 def removal_section(result: RemovalResult) -> str:
-    """Capability left and damage done, per method."""
+    """Capability left and damage done, per method, per layer and over all layers."""
+    yes, no = result.answers
+    used = next(m for m in result.methods if m.method == "features")
+    best = next((i for i, m in enumerate(result.methods) if m.method == result.best), None)
+    example = f"The task: after “{result.example}”, does the model prefer “{yes}” or “{no}”? " if result.example else ""
+    parts = [
+        f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>',
+        f"<p>{escape(example)}What to ablate was chosen on other prompts, under a budget of {result.budget:g} nats per token of "
+        f"other text. At {escape(result.site)}: {escape(', '.join(used.features))}, with strength {used.strength:g}; "
+        "strength 1 sets a feature to zero, more pushes it past zero, against what the dictionary missed of it.</p>",
+        f'<div class="wide">{table(_REMOVAL_HEAD, [_removal_row(m) for m in result.methods], best)}</div>',
+        f"<p><b>{escape(_upper(result.sentence()))}.</b></p>",
+    ]
+    if result.comparisons:
+        parts.append(
+            "<p>Do features reach chance with less damage than LEACE causes at the same layer? "
+            f"<b>{escape(result.verdict())}.</b></p>" + _comparison_table(result)
+        )
+    if result.transfer:
+        parts.append(f"<p>{escape(_upper(result.transfer))}.</p>")
+    parts.append(plot(removal_figure(result)) + _gone_table(result))
+    if result.elsewhere:
+        parts.append("<p>AUROC left, and damage in nats per token, layer by layer:</p>" + _layers_table(result))
+    if result.everywhere:
+        parts.append(
+            "<p>Applied at all layers at once (each layer's features, at a common share of their strengths; "
+            "erasers fitted from the lowest layer up, each on the model as the ones below leave it):</p>"
+            + f'<div class="wide">{table(_REMOVAL_HEAD, [_removal_row(m) for m in result.everywhere])}</div>'
+        )
+    return "".join(parts) + f'<p class="note">{_REMOVAL_NOTE}</p>'
+
+
+_REMOVAL_HEAD = (
+    "method",
+    "strength",
+    "AUROC",
+    "within sentences",
+    "accuracy",
+    "P(right) − P(wrong)",
+    "P(both)",
+    "transfer",
+    "probe: site, last layer",
+    "damage (nats/token)",
+    "cross-entropy",
+    "edit size",
+    "gone",
+)
+_REMOVAL_NOTE = (
+    "In brackets 95% intervals: bootstrap over templates, then prompts; for damage over contexts. Capability: AUROC of the "
+    "difference of the two answers' logits over balanced held-out prompts; gone means within 0.05 of 0.5. Within sentences: "
+    "the AUROC for somebody who knows the sentence and its sign, a little above 0.5 by chance alone. Damage: KL per token from "
+    "the unedited model on held-out text, where that model gives the task's tokens less than 1%; cross-entropy: its rise there. "
+    "Transfer: AUROC on the other form of the task. Probe: AUROC of a logistic regression fitted on other prompts after the "
+    "edit, at the edited site (of several, the last) and after the last block. Strengths of features and tuned methods were "
+    "read off the selection prompts, within the budget; plain ablation has strength 1, and so have the erasers unless tuned. "
+    "Random features (of like density) and random directions have the edit size of the features. Erasers are fitted on the "
+    "prompts' last tokens. All methods edit the same site at the same positions, every token but BOS."
+)
+
+
+def _removal_row(m: Removal) -> tuple[str, ...]:
+    def spanned(name: str, digits: int) -> str:
+        value, span = getattr(m, name), m.intervals.get(name)
+        if value is None:
+            return "–"
+        return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f}, {span[1]:.{digits}f}]" if span else "")
+
+    probes = " / ".join("–" if p is None else f"{p:.2f}" for p in (m.probe, m.probe_last))
+    return (
+        m.method,
+        f"{m.strength:.2f}",
+        spanned("auroc", 2),
+        spanned("within", 2),
+        spanned("accuracy", 2),
+        spanned("gap", 2),
+        f"{m.answer_mass:.2f}",
+        spanned("transfer", 2),
+        probes,
+        spanned("damage", 4),
+        f"{m.rise:+.4f}",
+        f"{m.edit_size:.2f}",
+        "yes" if m.gone else "no",
+    )
+
+
+def _comparison_table(result: RemovalResult) -> str:
+    """Features beside LEACE, site by site."""
     rows = [
         (
-            m.method,
-            f"{m.strength:.2f}",
-            f"{m.auroc:.3f}",
-            f"{m.within:.2f}",
-            f"{m.pronoun_mass:.2f}",
-            f"{m.accuracy:.3f}",
-            f"{m.damage:.4f}",
-            f"{m.edit_size:.2f}",
-            "yes" if m.gone else "no",
+            c.site,
+            "yes" if c.features_gone else "no",
+            "yes" if c.leace_gone else "no",
+            f"{c.saved:+.4f} [{c.saved_interval[0]:+.4f}, {c.saved_interval[1]:+.4f}]",
         )
-        for m in result.methods
+        for c in result.comparisons
     ]
-    best = next((i for i, m in enumerate(result.methods) if m.method == result.best), None)
-    used = next(m for m in result.methods if m.method == "features")
-    return (
-        f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>'
-        "<p>The task: after “Lily lived in Paris. Lily was tired because”, does the model prefer “she” to “he”? "
-        f"What to ablate was chosen on prompts with other names and other combinations of sentences. At {escape(result.site)}: "
-        f"{escape(', '.join(used.features))}, with strength {used.strength:g}; strength 1 sets a feature to zero, more "
-        "pushes it past zero, against what the dictionary missed of it.</p>"
-        + table(
-            (
-                "method",
-                "strength",
-                "AUROC",
-                "within sentences",
-                "P(she)+P(he)",
-                "accuracy",
-                "damage (nats/token)",
-                "edit size",
-                "gone",
-            ),
-            rows,
-            best,
-        )
-        + f"<p><b>{escape(_upper(result.sentence()))}.</b></p>"
-        '<p class="note">Capability: AUROC of logit(she) − logit(he) over balanced held-out prompts; gone means within '
-        "0.05 of 0.5. Strengths were read off the selection prompts: plain ablation has strength 1, and so have LEACE and "
-        "mean difference unless tuned. Damage: KL per token from the unedited model on held-out text, where that model gives pronouns "
-        "less than 1%. Within sentences: the AUROC for somebody who knows the sentence, a little above 0.5 by chance alone. All methods edit the same site at the same positions. Faint points: the other sites.</p>"
-        + plot(removal_figure(result))
+    return table(("site", "features gone", "LEACE gone", "damage that the features save (nats/token)"), rows)
+
+
+def _gone_table(result: RemovalResult) -> str:
+    """What each method's damage is at the strength at which the capability goes."""
+    rows = [
+        (curve.method, curve.site, "never" if (found := curve.damage_when_gone()) is None else f"{found:.5f}")
+        for curve in result.frontiers
+    ]
+    if not rows:
+        return ""
+    return "<p>Damage at the least strength that removes the capability, read off the curves:</p>" + table(
+        ("method", "site", "nats/token"), rows
     )
+
+
+def _layers_table(result: RemovalResult) -> str:
+    """AUROC and damage, a row to a site and a column to a method."""
+    everything = (*result.methods, *result.elsewhere)
+    names = list(dict.fromkeys(m.method for m in result.elsewhere))
+    cells = {(m.site, m.method): f"{m.auroc:.2f} / {m.damage:.4f}" for m in everything}
+    sites = sorted({Site.parse(m.site) for m in everything})
+    rows = [(str(site), *(cells.get((str(site), name), "–") for name in names)) for site in sites]
+    return table(("site", *names), rows)
 
 
 def _upper(text: str) -> str:

@@ -23,7 +23,7 @@ from sae_core.text import Text
 from sae_core.training import TrainConfig
 from verbs.demo import prepare_demo
 
-VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "remove")
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "remove", "steer")
 TRAIN = ["--tokens", "40000", "--batch", "512", "--context", "64"]
 
 
@@ -95,9 +95,12 @@ def test_ioi_states_the_models_own_score_first(small_set, tmp_path, capsys):
     own = next(line for line in said.splitlines() if "swap:" in line)
     assert "the model itself does this task" in own
     result = result_of(tmp_path)
-    assert list(result) == ["own_score", "dictionaries", "ioi"]
+    assert list(result) == ["own_score", "dictionaries", "labels", "ioi"]
     curves = {curve["name"]: curve["points"] for curve in result["ioi"][0]["curves"]}
-    assert curves.keys() == {"dictionary", "PCA", "neurons", "random basis", "random subsets"}
+    assert curves.keys() == {"dictionary", "PCA", "non-negative PCA", "neurons", "random basis"}
+    chosen = [curve["selection"] for curve in result["ioi"][0]["curves"] if curve["name"] == "dictionary"]
+    assert chosen == ["greedy", "attribution", "threshold", "random"]
+    assert "dictionary leaves less KL than PCA" in result["ioi"][0]["sentences"][0]
     assert curves["PCA"][-1]["kl"] < 1e-4 < curves["PCA"][0]["kl"] and curves["PCA"][-1]["recovered"] > 0.999
     assert "plotly.min.js" in (tmp_path / "ioi.html").read_text() and (tmp_path / "plotly.min.js").is_file()
 
@@ -133,6 +136,32 @@ def test_remove_reports_every_method_on_the_same_site(small_set, tmp_path, capsy
     assert removal["own_auroc"] > 0.99 and removal["sentence"] in said
 
 
+def test_steer_shows_texts_side_by_side(small_set, tmp_path, capsys):
+    feature = f"5_{_most_active(small_set)}"
+    asked = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 8, "--contexts", 4]
+    status, said, error = run(capsys, "steer", small_set, "--out", tmp_path, *asked, "--prompt", "Mary went to")
+    assert status == 0, error
+    assert "Mary went to ..." in said and feature in said and "\033" not in said  # no colour where there is no terminal
+    assert [line.split("|")[0].strip() for line in said.splitlines() if " |" in line] == ["unedited", "-4", "1", "8"]
+    result = result_of(tmp_path)
+    assert list(result) == ["dictionaries", "texts", "dose_response"]
+    unedited, _, same, _ = result["texts"]
+    assert same["tokens"] == unedited["tokens"] and not any(same["changed"])
+    doses = {(dose["method"], dose["strength"]): dose for dose in result["dose_response"]["doses"]}
+    assert len(doses) == 9 and doses["features", 1.0]["logit"]["mean"] == 0 < doses["features", 8.0]["logit"]["mean"]
+    page = (tmp_path / "steer.html").read_text()
+    assert "plotly-graph-div" in page and feature in page and (tmp_path / "plotly.min.js").is_file()
+
+
+def test_steer_chooses_a_feature_and_prompts_itself(small_set, tmp_path, capsys):
+    settings = ["--mode", "off", "--tokens", 3, "--contexts", 2]
+    status, said, error = run(capsys, "steer", small_set, "--out", tmp_path, *settings)
+    assert status == 0, error
+    result = result_of(tmp_path)
+    assert result["dose_response"]["features"][0].startswith("5_") and len(result["texts"]) == 4
+    assert "choosing a feature" in said
+
+
 def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 400, "--max-targets", 1]
     status, said, error = run(capsys, "demo", *options)
@@ -140,7 +169,7 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     page = (tmp_path / "index.html").read_text()
     for link in ("dictionaries/", "ioi/ioi.html", "circuit/circuit.html", "remove/remove.html"):
         assert f'href="{link}"' in page and (tmp_path / link).exists()
-    assert page.count("plotly-graph-div") == 3 and "<svg" in page and "subrank train" in page
+    assert page.count("plotly-graph-div") == 5 and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     assert "kept" not in said
     model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
@@ -211,7 +240,7 @@ def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
         for site in ("resid_post.1", "attn_out.2"):
             file = f"{name}/{site}/sae_weights.safetensors"
             assert (sweep / file).read_bytes() == (again / file).read_bytes()
-    assert "holds a sweep" in one_line(capsys, "ioi", sweep)
+    assert "holds a sweep" in one_line(capsys, "circuit", sweep)
     assert "already" in one_line(capsys, "train", "storybook", "--out", sweep)
     assert "leave out" in one_line(capsys, "train", "--config", sweep / "run.json", "-k", 3, "--out", tmp_path / "o")
     assert "other" in one_line(capsys, "train", "storybook", "--cache", kept, "--out", tmp_path / "o", "--tokens", 9000)
@@ -268,7 +297,7 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
     assert "fewer than one context" in error
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "remove"])
+@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "remove", "steer"])
 def test_a_folder_that_holds_no_dictionaries(verb, tmp_path, capsys):
     assert "no dictionaries" in one_line(capsys, verb, tmp_path)
     assert "no folder" in one_line(capsys, verb, tmp_path / "none")
@@ -293,6 +322,22 @@ def test_a_set_made_for_another_model(small_set, tmp_path, capsys):
 )
 def test_a_target_that_is_not_there(small_set, tmp_path, capsys, target, complaint):
     assert complaint in one_line(capsys, "circuit", small_set, "--target", target, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["--feature", "5_99999"], "has 512"),
+        (["--feature", "nonsense"], "no feature"),
+        (["--prompt", " "], "empty"),
+        (["--prompt", "Mary " * 250], "do not fit"),
+        (["--strengths", "strong"], "must be numbers"),
+        (["--strengths", "nan"], "finite"),
+        (["--mode", "off", "--strengths", "1"], "no strengths"),
+    ],
+)
+def test_steering_that_makes_no_sense(small_set, tmp_path, capsys, asked, complaint):
+    assert complaint in one_line(capsys, "steer", small_set, "--out", tmp_path, *asked)
 
 
 def test_damaged_weights(small_set, tmp_path, capsys):

@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     say("2/4  IOI: patching features from one prompt into another")
     config = ioi_config(options, dictionaries)
     settings = {"argv": argv, "assets": out}
-    ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, list(Corruption), config, **settings)
+    kinds = [Corruption.IO, Corruption.SWAP]
+    ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, kinds, config, **settings)
     say("3/4  a circuit")
     searched, config = contexts[: options.contexts], DiscoveryConfig(max_targets=options.max_targets)
     graph, svg = circuit_into(out / "circuit", model, dictionaries, searched, measured, None, config, **settings)

@@ -13,22 +13,29 @@ from verbs.terminal import last_of, say
 
 if TYPE_CHECKING:
     from editing.removal import RemovalConfig, RemovalResult
+    from sae_core.models import LanguageModel
     from sae_core.storage import DictionarySet
 
 
 def add(verbs: Verbs) -> None:
     """Declare `subrank remove`."""
     parser = verbs.add_on_set("remove", run, "remove a capability and measure what else changed")
-    parser.add_argument("--task", choices=("pronouns",), default="pronouns")
+    parser.add_argument(
+        "--task", default="pronouns", help="pronouns, possessives, brackets, ioi, or a .jsonl file of pairs"
+    )
     parser.add_argument("--site", default=None, help="where to edit; by default chosen on selection prompts")
     parser.add_argument("--prompts", type=int, default=256, help="test prompts; half as many to choose the edit")
+    parser.add_argument(
+        "--budget", type=float, default=0.05, help="nats per token that an edit may cost on the text for choosing it"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """`subrank remove`."""
     out, model, dictionaries, contexts, measured = open_set(options)
-    config = removal_config(options, dictionaries)
-    removal_into(out, model, dictionaries, contexts, measured, config, site=site_of(options.site), argv=vars(options))
+    config = with_budget(removal_config(options, dictionaries), options.budget)
+    where = {"task": options.task, "site": site_of(options.site)}
+    removal_into(out, model, dictionaries, contexts, measured, config, **where, argv=vars(options))
     say(f"results: {out}")
 
 
@@ -37,25 +44,54 @@ def removal_config(options: argparse.Namespace, dictionaries: "DictionarySet") -
     from editing.removal import RemovalConfig
 
     config = RemovalConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
-    if options.prompts is None:
-        return config
+    if options.prompts is None:  # the demo, which has minutes
+        return replace(config, shortlist=12, random_draws=1, strengths=(0.0, 0.5, 0.8, 1.0, 1.2, 1.6))
     at_least("--prompts", options.prompts, 8)
     return replace(config, test_prompts=options.prompts, selection_prompts=max(8, options.prompts // 2))
 
 
+def with_budget(config: "RemovalConfig", budget: float) -> "RemovalConfig":
+    """The same with another budget; raises `UserError` for one that allows nothing."""
+    from sae_core.errors import UserError
+
+    if not 0 < budget < float("inf"):
+        raise UserError(f"--budget must be a positive number of nats per token; got {budget}")
+    return replace(config, budget=budget)
+
+
 def removal_into(
-    out: Path, model, dictionaries, contexts, measured, config, *, site=None, argv, assets=None
+    out: Path, model, dictionaries, contexts, measured, config, *, task="pronouns", site=None, argv, assets=None
 ) -> "RemovalResult":
-    """Remove pronoun prediction; write `result.json` and `remove.html`."""
+    """Remove a capability; write `result.json`, `remove.html`, and the edit into `edit/` and `hook/`."""
     from circuits.page import dictionaries_section, removal_section, write_page
-    from editing.removal import remove_pronouns
+    from editing.capability import capability
+    from editing.removal import remove
     from sae_core.text import held_out
 
-    result = last_of(remove_pronouns(model, dictionaries.dictionaries, held_out(contexts)[1], config, site=site))
-    numbers = {"own_score": asdict(result.own), "dictionaries": measured.to_json(), "removal": asdict(result)}
-    numbers["removal"]["sentence"] = result.sentence()
+    size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
+    known = capability(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
+    text = held_out(contexts)[1]
+    result = last_of(remove(model, known, dictionaries.dictionaries, text, config, site=site))
+    numbers = {"own_score": asdict(result.own), "dictionaries": measured.to_json(), "removal": result.to_json()}
     save_result(out, numbers, model, argv)
+    write_edit(out, model, result, spared=config.prepend_bos)
     body = removal_section(result) + dictionaries_section(measured)
-    write_page(out / "remove.html", "Removing pronoun prediction", body, assets=assets)
-    say(result.sentence())
+    write_page(out / "remove.html", f"Removing {Path(result.task).name}", body, assets=assets)
+    for line in (result.sentence(), result.verdict()):
+        say(line)
     return result
+
+
+def write_edit(out: Path, model: "LanguageModel", result: "RemovalResult", *, spared: bool) -> None:
+    """The edit as `load_edit` reads it, and as a plain PyTorch hook where its site allows one."""
+    from editing.hook_export import export_hook
+    from editing.saved import save_edit
+    from editing.scaled import spare_bos
+    from sae_core.errors import UserError
+
+    edits = spare_bos(model, list(result.edits)) if spared else list(result.edits)
+    try:
+        save_edit(edits, out / "edit")
+        export_hook(edits, model, out / "hook" / "remove_hook.py")
+    except UserError as error:
+        say(f"not saved: {error}")

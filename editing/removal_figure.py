@@ -1,0 +1,106 @@
+"""The frontier of a removal: capability left against damage done, one curve per method."""
+
+from typing import TYPE_CHECKING
+
+from editing.frontier import Frontier
+from editing.judging import GONE, Removal
+from editing.removal import RemovalResult
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_COLOURS = {
+    "features": "#1b4f9c",
+    "features, plain ablation": "#7fa6dd",
+    "LEACE": "#d97706",
+    "mean difference": "#b3261e",
+    "orthogonal projection": "#8b5cf6",
+    "random features": "#10b981",
+    "random directions": "#6b7280",
+}
+LEAST = 1e-6
+"""Damage below this is drawn here: the axis is logarithmic, and an edit of strength 0 does none."""
+
+
+def removal_figure(result: RemovalResult) -> "Figure":
+    """Curves at the chosen site and at all layers at once, strength running along each, or single edits."""
+    from plotly.subplots import make_subplots
+
+    panels = [(f"at {result.site}", result.site, result.methods)]
+    if result.everywhere:
+        panels.append((result.everywhere[0].site, result.everywhere[0].site, result.everywhere))
+    titles = [title for title, *_ in panels]
+    figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
+    shown: set[str] = set()
+    for column, (_, site, methods) in enumerate(panels, 1):
+        figure.add_hrect(
+            y0=0.5 - GONE, y1=0.5 + GONE, fillcolor="#10b981", opacity=0.12, line_width=0, row=1, col=column
+        )
+        curves = [curve for curve in result.frontiers if curve.site == site]
+        for curve in curves:
+            figure.add_trace(_curve(curve, first=curve.method not in shown), row=1, col=column)
+            shown.add(curve.method)
+        drawn = {curve.method for curve in curves}
+        for removal in methods:
+            if removal.method not in drawn and not removal.method.endswith("tuned"):
+                figure.add_trace(_point(removal, first=removal.method not in shown), row=1, col=column)
+                shown.add(removal.method)
+        figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", row=1, col=column)
+    said = f"logit({result.answers[0]}) - logit({result.answers[1]})"
+    figure.update_yaxes(title_text=f"capability left: AUROC of {said}", range=[-0.03, 1.03], row=1, col=1)
+    figure.update_layout(
+        template="plotly_white",
+        height=520,
+        margin={"l": 70, "r": 20, "t": 90, "b": 60},
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.08, "x": 0},
+    )
+    return figure
+
+
+def _curve(curve: Frontier, *, first: bool):
+    from plotly.graph_objects import Scatter
+
+    points, damage = curve.points, [max(p.damage, LEAST) for p in curve.points]
+    features = curve.method == "features"
+    return Scatter(
+        x=damage,
+        y=[p.auroc for p in points],
+        name=curve.method,
+        legendgroup=curve.method,
+        showlegend=first,
+        mode="lines+markers",
+        line={"color": _COLOURS.get(curve.method), "width": 3 if features else 1.6},
+        marker={"size": [11 if p.strength == 1 else 5 for p in points]},
+        error_y=_bars([p.auroc for p in points], [p.auroc_interval for p in points]),
+        error_x=_bars(damage, [(max(p.damage_interval[0], LEAST), p.damage_interval[1]) for p in points]),
+        customdata=[[p.strength, p.within] for p in points],
+        hovertemplate=f"{curve.method}, strength x %{{customdata[0]}}<br>AUROC %{{y:.3f}}, within sentences "
+        "%{customdata[1]:.2f}<br>damage %{x:.5f} nats/token",
+    )
+
+
+def _point(removal: Removal, *, first: bool):
+    from plotly.graph_objects import Scatter
+
+    damage = max(removal.damage, LEAST)
+    spans = removal.intervals
+    return Scatter(
+        x=[damage],
+        y=[removal.auroc],
+        name=removal.method,
+        legendgroup=removal.method,
+        showlegend=first,
+        mode="markers",
+        marker={"size": 11, "color": _COLOURS.get(removal.method)},
+        error_y=_bars([removal.auroc], [spans.get("auroc", (removal.auroc, removal.auroc))]),
+        error_x=_bars([damage], [spans.get("damage", (damage, damage))]),
+        hovertemplate=f"{removal.method}<br>AUROC %{{y:.3f}}<br>damage %{{x:.5f}} nats/token",
+    )
+
+
+def _bars(values: list[float], spans: list[tuple[float, float]]) -> dict:
+    """Error bars from `spans`, which may end on one side of the value."""
+    up = [max(0.0, high - value) for value, (_, high) in zip(values, spans, strict=True)]
+    down = [max(0.0, value - low) for value, (low, _) in zip(values, spans, strict=True)]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 0.8, "width": 0}
