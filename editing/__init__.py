@@ -1,6 +1,5 @@
 """First floor: interventions, the tasks they act on, and the experiments made of both."""
 
-from editing.capability import capability
 from editing.directions import AddDirection
 from editing.dose import DoseConfig, DoseResponse, dose_response
 from editing.erase import Erasure, fit_leace, mean_difference, orthogonal, project_out
@@ -69,7 +68,6 @@ __all__ = [
     "ablate",
     "auroc",
     "bootstrap",
-    "capability",
     "clamp",
     "continuations",
     "dose_response",
