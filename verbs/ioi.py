@@ -47,7 +47,9 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--baselines", nargs="*", default=BASELINES, metavar="WHAT", help="what to compare with; there is 'ica', too"
     )
-    parser.add_argument("--thresholds", type=int, default=50, help="values of tau of the threshold pruning")
+    parser.add_argument(
+        "--thresholds", type=int, default=16, help="values of tau of the threshold pruning; the source took 50"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
