@@ -7,17 +7,17 @@ ends with one line and exit status 2; results appear whole or not at all.
 import argparse
 import sys
 
-from verbs import __version__, circuit, demo, evaluate, importing, ioi, remove, steer, train
-from verbs.parsers import Verbs
+from verbs import __version__, circuit, demo, evaluate, features, importing, ioi, remove, steer, train
+from verbs.parsers import Parser, Verbs
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their options."""
     story = "Find a language model's features, edit them one at a time, draw the circuits they form."
-    parser = argparse.ArgumentParser(prog="subrank", description=story)
+    parser = Parser(prog="subrank", description=story)
     parser.add_argument("--version", action="version", version=f"subrank {__version__}")
     verbs = Verbs(parser)
-    for verb in (demo, train, importing, evaluate, ioi, circuit, remove, steer):
+    for verb in (demo, train, importing, evaluate, ioi, circuit, remove, steer, features):
         verb.add(verbs)
     return parser
 

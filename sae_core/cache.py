@@ -5,7 +5,6 @@ site) and a card (`cache.json`) that says whose activations they are. Rows depen
 through the number of contexts in a block, so that runs with other batches may share them.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from sae_core.activations import ActivationStream
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.sites import Site
+from sae_core.text import digest
 
 CARD = "cache.json"
 VERSION = 1
@@ -93,7 +93,7 @@ def _card(stream: ActivationStream) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": stream.model.fingerprint(),
-        "text": hashlib.sha256(stream.contexts.contiguous().numpy().tobytes()).hexdigest(),
+        "text": digest(stream.contexts),
         "sites": [str(site) for site in stream.sites],
         "seed": stream.seed,
         "contexts per block": stream.block_contexts,

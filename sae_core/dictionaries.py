@@ -123,7 +123,7 @@ def ica(
         from sklearn.decomposition import FastICA
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
-        raise UserError("ICA needs scikit-learn: pip install 'subrank[baselines]'") from error
+        raise UserError("ICA needs scikit-learn: pip install scikit-learn") from error
     if len(x) <= x.shape[-1]:
         raise UserError(f"ICA in {x.shape[-1]} dimensions needs more than {len(x)} tokens; give more text")
     seed = int(torch.randint(2**31, (), generator=generator))

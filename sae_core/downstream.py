@@ -13,13 +13,17 @@ from torch import Tensor
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
 from sae_core.seeds import generator_for
-from sae_core.sites import Site
+from sae_core.sites import Site, Stream
 
 
 class ContextBatch(dict[Site, Tensor]):
     """Activations `[tokens, d_in]` of the content tokens of some contexts, by site, with those contexts."""
 
     contexts: Tensor
+    residuals: dict[int, Tensor]
+    """The residual `[contexts, pos, d_model]` after each block whose `resid_post` is a site."""
+    log_probs: Tensor | None = None
+    """The untouched model's, of content tokens, once somebody has asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,7 @@ class ContextStream:
                 recorded = self.model.record(contexts, self.sites)
             batch = ContextBatch({site: h[content] for site, h in recorded.items()})
             batch.contexts = contexts
+            batch.residuals = {s.layer: h for s, h in recorded.items() if s.stream is Stream.RESID_POST}
             yield batch
 
 
@@ -62,10 +67,17 @@ class Divergence:
         if not isinstance(batch, ContextBatch):
             raise UserError("the KL divergence needs whole contexts: train on a ContextStream")
         content = self.model.content(batch.contexts).to(self.model.device)
-        with torch.no_grad():
-            wanted = self.model.logits(batch.contexts)[content].log_softmax(-1)
-        with self.model.hooks(_Put(site, x_hat, content)):
-            found = self.model.logits(batch.contexts)[content].log_softmax(-1)
+        put = _Put(site, x_hat, content)
+        if batch.log_probs is None:
+            with torch.no_grad():
+                batch.log_probs = self.model.logits(batch.contexts)[content].log_softmax(-1)
+        if site.stream is Stream.RESID_POST:  # blocks up to the site need not run again
+            final = self.model.final(put(batch.residuals[site.layer]), site.layer)
+        else:
+            last = self.model.sites()[-1]
+            with self.model.hooks(put):
+                final = self.model.record(batch.contexts, [last])[last]
+        wanted, found = batch.log_probs, self.model.unembed(final[content]).log_softmax(-1)
         return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
 

@@ -20,6 +20,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a crash might leave the new name on an empty file
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
         os.replace(name, path)
     except BaseException:
@@ -39,6 +41,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
         os.chmod(partial, 0o644)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except SafetensorError as error:  # a full disk, for one: it is no OSError
         partial.unlink(missing_ok=True)
@@ -51,7 +55,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file; raises `UserError` where it is missing or damaged."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; the folder is not a complete dictionary set")
+        raise UserError(f"{path} is missing; the folder is not complete")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -5,6 +5,7 @@ reader brings the tensors into our orientation; `folding.py` makes the direction
 be represented is refused by name. No pickled object is ever loaded.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,23 @@ from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.files import read_json, write_json, write_tensors
 from sae_core.folding import Raw, convert
-from sae_core.normed import LayerNormed, NormRescaled
+from sae_core.normed import Centred, LayerNormed, Normed, NormRescaled
 from sae_core.saes import SAE, TopKSAE
-from sae_core.sites import Site
+from sae_core.sites import Site, Stream
 from sae_core.sources import Source, listed, locate, read
+
+log = logging.getLogger(__name__)
+CENTRED = "center_writing_weights"
+"""TransformerLens' name of the one way to load a model that changes activations at a site (see `Centred`)."""
+_SAME_ACTIVATIONS = frozenset(
+    "center_writing_weights fold_ln fold_value_biases center_unembed refactor_factored_attn_matrices "
+    "dtype torch_dtype device device_map n_devices move_to_device trust_remote_code attn_implementation "
+    "low_cpu_mem_usage local_files_only cache_dir token default_prepend_bos default_padding_side n_ctx "
+    "first_n_layers "
+    "revision checkpoint_index checkpoint_value".split()
+)
+"""What else a model may have been loaded with: activations at our sites are the same, or (the last line) those of
+other weights, which are then the ones to give."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +158,8 @@ def _sae_lens(source: Source) -> Foreign:
     card, about = source.card, _object(source.card.get("metadata")) or source.card
     activation = card.get("activation_fn") or card.get("activation_fn_str") or "relu"
     kind = "topk" if activation == "topk" else card.get("architecture") or "standard"
+    if not card.get("architecture") and activation == "relu" and "k" in card:  # as a ReLU it would be wrong in silence
+        raise UserError("its card gives a k but no architecture; expected 'topk'")
     _only("architecture", kind, "standard", "topk", "gated", "jumprelu", "batchtopk", "matryoshka_batchtopk")
     _only("activation_fn", activation, "relu", "topk")
     _only("reshape_activations", card.get("reshape_activations"), None, "none")
@@ -168,9 +184,8 @@ def _sae_lens(source: Source) -> Foreign:
     hook = about.get("hook_name") or about.get("hook_point")
     site = places.site_of_hook(str(hook)) if hook else None
     bos = about.get("prepend_bos", True if about is card else None)
-    return _foreign(
-        _normalised(source, convert(raw)), "SAELens", site, about.get("model_name"), bos, about.get("context_size")
-    )
+    dictionary = _as_loaded(source, about, site, _normalised(source, convert(raw)))
+    return _foreign(dictionary, "SAELens", site, about.get("model_name"), bos, about.get("context_size"))
 
 
 def _finetuned(source: Source, W_dec: Tensor) -> Tensor:
@@ -204,6 +219,30 @@ def _normalised(source: Source, sae: SAE) -> Dictionary:
             "save it with SAELens' save_inference_model, or put the activation_scaler.json of its training beside it"
         )
     return sae.unscaled(scale)
+
+
+def _as_loaded(source: Source, about: dict[str, Any], site: Site | None, dictionary: Dictionary) -> Dictionary:
+    """The dictionary of a model's own activations, given the one of the model as TransformerLens loaded it.
+
+    Cards of September 2024 and later say how; what training did before is not known, and a warning says so.
+    """
+    kwargs = about.get("model_from_pretrained_kwargs")
+    strange = sorted(name for name, value in _object(kwargs).items() if value and name not in _SAME_ACTIVATIONS)
+    if strange:
+        raise UserError(f"its model was loaded with {', '.join(strange)}, which cannot be represented here")
+    if isinstance(dictionary, LayerNormed) or (site and site.stream is Stream.MLP_HIDDEN):
+        return dictionary  # the mean is out already, or was never in
+    if kwargs is None and about is source.card:
+        log.warning(
+            "%s: from before SAELens kept how it loaded the model; if with %s, as gpt2-small-res-jb was, "
+            'add "model_from_pretrained_kwargs": {"%s": true} to its cfg.json',
+            *(source.path, CENTRED, CENTRED),
+        )
+    if not _object(kwargs).get(CENTRED):
+        return dictionary
+    if isinstance(dictionary, Normed):
+        raise UserError(f"it has {CENTRED} and normalised activations, which cannot be represented here together")
+    return Centred(dictionary)
 
 
 _OPENAI_REST = (

@@ -25,13 +25,16 @@ from sae_core.sites import Site, Stream
 if TYPE_CHECKING:
     from transformers import Cache
 
+    from sae_core.blocks import Block
+
 STORYBOOK = Path(__file__).parent / "storybook" / "model"
 _HOOK = {
     Stream.RESID_POST: "blocks.{}.hook_out",
-    Stream.MLP_OUT: "blocks.{}.mlp.hook_out",
+    Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
     Stream.MLP_HIDDEN: "blocks.{}.mlp.out.hook_in",
-    Stream.ATTN_OUT: "blocks.{}.attn.hook_out",
+    Stream.ATTN_OUT: "blocks.{}.hook_attn_out",
 }
+"""The outputs of MLP and attention are what is added to the residual, behind the norms that Gemma 2 has there."""
 _PUBLIC_HOOK = {
     Stream.RESID_POST: "blocks.{}.hook_resid_post",
     Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
@@ -147,13 +150,13 @@ class LanguageModel:
             for edit in interventions:
 
                 def hook(module, args, h, edit=edit):
-                    return edit(h.float()).to(h.dtype)
+                    return edit(_widened(h)).to(h.dtype)
 
                 undo.callback(self._point(edit.site).register_forward_hook(hook).remove)
             yield
 
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
-        """Activations `[batch, pos, d_in]` (float32) at `sites`, from one forward pass without logits."""
+        """Activations `[batch, pos, d_in]` at `sites`, from one forward pass without logits; float32 at least."""
         return self._record(sites, tokens.to(self.device))
 
     def resume(self, h: Float[Tensor, "batch pos d_model"], layer: int, sites: Iterable[Site]) -> dict[Site, Tensor]:
@@ -196,7 +199,7 @@ class LanguageModel:
     def unembed(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of final residuals: norm and unembedding, only where they are asked for."""
         flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
-        return self.bridge.unembed(self.bridge.ln_final(flat)).float().reshape(*h.shape[:-1], -1)
+        return _widened(self.bridge.unembed(self.bridge.ln_final(flat))).reshape(*h.shape[:-1], -1)
 
     def _record(self, sites: Iterable[Site], given: Tensor, **how: Any) -> dict[Site, Tensor]:
         wanted = {self.check(site) for site in sites}
@@ -206,7 +209,7 @@ class LanguageModel:
             for site in wanted:
 
                 def keep(module, args, h, site=site):
-                    kept[site] = h.float()
+                    kept[site] = _widened(h)
                     if len(kept) == len(wanted):
                         raise _Halt
 
@@ -243,6 +246,12 @@ class LanguageModel:
     def _dtype(self) -> torch.dtype:
         return self.bridge.cfg.dtype
 
+    def block(self, layer: int, n_pos: int) -> "Block | None":
+        """A block in parts (`sae_core/blocks.py`), for up to `n_pos` positions; None if it has not these parts."""
+        from sae_core.blocks import block_of
+
+        return block_of(self, layer, n_pos)
+
     def fingerprint(self) -> str:
         """A short hash of the architecture and of a sample of every weight; equal on every device."""
         config = self.bridge.cfg
@@ -255,6 +264,11 @@ class LanguageModel:
             digest.update(f"{name.replace('_original_component.', '')} {tuple(weight.shape)}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _widened(h: Tensor) -> Tensor:
+    """In float32 at least: dictionaries and edits do not compute in half precision."""
+    return h if h.dtype is torch.float64 else h.float()
 
 
 def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:

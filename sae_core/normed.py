@@ -17,7 +17,7 @@ _EPS = 1e-5
 
 
 class Normed(nn.Module):
-    """What the two share: the directions of `inner`, then that of its `b_dec`, then others. Not to be instantiated.
+    """What they share: the directions of `inner`, then that of its `b_dec`, then others. Not to be instantiated.
 
     The latents of `inner` keep their indices. The added ones are active on every token: `len(extra) + 1`
     of the measured L0 are theirs.
@@ -68,6 +68,26 @@ class LayerNormed(Normed):
         std = (x - mean).std(-1, keepdim=True)
         f = self.inner.encode((x - mean) / (std + _EPS))
         return torch.cat([std * f, std * self.inner.b_dec.norm(), mean * sqrt(self.d_in)], -1)
+
+
+class Centred(Normed):
+    """An SAE of z = x - m, m the mean of x over its dimensions.
+
+        f     = (g, |b_dec|, m sqrt(d)),  g = inner.encode(z)
+        x_hat = inner.decode(g) + m = f D,  D = (W_dec, b_dec / |b_dec|, 1 / sqrt(d))
+
+    For SAEs of a model that TransformerLens loaded with `center_writing_weights`: every matrix that writes to
+    the residual has its mean over the output taken out, so that residuals and what is added to them are the
+    model's own less their mean. A LayerNorm cannot tell; it does this to models with LayerNorm only.
+    """
+
+    def __init__(self, inner: SAE):
+        super().__init__(inner, torch.full_like(inner.b_dec, 1 / sqrt(inner.d_in)))
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        mean = x.mean(-1, keepdim=True)
+        f = self.inner.encode(x - mean)
+        return torch.cat([f, self.inner.b_dec.norm().expand_as(mean), mean * sqrt(self.d_in)], -1)
 
 
 class NormRescaled(Normed):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_core import sparse
+from sae_core import checks, sparse
 from sae_core.errors import UserError
 from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
 from sae_core.sparse import Codes
@@ -86,6 +86,11 @@ class TopK:
     aux: float = 1 / 32
     multi: float = 0.0
 
+    def __post_init__(self):
+        checks.whole("k", self.k, 1)
+        checks.weight("the weight of AuxK", self.aux)
+        checks.weight("the weight of Multi-TopK", self.multi)
+
     def new(self, d_in: int, n_latents: int, *, generator: torch.Generator) -> TopKSAE:
         return TopKSAE(d_in, n_latents, self.k, generator=generator)
 
@@ -115,6 +120,10 @@ class BatchTopK:
     k: int = 16
     aux: float = 1 / 32
 
+    def __post_init__(self):
+        checks.whole("k", self.k, 1)
+        checks.weight("the weight of AuxK", self.aux)
+
     def new(self, d_in: int, n_latents: int, *, generator: torch.Generator) -> JumpReLUSAE:
         return _one_threshold(self.k, d_in, n_latents, generator)
 
@@ -140,6 +149,10 @@ class Matryoshka:
     aux: float = 1 / 32
 
     def __post_init__(self):
+        checks.whole("k", self.k, 1)
+        checks.weight("the weight of AuxK", self.aux)
+        for share in self.prefixes:
+            checks.weight("a prefix", share)
         object.__setattr__(self, "prefixes", tuple(self.prefixes))
         rising = list(self.prefixes) == sorted({0.0, *self.prefixes})[1:]
         if not rising or self.prefixes[-1:] != (1,):
@@ -178,6 +191,9 @@ class ReLU:
     l1: float = 2.0
     tied: bool = False
 
+    def __post_init__(self):
+        checks.weight("the L1 coefficient", self.l1)
+
     def new(self, d_in: int, n_latents: int, *, generator: torch.Generator) -> ReLUSAE:
         return (TiedSAE if self.tied else ReLUSAE)(d_in, n_latents, generator=generator)
 
@@ -200,7 +216,13 @@ class JumpReLU:
     l0: float = 0.1
     bandwidth: float = 1.0
 
+    def __post_init__(self):
+        checks.whole("k", self.k, 1)
+        checks.weight("the weight of L0", self.l0)
+        checks.positive("the bandwidth", self.bandwidth)
+
     def new(self, d_in: int, n_latents: int, *, generator: torch.Generator) -> JumpReLUSAE:
+        _fits(self.k, n_latents)
         sae = JumpReLUSAE(d_in, n_latents, generator=generator)
         # unit directions against activations of unit variance: about 4k latents lie above this at the start
         tail = min(0.5, 4 * self.k / n_latents)
@@ -224,6 +246,9 @@ class Gated:
     """
 
     l1: float = 2.0
+
+    def __post_init__(self):
+        checks.weight("the L1 coefficient", self.l1)
 
     def new(self, d_in: int, n_latents: int, *, generator: torch.Generator) -> GatedSAE:
         return GatedSAE(d_in, n_latents, generator=generator)
@@ -297,9 +322,13 @@ def _auxk(sae: SAE, x: Tensor, pre: Tensor, error: Tensor, dead: Tensor) -> Tens
     return missed.nan_to_num()
 
 
-def _one_threshold(k: int, d_in: int, n_latents: int, generator: torch.Generator) -> JumpReLUSAE:
+def _fits(k: int, n_latents: int) -> None:
     if not 1 <= k <= n_latents:
         raise UserError(f"k must lie between 1 and the number of latents, {n_latents}; got k={k}")
+
+
+def _one_threshold(k: int, d_in: int, n_latents: int, generator: torch.Generator) -> JumpReLUSAE:
+    _fits(k, n_latents)
     sae = JumpReLUSAE(d_in, n_latents, generator=generator, encoder=0.1)
     sae.threshold.requires_grad_(False)
     return sae

@@ -7,15 +7,17 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from sae_core import checks
 from sae_core.activations import ActivationStream, harvest
 from sae_core.downstream import ContextStream, Divergence
 from sae_core.errors import UserError
+from sae_core.estimates import calibrate
 from sae_core.models import LanguageModel
 from sae_core.objectives import BatchTopK, Matryoshka
 from sae_core.saes import SAE
 from sae_core.sites import Site
 from sae_core.text import Text
-from sae_core.training import Downstream, Stream, TrainConfig, calibrate
+from sae_core.training import Downstream, Stream, TrainConfig
 
 _PARTS = ("model", "text", "sites", "members", "memory")
 
@@ -32,12 +34,20 @@ class Run:
     memory: int = 2**31
     """Bytes of activations held at once. More mix more contexts; part of what makes a run repeatable."""
 
+    def __post_init__(self):
+        checks.whole("memory", self.memory, 1)
+
+    @property
+    def stream_seed(self) -> int:
+        """Seed of the order of the text, the same for all members since they read it together: that of the first."""
+        return self.members[0].seed
+
     def stream(self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]) -> Stream:
         """The activations this run trains on: mixed over contexts, or whole contexts where KL is trained on."""
-        seed, batch = self.members[0].seed, self.members[0].batch
+        order = (self.stream_seed, self.members[0].batch)
         if self.downstream(model):
-            return ContextStream(model, contexts, tuple(sites), seed, batch)
-        return ActivationStream(model, contexts, tuple(sites), seed, batch, self.memory)
+            return ContextStream(model, contexts, tuple(sites), *order)
+        return ActivationStream(model, contexts, tuple(sites), *order, self.memory)
 
     def downstream(self, model: LanguageModel) -> Downstream | None:
         """What members that train on KL need besides activations."""
@@ -61,7 +71,7 @@ class Run:
             raise UserError(f"a run is described by {', '.join(_PARTS)}; too many or too few: {', '.join(wrong)}")
         try:
             text, members = Text(**value["text"]), tuple(map(TrainConfig.from_json, value["members"]))
-            run = cls(value["model"], text, tuple(value["sites"]), members, int(value["memory"]))
+            run = cls(value["model"], text, tuple(value["sites"]), members, value["memory"])
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the run cannot be read: {error}") from error
         if not members:

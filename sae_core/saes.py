@@ -10,6 +10,7 @@ with unit rows of `W_dec`, and differ in `activate`. What a token's code is neve
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,23 @@ class SAE(nn.Module):
     def decode(self, f: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction from latent activations."""
         return f @ self.W_dec + self.b_dec
+
+    def only(self, latents: Sequence[int]) -> "SAE":
+        """The dictionary of some of the latents, whose codes are what they are in this one.
+
+        Raises `TypeError` where latents compete, so that a code depends on the rest.
+        """
+        index = torch.tensor(latents, device=self.b_dec.device)
+
+        def some(name: str, value: Tensor) -> Tensor:
+            return value if name == "b_dec" else value[:, index] if name == "W_enc" else value[index]
+
+        other = copy.copy(self)
+        other._parameters = {
+            name: nn.Parameter(some(name, p.detach()), requires_grad=False) for name, p in self._parameters.items()
+        }
+        other._buffers = {name: some(name, b) for name, b in self._buffers.items()}
+        return other
 
     @torch.no_grad()
     def normalise(self) -> None:
@@ -138,6 +156,9 @@ class TopKSAE(SAE):
         self.k = k
         self.register_buffer("gain", None, persistent=False)
 
+    def only(self, latents: Sequence[int]) -> SAE:
+        raise TypeError("latents of a TopK dictionary compete: none has a code of its own")
+
     def activate(self, pre: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch n_latents"]:
         values, indices = top(pre.reshape(-1, pre.shape[-1]), self.k)
         values = values.relu() if self.gain is None else values.relu() * self.gain[indices]
@@ -156,6 +177,12 @@ class JumpReLUSAE(SAE):
     def __init__(self, d_in: int, n_latents: int, *, generator: torch.Generator, encoder: float = 1.0):
         super().__init__(d_in, n_latents, generator=generator, encoder=encoder)
         self.threshold = nn.Parameter(torch.zeros(n_latents))
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Make every direction a unit vector again, and no threshold negative: below 0 it would learn nothing."""
+        super().normalise()
+        self.threshold.clamp_min_(0)
 
     def activate(self, pre: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch n_latents"]:
         return pre * (pre > self.threshold.clamp_min(0))

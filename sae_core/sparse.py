@@ -124,10 +124,11 @@ def top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
         place = best + torch.arange(0, batch * n_groups, n_groups)[:, None]
         values, member = pre.view(-1, _GROUP)[place.view(-1)].view(batch, -1).topk(k, dim=-1, sorted=False)
         return values, best.gather(-1, member // _GROUP) * _GROUP + member % _GROUP
+    wide = torch.float32 if pre.dtype.itemsize < 4 else pre.dtype  # halves sort slowly; doubles have near ties
     spread = pre.view(batch, _GROUP, n_groups)
-    best = spread.amax(1).float().topk(k, dim=-1, sorted=False).indices
+    best = spread.amax(1).to(wide).topk(k, dim=-1, sorted=False).indices
     members = spread.gather(2, best[:, None].expand(-1, _GROUP, -1)).view(batch, -1)
-    _, member = members.float().topk(k, dim=-1, sorted=False)
+    _, member = members.to(wide).topk(k, dim=-1, sorted=False)
     return members.gather(-1, member), best.gather(-1, member % k) + member // k * n_groups
 
 

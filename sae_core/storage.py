@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
-from sae_core.formats import load_foreign
+from sae_core.formats import CENTRED, load_foreign
 from sae_core.models import LanguageModel, hook_name
-from sae_core.normed import LayerNormed, Normed, NormRescaled
+from sae_core.normed import Centred, LayerNormed, Normed, NormRescaled
 from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.sites import Site
 from sae_core.text import Text
@@ -40,6 +40,9 @@ class DictionarySet:
     """How they were trained; None for imported ones."""
     origin: dict[str, str] = field(default_factory=dict)
     """Per site, where an imported dictionary came from."""
+    stream_seed: int | None = None
+    """Seed of the order in which the text was read. All members of a sweep share one, that of the first, so that
+    a member of another seed is not what training it alone gives; None where nobody knows."""
 
     def check(self, model: LanguageModel) -> None:
         """Raise `UserError` unless `model` is the one that the dictionaries were trained on."""
@@ -71,6 +74,7 @@ def save_set(dictionaries: DictionarySet, out: Path) -> None:
         "fingerprint": dictionaries.fingerprint,
         "text": asdict(dictionaries.text),
         "training": dictionaries.training and dictionaries.training.to_json(),
+        "stream_seed": dictionaries.stream_seed,
         "origin": dictionaries.origin,
         "sites": [str(site) for site in sorted(dictionaries.dictionaries)],
     }
@@ -101,8 +105,8 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
         sites = [Site.parse(str(text)) for text in card["sites"]]
         training = card["training"] and TrainConfig.from_json(card["training"])
         saes = {site: load_foreign(folder / str(site)).dictionary.to(device) for site in sites}
-        text, origin = Text(**card["text"]), card.get("origin", {})
-        return DictionarySet(card["model"], card["fingerprint"], text, saes, training, origin)
+        text, origin, order = Text(**card["text"]), card.get("origin", {}), card.get("stream_seed")
+        return DictionarySet(card["model"], card["fingerprint"], text, saes, training, origin, order)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -112,6 +116,7 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
 def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed) -> tuple[dict, dict[str, Any]]:
     """Tensors and card in the layout of SAELens 6."""
     normalisation = {LayerNormed: "layer_norm", NormRescaled: "constant_norm_rescale"}.get(type(dictionary), "none")
+    loaded = {"model_from_pretrained_kwargs": {CENTRED: True}} if isinstance(dictionary, Centred) else {}
     sae = dictionary.inner if isinstance(dictionary, Normed) else dictionary
     tensors = dict(sae.state_dict())
     card = {
@@ -124,11 +129,12 @@ def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed)
         "normalize_activations": normalisation,
         "reshape_activations": "none",
         "metadata": {
-            "model_name": dictionaries.model,
+            "model_name": _public(dictionaries.model),
             "hook_name": hook_name(site),
             "prepend_bos": dictionaries.text.prepend_bos,
             "context_size": dictionaries.text.n_ctx,
-            "dataset_path": dictionaries.text.source,
+            "dataset_path": _public(dictionaries.text.source),
+            **loaded,
         },
     }
     if isinstance(sae, TopKSAE):
@@ -138,11 +144,16 @@ def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed)
     return tensors, card
 
 
+def _public(place: str) -> str:
+    """A name as it is, of a path its last part: a folder of dictionaries is given away, the machine's paths are not."""
+    return Path(place).name if Path(place).is_absolute() else place
+
+
 # ---- checkpoints -----------------------------------------------------------------------------------
 
 
-def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path) -> None:
-    """Write everything that `load_checkpoint` needs to go on exactly.
+def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path, *, contexts: str) -> None:
+    """Write everything that `load_checkpoint` needs to go on exactly; `contexts` is the `digest` of those trained on.
 
     The tensors' file carries the step in its name and the card names the file, so that a card never
     goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
@@ -168,6 +179,8 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "text": asdict(text),
+        "contexts": contexts,
+        "bfloat16": [member.bfloat16 for member in state.members],
         "training": [member.config.to_json() for member in state.members],
     }
     write_json(folder / "state.json", card)
@@ -176,6 +189,8 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
             old.unlink()
 
 
+_CARD = ("file", "step", "block", "position", "scales", "model", "fingerprint")
+_CARD += ("text", "contexts", "bfloat16", "training")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _COUNTERS = ("silent", "dead", "threshold", "lost")
 
@@ -186,15 +201,14 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{out} holds no checkpoint to resume from; start without --resume")
     card = read_json(path)
-    wanted = ("file", "step", "block", "position", "scales", "model", "fingerprint", "text", "training")
-    missing = [name for name in wanted if name not in card]
+    missing = [name for name in _CARD if name not in card]
     if missing:
         raise UserError(f"{path} is damaged: it does not say {', '.join(missing)}")
     return card
 
 
 def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
-    """The training state saved in `out`."""
+    """The training state saved in `out`, which multiplies in the precision that it began with, whatever the device."""
     card = read_checkpoint(out)
     try:
         return _training_state(card, read_tensors(out / CHECKPOINT / card["file"]), device)
@@ -206,7 +220,8 @@ def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
 
 def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> TrainState:
     members = []
-    for number, config in enumerate(map(TrainConfig.from_json, card["training"])):
+    configs = map(TrainConfig.from_json, card["training"])
+    for number, (config, bfloat16) in enumerate(zip(configs, card["bfloat16"], strict=True)):
         sites = {}
         for name, scale in card["scales"].items():
             place = f"{number}/{name}"
@@ -221,5 +236,5 @@ def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: to
                 if moments["step"] is not None:
                     own.optimizer.state[weight] = {moment: value.to(device) for moment, value in moments.items()}
             sites[Site.parse(name)] = own
-        members.append(Member(config, sites))
+        members.append(Member(config, sites, bool(bfloat16)))
     return TrainState(members, card["step"], card["block"], card["position"])

@@ -5,6 +5,7 @@ one and `prepend_bos` is set), and contexts are filled with pieces in order; the
 fits is cut where the context ends. Contexts therefore begin where a piece begins, never inside one.
 """
 
+import hashlib
 import json
 import random
 from array import array
@@ -76,6 +77,11 @@ class Text:
 
 def _as_rows(tokens: array, n_ctx: int) -> Int[Tensor, "contexts pos"]:
     return torch.frombuffer(tokens, dtype=torch.long).view(-1, n_ctx)
+
+
+def digest(contexts: Int[Tensor, "contexts pos"]) -> str:
+    """A hash of the tokens, by which a run that goes on knows its text again."""
+    return hashlib.sha256(contexts.contiguous().numpy().tobytes()).hexdigest()
 
 
 def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_core import sparse
+from sae_core import checks, sparse
 from sae_core.errors import UserError
+from sae_core.estimates import geometric_median
 from sae_core.objectives import Moment, Outcome, Recipe, TopK, recipe_from_json, recipe_to_json
-from sae_core.saes import SAE, JumpReLUSAE
+from sae_core.saes import SAE
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -79,24 +79,25 @@ class TrainConfig:
     """The gradient's norm, over all parameters of one dictionary, is cut to this."""
     bfloat16: bool | None = None
     """Whether TopK, BatchTopK and Matryoshka multiply with the encoder in bfloat16, which makes codes three
-    digits exact in training and not otherwise; None for wherever the hardware has instructions for it."""
+    digits exact in training and not otherwise; None for wherever the hardware that the run begins on has
+    instructions for it."""
     kl: float = 0.0
     """Weight of KL(model || model with the reconstruction in place), in nats per token."""
     seed: int = 0
+    """Of the weights at the start. Of the order of the text only where the stream is given the same one: in a
+    sweep, which reads its text once, that is the first member's for all."""
 
     def __post_init__(self):
         for name in ("expansion", "tokens", "batch", "dead_after"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if getattr(self.recipe, "k", 1) < 1:
-            raise UserError(f"k must be at least 1; got {self.recipe.k}")
+            checks.whole(name, getattr(self, name), 1)
+        checks.whole("warm_up", self.warm_up)
+        checks.whole("the seed", self.seed, None)
         if self.tokens < self.batch:
             raise UserError(f"{self.tokens} training tokens are fewer than one batch of {self.batch}")
         for name, value in (("learning rate", self.lr), ("largest gradient norm", self.clip)):
-            if value is not None and not value > 0:
-                raise UserError(f"the {name} must be positive; got {value}")
-        if self.kl < 0:
-            raise UserError(f"the weight of the KL divergence must not be negative; got {self.kl}")
+            if value is not None:
+                checks.positive(f"the {name}", value)
+        checks.weight("the weight of the KL divergence", self.kl)
 
     @property
     def steps(self) -> int:
@@ -151,6 +152,8 @@ class Member:
 
     config: TrainConfig
     sites: dict[Site, SiteState]
+    bfloat16: bool
+    """Whether the encoder's product is in bfloat16: as the configuration has it, or where the run began it is fast."""
 
     @property
     def name(self) -> str:
@@ -162,14 +165,6 @@ class Member:
         own = [f"{name}{recipe[name]:g}" for name in ("k", "l1") if name in recipe]
         own += [f"kl{self.config.kl:g}"] if self.config.kl else []
         return "-".join([kind, size, *own, f"seed{self.config.seed}"])
-
-    @property
-    def bfloat16(self) -> bool:
-        """Whether the encoder's product is in bfloat16: as asked for, or where it is fast."""
-        if self.config.bfloat16 is not None:
-            return self.config.bfloat16
-        weight = next(iter(self.sites.values())).sae.W_dec
-        return weight.dtype is torch.float32 and sparse.multiplies_bfloat16(weight.device)
 
     def dictionaries(self) -> dict[Site, SAE]:
         """The finished dictionaries of unscaled activations, as they are now.
@@ -229,27 +224,52 @@ def start(stream: Stream, *configs: TrainConfig) -> TrainState:
     """
     if len({(config.tokens, config.batch) for config in configs}) != 1 or configs[0].batch != stream.batch:
         raise UserError("all that trains in one pass takes the same number of tokens, in the same batches")
-    first = list(islice(stream.block(0), max(2, 2**17 // stream.batch)))
-    if not first:
-        raise UserError(f"a block holds fewer than {stream.batch} tokens; give a smaller --batch or more text")
-    members = [Member(config, {}) for config in configs]
-    for site in stream.sites:
-        x = torch.cat([batch[site] for batch in first])
-        d_in = x.shape[-1]
-        scale = (d_in / x.pow(2).sum(-1).mean()).sqrt().item()
-        if not 0 < scale < math.inf:
-            raise UserError(f"the activations at {site} hold NaN or infinity, or are all zero; look at the model")
-        centre = scale * geometric_median(x[:: max(1, len(x) // 2**13)])
+    found = _scales_and_centres(stream)
+    members = [Member(config, {}, in_bfloat16(config, next(iter(found.values()))[1])) for config in configs]
+    for site, (scale, centre) in found.items():
+        d_in = len(centre)
         for member in members:
             config = member.config
             generator = generator_for(config.seed, "init", site)
-            sae = config.recipe.new(d_in, config.expansion * d_in, generator=generator).to(x)
+            sae = config.recipe.new(d_in, config.expansion * d_in, generator=generator).to(centre)
             sae.b_dec.data.copy_(centre)
             member.sites[site] = site_state(sae, scale)
     if len({member.name for member in members}) < len(members):
         names = ", ".join(member.name for member in members)
         raise UserError(f"members of a sweep must differ in kind, size, k, l1, kl or seed; got {names}")
     return TrainState(members)
+
+
+def _scales_and_centres(stream: Stream) -> dict[Site, tuple[float, Tensor]]:
+    """For each site the factor at which E|x|^2 = d_in, and the geometric median of activations times that.
+
+    Of the first 2^17 tokens the factor, of the first 2^12 the median. One batch is held at a time, since a
+    stream may keep its whole block beside it.
+    """
+    squares, rows, n = dict.fromkeys(stream.sites, 0.0), {site: [] for site in stream.sites}, 0
+    for batch in islice(stream.block(0), max(2, 2**17 // stream.batch)):
+        for site, x in batch.items():
+            squares[site] += x.pow(2).sum().item()
+            if n < 2**12:
+                rows[site].append(x[: 2**12 - n].clone())
+        n += len(x)
+    if not n:
+        raise UserError(f"a block holds fewer than {stream.batch} tokens; give a smaller --batch or more text")
+    found = {}
+    for site in stream.sites:
+        x = torch.cat(rows.pop(site))
+        scale = math.sqrt(x.shape[-1] * n / squares[site]) if 0 < squares[site] < math.inf else math.nan
+        if not 0 < scale < math.inf:
+            raise UserError(f"the activations at {site} hold NaN or infinity, or are all zero; look at the model")
+        found[site] = scale, scale * geometric_median(x)
+    return found
+
+
+def in_bfloat16(config: TrainConfig, x: Tensor) -> bool:
+    """Whether the encoder's product is in bfloat16 for activations like `x`: as asked for, or where it is fast."""
+    if config.bfloat16 is not None:
+        return config.bfloat16
+    return x.dtype is torch.float32 and sparse.multiplies_bfloat16(x.device)
 
 
 def site_state(sae: SAE, scale: float) -> SiteState:
@@ -265,18 +285,6 @@ def site_state(sae: SAE, scale: float) -> SiteState:
     silent = torch.zeros(sae.n_latents, dtype=torch.long, **place)
     lost = torch.full((), -1, dtype=torch.long, **place)
     return SiteState(sae, weights, optimizer, scale, silent, silent[:0].clone(), torch.zeros(2, **place), lost)
-
-
-def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -> Float[Tensor, "d_in"]:
-    """The point of least summed distance to the rows, by Weiszfeld's iteration from the mean."""
-    middle = x.mean(0)
-    for _ in range(iterations):
-        weight = 1 / (x - middle).norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        moved = (weight * x).sum(0) / weight.sum()
-        if (moved - middle).norm() <= 1e-5 * middle.norm():
-            return moved
-        middle = moved
-    return middle
 
 
 def train(stream: Stream, state: TrainState, downstream: Downstream | None = None) -> Iterator[TrainStep]:
@@ -367,25 +375,3 @@ def _look(member: Member, outcomes: dict[Site, Outcome], step: int) -> None:
                 f"training of {member.name} stopped at {site}, step {step}: no latent is active any more; "
                 "likely the sparsity penalty or the learning rate is too high"
             )
-
-
-@torch.no_grad()
-def calibrate(sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], k: int) -> float:
-    """Set one threshold for all latents at which on average k are active on `x`; returns it.
-
-    The threshold is the mean of the two latents between which the (k * batch)-th largest ends.
-    """
-    count = k * len(x)
-    largest = torch.empty(0, device=x.device, dtype=x.dtype)
-    for chunk in x.split(1024):
-        pre = sae.pre(chunk).flatten()
-        largest = torch.cat([largest, pre[pre > 0]])
-        if len(largest) > count + 1:
-            largest = largest.topk(count + 1).values
-    if len(largest) <= count:  # not even that many are positive
-        threshold = 0.0
-    else:
-        ordered = largest.sort(descending=True).values
-        threshold = ((ordered[count - 1] + ordered[count]) / 2).item()
-    sae.threshold.data.fill_(threshold)
-    return threshold

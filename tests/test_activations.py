@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_tokens
 
+from sae_core import activations
 from sae_core.activations import ActivationStream, harvest, spread
 from sae_core.models import load_model
 from sae_core.sites import Site, Stream
@@ -256,8 +257,34 @@ def test_harvest_is_what_record_gives_without_special_tokens(model, stream):
     assert tuple(rows) == sites
 
 
-def test_harvest_does_not_depend_on_its_chunks(model, stream):
-    a = harvest(model, stream.contexts, stream.sites, at_once=1)
-    b = harvest(model, stream.contexts, stream.sites, at_once=7)
+def test_harvest_does_not_depend_on_its_chunks(model, stream, monkeypatch):
+    found, passes, record = [], [], type(model).record
+
+    def counted(self, tokens, sites):
+        passes.append(len(tokens))
+        return record(self, tokens, sites)
+
+    monkeypatch.setattr(type(model), "record", counted)
+    for at_once in (1, 7, 64):
+        monkeypatch.setattr(activations, "_contexts_at_once", lambda model, length, n=at_once: n)
+        found.append(harvest(model, stream.contexts, stream.sites))
+    assert passes == [1] * 40 + [7] * 5 + [5] + [40]
     for site in stream.sites:
-        assert torch.allclose(a[site], b[site], atol=1e-4)
+        assert torch.allclose(found[0][site], found[1][site], atol=1e-4)
+        assert torch.allclose(found[0][site], found[2][site], atol=1e-4)
+
+
+def test_as_many_contexts_at_once_as_keep_the_widest_activation_small(model):
+    """On a CPU 8 MiB; here the MLP's hidden layer is widest, with 64 numbers per token."""
+    assert activations._contexts_at_once(model, 128) == 2**23 // (4 * 64 * 128)
+    assert activations._contexts_at_once(model, 10**9) == 1
+
+
+def test_a_copy_of_a_stream_has_kept_nothing(model, monkeypatch):
+    stream = make_stream(model)
+    rows = stream.rows(0)
+    assert stream.rows(0) is rows
+    other = replace(stream)
+    monkeypatch.setattr(activations, "harvest", lambda *_: {})
+    assert stream.rows(0) is rows and other.rows(0) == {}
+    assert stream.rows(1) == {}

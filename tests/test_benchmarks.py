@@ -64,6 +64,54 @@ def test_our_worker_trains_and_reconstructs(made, tmp_path):
     assert found[0] < 0.7 and found[1] > 0.9, "it starts nowhere near the features, and ends on them"
 
 
+def test_choosing_latents_is_counted_as_that_and_as_nothing_else():
+    """Where it works by groups: pooling was counted as the rest, and looking up their members as gradients."""
+    from breakdown import shares
+
+    from sae_core import sparse
+
+    pre, before = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)), sparse.top
+    for own in (pre, pre.double()):
+        found = shares(lambda own=own: sparse.top(own, 4), 3)
+        assert found["top-k"] > 0.9 and found["gradients"] == found["sparse decode"] == 0
+    found = shares(lambda: sparse.batch_top(pre, 200), 3)
+    assert found["top-k"] > 0.9
+    assert sparse.top is before
+
+
+def test_the_language_models_pass_is_timed_with_the_training(tmp_path, monkeypatch):
+    """What the start had harvested used to be kept, so that all-layers training was timed without it."""
+    import all_layers
+    from safetensors.torch import save_file
+
+    from sae_core.models import LanguageModel
+
+    size = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    all_layers.write_model(tmp_path / "model", num_attention_heads=4, **size)
+    tokens = torch.randint(2, 200, (12, 16), generator=torch.Generator().manual_seed(0))
+    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    job = all_layers.LayersJob(str(tmp_path / "model"), str(tmp_path / "tokens.safetensors"), 12, 64, 4, 4)
+    recorded, timed, record = [], [], LanguageModel.record
+
+    def counted(self, contexts, sites):
+        recorded.append(len(contexts) * len(list(sites)))
+        return record(self, contexts, sites)
+
+    def watched(passes):
+        for tokens, work in passes:
+            before = len(recorded)
+            work()
+            timed.append((tokens, sum(recorded[before:])))
+        return {"cpu": 1.0, "wall": 1.0, "tokens": tokens}
+
+    monkeypatch.setattr(LanguageModel, "record", counted)
+    monkeypatch.setattr(all_layers, "_timed", watched)
+    for run, expected in ((all_layers.ours, [24]), (all_layers.ours_layer_by_layer, [12, 12])):
+        timed.clear()
+        assert run(job)["tokens"] == 12 * 16
+        assert timed == [(12 * 16, contexts) for contexts in expected]
+
+
 def test_what_is_missing_is_said_and_not_raised():
     from contestants import LIMIT
 

@@ -190,7 +190,7 @@ def test_ica_of_too_few_tokens(x):
 
 def test_ica_without_scikit_learn(x, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with user_error("scikit-learn", "subrank[baselines]"):
+    with user_error("scikit-learn", "pip install scikit-learn"):
         ica(x, generator=generator())
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from handmade import normal
 from safetensors.torch import load_file, save_file
-from tiny import user_error
+from tiny import random_tokens, user_error, write_tiny
 from torch import Tensor
 
 from sae_core import files
 from sae_core.formats import load_foreign, save_sparsify
-from sae_core.normed import LayerNormed, NormRescaled
+from sae_core.normed import Centred, LayerNormed, NormRescaled
 from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.sites import Site, Stream
 
@@ -252,6 +252,101 @@ def test_sae_lens_activations_normalised_per_token(tmp_path, kind, norm, input_b
     assert type(foreign.dictionary) is (LayerNormed if norm == "layer_norm" else NormRescaled)
     assert foreign.dictionary.n_latents == N + (2 if norm == "layer_norm" else 1)
     assert foreign.dictionary.d_in == D
+
+
+def test_a_k_without_an_architecture_is_refused(tmp_path):
+    """Read as a ReLU it would be wrong in silence; an architecture that is given is believed."""
+    values = without(tensors(), "threshold")
+    unsaid = {name: value for name, value in sae_lens_card("standard", k=K).items() if name != "architecture"}
+    folder = sae_lens(tmp_path / "unsaid", values, unsaid)
+    with user_error(str(folder), "architecture", "'topk'"):
+        load_foreign(folder)
+    standard = load_foreign(sae_lens(tmp_path / "standard", values, sae_lens_card("standard", k=K))).dictionary
+    assert type(standard) is ReLUSAE
+    assert type(load_foreign(sae_lens(tmp_path / "topk", values, sae_lens_card("topk", k=K))).dictionary) is TopKSAE
+    del unsaid["k"]
+    assert type(load_foreign(sae_lens(tmp_path / "neither", values, unsaid)).dictionary) is ReLUSAE
+
+
+# ---- how SAELens loaded the model --------------------------------------------------------------------
+
+
+def loaded_with(*, hook: str = "blocks.2.hook_resid_post", **kwargs) -> dict:
+    return {"metadata": METADATA | {"hook_name": hook, "model_from_pretrained_kwargs": kwargs}}
+
+
+@pytest.mark.parametrize("kind", ["standard", "topk"])
+def test_centred_writing_weights_are_centred_activations(tmp_path, kind):
+    """gpt2-small-res-jb, for one: it used to be read as an SAE of what it never saw."""
+    values = without(tensors(), "threshold")
+    card = sae_lens_card(kind, k=K) | loaded_with(center_writing_weights=True, fold_ln=True)
+    foreign = load_foreign(sae_lens(tmp_path, values, card))
+    w, mean = w64(values), X.mean(-1, keepdim=True)
+    pre = (X - mean - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    g = topk(pre) if kind == "topk" else pre.relu()
+    check(foreign.dictionary, g, g @ w["W_dec"] + w["b_dec"] + mean, norms=w["W_dec"].norm(dim=-1))
+    assert type(foreign.dictionary) is Centred and foreign.dictionary.n_latents == N + 2
+    plain = load_foreign(sae_lens(tmp_path / "plain", values, sae_lens_card(kind, k=K))).dictionary.double()
+    assert (plain.encode(X) - foreign.dictionary.encode(X)[:, :N]).abs().max() > 0.1  # control
+
+
+def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
+    """Centred writing weights take the mean out of what goes to the residual; the other processing changes nothing."""
+    from sae_core.models import load_model
+
+    streams = Stream.RESID_POST, Stream.MLP_OUT, Stream.ATTN_OUT
+    for kind in ("gpt2", "neox"):
+        folder = write_tiny(tmp_path / kind, kind)
+        plain, processed = load_model(folder, device="cpu"), load_model(folder, device="cpu")
+        processed.bridge.process_weights(center_writing_weights=True, fold_ln=True, fold_value_biases=True)
+        tokens, sites = random_tokens(plain.n_vocab, 3, 12), [Site(layer, s) for layer in range(3) for s in Stream]
+        theirs = processed.record(tokens, sites)
+        for site, x in plain.record(tokens, sites).items():
+            expected = x - x.mean(-1, keepdim=True) if site.stream in streams else x
+            assert (theirs[site] - expected).abs().max() < 1e-4
+            assert site.stream not in streams or (x - expected).abs().max() > 0.1
+
+
+def test_where_centred_weights_change_nothing_or_what_is_known(tmp_path):
+    values, centred = without(tensors(), "threshold"), {"center_writing_weights": True}
+    cards = {
+        ReLUSAE: sae_lens_card("standard") | loaded_with(hook="blocks.2.mlp.hook_post", **centred),
+        LayerNormed: sae_lens_card("standard", normalize_activations="layer_norm") | loaded_with(**centred),
+        Centred: sae_lens_card("standard") | loaded_with(hook="blocks.2.hook_mlp_out", **centred),
+    }
+    for kind, card in cards.items():
+        assert type(load_foreign(sae_lens(tmp_path / kind.__name__, values, card)).dictionary) is kind
+    card = sae_lens_card("standard", normalize_activations="constant_norm_rescale") | loaded_with(**centred)
+    with user_error("center_writing_weights", "together"):
+        load_foreign(sae_lens(tmp_path / "both", values, card))
+
+
+def test_loading_that_leaves_activations_alone_and_loading_that_may_not(tmp_path):
+    values = without(tensors(), "threshold")
+    harmless = {"center_writing_weights": False, "fold_ln": True, "fold_value_biases": True, "dtype": "bfloat16"}
+    for number, kwargs in enumerate(({}, harmless, {"unheard_of": False})):
+        card = sae_lens_card("standard") | loaded_with(**kwargs)
+        assert type(load_foreign(sae_lens(tmp_path / str(number), values, card)).dictionary) is ReLUSAE
+    with user_error("load_in_8bit, unheard_of", "cannot be represented"):
+        card = sae_lens_card("standard") | loaded_with(unheard_of=3, load_in_8bit=True, fold_ln=True)
+        load_foreign(sae_lens(tmp_path / "strange", values, card))
+
+
+def test_a_card_from_before_it_was_kept_is_warned_of(tmp_path, caplog):
+    """Flat and without the key; SAELens itself keeps a list of those that were trained on centred activations."""
+    values = without(tensors(), "threshold")
+    card = {"hook_point": "blocks.6.hook_resid_pre", "d_in": D, "d_sae": N, "model_name": "gpt2-small"}
+    assert type(load_foreign(sae_lens(tmp_path, values, card)).dictionary) is ReLUSAE
+    (record,) = caplog.records
+    assert str(tmp_path) in record.getMessage() and "\n" not in record.getMessage()
+    said = record.getMessage().split("add ")[1].split(" to its")[0]
+    told = card | json.loads("{" + said + "}")  # as it says
+    caplog.clear()
+    assert type(load_foreign(sae_lens(tmp_path, values, told)).dictionary) is Centred
+    load_foreign(sae_lens(tmp_path, values, card | {"model_from_pretrained_kwargs": {}}))
+    load_foreign(sae_lens(tmp_path, values, card | {"hook_point": "blocks.6.mlp.hook_post"}))
+    load_foreign(sae_lens(tmp_path, values, sae_lens_card("standard")))
+    assert not caplog.records
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
@@ -821,7 +916,14 @@ def test_a_card_of_other_types(tmp_path, junk):
     for key in (*keys, "reshape_activations", "apply_b_dec_to_input", "finetuning_scaling_factor"):
         folder = sae_lens(tmp_path / key, values, sae_lens_card("standard") | {key: junk})
         survives(folder)
-    for key in ("hook_name", "hook_name_out", "model_name", "prepend_bos", "context_size"):
+    for key in (
+        "hook_name",
+        "hook_name_out",
+        "model_name",
+        "prepend_bos",
+        "context_size",
+        "model_from_pretrained_kwargs",
+    ):
         card = sae_lens_card("standard") | {"metadata": METADATA | {key: junk}}
         survives(sae_lens(tmp_path / key, values, card))
     for key in ("trainer", "buffer"):

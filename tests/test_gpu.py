@@ -1,13 +1,31 @@
-"""On a GPU: a step that never waits for the device, and that does what the same step does on a CPU."""
+"""On a GPU: a step that never waits for the device, and numbers that are those of a CPU."""
 
 import pytest
 import torch
+from handmade import random_topk
 from planted import Planted, planted_directions
 from test_training import EVERY, config, memory
 
+from editing.directions import AddDirection
+from editing.dose import DoseConfig, dose_response
+from editing.erase import mean_difference
+from editing.experiment import PatchExperiment
+from editing.joint import JointExperiment
+from editing.patch import patch_features, scale
+from editing.positions import Onward
+from editing.scaled import Scaled
+from editing.selection import SELECTORS, SelectionConfig
+from editing.sizes import edit_sizes
+from editing.splice import Splice
+from editing.steer import Mode, read_features
+from editing.tasks.ioi import Corruption, IOITask, Role
+from editing.tradeoff import trace
 from sae_core import sparse
+from sae_core.generation import Sampling, generate
+from sae_core.models import LanguageModel, load_model
 from sae_core.objectives import BatchTopK, TopK
-from sae_core.sites import Site
+from sae_core.sites import FeatureId, Site
+from sae_core.text import Text
 from sae_core.training import TrainConfig, TrainState, start, step, train
 
 pytestmark = [
@@ -89,3 +107,72 @@ def test_choices_are_those_of_a_cpu(k):
     assert torch.equal(chosen.dense().cpu(), sparse.batch_top(pre, k * 100).dense())
     parts = [chosen.between(low, high).dense() for low, high in ((0, 16), (16, 256))]
     assert torch.equal(parts[0] + parts[1], chosen.dense()) and not parts[0][:, 16:].any()
+
+
+# ---- editing ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def storybooks() -> dict[str, LanguageModel]:
+    return {device: load_model("storybook", device=device) for device in ("cpu", "cuda")}
+
+
+def same(here: torch.Tensor, there: torch.Tensor) -> None:
+    assert there.device.type == "cuda" or there.is_cpu
+    torch.testing.assert_close(there.cpu(), here, atol=2e-3, rtol=2e-3)
+
+
+def test_patched_curves_are_those_of_a_cpu(storybooks):
+    """At one site and at two jointly: what is chosen, what is read, what is estimated, and every interval's weights."""
+    found = {}
+    for device, model in storybooks.items():
+        pairs = IOITask.of(model).pairs(model, Corruption.SWAP, "selection", 12, seed=0)
+        saes = {site: random_topk(128, 64, 8, seed=site.layer).to(device) for site in (Site(1), Site(3))}
+        single, joint = PatchExperiment(model, pairs, Site(3), [Role.S2, -1]), JointExperiment(model, pairs, [*saes])
+        found[device] = []
+        for patching in (single.patching(saes[Site(3)]), joint.patching(saes)):
+            assert patching.corrupted.device.type == device and patching.at_once > 1
+            order = [*range(patching.differs.shape[1])]
+            found[device] += [
+                patching.first_order(),
+                trace(patching, order, [0, 3, len(order)]).readout,
+                patching.whole(),
+            ]
+            config = SelectionConfig(n_greedy=2, shortlist=4, n_thresholds=2)
+            assert all(len(select(patching, config, seed=0).order) == len(order) for select in SELECTORS.values())
+    for here, there in zip(found["cpu"], found["cuda"], strict=True):
+        same(here, there)
+
+
+def test_every_kind_of_edit_works_while_generating(storybooks):
+    prompt, texts, sizes = "Then, Mary and John went to the store.", {}, {}
+    for device, model in storybooks.items():
+        tokens = torch.tensor([[model.bos_id, *model.to_ids(prompt)]])
+        h, sae = model.record(tokens, [Site(2)])[Site(2)], random_topk(128).to(device)
+        x, labels = h[0], (torch.arange(h.shape[1]) % 2).to(device)
+        edits = [
+            patch_features(Site(2), sae, range(8), h),
+            Scaled(scale(Site(2), sae, range(8, 24), 0.5), 2.0),
+            AddDirection(Site(2), x[3] / 4, mask=Onward(tokens != model.bos_id)),
+            mean_difference(Site(3), model.record(tokens, [Site(3)])[Site(3)][0], labels),
+            Splice(Site(4), random_topk(128, 256, 32).to(device)),
+        ]
+        with model.hooks(*edits):
+            texts[device] = generate(model, tokens.tolist(), 4, seed=0, sampling=Sampling(temperature=0.0))
+        sizes[device] = edit_sizes(model, tokens, edits)
+    assert texts["cpu"] == texts["cuda"]
+    same(sizes["cpu"], sizes["cuda"])
+
+
+def test_dose_and_response_are_those_of_a_cpu(storybooks):
+    doses = {}
+    for device, model in storybooks.items():
+        site = Site(3)
+        saes = {site: random_topk(128, 64, 16).to(device)}
+        contexts = Text("storybook", 32, True, 12 * 32).contexts(model)
+        texts = [read_features(model, saes, [FeatureId(site, 5)], part) for part in contexts.split(6)]
+        config = DoseConfig(contexts=6, random_draws=1)
+        *_, found = dose_response(model, saes, *texts, Mode.CLAMP, (0.5, 1.0), config)
+        doses[device] = torch.tensor([[dose.logit.mean, dose.kl.mean, dose.edit_size] for dose in found.doses])
+    assert len(doses["cpu"]) == 6
+    same(doses["cpu"], doses["cuda"])

@@ -1,5 +1,7 @@
 """Sets made of other people's dictionaries."""
 
+from pathlib import Path
+
 import pytest
 from test_formats import METADATA, K, N, linear, sae_lens_card, without, write
 from tiny import random_tokens, user_error
@@ -82,6 +84,18 @@ def test_a_dictionary_of_the_hidden_layer(model, tmp_path):
     assert imported.dictionaries[Site(1, Stream.MLP_HIDDEN)].n_latents == N
 
 
+def test_centred_activations_are_for_models_that_cannot_tell(tiny_models, tmp_path):
+    """TransformerLens leaves a model with RMSNorm as it is, whatever the file says it was asked for."""
+    from sae_core.normed import Centred
+    from sae_core.saes import TopKSAE
+
+    values, card = of_width(32)
+    card["metadata"] |= {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    folder = write(tmp_path, "sae_weights.safetensors", values, card)
+    for kind, expected in (("gpt2", Centred), ("neox", Centred), ("llama", TopKSAE)):
+        assert type(import_set([folder], tiny_models[kind], TEXT).dictionaries[Site(2)]) is expected
+
+
 # ---- the command -----------------------------------------------------------------------------------
 
 
@@ -106,6 +120,9 @@ def test_the_command_makes_a_set_that_loads(found, checkpoints, model, tmp_path,
     text.write_text("Anna gave the book to Ben. " * 400)
     where = ["--model", checkpoints["neox"], "--device", "cpu", "--text", text, "--context", 16, "--out", out]
     assert not command(*found, "--at", "resid_post.2", "mlp_out.0", *where)
+    said = capsys.readouterr().out
+    (note,) = [line for line in said.splitlines() if line.startswith("note:")]
+    assert str(found[0]) in note and "pythia-70m" in note and model.name in note  # the other file names none
     loaded = load_set(out)
     loaded.check(model)
     assert list(loaded.dictionaries) == [Site(0, Stream.MLP_OUT), Site(2)]
@@ -113,8 +130,65 @@ def test_the_command_makes_a_set_that_loads(found, checkpoints, model, tmp_path,
     assert loaded.origin["mlp_out.0"].startswith(str(found[1]))
     assert {path.name for path in out.iterdir()} >= {"set.json", QUALITY, "result.json", "provenance.json"}
     assert "mlp_out.0" in (out / "result.json").read_text()
-    assert str(out) in capsys.readouterr().out
+    assert str(out) in said
     with pytest.raises(UserError, match="already"):
         command(*found, *where)
     with user_error("is no site"):
         command(*found, "--at", "here", "there", *where[:-1], tmp_path / "other")
+
+
+def test_a_text_that_cannot_be_read_leaves_nothing(found, checkpoints, tmp_path):
+    """The set used to be saved before the text was looked at."""
+    out, short = tmp_path / "out", tmp_path / "short.txt"
+    short.write_text("Mary went home.")
+    where = ["--model", checkpoints["neox"], "--device", "cpu", "--out", out]
+    for text, words in ((tmp_path / "none.txt", "no text"), (short, "fewer than one context")):
+        with user_error(words):
+            command(found[0], *where, "--text", text)
+        assert list(out.iterdir()) == []
+    short.write_text("Anna gave the book to Ben. " * 400)
+    command(found[0], *where, "--text", short)
+    assert (out / "set.json").is_file()
+
+
+def test_a_models_name_is_compared_without_its_folder(found, checkpoints, tmp_path, capsys):
+    """Contexts are as long as the file says that they were, where nobody says how long."""
+    import json
+    import shutil
+
+    from sae_core.storage import load_set
+
+    named = shutil.copytree(checkpoints["neox"], tmp_path / "Pythia-70m")
+    text = tmp_path / "text.txt"
+    text.write_text("Anna gave the book to Ben. " * 400)
+    card = found[0] / "cfg.json"
+    card.write_text(card.read_text().replace('"context_size": 64', '"context_size": 24'))
+    assert json.loads(card.read_text())["metadata"]["context_size"] == 24
+    command(found[0], "--model", named, "--device", "cpu", "--text", text, "--out", tmp_path / "out")
+    assert "note:" not in capsys.readouterr().out
+    assert load_set(tmp_path / "out").text.n_ctx == 24
+
+
+def test_verbs_run_on_an_imported_set(tmp_path, capsys):
+    """Someone else's dictionary of `storybook`, measured and patched as one of our own."""
+    import json
+
+    from handmade import random_topk
+
+    import subrank
+    from sae_core.formats import save_sparsify
+
+    save_sparsify(random_topk(128, 256, 16), tmp_path / "layers.3")
+    out = tmp_path / "theirs"
+
+    def run(*arguments) -> dict:
+        assert subrank.main([str(argument) for argument in arguments]) == 0
+        return json.loads((Path(arguments[arguments.index("--out") + 1]) / "result.json").read_text())
+
+    run("import", tmp_path / "layers.3", "--model", "storybook", "--context", 32, "--tokens", 10_000, "--out", out)
+    measured = run("evaluate", out, "--contexts", 4, "--spliced", 2, "--out", tmp_path / "e")["sets"]["theirs"]
+    assert measured["resid_post.3"]["l0"] <= 16 and measured["resid_post.3"]["n_latents"] == 256
+    small = ["--prompts", 6, "--corruption", "swap", "--selectors", "attribution"]
+    (ioi,) = run("ioi", out, *small, "--out", tmp_path / "i")["ioi"]
+    (curve,) = [curve for curve in ioi["curves"] if curve["name"] == "dictionary"]
+    assert ioi["site"] == "resid_post.3" and curve["points"]

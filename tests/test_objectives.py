@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import Planted, generator, planted_directions
+from planted import Planted, generator, planted_directions, unchecked
 from test_saes import normal
 from tiny import user_error
 from torch import Tensor
@@ -378,10 +378,40 @@ def test_recipes_by_name():
         recipe_from_json({"kind": "topk", "l1": 3.0})
 
 
-@pytest.mark.parametrize("recipe", [TopK(N_LATENTS + 1), BatchTopK(N_LATENTS + 1), Matryoshka(N_LATENTS + 1), TopK(0)])
-def test_k_must_fit_the_dictionary(recipe):
+@pytest.mark.parametrize("kind", [TopK, BatchTopK, Matryoshka, JumpReLU])
+def test_k_must_fit_the_dictionary(kind):
     with user_error("between 1 and", str(N_LATENTS)):
-        recipe.new(D_IN, N_LATENTS, generator=generator())
+        kind(N_LATENTS + 1).new(D_IN, N_LATENTS, generator=generator())
+    kind(N_LATENTS).new(D_IN, N_LATENTS, generator=generator())
+    for k in (0, -3):
+        with user_error("k must be at least 1", str(k)):
+            kind(k)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "values"),
+    [
+        *((kind, "k", (2.0, "many", None, True)) for kind in (TopK, BatchTopK, Matryoshka, JumpReLU)),
+        *((kind, "aux", (-0.1, NAN, INF, "x")) for kind in (TopK, BatchTopK, Matryoshka)),
+        (TopK, "multi", (-1.0, NAN)),
+        (Matryoshka, "prefixes", ((NAN, 1.0), (-0.5, 1.0), ("half", 1.0))),
+        (ReLU, "l1", (-1.0, NAN, INF, None)),
+        (Gated, "l1", (-1.0, NAN, INF, None)),
+        (JumpReLU, "l0", (-1.0, NAN)),
+        (JumpReLU, "bandwidth", (0.0, -1.0, NAN, INF)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_options_that_make_no_sense_are_refused(kind, option, values):
+    kind(**{option: getattr(kind(), option)})
+    for value in values:
+        with user_error("must be"), unchecked():
+            kind(**{option: value})
+        with user_error("must be"), unchecked():
+            recipe_from_json({"kind": kind.__name__.lower(), option: value})
 
 
 def test_prefixes_must_rise_to_the_whole():

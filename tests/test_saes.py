@@ -183,6 +183,15 @@ def test_directions_are_unit_vectors_after_normalise(sae):
     assert torch.allclose(torch.cosine_similarity(sae.W_dec, along), torch.ones(N_LATENTS), atol=1e-6)
 
 
+def test_normalise_leaves_no_threshold_below_zero():
+    sae = random_sae("jumprelu")
+    with torch.no_grad():
+        sae.threshold[::2] = -0.5
+    before = sae.threshold.detach().clone()
+    sae.normalise()
+    assert torch.equal(sae.threshold, before.relu()) and before.min() < 0 < before.max()
+
+
 def test_project_gradient_leaves_what_is_orthogonal(sae):
     grad = normal(N_LATENTS, D_IN)
     sae.project_gradient()  # without a gradient there is nothing to do

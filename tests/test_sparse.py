@@ -28,27 +28,43 @@ def agree_with_topk(pre: torch.Tensor, k: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.integers(0, 10**6))
-def test_top_is_topk(batch, eighth, k, ties, seed):
+@given(
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.booleans(),
+    st.integers(0, 10**6),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
+def test_top_is_topk(batch, eighth, k, ties, seed, dtype):
     """With n a multiple of 8 and k small by way of groups, else by plain topk."""
-    pre = normal(batch, 8 * eighth, seed=seed)
+    pre = normal(batch, 8 * eighth, seed=seed).to(dtype)
     agree_with_topk(pre.round() if ties else pre, min(k, 8 * eighth))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("n", [7, 9, 31, 100])
-def test_top_of_widths_that_do_not_divide(n):
-    agree_with_topk(normal(5, n), 3)
+def test_top_of_widths_that_do_not_divide(n, dtype):
+    agree_with_topk(normal(5, n).to(dtype), 3)
 
 
-def test_top_where_all_the_largest_lie_in_one_group_or_none_do():
-    """Groups are entries n / 8 apart: both the extremes of how the largest can lie."""
-    pre = normal(4, 256)
-    pre[:, 5::32] += 100
-    agree_with_topk(pre, 8)
-    pre = normal(4, 256)
-    pre[:, 32:48] += 100
-    agree_with_topk(pre, 16)
-    agree_with_topk(torch.zeros(3, 256), 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_top_where_all_the_largest_lie_in_one_group_or_none_do(dtype):
+    """Groups are neighbours, or entries n / 8 apart: the extremes of how the largest can lie, for both."""
+    for largest in (slice(5, None, 32), slice(32, 48), slice(64, 72)):
+        pre = normal(4, 256)
+        pre[:, largest] += 100
+        for k in (8, 16):
+            agree_with_topk(pre.to(dtype), k)
+    agree_with_topk(torch.zeros(3, 256, dtype=dtype), 4)
+
+
+def test_top_tells_apart_what_is_one_number_in_float32():
+    """The maxima of groups used to be compared as float32, whatever they were."""
+    pre = 1 + 1e-12 * torch.randperm(256, generator=torch.Generator().manual_seed(0)).double().repeat(3, 1)
+    assert (pre.float() == 1).all()
+    agree_with_topk(pre, 5)
+    assert top(pre, 1)[1].flatten().tolist() == pre.argmax(-1).tolist()
 
 
 # ---- the largest of a batch --------------------------------------------------------------------------

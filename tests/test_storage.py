@@ -20,7 +20,7 @@ from sae_core import storage
 from sae_core.dictionaries import Dictionary
 from sae_core.files import write_json, write_text
 from sae_core.models import load_model
-from sae_core.normed import LayerNormed, NormRescaled
+from sae_core.normed import Centred, LayerNormed, NormRescaled
 from sae_core.objectives import Matryoshka, TopK
 from sae_core.saes import TopKSAE
 from sae_core.sites import Site, Stream
@@ -102,6 +102,7 @@ ALL = {
     "gain": with_gain,
     "layer norm": lambda: LayerNormed(random_sae("topk")),
     "constant norm": lambda: NormRescaled(random_sae("relu")),
+    "centred": lambda: Centred(random_sae("jumprelu")),
 }
 
 
@@ -166,7 +167,7 @@ def test_the_files_are_those_that_sae_lens_reads(original, folder):
         assert {name: card[name] for name in expected} == expected
         metadata = card["metadata"]
         assert (metadata["hook_name"], metadata["prepend_bos"], metadata["context_size"]) == (hook, True, 12)
-        assert metadata["model_name"] == original.model and metadata["dataset_path"] == "storybook"
+        assert metadata["model_name"] == Path(original.model).name and metadata["dataset_path"] == "storybook"
         tensors = load_file(folder / str(site) / "sae_weights.safetensors")
         shapes = {"W_enc": (d_in, 96), "b_enc": (96,), "W_dec": (96, d_in), "b_dec": (d_in,)}
         assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
@@ -184,6 +185,28 @@ def test_a_plain_reading_of_the_files_encodes_and_decodes_the_same(original, fol
         assert torch.allclose(sae.encode(x), f, atol=1e-5)
         assert torch.allclose(sae.decode(sae.encode(x)), f @ w["W_dec"] + w["b_dec"], atol=1e-5)
         assert (w["W_dec"].norm(dim=-1) - 1).abs().max() < 1e-5
+
+
+def test_the_cards_hold_no_path_of_this_machine_and_the_set_remembers_them(original, tmp_path):
+    """A folder of dictionaries is given away; what stands in set.json is for the one who made it."""
+    words = tmp_path / "words.txt"
+    words.write_text("Mary went home. " * 40)
+    text = Text(str(words), 12, True)
+    assert Path(original.model).is_absolute() and text.source == str(words)
+    for name, public in ((original.model, Path(original.model).name), ("owner/name", "owner/name")):
+        save_set(replace(original, model=name, text=text), tmp_path / "set")
+        for card in (tmp_path / "set").glob("*/cfg.json"):
+            metadata = json.loads(card.read_text())["metadata"]
+            assert (metadata["model_name"], metadata["dataset_path"]) == (public, "words.txt")
+            assert str(tmp_path) not in card.read_text()
+        loaded = load_set(tmp_path / "set")
+        assert (loaded.model, loaded.text.source) == (name, str(words))
+
+
+def test_a_set_says_in_which_order_its_text_was_read(original, folder, tmp_path):
+    assert load_set(folder).stream_seed is None
+    save_set(replace(original, stream_seed=7), tmp_path / "seven")
+    assert load_set(tmp_path / "seven").stream_seed == 7
 
 
 def test_files_can_be_read_by_others(folder):
@@ -324,6 +347,17 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
     assert files(tmp_path) == {"a.json": b"new"}  # control
 
 
+def test_what_gets_a_name_is_on_the_disk_before(tmp_path, monkeypatch):
+    """A crash just after the renaming used to be able to leave the name on an empty file."""
+    calls, real = [], {name: getattr(os, name) for name in ("fsync", "replace")}
+    for name in real:
+        monkeypatch.setattr(os, name, lambda *given, name=name: (calls.append(name), real[name](*given)))
+    write_json(tmp_path / "a.json", {"a": 1})
+    disk.write_tensors(tmp_path / "b.safetensors", {"b": torch.ones(3)})
+    assert calls == ["fsync", "replace"] * 2
+    assert disk.read_json(tmp_path / "a.json") == {"a": 1}
+
+
 def test_a_value_that_is_no_json_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
@@ -405,7 +439,7 @@ def half_way():
 
 @pytest.fixture
 def out(half_way, model, tmp_path) -> Path:
-    save_checkpoint(half_way, TEXT, model, tmp_path / "run")
+    save_checkpoint(half_way, TEXT, model, tmp_path / "run", contexts="abc")
     return tmp_path / "run"
 
 
@@ -431,12 +465,13 @@ def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
                 assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
     card = read_checkpoint(out)
     assert Text(**card["text"]) == TEXT and list(map(TrainConfig.from_json, card["training"])) == every(steps=40)
-    assert card["fingerprint"] == model.fingerprint()
+    assert card["fingerprint"] == model.fingerprint() and card["contexts"] == "abc"
+    assert [member.bfloat16 for member in loaded.members] == card["bfloat16"] == [False] * len(loaded.members)
 
 
 def test_a_state_before_its_first_step_can_be_saved(model, tmp_path):
     state = start(small(), config())
-    save_checkpoint(state, TEXT, model, tmp_path)
+    save_checkpoint(state, TEXT, model, tmp_path, contexts="abc")
     resumed = load_checkpoint(tmp_path, device=CPU)
     assert same(memory(resumed), memory(state))
     finish(small(), resumed)
@@ -445,7 +480,7 @@ def test_a_state_before_its_first_step_can_be_saved(model, tmp_path):
 
 
 def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
-    save_checkpoint(replace(half_way, step=5), TEXT, model, out)
+    save_checkpoint(replace(half_way, step=5), TEXT, model, out, contexts="abc")
     assert set(files(out)) == {"checkpoint/state.json", "checkpoint/state-5.safetensors"}
     assert load_checkpoint(out, device=CPU).step == 5
 
@@ -454,7 +489,7 @@ def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(half_way, model, out, monkeypatch, what):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
         patch.setattr(disk if what == "save_file" else storage, what, fail)
-        save_checkpoint(replace(half_way, step=5), TEXT, model, out)
+        save_checkpoint(replace(half_way, step=5), TEXT, model, out, contexts="abc")
     loaded = load_checkpoint(out, device=CPU)
     assert loaded.step == STOP - 1 and same(memory(loaded), memory(half_way))
 
@@ -474,6 +509,8 @@ def test_folders_without_a_checkpoint(tmp_path):
         {"training": [{"recipe": {"kind": "gru"}}]},
         {"training": [{"k": 3}]},
         {"training": None},
+        {"bfloat16": []},
+        {"bfloat16": None},
         {"file": "state-99.safetensors"},
         {"file": 3},
     ],

@@ -7,16 +7,20 @@ from functools import cache
 import pytest
 import torch
 from planted import Planted, Rows, generator, mean_max_cosine, planted_directions, unchecked
-from tiny import user_error
+from tiny import random_tokens, user_error
 from torch import Tensor
 
+from editing.memory import peak_bytes
+from sae_core import sparse
+from sae_core.activations import ActivationStream
+from sae_core.estimates import calibrate, geometric_median
 from sae_core.measures import fvu, l0
 from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, Moment, ReLU, TopK
 from sae_core.saes import JumpReLUSAE
 from sae_core.sites import Site, Stream
 from sae_core.storage import load_checkpoint, save_checkpoint
 from sae_core.text import Text
-from sae_core.training import LOOK, TrainConfig, TrainState, calibrate, geometric_median, start, train
+from sae_core.training import LOOK, TrainConfig, TrainState, start, train
 
 # ---- planted directions ----------------------------------------------------------------------------
 
@@ -180,6 +184,29 @@ def test_names_of_members():
     ]
 
 
+def test_sites_of_other_widths_train_in_one_pass(tiny_models):
+    """The MLP's hidden layer is twice as wide as the residual: its dictionary is as well, and each is as alone."""
+    model = tiny_models["neox"]
+    tokens, places = random_tokens(model.n_vocab, 60, 16), (Site(0, Stream.MLP_HIDDEN), Site(1))
+    configs = config(steps=30), config(ReLU(0.1), steps=30)
+
+    def weights(*sites: Site) -> dict[tuple[str, str], Tensor]:
+        """By kind, and by site and name: names of members hold the width where there is one."""
+        found = memory(trained(ActivationStream(model, tokens, sites, 0, BATCH), *configs))
+        return {(name.split("-")[0], name.split(" ", 1)[1]): tensor for name, tensor in found.items()}
+
+    together = weights(*places)
+    assert together["topk", "mlp_hidden.0 W_dec"].shape == (4 * 64, 64)
+    assert together["relu", "resid_post.1 W_dec"].shape == (4 * 32, 32)
+    for site in places:
+        assert same(weights(site), {name: tensor for name, tensor in together.items() if str(site) in name[1]})
+    state = start(ActivationStream(model, tokens, places, 0, BATCH), *configs)
+    assert [member.name for member in state.members] == ["topk-x4-k2-seed0", "relu-x4-l10.1-seed0"]
+    first, *_, last = (step.numbers() for step in train(ActivationStream(model, tokens, places, 0, BATCH), state))
+    for before, after in zip(first, last, strict=True):
+        assert all(after[site]["fvu"] < 0.9 * before[site]["fvu"] for site in places)
+
+
 def test_members_must_differ_and_take_the_same_tokens():
     with user_error("must differ"):
         start(small(), config(), config())
@@ -219,6 +246,26 @@ def test_activations_are_scaled_to_mean_squared_norm_d_in_and_biases_begin_in_th
             assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-4)
             assert torch.allclose(own.sae.b_dec, own.scale * geometric_median(x), atol=1e-5)
             assert not torch.allclose(own.sae.b_dec, own.scale * x.mean(0), atol=1e-3)
+
+
+def test_a_start_takes_little_beside_the_block(tiny_models):
+    """It used to hold a copy of up to 2^17 tokens at all sites."""
+    model = tiny_models["neox"]
+    stream = ActivationStream(model, random_tokens(model.n_vocab, 500, 64), tuple(model.sites()), 0, 256)
+    block = sum(x.nbytes for x in stream.rows(0).values())  # kept from here on
+    assert block == 3 * 500 * 64 * 32 * 4
+    weights = 3 * 2 * 32 * 32 * 4
+    assert peak_bytes(lambda: start(stream, config(expansion=1, batch=256, tokens=256))) < 0.25 * block + 2 * weights
+
+
+def test_the_scale_at_the_start_is_that_of_all_tokens_it_reads():
+    """The second half of the block is three times as large, and lies beyond the tokens that the median is of."""
+    x = torch.randn(2**13, 12, generator=generator())
+    x[2**12 :] *= 3
+    state = start(Rows(x, 2**10), config(batch=2**10, tokens=2**10))
+    (own,) = state.members[0].sites.values()
+    assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-5)
+    assert torch.allclose(own.sae.b_dec, own.scale * geometric_median(x[: 2**12]), atol=1e-6)
 
 
 def test_directions_are_unit_vectors_after_every_step():
@@ -296,6 +343,53 @@ def test_a_finished_run_stays_finished():
     assert same(before, memory(state))
 
 
+def test_training_in_bfloat16_is_nearly_that_in_float32():
+    """Only the choice of latents is in bfloat16: nearly the same are chosen, and it explains as much."""
+    stream, found = small((Site(0),), batches=20), {}
+    for name in ("topk", "batchtopk"):
+        both = []
+        for bfloat16 in (False, True):
+            state = trained(stream, config(EVERY[name], steps=90, bfloat16=bfloat16))
+            assert state.members[0].bfloat16 is bfloat16
+            both.append(state.dictionaries()[Site(0)])
+        x = torch.cat([batch[Site(0)] for batch in stream.block(9)])
+        codes = [sae.encode(x) for sae in both]
+        found[name] = ((codes[0] != 0) == (codes[1] != 0)).float().mean().item()
+        fvus = [fvu(x, sae.decode(f)) for sae, f in zip(both, codes, strict=True)]
+        assert fvus[1] == pytest.approx(fvus[0], abs=0.02) and fvus[0] < 0.6
+        assert not torch.equal(both[0].W_dec, both[1].W_dec)  # control: it was not float32 again
+    assert min(found.values()) > 0.99, found
+
+
+def test_codes_chosen_in_bfloat16_are_mostly_those_in_float32():
+    """Of one dictionary and batch: at least 97 of 100 chosen latents are the same, and their values to the bit."""
+    recipe, x = TopK(8), torch.randn(2000, 64, generator=generator())
+    sae = recipe.new(64, 512, generator=generator(1))
+    codes = []
+    for scratch in (sparse.Scratch(), sparse.Scratch(torch.bfloat16)):
+        pre = scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
+        chosen = sparse.top(pre, 8)[1]
+        codes.append(torch.zeros(2000, 512).scatter(-1, chosen, 1.0) * sae.pre(x))
+    both = (codes[0] != 0) & (codes[1] != 0)
+    assert 0.97 < both.sum() / (codes[0] != 0).sum() < 1
+    assert torch.equal(codes[0][both], codes[1][both])
+
+
+def test_where_bfloat16_is_fast_is_found_out_once_at_the_start(tiny_models, tmp_path, monkeypatch):
+    """A run goes on in the precision in which it began, on whatever machine."""
+    for fast in (True, False):
+        monkeypatch.setattr(sparse, "multiplies_bfloat16", lambda device, fast=fast: fast)
+        state = start(small(), config(bfloat16=None, steps=9))
+        next(train(small(), state))
+        save_checkpoint(state, Text("storybook", 12, True), tiny_models["gpt2"], tmp_path, contexts="")
+        monkeypatch.setattr(sparse, "multiplies_bfloat16", lambda device, fast=fast: not fast)
+        again = load_checkpoint(tmp_path, device=torch.device("cpu"))
+        assert (state.members[0].bfloat16, again.members[0].bfloat16) == (fast, fast)
+        finish(small(), state)
+        finish(small(), again)
+        assert same(memory(state), memory(again))
+
+
 # ---- dead latents ----------------------------------------------------------------------------------
 
 
@@ -341,7 +435,7 @@ def interrupted(model, folder, stop: int) -> TrainState:
     with unchecked():
         for _ in range(stop):
             next(run)
-    save_checkpoint(state, Text("storybook", 12, True), model, folder)
+    save_checkpoint(state, Text("storybook", 12, True), model, folder, contexts="")
     assert state.step == stop
     return load_checkpoint(folder, device=torch.device("cpu"))
 
@@ -435,9 +529,10 @@ def test_a_block_smaller_than_a_batch_is_refused():
         trained(Ends(planted_directions(30, 12), batch=BATCH, batches=5), config())
 
 
-def test_k_larger_than_the_dictionary():
+@pytest.mark.parametrize("kind", [TopK, BatchTopK, Matryoshka, JumpReLU])
+def test_k_larger_than_the_dictionary(kind):
     with user_error("between 1 and", "48"):
-        start(small(), config(TopK(49)))
+        start(small(), config(kind(49)))
 
 
 @pytest.mark.parametrize("name", ["expansion", "tokens", "batch", "dead_after"])
@@ -446,18 +541,23 @@ def test_config_values_below_one_are_refused(name):
         TrainConfig(**{name: 0})
 
 
-def test_other_config_mistakes():
-    with user_error("100", "1024"):
-        TrainConfig(tokens=100)
-    for rate in (0.0, -1e-3, float("nan")):
-        with user_error("learning rate", str(rate)):
-            TrainConfig(lr=rate)
-    with user_error("gradient norm", "0"):
-        TrainConfig(clip=0.0)
-    with user_error("KL", "-1"):
-        TrainConfig(kl=-1.0)
-    with user_error("k must be", "0"):
-        TrainConfig(BatchTopK(0))
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("100", "1024"), {"tokens": 100}),
+        (("expansion", "whole number", "4.0"), {"expansion": 4.0}),
+        (("tokens", "whole number", "'many'"), {"tokens": "many"}),
+        (("batch", "whole number", "True"), {"batch": True}),
+        (("warm_up", "at least 0", "-1"), {"warm_up": -1}),
+        (("seed", "whole number", "0.5"), {"seed": 0.5}),
+        *((("learning rate", str(rate)), {"lr": rate}) for rate in (0.0, -1e-3, float("nan"), float("inf"))),
+        (("gradient norm", "0"), {"clip": 0.0}),
+        *((("KL", str(kl)), {"kl": kl}) for kl in (-1.0, float("nan"), float("inf"))),
+    ],
+)
+def test_other_config_mistakes(words, values):
+    with user_error(*words), unchecked():
+        TrainConfig(**values)
 
 
 def test_training_on_the_divergence_needs_the_model():
@@ -549,6 +649,18 @@ def test_calibration_gives_the_wanted_l0(k):
     assert (sae.threshold == threshold).all() and threshold > 0
     assert (sae.encode(x) != 0).sum() == k * len(x)
     assert l0(sae.encode(other)) == pytest.approx(k, rel=0.02)
+
+
+def test_thresholds_that_fall_below_zero_come_back():
+    """Below zero they got no gradient, and stayed whatever L0 was."""
+    stream, recipe = small((Site(0),)), JumpReLU(1, l0=1.0)
+    state = start(stream, config(recipe, steps=60, warm_up=1, lr=1e-2))
+    (own,) = state.members[0].sites.values()
+    with torch.no_grad():
+        own.sae.threshold.fill_(-1.0)
+    first, *_, last = ((step.step, own.sae.threshold.min().item(), step.numbers()) for step in train(stream, state))
+    assert first[1] >= 0 and (own.sae.threshold > 0).float().mean() > 0.5
+    assert last[2][0][Site(0)]["l0"] < 0.5 * first[2][0][Site(0)]["l0"]
 
 
 def test_calibration_where_not_enough_is_positive():

@@ -13,6 +13,7 @@ from verbs.sets import measure
 from verbs.terminal import say
 
 if TYPE_CHECKING:
+    from sae_core.dictionaries import Dictionary
     from sae_core.formats import Foreign
     from sae_core.models import LanguageModel
     from sae_core.sites import Site
@@ -33,7 +34,10 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--model", required=True, help="'storybook', a directory in Hugging Face layout, or a hub name")
     parser.add_argument("--at", nargs="+", metavar="SITE", help="site of each file, where it does not say so itself")
     parser.add_argument("--text", default="storybook", help="'storybook', a .txt or .jsonl file, or a dataset name")
-    parser.add_argument("--context", type=int, default=None, help="tokens per context; the model's, at most 128")
+    parser.add_argument("--tokens", type=int, default=500_000, help="tokens of it that verbs may read, at most")
+    parser.add_argument(
+        "--context", type=int, default=None, help="tokens per context; the model's, or the files', at most 128"
+    )
     parser.add_argument(
         "--prepend-bos", action=argparse.BooleanOptionalAction, default=None, help="as the files say by default"
     )
@@ -54,16 +58,26 @@ def run(options: argparse.Namespace) -> None:
     at = [Site.parse(text) for text in options.at] if options.at else None
     foreign = [load_foreign(file) for file in options.files]
     model = model_of(options.model, options.device)
-    n_ctx = min(128, model.n_ctx) if options.context is None else options.context
+    known = [one.n_ctx for one in foreign if one.n_ctx and one.n_ctx > 1]
+    n_ctx = min(128, model.n_ctx, *known) if options.context is None else options.context
     bos = _prepend_bos(foreign) if options.prepend_bos is None else options.prepend_bos
-    text = Text(options.text, n_ctx, bos)
+    text = Text(options.text, n_ctx, bos, options.tokens)
     found = gather(options.files, foreign, model, text, at)
-    save_set(found, out)
+    for file, one in zip(options.files, foreign, strict=True):
+        if one.model_name and _plain(one.model_name) != _plain(model.name):
+            say(f"note: {file} says that it was trained on {one.model_name}, not on {model.name}")
+    contexts = held_out(text.contexts(model))[1]
     say("measuring on held-out text")
-    measured = measure(model, found, held_out(text.contexts(model))[1])
+    measured = measure(model, found, contexts)
+    save_set(found, out)
     write_json(out / QUALITY, measured.to_json())
     save_result(out, {"dictionaries": measured.to_json()}, model, {"text": asdict(text), "origin": found.origin})
     say(f"dictionaries: {out}")
+
+
+def _plain(name: str) -> str:
+    """A model's name without the folder or the account that it lies in, and by one spelling."""
+    return {"gpt2-small": "gpt2"}.get(plain := Path(name).name.lower(), plain)
 
 
 def import_set(
@@ -105,9 +119,22 @@ def gather(
                 raise UserError(f"it belongs at {site}, as does {origin[str(site)]}; give one file for each site")
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
-        found[site] = one.dictionary.to(model.device)
+        found[site] = _own(one.dictionary.to(model.device), model)
         origin[str(site)] = f"{file.expanduser().absolute()} ({one.format})"
     return DictionarySet(model.name, model.fingerprint(), text, found, None, origin)
+
+
+def _own(dictionary: "Dictionary", model: "LanguageModel") -> "Dictionary":
+    """The dictionary as it is meant for this model: TransformerLens centres only those that cannot tell."""
+    import torch
+
+    from sae_core.normed import Centred
+
+    if not isinstance(dictionary, Centred):
+        return dictionary
+    h = torch.linspace(-1, 1, model.d_model, device=model.device)[None].sin()
+    blind = torch.allclose(model.unembed(h), model.unembed(h + 1), atol=1e-3)
+    return dictionary if blind else dictionary.inner
 
 
 def _site(foreign: "Foreign", wanted: "Site | None") -> "Site":

@@ -1,6 +1,7 @@
 """Training as JSON lines."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """`log.jsonl`: a line per member and site every so often; other loggers read the same numbers in three lines.
+    """`log.jsonl`: a line per member and site every so often, and at the last step.
 
-    Lines beyond the step from which a resumed run goes on are dropped.
+    Other loggers read the same numbers in three lines. Lines beyond the step from which a resumed run goes on
+    are dropped, and so is one that was being written when the run broke off.
     """
 
     def __init__(self, path: Path, state: "TrainState"):
@@ -20,12 +22,12 @@ class Log:
         from sae_core.training import LOOK
 
         self._path, self._state, self._every, self._started = path, state, LOOK, time.monotonic()
-        kept = path.read_text(encoding="utf-8").splitlines() if state.step and path.is_file() else []
-        write_text(path, "".join(line + "\n" for line in kept if json.loads(line)["step"] <= state.step))
+        lines = path.read_text(encoding="utf-8").splitlines() if state.step and path.is_file() else []
+        write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= state.step))
 
     def add(self, step: "TrainStep") -> None:
         """Write down a step, if it is one of those."""
-        if step.step % self._every:
+        if step.step % self._every and step.step != self._state.members[0].config.steps:
             return
         with self._path.open("a", encoding="utf-8") as file:
             for member, sites in zip(self._state.members, step.numbers(), strict=True):
@@ -35,3 +37,11 @@ class Log:
                     place |= {"member": member.name, "site": str(site)}
                     rest = {"lr": lr, "seconds": round(time.monotonic() - self._started, 3)}
                     file.write(json.dumps(place | numbers | rest) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line, infinity if half of it is missing."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

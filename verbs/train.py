@@ -2,12 +2,11 @@
 
 import argparse
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verbs.description import check_same, described, flag, run_of
 from verbs.log import Log
 from verbs.options import model_of, sites_of, writable
 from verbs.parsers import Verbs
@@ -16,10 +15,13 @@ from verbs.sets import measure
 from verbs.terminal import interruptible, progress, say
 
 if TYPE_CHECKING:
+    import torch
+
     from sae_core.models import LanguageModel
-    from sae_core.objectives import Recipe
     from sae_core.runs import Run
+    from sae_core.sites import Site
     from sae_core.storage import DictionarySet
+    from sae_core.training import Stream, TrainState
 
 RUN, LOG = "run.json", "log.jsonl"
 _KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied")
@@ -61,38 +63,22 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`subrank train`."""
+    from sae_core import checks
     from sae_core.errors import UserError
-    from sae_core.files import read_json
-    from sae_core.runs import Run
-    from sae_core.storage import CHECKPOINT, SET, read_checkpoint
+    from sae_core.storage import CHECKPOINT, SET
 
+    checks.weight("--save-every", options.save_every)
     out = writable(options.out or Path("dictionaries"))
+    config = _config(options)
     if options.resume:
-        card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
-        model = model_of(options.model or found.model, options.device)
-        if card["fingerprint"] != model.fingerprint():
-            raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
-        if _described(options):
-            asked = replace(_run_of(options, model), model=found.model)
-            if differences := asked.differences(found):
-                raise UserError(
-                    f"the checkpoint in {out} has other {' and '.join(differences)} than asked for; "
-                    "leave these options out, or start anew elsewhere"
-                )
-        say(f"resuming after step {card['step']}, with the settings of the checkpoint")
+        model, found = _resumed(options, config, out)
+    elif (out / SET).exists() or (out / CHECKPOINT).exists() or any(out.glob(f"*/{SET}")):
+        raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
+    elif not config and options.model is None:
+        raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
     else:
-        if (out / SET).exists() or (out / CHECKPOINT).exists() or any(out.glob(f"*/{SET}")):
-            raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
-        if options.config:
-            if options.model or (given := _described(options)):
-                raise UserError(f"--config describes the whole run; leave out {options.model or ', '.join(given)}")
-            found = Run.from_json(read_json(options.config))
-            model = model_of(found.model, options.device)
-        elif options.model is None:
-            raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
-        else:
-            model = model_of(options.model, options.device)
-            found = _run_of(options, model)
+        model = model_of(config.model if config else options.model, options.device)
+        found = config or run_of(options, model)
     sets = train_into(out, model, found, resume=options.resume, save_every=options.save_every, cache=options.cache)
     if sets is None:
         say(f"stopped; go on with: subrank train {options.model or found.model} --out {out} --resume")
@@ -101,57 +87,39 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _described(options: argparse.Namespace) -> list[str]:
-    """The options given on the command line that describe the run."""
-    beside = {"model", "out", "device", "cache", "config", "save_every", "resume", "run", "verb", "parser"}
-    return [
-        "--" + name.replace("_", "-")
-        for name, value in vars(options).items()
-        if name not in beside and value != options.parser.get_default(name)
-    ]
-
-
-def _run_of(options: argparse.Namespace, model: "LanguageModel") -> "Run":
-    """The run that the options describe: a member for each combination of those with several values."""
+def _config(options: argparse.Namespace) -> "Run | None":
+    """The run in the file that --config names, if it does."""
+    from sae_core.errors import UserError
+    from sae_core.files import read_json
     from sae_core.runs import Run
-    from sae_core.text import Text
-    from sae_core.training import TrainConfig
 
-    n_ctx = min(128, model.n_ctx) if options.context is None else options.context
-    text = Text(options.text, n_ctx, options.prepend_bos, options.tokens, options.column)
-    members = []
-    for expansion, recipe, seed in product(options.expansion, _recipes(options), options.seeds or [options.seed]):
-        members.append(
-            TrainConfig(
-                recipe,
-                expansion,
-                options.tokens,
-                options.batch,
-                options.lr,
-                dead_after=options.dead_after,
-                clip=options.clip,
-                bfloat16=options.bfloat16,
-                kl=options.kl,
-                seed=seed,
-            )
+    if options.config is None:
+        return None
+    if options.model or (given := [flag(name) for name in described(options)]):
+        raise UserError(f"--config describes the whole run; leave out {options.model or ', '.join(given)}")
+    return Run.from_json(read_json(options.config))
+
+
+def _resumed(options: argparse.Namespace, config: "Run | None", out: Path) -> "tuple[LanguageModel, Run]":
+    """Model and run of the checkpoint in `out`; raises `UserError` where another run is asked for."""
+    from sae_core.errors import UserError
+    from sae_core.files import read_json
+    from sae_core.runs import Run
+    from sae_core.storage import read_checkpoint
+
+    card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
+    model = model_of(config.model if config else options.model or found.model, options.device)
+    if card["fingerprint"] != model.fingerprint():
+        raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
+    if not config:
+        check_same(options, model, found, out)
+    elif differences := replace(config, model=found.model).differences(found):
+        raise UserError(
+            f"the run in {out} has other {' and '.join(differences)} than {options.config}; "
+            "leave --config out, or start anew elsewhere"
         )
-    return Run(model.name, text, tuple(options.sites), tuple(members), int(options.memory * 2**30))
-
-
-def _recipes(options: argparse.Namespace) -> "Iterator[Recipe]":
-    """The architectures asked for, each with every value of the option that sets its sparsity."""
-    from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
-
-    by_k = {"batchtopk": BatchTopK, "matryoshka": Matryoshka, "jumprelu": JumpReLU}
-    for kind in options.kind:
-        if kind == "topk":
-            yield from (TopK(k, multi=options.multi) for k in options.k)
-        elif kind in by_k:
-            yield from (by_k[kind](k) for k in options.k)
-        elif kind == "gated":
-            yield from (Gated(l1) for l1 in options.l1)
-        else:
-            yield from (ReLU(l1, tied=kind == "tied") for l1 in options.l1)
+    say(f"resuming after step {card['step']}, with the settings of the checkpoint")
+    return model, found
 
 
 def train_into(
@@ -169,38 +137,33 @@ def train_into(
     """
     import shutil
 
-    from sae_core.activations import ActivationStream
-    from sae_core.cache import CachedStream
     from sae_core.errors import UserError
     from sae_core.files import write_json
     from sae_core.runs import calibrate_thresholds
-    from sae_core.storage import CHECKPOINT, DictionarySet, load_checkpoint, save_checkpoint, save_set
-    from sae_core.text import held_out
+    from sae_core.storage import CHECKPOINT, DictionarySet, save_checkpoint, save_set
+    from sae_core.text import digest, held_out
     from sae_core.training import start, train
 
     sites = sites_of(model, run.sites)
-    say(f"reading {run.text.source}")
-    training, measuring = held_out(run.text.contexts(model))
-    stream, steps = run.stream(model, training, sites), run.members[0].steps
     if cache and run.downstream(model):
         raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
+    say(f"reading {run.text.source}")
+    contexts = run.text.contexts(model)
+    read, steps = digest(contexts), run.members[0].steps
+    training, measuring = held_out(contexts)
     say(
         f"{len(training)} contexts of {run.text.n_ctx} tokens, {run.members[0].tokens / training.numel():.2g} epochs; "
         f"{len(sites)} sites, {len(run.members)} members, {steps} steps"
     )
-    if isinstance(stream, ActivationStream) and stream.block_contexts < min(stream.batch, len(training)):
-        n = stream.block_contexts
-        say(f"only {n} contexts mix within --memory: tokens of one context meet in a batch more often than by chance")
+    stream = _stream(run, model, training, sites, cache)
+    state = _checkpoint(out, model, read, run.text.source) if resume else start(stream, *run.members)
     write_json(out / RUN, run.to_json())
-    if cache:
-        stream = CachedStream(stream, cache)
-    state = load_checkpoint(out, device=model.device) if resume else start(stream, *run.members)
     log, saved = Log(out / LOG, state), time.monotonic()
     with interruptible() as stopped:
         for step in progress(train(stream, state, run.downstream(model)), steps, state.step):
             log.add(step)
             if stopped() or time.monotonic() - saved > save_every:
-                save_checkpoint(state, run.text, model, out)
+                save_checkpoint(state, run.text, model, out, contexts=read)
                 saved = time.monotonic()
             if stopped() and step.step < steps:
                 return None
@@ -209,13 +172,51 @@ def train_into(
         dictionaries, folder = member.dictionaries(), out if len(state.members) == 1 else out / member.name
         found = calibrate_thresholds(member.config, dictionaries, model, training[:128])
         thresholds |= {f"{member.name}/{site}": both for site, both in found.items()}
-        sets.append(DictionarySet(model.name, model.fingerprint(), run.text, dictionaries, member.config))
+        named = {"training": member.config, "stream_seed": run.stream_seed}
+        sets.append(DictionarySet(model.name, model.fingerprint(), run.text, dictionaries, **named))
         save_set(sets[-1], folder)
         measured[member.name] = _measure_into(folder, model, sets[-1], measuring, member.name)
     numbers: dict[str, Any] = {"dictionaries": measured if len(measured) > 1 else measured[state.members[0].name]}
     save_result(out, numbers | ({"thresholds": thresholds} if thresholds else {}), model, run.to_json())
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     return sets
+
+
+def _stream(
+    run: "Run", model: "LanguageModel", contexts: "torch.Tensor", sites: "tuple[Site, ...]", cache: Path | None
+) -> "Stream":
+    """The activations that the run trains on, from the cache if there is one; says what they cost."""
+    from sae_core.activations import ActivationStream
+    from sae_core.cache import CachedStream, disk_bytes
+
+    stream = run.stream(model, contexts, sites)
+    if isinstance(stream, ActivationStream) and stream.block_contexts < min(stream.batch, len(contexts)):
+        n = stream.block_contexts
+        say(f"only {n} contexts mix within --memory: tokens of one context meet in a batch more often than by chance")
+    if cache is None:
+        return stream
+    cached = CachedStream(stream, cache)
+    say(f"{cache} takes about {disk_bytes(stream, run.members[0].tokens) / 2**30:.2g} GiB in the end")
+    return cached
+
+
+def _checkpoint(out: Path, model: "LanguageModel", read: str, source: str) -> "TrainState":
+    """The state to go on from; raises `UserError` unless the text is what it was (`read` is its digest)."""
+    from sae_core.errors import UserError
+    from sae_core.storage import load_checkpoint, read_checkpoint
+    from sae_core.training import in_bfloat16
+
+    if read_checkpoint(out)["contexts"] != read:
+        raise UserError(
+            f"{source} holds another text than when the run in {out} began; bring that back, or start anew elsewhere"
+        )
+    state = load_checkpoint(out, device=model.device)
+    for member in state.members:
+        weight = next(iter(member.sites.values())).sae.W_dec
+        if member.bfloat16 != in_bfloat16(member.config, weight):
+            precision = "bfloat16" if member.bfloat16 else "float32"
+            say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")
+    return state
 
 
 def _measure_into(folder: Path, model: "LanguageModel", found: "DictionarySet", contexts: Any, name: str) -> dict:
