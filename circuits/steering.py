@@ -6,13 +6,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from circuits.page import plot, table
-from editing.dose import DoseResponse, Estimate
+from editing.dose import Along, DoseResponse, Estimate
+from editing.figures import styled
 from editing.steer import Continuation, Mode
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_COLOURS = {"features": "#1b4f9c", "random direction": "#10b981", "mean difference": "#b3261e"}
+_COLOURS = {Along.FEATURES: "#1b4f9c", Along.RANDOM: "#10b981", Along.MEAN_DIFFERENCE: "#b3261e"}
 _MEANING = {
     Mode.SCALE: "Strength s multiplies the activation by s: 1 changes nothing, 0 turns it off. "
     "The edit acts where the feature is active, and only there.",
@@ -123,7 +124,7 @@ def steering_figure(response: DoseResponse) -> "Figure":
                     legendgroup=method,
                     showlegend=column == 1,
                     mode="lines+markers",
-                    line={"color": _COLOURS.get(method), "width": 3 if method == "features" else 1.6},
+                    line={"color": _COLOURS[method], "width": 3 if method is Along.FEATURES else 1.6},
                     hovertemplate=f"{method}, strength %{{x}}: %{{y:.3g}}<extra></extra>",
                 ),
                 row=1,
@@ -133,11 +134,4 @@ def steering_figure(response: DoseResponse) -> "Figure":
     figure.update_yaxes(title_text="Δ logit of promoted tokens", title_standoff=4, row=1, col=1)
     figure.update_yaxes(title_text="Δ log p of promoted tokens", title_standoff=4, row=1, col=2)
     figure.update_yaxes(title_text="KL elsewhere, nats/token", title_standoff=4, exponentformat="power", row=1, col=3)
-    figure.update_layout(
-        template="plotly_white",
-        height=400,
-        margin={"l": 60, "r": 20, "t": 30, "b": 60},
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-    )
-    return figure
+    return styled(figure, height=400)

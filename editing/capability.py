@@ -1,19 +1,28 @@
 """Capabilities that can be removed: prompts for choosing, fitting and testing, and what counts as elsewhere."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from editing.contrast import Contrast, own_score, together
-from editing.tasks.pairs import OwnScore, PromptPairs
+from editing.contrast import Contrast, model_score, together
+from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
-from editing.tasks.task import task
+from editing.tasks.task import TASKS, task_of
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
 
 EVERYTHING = 10**6  # more prompts than any task has
+ABLE = 0.75
+"""AUROC that the unedited model must have on a transfer task for a removal to show there."""
+NO_CONCEPT = (
+    "the prompts have {n} pairs of answers, and nothing says which answers belong together: the classes are no concept "
+    "that could be erased or read, so erasers, probes and the comparison with LEACE are left out"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +42,25 @@ class Capability:
     tuning: Contrast
     """All prompts there are for selection: erasers fitted on them are tuned on `check`, which they have not seen."""
     fitting: Contrast
-    """All prompts there are that are not for the test: what erasers and probes are fitted on."""
+    """All prompts there are that are not for the test: what erasers are fitted on."""
     test: Contrast
+    """For the reported figures, the probes' as well."""
     due: tuple[int, ...]
     """Tokens of the task: damage is measured where the model does not expect them."""
-    transfer: Contrast | None = None
-    """Test prompts for the same concept in another form; None where there are none, or the model cannot do them."""
-    transfer_note: str = ""
-    """What the transfer task is, and the model's own score there, in words."""
+    transfers: Mapping[str, Contrast] = field(default_factory=dict)
+    """Test prompts for the same concept in other forms, as far as the model can do them."""
+    notes: tuple[str, ...] = ()
+    """What the transfer tasks are and the model's own score there, and what is left out, in words."""
+    concept: bool = True
+    """Whether the positive prompts have something in common whatever their answers are."""
 
 
-def capability(
+def capability_of(
     name: str | Path, model: LanguageModel, *, n_selection: int, n_test: int, seed: int, prepend_bos: bool = True
 ) -> Capability:
     """The capability behind the task of that name, or behind the pairs in a file (`editing.tasks.task`).
 
+    In a file each line may have a `label`, the class of its clean prompt, of which the corrupted one has the other.
     Raises `UserError` where there is no such task, or the model does not have the words.
     """
     size = {"n_selection": n_selection, "n_test": n_test, "seed": seed, "prepend_bos": prepend_bos}
@@ -55,10 +68,16 @@ def capability(
         return pronouns(model, Form.SUBJECT, **size)
     if name == "possessives":
         return pronouns(model, Form.POSSESSIVE, **size)
-    found = task(name, model)
+    found = task_of(name, model)
     pairs = {split: found.pairs(split, EVERYTHING, seed=seed, prepend_bos=prepend_bos) for split in found.splits}
     test = found.pairs("test", max(1, n_test // 2), seed=seed, prepend_bos=prepend_bos)
-    return of_pairs(model, found.name, pairs["selection"], test, check=pairs.get("check"), n_selection=n_selection)
+    labels = {} if name in TASKS else read_labels(Path(name).expanduser())
+    return of_pairs(
+        model, found.name, pairs["selection"], test, check=pairs.get("check"), n_selection=n_selection, labels=labels
+    )
+
+
+# ---- pronouns --------------------------------------------------------------------------------------
 
 
 def pronouns(
@@ -69,12 +88,23 @@ def pronouns(
     def prompts(splits: Sequence[Split], n: int, form: Form = form) -> PronounPrompts:
         return pronoun_prompts(model, splits, n, seed=seed, prepend_bos=prepend_bos, form=form)
 
-    others = [Split.SELECTION, Split.CHECK]
-    test = prompts([Split.TEST], n_test)
-    transfer, note = None, "there is no transfer task for this one"
-    if form is Form.SUBJECT:
-        transfer, note = _possessives(model, lambda: prompts([Split.TEST], max(2, n_test // 2), Form.POSSESSIVE))
-    subject = form is Form.SUBJECT
+    others, subject = [Split.SELECTION, Split.CHECK], form is Form.SUBJECT
+    test, transfers, notes = prompts([Split.TEST], n_test), {}, ["there is no transfer task for this one"]
+    if subject:
+        notes = []
+        for words, other in (("her or his", Form.POSSESSIVE), ("“… went to the store, and”", Form.STORE)):
+            try:
+                contrast = Contrast.of_pronouns(prompts([Split.TEST], max(2, n_test // 2), other))
+            except UserError as error:
+                notes.append(f"transfer to {words}: not measured; {error}")
+                continue
+            own, area = model_score(model, contrast)
+            notes.append(f"transfer to {words}: {own.sentence()}; AUROC {area:.3f}")
+            # accuracy alone could be that of a model which always answers the same
+            if area >= ABLE:
+                transfers[words] = contrast
+            else:
+                notes[-1] += "; too little to measure a removal by"
     return Capability(
         name="pronouns" if subject else "possessives",
         answers=("she", "he") if subject else ("her", "his"),
@@ -86,26 +116,12 @@ def pronouns(
         fitting=Contrast.of_pronouns(prompts(others, EVERYTHING)),
         test=Contrast.of_pronouns(test),
         due=tuple(pronoun_ids(model)),
-        transfer=transfer,
-        transfer_note=note,
+        transfers=transfers,
+        notes=tuple(notes),
     )
 
 
-def _possessives(model: LanguageModel, prompts: Callable[[], PronounPrompts]) -> tuple[Contrast | None, str]:
-    """The transfer task, her or his, where the model can do it; and what it is worth there, in words."""
-    try:
-        contrast = Contrast.of_pronouns(prompts())
-    except UserError as error:
-        return None, f"transfer to her or his: not measured; {error}"
-    own, area = own_score(model, contrast)
-    note = f"transfer to her or his: {own.sentence()}; AUROC {area:.3f}"
-    # accuracy alone could be that of a model which always answers the same
-    able = area >= ABLE
-    return (contrast, note) if able else (None, f"{note}; too little to measure a removal by")
-
-
-ABLE = 0.75
-"""AUROC that the unedited model must have on a transfer task for a removal to show there."""
+# ---- pairs of prompts ------------------------------------------------------------------------------
 
 
 def of_pairs(
@@ -116,26 +132,30 @@ def of_pairs(
     *,
     n_selection: int,
     check: PromptPairs | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Capability:
     """Telling clean from corrupted prompts apart by their answers.
 
-    Without pairs to check the choice on, every second of the selection's templates does it; where there is only
-    one, every second pair.
+    `labels` give the class of each clean prompt, by its text. Without pairs to check the choice on, every second of
+    the selection's templates does it; where there is only one, every second pair.
     Raises `UserError` for fewer than four pairs to select on.
     """
     if len(selection) < 4 or len(test) < 2:
         raise UserError(f"{name}: {len(selection)} pairs to choose on and {len(test)} to test are too few (4 and 2)")
-    tested, chosen = Contrast.of_pairs(test), Contrast.of_pairs(selection)
+    tested, chosen = (Contrast.of_pairs(pairs, _positive(pairs, labels)) for pairs in (test, selection))
     if check is None:
         several = len(chosen.template.unique()) > 1
         label = chosen.template if several else torch.arange(len(chosen)) // 2
         turn = label.unique(return_inverse=True)[1] % 2
         halves = [chosen.rows((turn == half).nonzero()[:, 0]) for half in (0, 1)]
     else:
-        halves = [chosen, Contrast.of_pairs(check)]
+        halves = [chosen, Contrast.of_pairs(check, _positive(check, labels))]
     whole = together(halves)
     text = [model.token_text(int(ids[0])).strip() for ids in (tested.yes, tested.no)]
-    due = {int(token) for one in (whole, tested) for ids in (one.yes, one.no) for token in ids.unique()}
+    answers = {frozenset(both) for one in (whole, tested) for both in torch.stack([one.yes, one.no], 1).tolist()}
+    concept, notes = bool(labels) or len(answers) == 1, ["there is no transfer task for this one"]
+    if not concept:
+        notes.append(NO_CONCEPT.format(n=len(answers)))
     return Capability(
         name=name,
         answers=(text[0], text[1]),
@@ -146,11 +166,35 @@ def of_pairs(
         tuning=halves[0],
         fitting=whole,
         test=tested,
-        due=tuple(sorted(due)),
-        transfer_note="there is no transfer task for this one",
+        due=tuple(sorted(frozenset().union(*answers))),
+        notes=tuple(notes),
+        concept=concept,
     )
 
 
-def own(model: LanguageModel, capability: Capability) -> tuple[OwnScore, float]:
-    """The model's own score on the test prompts."""
-    return own_score(model, capability.test)
+def _positive(pairs: PromptPairs, labels: Mapping[str, str] | None) -> Bool[Tensor, "pairs"] | None:
+    """The clean prompts whose label is the first of the two in the alphabet; None without labels."""
+    if not labels:
+        return None
+    return torch.tensor([labels[text] == min(labels.values()) for text in pairs.texts])
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """The `label` of every clean prompt in a file of pairs (`editing.tasks.own`), by its text; empty if none has one.
+
+    Raises `UserError` unless all lines have one, the same for the same prompt, and there are two in all.
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    labels: dict[str, str] = {}
+    for line in lines:
+        clean, label = line.get("clean_prefix") or line.get("clean"), line.get("label")
+        if label is not None and labels.setdefault(clean, str(label)) != str(label):
+            raise UserError(f"{path}: {clean!r} has the labels {labels[clean]} and {label}; a prompt is of one class")
+    without = sum(line.get("label") is None for line in lines)
+    if labels and (without or len({*labels.values()}) != 2):
+        seen = ", ".join(sorted({*labels.values()}))
+        raise UserError(
+            f'{path}: give every line a "label" or none, two different ones in all; {without} of {len(lines)} lines '
+            f"have none, the others {seen}"
+        )
+    return labels

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from editing.ground import Harm
-from editing.judging import EVERYWHERE, Interval, Removal
+from editing.contrast import Span
+from editing.judging import EVERYWHERE, Judged
 from editing.metrics import interval, resampled
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LeaceComparison:
     """Features beside LEACE at one site (or at all of them)."""
 
     site: str
@@ -19,11 +19,11 @@ class Comparison:
     leace_gone: bool
     saved: float
     """Damage of LEACE minus damage of the features, nats per token."""
-    saved_interval: Interval
+    saved_interval: Span
     """95%: the same contexts are drawn for both."""
 
     @classmethod
-    def of(cls, features: tuple[Removal, Harm], leace: tuple[Removal, Harm], seed: int) -> "Comparison":
+    def of(cls, features: Judged, leace: Judged, seed: int) -> "LeaceComparison":
         """The comparison of two judged edits on the same text."""
         n = len(features[1].contexts)
         difference = torch.tensor(leace[1].contexts, dtype=torch.float64) - torch.tensor(features[1].contexts)
@@ -45,7 +45,7 @@ class Comparison:
         return self.features_gone and self.saved_interval[0] > 0
 
 
-def verdict(comparisons: Sequence[Comparison]) -> str:
+def verdict(comparisons: Sequence[LeaceComparison]) -> str:
     """The answer in plain words, for single sites and for all layers at once."""
     single = [c for c in comparisons if c.site != EVERYWHERE]
     if not single:

@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.metrics import auroc, interval, resampled
-from editing.tasks.pairs import OwnScore, PromptPairs, end_logits
+from editing.tasks.pairs import OwnScore, PromptPairs, end_logits, wilson_interval
 from editing.tasks.pronouns import PronounPrompts
 from sae_core.models import LanguageModel
+
+FEWEST = 3
+"""Prompts of each class that there must be for an AUROC of a part: one of each is told apart by any accident."""
+Weights = Float[Tensor, "resamples batch"]
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,40 +33,34 @@ class Contrast:
     group: Int[Tensor, "batch"]
     """Which sentence a prompt ends in, or of which template it is: within these AUROC is also read."""
     template: Int[Tensor, "batch"]
-    """What is resampled before the prompts are."""
+    name: Int[Tensor, "batch"] | None = None
+    """Whom a prompt is about, where every name stands in many templates; None where templates are all they share."""
 
     @classmethod
     def of_pronouns(cls, prompts: PronounPrompts) -> "Contrast":
         """Female names are the positive class."""
         she, he = (torch.full_like(prompts.end, token) for token in (prompts.she, prompts.he))
-        return cls(prompts.tokens, prompts.end, prompts.female, she, he, prompts.sentence, prompts.groups)
+        sentence, template = prompts.sentence, prompts.groups
+        return cls(prompts.tokens, prompts.end, prompts.female, she, he, sentence, template, prompts.name)
 
     @classmethod
-    def of_pairs(cls, pairs: PromptPairs) -> "Contrast":
+    def of_pairs(cls, pairs: PromptPairs, positive: Bool[Tensor, "pairs"] | None = None) -> "Contrast":
         """The clean prompts of pairs against the corrupted ones, in turn.
 
-        Where two answers occur both ways round, the class of a prompt is that of its answer: the answer of
-        the first such pair is positive throughout.
+        `positive` says which clean prompts are of the positive class, their corrupted ones being of the other. If
+        it is left out, those are whose answer has the smaller id of the two.
         """
-        turned = _turned(pairs)
+        turned = pairs.answer > pairs.foil if positive is None else ~positive
         answer, foil = torch.where(turned, pairs.foil, pairs.answer), torch.where(turned, pairs.answer, pairs.foil)
 
         def alternately(clean: Tensor, corrupted: Tensor) -> Tensor:
             return torch.stack([clean, corrupted], 1).flatten(0, 1)
 
+        twice = {"end": pairs.end, "yes": answer, "no": foil, "group": pairs.groups, "template": pairs.groups}
         return cls(
             tokens=alternately(pairs.clean, pairs.corrupted),
             positive=alternately(~turned, turned),
-            **{
-                name: alternately(values, values)
-                for name, values in (
-                    ("end", pairs.end),
-                    ("yes", answer),
-                    ("no", foil),
-                    ("group", pairs.groups),
-                    ("template", pairs.groups),
-                )
-            },
+            **{name: alternately(values, values) for name, values in twice.items()},
         )
 
     def __len__(self) -> int:
@@ -70,10 +70,12 @@ class Contrast:
         """The first `n` prompts."""
         return self.rows(slice(0, n))
 
-    def rows(self, which: slice | Int[Tensor, "few"]) -> "Contrast":
+    def rows(self, which: slice | Int[Tensor, "few"] | Bool[Tensor, "batch"]) -> "Contrast":
         """Some of the prompts."""
-        fields = ("tokens", "end", "positive", "yes", "no", "group", "template")
-        return replace(self, **{name: getattr(self, name)[which] for name in fields})
+        name = None if self.name is None else self.name[which]
+        return replace(self, **{field: getattr(self, field)[which] for field in _FIELDS}, name=name)
+
+    # ---- what the model says -------------------------------------------------------------------
 
     def score(self, logits: Float[Tensor, "*trials batch vocab"]) -> Float[Tensor, "*trials batch"]:
         """logit(yes) - logit(no), from logits at the prompts' ends."""
@@ -82,14 +84,19 @@ class Contrast:
 
     def gap(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
         """P(right answer) - P(wrong one) per prompt."""
-        p = logits.softmax(-1)
-        yes, no = (p.gather(-1, ids.to(p.device)[:, None])[:, 0] for ids in (self.yes, self.no))
-        return torch.where(self.positive.to(p.device), yes - no, no - yes)
+        yes, no = self._probabilities(logits)
+        return torch.where(self.positive.to(yes.device), yes - no, no - yes)
 
     def mass(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
         """P(yes) + P(no) per prompt: what an edit may simply have destroyed."""
-        p = logits.softmax(-1)
-        return sum(p.gather(-1, ids.to(p.device)[:, None])[:, 0] for ids in (self.yes, self.no))
+        return sum(self._probabilities(logits))
+
+    def _probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        total = logits.logsumexp(-1)
+        yes, no = (logits.gather(-1, ids.to(logits.device)[:, None])[:, 0] for ids in (self.yes, self.no))
+        return (yes - total).exp(), (no - total).exp()
+
+    # ---- how well the classes are told apart -----------------------------------------------------
 
     def within(self, scores: Float[Tensor, "batch"]) -> float:
         """AUROC of scores for somebody who knows the group and its sign: 0.5 + mean over groups of |AUROC - 0.5|.
@@ -100,28 +107,10 @@ class Contrast:
         parts = self._mixed()
         return 0.5 + sum(abs(auroc(scores[part], self.positive[part]) - 0.5) for part in parts) / len(parts)
 
-    def told_apart(self, scores: Float[Tensor, "batch"]) -> float:
+    def told_apart(self, scores: Float[Tensor, "trials batch"]) -> Float[Tensor, "trials"]:
         """How far the classes are from being alike: |AUROC - 0.5| over all, plus the same within groups."""
-        return abs(auroc(scores, self.positive) - 0.5) + self.within(scores) - 0.5
-
-    def auroc_intervals(
-        self, scores: Float[Tensor, "batch"], seed: int
-    ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """95% bootstrap intervals of the pooled AUROC and of `within`.
-
-        The second is the basic bootstrap, reflected at the estimate: a mean of absolute values is larger in every
-        resample, by as much as chance adds, and quantiles would lie above the estimate.
-        """
-        weights = resampled(self.template, seed)
-        drawn = _weighted_auroc(scores, self.positive, weights)
-        pooled = interval(drawn[~drawn.isnan()]).tolist()
-        parts = [(scores[part], self.positive[part], weights[:, part]) for part in self._mixed()]
-        apart = torch.stack([(_weighted_auroc(*part) - 0.5).abs() for part in parts])
-        share = torch.stack([(weight.sum(1) > 0).double() for *_, weight in parts])
-        drawn = 0.5 + (apart.nan_to_num(0) * share).sum(0) / share.sum(0).clamp_min(1)
-        estimate = self.within(scores)
-        low, high = (2 * estimate - interval(drawn).flip(0)).clamp(0.5, 1.0).tolist()
-        return (pooled[0], pooled[1]), (min(low, estimate), max(high, estimate))
+        within = [_aurocs(scores[:, part], self.positive[part]) - 0.5 for part in self._mixed()]
+        return (_aurocs(scores, self.positive) - 0.5).abs() + torch.stack(within).abs().mean(0)
 
     def _mixed(self) -> list[Bool[Tensor, "batch"]]:
         """The groups that have three prompts of each class; all prompts as one where no group has."""
@@ -130,20 +119,91 @@ class Contrast:
         mixed = [part for part, count in zip(parts, counts, strict=True) if min(count) >= FEWEST]
         return mixed or [torch.ones_like(self.positive)]
 
+    def halves(self) -> Bool[Tensor, "batch"] | None:
+        """Which half a prompt is in; the halves share no name (no template, where there are no names).
 
-FEWEST = 3
-"""Prompts of each class that a group must have for an AUROC within it: one of each is told apart by any accident."""
+        Names are dealt out in turn within each class. Prompts of a single template are dealt out in twos. None where
+        a half would have fewer than three prompts of a class.
+        """
+        unit = self.template if self.name is None else self.name
+        if len(unit.unique()) == 1:
+            unit = torch.arange(len(self)) // 2
+        units, index = unit.unique(return_inverse=True)
+        share = torch.zeros(len(units)).index_add(0, index, self.positive.float()) / index.bincount()
+        turn = torch.empty(len(units), dtype=torch.long)
+        turn[share.argsort(stable=True)] = torch.arange(len(units))
+        half = (turn % 2 == 1)[index]
+        counts = [(half == one) & (self.positive == other) for one in (False, True) for other in (False, True)]
+        return half if min(int(count.sum()) for count in counts) >= FEWEST else None
+
+    # ---- how far that can be trusted -------------------------------------------------------------
+
+    @property
+    def resampling(self) -> str:
+        """What `weights` draws, in words."""
+        return "templates, then prompts" if self.name is None else "names and templates, crossed"
+
+    def weights(self, seed: int, n: int = 1000) -> Weights:
+        """What each of `n` bootstrap resamples weighs every prompt; a row sums to one.
+
+        Where each name stands in many templates, names and templates are drawn with replacement independently of
+        each other, as many as there are, and a prompt weighs the product of how often its two were drawn (the
+        pigeonhole bootstrap, Owen 2007): prompts that share either are not taken for independent. Elsewhere
+        templates are drawn, then prompts within them.
+        """
+        if self.name is None:
+            return resampled(self.template, seed, n)
+        rng = np.random.default_rng(seed)
+        weights = torch.ones(n, len(self), dtype=torch.float64)
+        for labels in (self.template, self.name):
+            units, index = labels.unique(return_inverse=True)
+            drawn = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), size=n)
+            weights *= torch.from_numpy(drawn).double()[:, index]
+        weights = weights[weights.sum(1) > 0]
+        return weights / weights.sum(1, keepdim=True)
+
+    def auroc_intervals(self, scores: Float[Tensor, "batch"], weights: Weights) -> tuple[Span, Span]:
+        """95% bootstrap intervals of the pooled AUROC and of `within`, under `weights` of the prompts.
+
+        The second is the basic bootstrap, reflected at the estimate: a mean of absolute values is larger in every
+        resample, by as much as chance adds, and quantiles would lie above the estimate. In a resample only the groups
+        count that have both classes there.
+        """
+        pooled = span(_weighted_auroc(scores, self.positive, weights))
+        parts = [(scores[part], self.positive[part], weights[:, part]) for part in self._mixed()]
+        drawn = 0.5 + torch.stack([(_weighted_auroc(*part) - 0.5).abs() for part in parts]).nanmean(0)
+        estimate = self.within(scores)
+        high, low = (min(1.0, max(0.5, 2 * estimate - end)) for end in span(drawn))
+        return pooled, (min(low, estimate), max(high, estimate))
+
+    def auroc_in(
+        self, parts: Sequence[Bool[Tensor, "batch"]], scores: Float[Tensor, "batch"], weights: Weights
+    ) -> tuple[float, Span]:
+        """The mean of the AUROCs in some parts, whose scores are not comparable with each other; and its interval."""
+        mean = sum(auroc(scores[part], self.positive[part]) for part in parts) / len(parts)
+        drawn = [_weighted_auroc(scores[part], self.positive[part], weights[:, part]) for part in parts]
+        return mean, span(torch.stack(drawn).nanmean(0))
 
 
-def _turned(pairs: PromptPairs) -> Bool[Tensor, "batch"]:
-    """The pairs whose answers occur the other way round in an earlier pair."""
-    first: dict[frozenset[int], int] = {}
-    answers = list(zip(pairs.answer.tolist(), pairs.foil.tolist(), strict=True))
-    return torch.tensor([first.setdefault(frozenset(both), both[0]) != both[0] for both in answers])
+_FIELDS = ("tokens", "end", "positive", "yes", "no", "group", "template")
+
+
+def span(drawn: Float[Tensor, "resamples"]) -> Span:
+    """The 95% interval of a resampled share, over the resamples in which it is defined; all there is, if in none."""
+    if drawn.isnan().all():
+        return 0.0, 1.0
+    low, high = interval(drawn[~drawn.isnan()]).tolist()
+    return low, high
+
+
+def _aurocs(scores: Float[Tensor, "trials batch"], positive: Bool[Tensor, "batch"]) -> Float[Tensor, "trials"]:
+    """`auroc` of every row."""
+    ahead, behind = scores[:, positive, None], scores[:, None, ~positive]
+    return ((ahead > behind).double() + 0.5 * (ahead == behind).double()).mean((1, 2))
 
 
 def _weighted_auroc(
-    scores: Float[Tensor, "batch"], positive: Bool[Tensor, "batch"], weights: Float[Tensor, "resamples batch"]
+    scores: Float[Tensor, "batch"], positive: Bool[Tensor, "batch"], weights: Weights
 ) -> Float[Tensor, "resamples"]:
     """AUROC with weighted cases, per row of weights; NaN where a class has none.
 
@@ -152,24 +212,30 @@ def _weighted_auroc(
     ahead, behind = scores[positive][:, None].double(), scores[~positive][None].double()
     above = (ahead > behind).double() + 0.5 * (ahead == behind).double()
     ours, theirs = weights[:, positive], weights[:, ~positive]
-    return ((ours @ above) * theirs).sum(1) / (ours.sum(1) * theirs.sum(1))
+    found = ((ours @ above) * theirs).sum(1) / (ours.sum(1) * theirs.sum(1))
+    return found.clamp(0, 1)  # rounding
 
 
-def own_score(model: LanguageModel, prompts: Contrast) -> tuple[OwnScore, float]:
-    """The model's own accuracy on both classes, and its AUROC."""
+def model_score(model: LanguageModel, prompts: Contrast) -> tuple[OwnScore, float]:
+    """The unedited model's accuracy on both classes, and its AUROC."""
     logits = end_logits(model, prompts.tokens, prompts.end).cpu()
-    right, wrong = (
-        torch.where(prompts.positive, a, b) for a, b in ((prompts.yes, prompts.no), (prompts.no, prompts.yes))
-    )
-    return OwnScore.of(logits, right, wrong, prompts.template), auroc(prompts.score(logits), prompts.positive)
+    scores, positive = prompts.score(logits), prompts.positive
+    right, wrong = (torch.where(positive, a, b) for a, b in ((prompts.yes, prompts.no), (prompts.no, prompts.yes)))
+    score = OwnScore.of(logits, right, wrong, prompts.template)
+    if prompts.name is not None:  # `OwnScore` knows templates only
+        ahead, weights = torch.where(positive, scores, -scores).double(), prompts.weights(0)
+        correct = (ahead > 0).double()
+        drawn, wilson = span(weights @ correct), wilson_interval(int(correct.sum()), len(correct))
+        accuracy = (max(0.0, min(drawn[0], wilson[0])), min(1.0, max(drawn[1], wilson[1])))
+        score = replace(score, accuracy_interval=accuracy, difference_interval=span(weights @ ahead))
+    return score, auroc(scores, positive)
 
 
 def together(parts: Sequence[Contrast]) -> Contrast:
-    """Several sets of prompts as one, in turn; shorter rows are filled up with their last token, where nobody looks."""
+    """Several sets of prompts as one, in turn and without names; shorter rows are filled up with their last token."""
     width = max(part.tokens.shape[1] for part in parts)
     tokens = [torch.cat([p.tokens, p.tokens[:, -1:].expand(-1, width - p.tokens.shape[1])], 1) for p in parts]
     # prefixes of the whole are mixed as the parts are
     order = torch.cat([torch.arange(len(part)) / len(part) for part in parts]).argsort(stable=True)
-    names = ("end", "positive", "yes", "no", "group", "template")
-    rest = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    rest = {field: torch.cat([getattr(part, field) for part in parts]) for field in _FIELDS[1:]}
     return Contrast(torch.cat(tokens), **rest).rows(order)

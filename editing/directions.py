@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.positions import Mask, check_width, ended, where
+from editing.positions import Mask, check_width, ended, reach, where
 from sae_core.sites import Site
 
 
@@ -26,3 +26,7 @@ class AddDirection:
         if self.direction.ndim == 3 and ended(self.direction, h):
             return h
         return where(self.mask, h + self.strength * self.direction, h)
+
+    def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+        """The positions of this pass that it may write to."""
+        return reach(self.mask, h, self.direction if self.direction.ndim == 3 else None)

@@ -9,6 +9,7 @@ along random directions and along the difference of means. Blocks below the firs
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from editing.metrics import bootstrap, kl_divergence
 from editing.positions import Mask
 from editing.sizes import Measured
+from editing.splice import LOGITS_AT_ONCE
 from editing.steer import FeatureText, Mode, promoted, random_directions, redirected, steering
 from sae_core.dictionaries import Dictionary
+from sae_core.errors import UserError
 from sae_core.models import Intervention, LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
@@ -32,16 +35,29 @@ NEUTRAL = 0.01
 """Probability that the unedited model may give the promoted tokens where harm is measured."""
 
 
+class Along(StrEnum):
+    """What a change goes along: the features' own directions, or a control's."""
+
+    FEATURES = "features"
+    RANDOM = "random direction"
+    MEAN_DIFFERENCE = "mean difference"
+
+
 @dataclass(frozen=True)
 class DoseConfig:
     """How much to measure."""
 
     contexts: int = 32
-    """Held-out contexts at most."""
+    """Held-out contexts at most; two at least, as intervals are over contexts."""
     n_promoted: int = 5
     random_draws: int = 3
     """Random directions, averaged."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("contexts", 2), ("n_promoted", 1), ("random_draws", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Estimate:
 class Dose:
     """One strength of one method."""
 
-    method: str
+    method: Along
     strength: float
     logit: Estimate
     """Change of the promoted tokens' logits less the mean logit."""
@@ -83,7 +99,7 @@ class DoseResponse:
     likelier: tuple[str, ...]
     """Tokens to which the features give most probability where the response is measured, through all paths."""
     doses: tuple[Dose, ...]
-    slope: dict[str, Estimate]
+    slope: dict[Along, Estimate]
     """For each method, the response per unit of strength: the least-squares slope of `logit`; none for one strength."""
     n_contexts: int
     n_places: int
@@ -91,7 +107,7 @@ class DoseResponse:
     n_neutral_places: int
     """Where harm is measured."""
 
-    def of(self, method: str) -> list[Dose]:
+    def of(self, method: Along) -> list[Dose]:
         """The doses of one method, strength by strength."""
         return [dose for dose in self.doses if dose.method == method]
 
@@ -117,7 +133,7 @@ def dose_response(
         for draw in range(config.random_draws)
     ]
     off = partial(_edits, dictionaries, text, Mode.OFF, 0.0, None)
-    methods = {"features": [None], "random direction": randoms, "mean difference": [text.difference]}
+    methods = {Along.FEATURES: [None], Along.RANDOM: randoms, Along.MEAN_DIFFERENCE: [text.difference]}
     doses, slopes = [], {}
     for method, directions in methods.items() if len(experiment.tokens) else ():
         yield f"dose and response: {method}"
@@ -196,23 +212,23 @@ class _Experiment:
             return
         with torch.no_grad():
             self.below = self._record_below()
-            finals, _ = self._run(lambda mask: [])
-            quiet = self._logits(finals, self.quiet)
-            kept = quiet.softmax(-1)[:, promoted].sum(-1) < NEUTRAL
-            self.quiet, self.before_quiet = self.quiet[kept.cpu()], quiet[kept]
-            self.before = self._logits(finals, self.acts)
+            self.before, _ = self._run(lambda mask: [])
+            likely = [logits.softmax(-1)[:, promoted].sum(-1) for (logits,) in self._logits(self.quiet, self.before)]
+            self.quiet = self.quiet[torch.cat(likely).cpu() < NEUTRAL] if likely else self.quiet
 
     @torch.no_grad()
     def changes(self, edits: Edits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per context: change of the promoted tokens' logits, of their log probabilities, KL, and size of the edit."""
         finals, moved = self._run(edits)
-        after, quiet = self._logits(finals, self.acts), self._logits(finals, self.quiet)
-        logit = (_centred(after) - _centred(self.before))[:, self.promoted].mean(-1)
-        log_prob = (after.log_softmax(-1) - self.before.log_softmax(-1))[:, self.promoted].mean(-1)
-        size = moved[self.acts[:, 0], self.acts[:, 1]]
-        kl = self._per_context(kl_divergence(self.before_quiet, quiet), self.quiet)
-        logit, log_prob, size = (self._per_context(values, self.acts) for values in (logit, log_prob, size))
-        return logit, log_prob, kl, size
+        logit, log_prob, kl = [], [], []
+        for before, after in self._logits(self.acts, self.before, finals):
+            logit.append((_centred(after) - _centred(before))[:, self.promoted].mean(-1))
+            log_prob.append((after.log_softmax(-1) - before.log_softmax(-1))[:, self.promoted].mean(-1))
+        for before, after in self._logits(self.quiet, self.before, finals):
+            kl.append(kl_divergence(before, after))
+        acting = (torch.cat(logit), torch.cat(log_prob), moved[self.acts[:, 0], self.acts[:, 1]])
+        logit, log_prob, size = (self._per_context(values, self.acts) for values in acting)
+        return logit, log_prob, self._per_context(torch.cat([moved.new_zeros(0), *kl]), self.quiet), size
 
     @torch.no_grad()
     def likelier(self, off: Edits, n: int) -> list[int]:
@@ -220,8 +236,9 @@ class _Experiment:
         if not len(self.tokens):
             return []
         finals, _ = self._run(off)
-        fall = self.before.softmax(-1) - self._logits(finals, self.acts).softmax(-1)
-        return fall.mean(0).topk(min(n, fall.shape[-1])).indices.tolist()
+        pairs = self._logits(self.acts, self.before, finals)
+        fall = sum((before.softmax(-1) - after.softmax(-1)).sum(0) for before, after in pairs)
+        return fall.topk(min(n, fall.shape[-1])).indices.tolist()
 
     def _per_context(self, values: Float[Tensor, "places"], places: Int[Tensor, "places 2"]) -> Float[Tensor, "rows"]:
         """Mean of the values of each context that has any."""
@@ -248,9 +265,13 @@ class _Experiment:
         return torch.cat(finals), torch.cat(moved)
 
     def _logits(
-        self, finals: Float[Tensor, "contexts pos d_model"], places: Int[Tensor, "places 2"]
-    ) -> Float[Tensor, "places vocab"]:
-        return self.model.unembed(finals[places[:, 0], places[:, 1]])
+        self, places: Int[Tensor, "places 2"], *finals: Float[Tensor, "contexts pos d_model"]
+    ) -> Iterator[list[Float[Tensor, "_ vocab"]]]:
+        """Logits of every one of `finals` at the places, so many places at a time as `LOGITS_AT_ONCE` allows."""
+        if not len(places):
+            return
+        for few in places.split(max(1, LOGITS_AT_ONCE // (len(finals) * self.model.n_vocab))):
+            yield [self.model.unembed(final[few[:, 0], few[:, 1]]) for final in finals]
 
 
 def _some(allowed: Bool[Tensor, "contexts pos"], *, generator: torch.Generator) -> Int[Tensor, "places 2"]:

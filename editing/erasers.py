@@ -10,6 +10,7 @@ from torch import Tensor
 from editing.contrast import Contrast
 from editing.erase import Erasure, fit_leace, mean_difference, project_out
 from editing.ground import up_to_end
+from editing.judging import Method
 from editing.tasks.pairs import at_end
 from sae_core.models import LanguageModel
 from sae_core.sites import Site, Stream
@@ -34,11 +35,17 @@ def _means(site: Site, x: Tensor, labels: Tensor) -> Erasure:
 
 
 Fit = Callable[[Site, Tensor, Tensor], Erasure]
-ERASERS: dict[str, Fit] = {"LEACE": _leace, "mean difference": _means, "orthogonal projection": through_origin}
+ERASERS: dict[Method, Fit] = {Method.LEACE: _leace, Method.MEANS: _means, Method.ORTHOGONAL: through_origin}
+TUNED = {
+    Method.LEACE: Method.LEACE_TUNED,
+    Method.MEANS: Method.MEANS_TUNED,
+    Method.ORTHOGONAL: Method.ORTHOGONAL_TUNED,
+}
+"""The same erasers with a strength."""
 
 
 @torch.no_grad()
-def fit_at(model: LanguageModel, sites: Sequence[Site], prompts: Contrast) -> dict[Site, dict[str, Erasure]]:
+def fit_at(model: LanguageModel, sites: Sequence[Site], prompts: Contrast) -> dict[Site, dict[Method, Erasure]]:
     """Every eraser at every site, each fitted on the unedited model."""
     parts, _ = _parts(model, prompts)
     x: dict[Site, list[Tensor]] = {site: [] for site in sites}
@@ -75,7 +82,7 @@ def fit_everywhere(model: LanguageModel, sites: Sequence[Site], prompts: Contras
 def _parts(model: LanguageModel, prompts: Contrast) -> tuple[list[Contrast], list[Tensor]]:
     """The prompts, as many at a time as one forward pass takes, and the content tokens of each part."""
     parts = [prompts.rows(rows) for rows in torch.arange(len(prompts)).split(AT_ONCE)]
-    return parts, [up_to_end(model, part).to(model.device) for part in parts]
+    return parts, [up_to_end(model, part) for part in parts]
 
 
 def _with(model: LanguageModel, erasers: Sequence[Erasure], mask: Tensor, tokens: Tensor, site: Site) -> Tensor:

@@ -1,13 +1,15 @@
 """The same edits at every layer at once: each layer's features, and erasers fitted one after the other."""
 
 import torch
+from torch import Tensor
 
 from editing.candidates import affordable_strength
 from editing.capability import Capability
 from editing.contrast import Contrast
 from editing.erasers import ERASERS, fit_everywhere
 from editing.ground import Elsewhere, Runs, up_to_end
-from editing.rivals import equal_random
+from editing.judging import Method
+from editing.rivals import at_size, random_edits
 from editing.scaled import Scaled
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries import Dictionary
@@ -16,7 +18,7 @@ from sae_core.sites import Site
 
 FITTED = 1024
 """Prompts on which the erasers are fitted."""
-SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+COMMON_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @torch.no_grad()
@@ -29,36 +31,36 @@ def at_all_layers(
     tested: Elsewhere,
     budget: float,
     seed: int,
-) -> dict[str, list[Intervention]]:
+) -> dict[Method, list[Intervention]]:
     """Per method, one edit for each residual site, from the lowest to the highest.
 
     The features are each site's own, at one share of the strengths that they have there alone: the one at which
-    the classes are told apart least on the selection prompts, within the budget. The random edits are as large
-    at every site as the features' edit there.
+    the classes are told apart least on the selection prompts, within the budget. Erasers are there if the task's
+    classes are a concept. The random edits are as large at every site as the features' edit there, each in the run
+    that has all of its kind.
     """
     sites = sorted(edits)
     alone = [edits[site] for site in sites]
-    share = affordable_strength(alone, _meeting_share(model, task.selection, alone), choosing, budget)
-    methods: dict[str, list[Intervention]] = {
-        "features": [Scaled(one.edit, round(share * one.strength, 4)) for one in alone]
-    }
-    fitting = task.fitting.first(FITTED)
-    methods |= {name: [*fit_everywhere(model, sites, fitting, fit)] for name, fit in ERASERS.items()}
-    randoms: dict[str, list[Intervention]] = {"random features": [], "random directions": []}
-    for site, edit in zip(sites, methods["features"], strict=True):
-        size, latents = tested.runs.edited([edit])[2], edits[site].edit.latents.tolist()
-        drawn = equal_random(site, dictionaries[site], latents, size, choosing, tested, 1, seed)
-        for name, found in drawn.items():
-            randoms[name] += found
-    return methods | randoms
+    share, _ = affordable_strength(alone, _meeting_share(model, task.selection, alone), choosing, budget)
+    features = [Scaled(one.edit, round(share * one.strength, 4)) for one in alone]
+    methods: dict[Method, list[Intervention]] = {Method.FEATURES: [*features]}
+    if task.concept:
+        fitting = task.fitting.first(FITTED)
+        methods |= {name: [*fit_everywhere(model, sites, fitting, fit)] for name, fit in ERASERS.items()}
+    sizes = tested.runs.edited(features).sizes
+    drawn = [random_edits(s, dictionaries[s], edits[s].edit.latents.tolist(), choosing, seed=seed) for s in sites]
+    for method in drawn[0]:
+        methods[method] = [*at_size([own[method] for own in drawn], sizes, tested.runs)]
+    return methods
 
 
 def _meeting_share(model: LanguageModel, prompts: Contrast, edits: list[Scaled]) -> float:
     """The share of all strengths at which the classes are told apart least."""
     runs = Runs(model, prompts.tokens, up_to_end(model, prompts))
 
-    def apart(share: float) -> float:
-        final, _, _ = runs.edited([Scaled(edit, share) for edit in edits])
-        return prompts.told_apart(prompts.score(model.unembed(at_end(final, prompts.end))).cpu())
+    def scores(share: float) -> Tensor:
+        final = runs.edited([Scaled(edit, share) for edit in edits]).final
+        return prompts.score(model.unembed(at_end(final, prompts.end))).cpu()
 
-    return min(SHARES, key=apart)
+    apart = prompts.told_apart(torch.stack([scores(share) for share in COMMON_SHARES]))
+    return COMMON_SHARES[int(apart.argmin())]

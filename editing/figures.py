@@ -1,41 +1,54 @@
-"""Plots of the editing experiments, as plotly figures."""
+"""Plots of the IOI experiment, as plotly figures; and the look of all plots."""
 
 from collections.abc import Mapping
 from html import escape
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from editing.baselines import SHOWN, Baseline
 from editing.ioi import IOIResult
+from editing.selection import Selector
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
 
     from editing.tradeoff import Curve
 
+Labels = Mapping[str, Mapping[str, str]]
+"""What features respond to, in words: by the name of their curve, then by their own (`str(FeatureId)`)."""
+
 _COLOURS = {
-    "dictionary": "#1b4f9c",
-    "PCA": "#d97706",
-    "non-negative PCA": "#b3261e",
-    "ICA": "#78350f",
-    "neurons": "#6b7280",
-    "random basis": "#9ca3af",
-    "random subsets": "#10b981",
+    SHOWN[Baseline.PCA]: "#d97706",
+    SHOWN[Baseline.NONNEGATIVE_PCA]: "#b3261e",
+    SHOWN[Baseline.ICA]: "#78350f",
+    SHOWN[Baseline.NEURONS]: "#6b7280",
+    SHOWN[Baseline.RANDOM_BASIS]: "#9ca3af",
+}
+_SHADES = ("#1b4f9c", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#b45309", "#1e3a8a", "#0f766e")
+"""Of dictionaries, in turn."""
+_CHOSEN = {
+    Selector.GREEDY: "#1b4f9c",
+    Selector.ATTRIBUTION: "#d97706",
+    Selector.THRESHOLD: "#7c3aed",
+    Selector.RANDOM: "#10b981",
 }
 
 
-def ioi_figure(result: IOIResult, labels: Mapping[str, str] | None = None) -> "Figure":
+def ioi_figure(result: IOIResult, labels: Labels | None = None) -> "Figure":
     """KL from the clean run and recovered logit difference, against number of features and against edit size.
 
-    One curve per method, with its 95% band; `labels` say in words what features are, by `str(FeatureId)`.
+    One curve per method, with its 95% band; hovering names the features that came with a point, with their labels.
     """
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.14)
-    for number, curve in enumerate(result.main()):
-        own = curve.name in result.floors
-        colour = _COLOURS.get(curve.name) or _SHADES[number % len(_SHADES)]
-        hover = [_added(curve, row, labels or {}) for row in range(len(curve.points))]
+    names = [curve.name for curve in result.main()]
+    colours = {name: _COLOURS.get(name) or _SHADES[number % len(_SHADES)] for number, name in enumerate(names)}
+    for curve in result.main():
+        own, colour = curve.name in result.floors, colours[curve.name]
+        known = (labels or {}).get(curve.name, {})
+        hover = [_added(curve, row, known) for row in range(len(curve.points))]
         for row, field in ((1, "kl"), (2, "recovered")):
             for column, axis in ((1, "n_features"), (2, "edit_size")):
                 x, y = ([getattr(p, name) for p in curve.points] for name in (axis, field))
@@ -60,7 +73,7 @@ def ioi_figure(result: IOIResult, labels: Mapping[str, str] | None = None) -> "F
                     **place,
                 )
     for name, own in result.floors.items():
-        line = {"dash": "dot", "color": _COLOURS.get(name, "#6b7280"), "width": 1}
+        line = {"dash": "dot", "color": colours[name], "width": 1}
         for column in (1, 2):
             figure.add_hline(y=own["all_latents"], line=line, row=1, col=column)
     for row in (1, 2):
@@ -68,7 +81,7 @@ def ioi_figure(result: IOIResult, labels: Mapping[str, str] | None = None) -> "F
         figure.update_xaxes(title_text="mean edit size |x' - x̄|", row=row, col=2)
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", row=1, col=1)
     figure.update_yaxes(title_text="logit difference recovered", row=2, col=1)
-    return _styled(figure, height=680)
+    return styled(figure, height=680)
 
 
 def selection_figure(result: IOIResult) -> "Figure":
@@ -91,11 +104,7 @@ def selection_figure(result: IOIResult) -> "Figure":
             )
     figure.update_xaxes(title_text="patched features", range=[0, 64])
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", rangemode="tozero")
-    return _styled(figure, height=420)
-
-
-_CHOSEN = {"greedy": "#1b4f9c", "attribution": "#d97706", "threshold": "#7c3aed", "random": "#10b981"}
-_SHADES = ("#1b4f9c", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#b45309", "#1e3a8a", "#0f766e")
+    return styled(figure, height=420)
 
 
 def _chosen(curve: "Curve", result: IOIResult) -> str:
@@ -131,7 +140,8 @@ def _added(curve: "Curve", row: int, labels: Mapping[str, str], most: int = 5) -
     return "".join(f"<br>{line}" for line in lines) + (f"<br>+ {more} more" if new and more > 0 else "")
 
 
-def _styled(figure: "Figure", *, height: int) -> "Figure":
+def styled(figure: "Figure", *, height: int) -> "Figure":
+    """The figure in the look that all figures have."""
     figure.update_layout(
         template="plotly_white",
         height=height,

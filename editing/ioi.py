@@ -8,30 +8,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.metrics import interval, resampled
-from editing.selection import SELECTORS, Selection, SelectionConfig
+from editing.baselines import SHOWN, Baseline, baselines
+from editing.curve_comparison import CurveComparison, compare
+from editing.experiment import PatchExperiment
+from editing.joint import JointExperiment
+from editing.metrics import resampled
+from editing.patching import KL, SIZE, Patching
+from editing.selection import SELECTORS, Selection, SelectionConfig, Selector
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.pairs import OwnScore, own_score
-from editing.tradeoff import KL, Curve, PatchExperiment, Trace, default_counts, floor, summary, trace
+from editing.tasks.pairs import OwnScore, Place, PromptPairs, own_score
+from editing.tradeoff import Curve, Trace, default_counts, floor, summary, trace
 from sae_core.activations import harvest
-from sae_core.dictionaries import Dictionary, ica, neurons, nonnegative_pca, pca, random_basis
+from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.measures import finite
 from sae_core.models import LanguageModel
-from sae_core.seeds import generator_for
-from sae_core.sites import FeatureId, Site, Stream
+from sae_core.sites import Site, Stream
 
-BASELINES = {
-    "pca": "PCA",
-    "nonnegative_pca": "non-negative PCA",
-    "neurons": "neurons",
-    "random_basis": "random basis",
-    "ica": "ICA",
-}
 NAMED = 1024
 """Features of a curve that its result names."""
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-"""Edit sizes at which methods are compared, as shares of |x - x_bar|."""
+SIZES_COMPARED = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""Edit sizes at which methods are compared, as shares of the size with everything patched."""
+HARVESTED = 2**29
+"""Bytes that the activations may take from which baselines of several sites are fitted, at one time."""
 
 
 @dataclass(frozen=True)
@@ -41,91 +40,48 @@ class IOIConfig:
     selection_prompts: int = 32
     test_prompts: int = 96
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    selectors: tuple[str, ...] = ("greedy", "attribution", "random")
+    selectors: tuple[Selector | str, ...] = tuple(Selector)
     """How dictionaries' features are chosen; baselines' are by the first of these. `threshold` is the slow one."""
-    baselines: tuple[str, ...] = ("pca", "nonnegative_pca", "neurons", "random_basis")
+    baselines: tuple[Baseline | str, ...] = tuple(one for one in Baseline if one is not Baseline.ICA)
+    """What dictionaries are compared with. ICA is slow to fit."""
     random_draws: int = 3
     """Random orders, averaged."""
     seed: int = 0
     prepend_bos: bool = True
 
     def __post_init__(self) -> None:
-        for kind, given, known in (("selector", self.selectors, SELECTORS), ("baseline", self.baselines, BASELINES)):
-            for name in given:
-                if name not in known:
-                    raise UserError(f"no {kind} {name!r}; there are {', '.join(known)}")
+        for name, known in (("selectors", Selector), ("baselines", Baseline)):
+            for one in getattr(self, name):
+                if one not in set(known):
+                    raise UserError(f"no {name[:-1]} {one!r}; there are {', '.join(known)}")
+            object.__setattr__(self, name, tuple(map(known, getattr(self, name))))
         if not self.selectors:
-            raise UserError(f"no way to choose features is given; there are {', '.join(SELECTORS)}")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A dictionary against a baseline on the same prompts, paired."""
-
-    dictionary: str
-    baseline: str
-    counts: tuple[int, ...]
-    """Numbers of patched features that both curves have."""
-    difference: tuple[float, ...]
-    """KL of the dictionary's less KL of the baseline's; below 0, the dictionary is better."""
-    interval: tuple[tuple[float, float], ...]
-    """95%, bootstrap over templates, then prompts."""
-    edit_sizes: tuple[float, ...]
-    """Sizes at which both are compared."""
-    size_difference: tuple[float, ...]
-    """The same difference between the largest sets whose mean edit is no larger than that."""
-    size_interval: tuple[tuple[float, float], ...]
-
-    @property
-    def better(self) -> list[int]:
-        """Counts at which the whole interval is below zero."""
-        return [count for count, (_, high) in zip(self.counts, self.interval, strict=True) if high < 0]
-
-    @property
-    def worse(self) -> list[int]:
-        """Counts at which the whole interval is above zero."""
-        return [count for count, (low, _) in zip(self.counts, self.interval, strict=True) if low > 0]
-
-    @property
-    def crossing(self) -> int | None:
-        """The least count from which the baseline's KL is the lower one at every further count; None if never."""
-        lower = [difference > 0 for difference in self.difference]
-        while lower and lower[-1]:
-            lower.pop()
-        return self.counts[len(lower)] if len(lower) < len(self.counts) else None
-
-    @property
-    def better_sizes(self) -> list[float]:
-        """Edit sizes at which the whole interval is below zero."""
-        return [size for size, (_, high) in zip(self.edit_sizes, self.size_interval, strict=True) if high < 0]
-
-    @property
-    def worse_sizes(self) -> list[float]:
-        """Edit sizes at which the whole interval is above zero."""
-        return [size for size, (low, _) in zip(self.edit_sizes, self.size_interval, strict=True) if low > 0]
+            raise UserError(f"no way to choose features is given; there are {', '.join(Selector)}")
+        for name in ("selection_prompts", "test_prompts", "random_draws"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class IOIResult:
-    """One corruption at one site."""
+    """One corruption at one site, or at several that are patched jointly."""
 
     corruption: Corruption
     own: OwnScore
     site: str
+    """Several are joined by a plus sign."""
     site_kl: dict[str, float]
     """KL on the selection prompts with the 16 features of highest estimate patched, for every site that was asked."""
     curves: tuple[Curve, ...]
-    floor: dict[str, float]
-    """Of the first dictionary: KL with nothing, all latents, and the error patched too."""
+    floors: dict[str, dict[str, float]]
+    """Of every dictionary: KL with nothing, all latents, and the error patched too."""
     shared: tuple[str, ...]
     """What selection and test prompts have in common besides the task."""
     n_selection: int
     n_test: int
-    floors: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The same for every dictionary."""
-    comparisons: tuple[Comparison, ...] = ()
-    positions: tuple[int, ...] | None = None
-    """The positions that were edited, counted from the end; None for all."""
+    comparisons: tuple[CurveComparison, ...] = ()
+    positions: tuple[Place, ...] | None = None
+    """The positions that were edited, roles or counted from the end; None for all."""
 
     def main(self) -> list[Curve]:
         """The curves of the picture: every method, its features chosen the first way."""
@@ -133,24 +89,20 @@ class IOIResult:
 
     def sentences(self) -> list[str]:
         """Where the dictionaries beat PCA (else the first baseline), where not, and why."""
-        baseline = next((c.baseline for c in self.comparisons if c.baseline == "PCA"), None)
-        baseline = baseline or next((c.baseline for c in self.comparisons), None)
-        main = {curve.name: curve for curve in self.main()}
+        names = [one.baseline for one in self.comparisons]
+        baseline = SHOWN[Baseline.PCA] if SHOWN[Baseline.PCA] in names else next(iter(names), None)
+        curves = {curve.name: curve for curve in self.main()}
         return [
-            f"{_against(one)}. {_why(self.floors[one.dictionary], main[one.dictionary], one)}"
+            f"{one.sentence()}. {one.reason(self.floors[one.dictionary], curves[one.dictionary])}"
             for one in self.comparisons
             if one.baseline == baseline
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; null where a ratio has no value."""
-        comparisons = [
-            {"better": c.better, "worse": c.worse, "crossing": c.crossing, "better_sizes": c.better_sizes}
-            | {"worse_sizes": c.worse_sizes}
-            for c in self.comparisons
-        ]
-        plain = asdict(self)
-        plain["comparisons"] = [a | b for a, b in zip(plain["comparisons"], comparisons, strict=True)]
+        """All fields, with what follows from the comparisons; null where a ratio has no value."""
+        plain, found = asdict(self), ("better", "worse", "crossing", "better_sizes", "worse_sizes")
+        for numbers, one in zip(plain["comparisons"], self.comparisons, strict=True):
+            numbers |= {name: getattr(one, name) for name in found}
         return _plain(plain) | {"sentences": self.sentences()}
 
 
@@ -161,192 +113,208 @@ def run_ioi(
     corruption: Corruption,
     config: IOIConfig,
     *,
-    site: Site | None = None,
-    positions: Sequence[int] | None = None,
+    site: Site | Sequence[Site] | None = None,
+    positions: Sequence[Place] | None = None,
 ) -> Iterator[str | IOIResult]:
-    """Yield a line of progress before each stage, and the `IOIResult` last.
+    """Yield a line of progress before each stage, and the `IOIResult` last: `IOIStudy` with one experiment."""
+    yield from IOIStudy(model, dictionaries, contexts, config).run(corruption, site=site, positions=positions)
 
-    `dictionaries` are those of one set, by site, or several sets by name. `contexts` are those on which PCA is
-    fitted. Without `site`, the residual or MLP site is taken at which the 16 features of highest estimate leave
-    the least KL on the selection prompts, with the best of the sets. `positions` as in `PatchExperiment`.
+
+@dataclass(frozen=True, eq=False)
+class _Prompts:
+    """The prompts of one corruption, with what the model does on those of the test."""
+
+    selection: PromptPairs
+    test: PromptPairs
+    own: OwnScore
+
+
+class IOIStudy:
+    """Experiments of several corruptions at several sites, with what they share: prompts, own scores, baselines.
+
+    `dictionaries` are those of one set, by site, or several sets by name. `contexts` are those on which baselines
+    are fitted.
     """
-    sets = _named(dictionaries)
-    task = IOITask.of(model)
-    prompts = {
-        split: task.pairs(model, corruption, split, n, seed=config.seed, prepend_bos=config.prepend_bos)
-        for split, n in (("selection", config.selection_prompts), ("test", config.test_prompts))
-    }
-    own = own_score(model, prompts["test"])
-    yield f"{corruption}: {own.sentence()}"
 
-    sites = _candidates(sets, site)
-    if len(sites) > 1:
-        yield f"{corruption}: choosing the site"
-    experiments = {s: PatchExperiment(model, prompts["selection"], s, positions) for s in sites}
-    site_kl = {s: min(_kl_of_best(experiments[s], own[s]) for own in sets.values()) for s in sites}
-    best = min(sites, key=site_kl.__getitem__)
-    selection, test = experiments[best], PatchExperiment(model, prompts["test"], best, positions)
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: Mapping[Site, Dictionary] | Mapping[str, Mapping[Site, Dictionary]],
+        contexts: Int[Tensor, "contexts pos"],
+        config: IOIConfig,
+    ):
+        if not dictionaries:
+            raise UserError("IOI needs at least one set of dictionaries")
+        alone = isinstance(next(iter(dictionaries)), Site)
+        self.sets: dict[str, Mapping[Site, Dictionary]] = {"dictionary": dictionaries} if alone else dict(dictionaries)
+        self.model, self.contexts, self.config, self.task = model, contexts, config, IOITask.of(model)
+        self._prompts: dict[Corruption, _Prompts] = {}
+        self._baselines: dict[Site, dict[str, Dictionary]] = {}
 
-    methods = {name: own[best] for name, own in sets.items()}
-    methods |= baselines(harvest(model, contexts, (best,))[best], config)
-    weights, curves, traces = resampled(prompts["test"].groups, config.seed), [], {}
-    for name, dictionary in methods.items():
-        for selector in config.selectors if name in sets else config.selectors[:1]:
-            yield f"{corruption}: {best}, {name}, {selector}"
-            chosen, found = _traced(selection, test, dictionary, selector, config)
-            order = tuple(_names(name if name not in sets else best, chosen.order[:NAMED]))
-            points = summary(test, found, weights)
-            curves.append(Curve(name, points, order, chosen.forwards, selector))
-            if selector == config.selectors[0]:
-                traces[name] = found
-    floors = {name: floor(test, own[best]) for name, own in sets.items()}
-    full = test.sizes(test.whole(), torch.arange(len(test), device=model.device)).mean().item()
-    yield IOIResult(
-        corruption=corruption,
-        own=own,
-        site=str(best),
-        site_kl={str(s): kl for s, kl in site_kl.items()},
-        curves=tuple(curves),
-        floor=next(iter(floors.values())),
-        shared=task.shared,
-        n_selection=len(prompts["selection"]),
-        n_test=len(prompts["test"]),
-        floors=floors,
-        comparisons=tuple(
-            compare(name, other, traces[name], traces[other], weights, [share * full for share in SHARES])
-            for name in sets
-            for other in methods
-            if other not in sets
-        ),
-        positions=None if positions is None else tuple(positions),
-    )
+    def run(
+        self,
+        corruption: Corruption,
+        *,
+        site: Site | Sequence[Site] | None = None,
+        positions: Sequence[Place] | None = None,
+    ) -> Iterator[str | IOIResult]:
+        """Yield a line of progress before each stage, and the `IOIResult` last.
+
+        Without `site`, the residual or MLP site is taken at which the 16 features of highest estimate leave the
+        least KL on the selection prompts, with the best of the sets; several sites are patched jointly. `positions`
+        as in `editing.experiment.edited_places`.
+        """
+        prompts = self.prompts(corruption)
+        yield f"{corruption}: {prompts.own.sentence()}"
+        places = self._places(site)
+        if len(places) > 1:
+            yield f"{corruption}: choosing the site"
+        selection, site_kl = self._chosen(prompts.selection, places, positions)
+        test = _experiment(self.model, prompts.test, selection.sites, positions)
+        methods = self.sets | self.baselines(test.sites)
+        weights, curves, traces, floors = resampled(prompts.test.groups, self.config.seed), [], {}, {}
+        for name, dictionaries in methods.items():
+            choosing, testing = (_patching(one, dictionaries) for one in (selection, test))
+            for selector in self.config.selectors if name in self.sets else self.config.selectors[:1]:
+                yield f"{corruption}: {_joined(test.sites)}, {name}, {selector}"
+                chosen, found = self._traced(choosing, testing, selector)
+                points = summary(test.clean, test.corrupted, found, weights)
+                named = self._names(name, testing, chosen.order[:NAMED])
+                curves.append(Curve(name, points, named, chosen.forwards, selector))
+                traces.setdefault(name, found)
+            if name in self.sets:
+                floors[name] = floor(testing)
+        full = testing.whole()[:, SIZE].mean().item()
+        yield IOIResult(
+            corruption=corruption,
+            own=prompts.own,
+            site=_joined(test.sites),
+            site_kl=site_kl,
+            curves=tuple(curves),
+            floors=floors,
+            shared=self.task.shared,
+            n_selection=len(prompts.selection),
+            n_test=len(prompts.test),
+            comparisons=self._compared(traces, weights, full),
+            positions=None if positions is None else tuple(positions),
+        )
+
+    # ---- what experiments share ----------------------------------------------------------------
+
+    def prompts(self, corruption: Corruption) -> _Prompts:
+        """The prompts of a corruption, made once."""
+        if corruption not in self._prompts:
+            config = self.config
+            given = {"seed": config.seed, "prepend_bos": config.prepend_bos}
+            selection, test = (
+                self.task.pairs(self.model, corruption, split, n, **given)
+                for split, n in (("selection", config.selection_prompts), ("test", config.test_prompts))
+            )
+            self._prompts[corruption] = _Prompts(selection, test, own_score(self.model, test))
+        return self._prompts[corruption]
+
+    def baselines(self, sites: Sequence[Site]) -> dict[str, dict[Site, Dictionary]]:
+        """The baselines by name, then site; fitted once, several sites from one pass as far as memory goes."""
+        missing = [site for site in sites if site not in self._baselines]
+        while missing and self.config.baselines:
+            widest = max(self.model.d_in(site) for site in missing)
+            few = max(1, HARVESTED // (4 * widest * self.contexts.numel()))
+            for site, x in harvest(self.model, self.contexts, tuple(missing[:few])).items():
+                self._baselines[site] = baselines(self.config.baselines, x, self.config.seed)
+            missing = missing[few:]
+        return {
+            SHOWN[name]: {site: self._baselines[site][SHOWN[name]] for site in sites} for name in self.config.baselines
+        }
+
+    # ---- parts of an experiment ----------------------------------------------------------------
+
+    def _places(self, site: Site | Sequence[Site] | None) -> list[tuple[Site, ...]]:
+        """What to choose from: what is given, or every site that all sets have; raises `UserError` if there is none."""
+        given = (site,) if isinstance(site, Site) else tuple(site or ())
+        for name, dictionaries in self.sets.items():
+            for one in given:
+                if one not in dictionaries:
+                    whose = "this set" if len(self.sets) == 1 else name
+                    raise UserError(f"no dictionary for {one}; {whose} has {', '.join(map(str, dictionaries))}")
+        if given:
+            return [given]
+        first, *others = self.sets.values()
+        shared = [one for one in first if all(one in other for other in others)]
+        usual = [one for one in shared if one.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
+        if not shared:
+            raise UserError(f"{', '.join(self.sets)} have no site in common; give sets that have")
+        return [(one,) for one in usual or shared]
+
+    def _chosen(
+        self, pairs: PromptPairs, places: list[tuple[Site, ...]], positions: Sequence[Place] | None
+    ) -> tuple[PatchExperiment | JointExperiment, dict[str, float]]:
+        """The experiment on the selection prompts at the best place, and what the KL is at each."""
+        found: dict[str, float] = {}
+        for sites in places:
+            experiment = _experiment(self.model, pairs, sites, positions)
+            kl = min(_kl_of_best(_patching(experiment, dictionaries)) for dictionaries in self.sets.values())
+            if kl < min(found.values(), default=torch.inf):
+                best = experiment  # the others are let go: each holds two runs
+            found[_joined(experiment.sites)] = kl
+        return best, found
+
+    def _traced(self, choosing: Patching, testing: Patching, selector: Selector) -> tuple[Selection, Trace]:
+        """Features chosen on the selection prompts, and what they do on the test prompts."""
+        config, select = self.config, SELECTORS[selector]
+        chosen = select(choosing, config.selection, seed=config.seed)
+        found = trace(testing, chosen.order, chosen.counts or default_counts(len(chosen.order)))
+        if selector is not Selector.RANDOM:
+            return chosen, found
+        draws = [found.readout]
+        for draw in range(1, config.random_draws):
+            order = select(choosing, config.selection, seed=config.seed + draw).order
+            draws.append(trace(testing, order, found.counts).readout)
+        return replace(chosen, order=()), Trace(found.counts, torch.stack(draws).mean(0))
+
+    def _names(self, method: str, patching: Patching, order: Sequence[int]) -> tuple[str, ...]:
+        """Features by their names; of a baseline, which has no features of its own, by its name and number."""
+        features = [patching.feature(number) for number in order]
+        if method in self.sets:
+            return tuple(map(str, features))
+        alone = len({feature.site for feature in features}) == 1
+        return tuple(f"{method} {feature.index if alone else feature}" for feature in features)
+
+    def _compared(
+        self, traces: Mapping[str, Trace], weights: Float[Tensor, "resamples batch"], full: float
+    ) -> tuple[CurveComparison, ...]:
+        """Every set against every baseline; `full` is the edit size with everything patched."""
+        sizes = [share * full for share in SIZES_COMPARED]
+        others = [name for name in traces if name not in self.sets]
+        return tuple(
+            compare(name, other, traces[name], traces[other], weights, sizes) for name in self.sets for other in others
+        )
 
 
-def baselines(x: Float[Tensor, "tokens d_in"], config: IOIConfig) -> dict[str, Dictionary]:
-    """The decompositions to compare with, by the names they are shown under; fitted on `x` where they are fitted."""
-    makers = {
-        "pca": lambda: pca(x),
-        "nonnegative_pca": lambda: nonnegative_pca(x),
-        "neurons": lambda: _to(neurons(x.shape[-1]), x),
-        "random_basis": lambda: _to(random_basis(x.shape[-1], generator=generator_for(config.seed, "random basis")), x),
-        "ica": lambda: ica(x, generator=generator_for(config.seed, "ica")),
-    }
-    return {BASELINES[name]: makers[name]() for name in config.baselines}
+def _experiment(
+    model: LanguageModel, pairs: PromptPairs, sites: Sequence[Site], positions: Sequence[Place] | None
+) -> PatchExperiment | JointExperiment:
+    """At one site the fast one, whose changes add up."""
+    if len(sites) == 1:
+        return PatchExperiment(model, pairs, sites[0], positions)
+    return JointExperiment(model, pairs, sites, positions)
 
 
-def compare(
-    name: str,
-    other: str,
-    ours: Trace,
-    theirs: Trace,
-    weights: Float[Tensor, "resamples batch"],
-    edit_sizes: Sequence[float],
-) -> Comparison:
-    """Two curves at equal numbers of features and at equal edit sizes, prompt by prompt."""
-    shared = sorted(set(ours.counts) & set(theirs.counts))
-    pairs = [(ours.counts.index(count), theirs.counts.index(count)) for count in shared]
-    by_count = _paired(ours, theirs, pairs, weights)
-    by_size = _paired(ours, theirs, [(_within(ours, s), _within(theirs, s)) for s in edit_sizes], weights)
-    return Comparison(name, other, tuple(shared), *by_count, tuple(edit_sizes), *by_size)
-
-
-def _paired(ours: Trace, theirs: Trace, pairs: Sequence[tuple[int, int]], weights: Tensor) -> tuple[tuple, tuple]:
-    mine, others = (torch.tensor(rows, dtype=torch.long) for rows in zip(*pairs, strict=True))
-    difference = ours.readout[mine, :, KL] - theirs.readout[others, :, KL]  # [pairs, batch]
-    low, high = interval(weights @ difference.T).tolist()
-    return tuple(difference.mean(1).tolist()), tuple(zip(low, high, strict=True))
-
-
-def _within(found: Trace, size: float) -> int:
-    """The point with the most features whose mean edit is no larger than `size`, but for rounding."""
-    small = found.edit_size.mean(1) <= size * (1 + 1e-5)
-    return int(small.nonzero().max()) if small.any() else 0
-
-
-def _traced(
-    selection: PatchExperiment, test: PatchExperiment, dictionary: Dictionary, selector: str, config: IOIConfig
-) -> tuple[Selection, Trace]:
-    """Features chosen on the selection prompts, and what they do on the test prompts."""
-    chosen = SELECTORS[selector](selection, dictionary, config.selection, seed=config.seed)
-    found = trace(test, dictionary, chosen.order, chosen.counts or default_counts(len(chosen.order)))
-    if selector != "random":
-        return chosen, found
-    draws = [found]
-    for draw in range(1, config.random_draws):
-        order = SELECTORS[selector](selection, dictionary, config.selection, seed=config.seed + draw).order
-        draws.append(trace(test, dictionary, order, found.counts))
-    readout, size = (torch.stack([getattr(d, name) for d in draws]).mean(0) for name in ("readout", "edit_size"))
-    return replace(chosen, order=()), Trace(found.counts, readout, size)
+def _patching(experiment: PatchExperiment | JointExperiment, dictionaries: Mapping[Site, Dictionary]) -> Patching:
+    """The features of an experiment's sites, ready to be patched."""
+    if isinstance(experiment, PatchExperiment):
+        return experiment.patching(dictionaries[experiment.site])
+    return experiment.patching(dictionaries)
 
 
 @torch.no_grad()
-def _kl_of_best(experiment: PatchExperiment, dictionary: Dictionary, n: int = 16) -> float:
-    best = experiment.first_order(dictionary).topk(min(n, len(dictionary.directions))).indices
-    return trace(experiment, dictionary, best.tolist(), [len(best)]).readout[0, :, KL].mean().item()
+def _kl_of_best(patching: Patching, n: int = 16) -> float:
+    estimate = patching.first_order()
+    best = estimate.topk(min(n, len(estimate))).indices
+    return trace(patching, best.tolist(), [len(best)]).readout[0, :, KL].mean().item()
 
 
-def _named(given: Mapping) -> dict[str, Mapping[Site, Dictionary]]:
-    """Sets by name; a single one is called `dictionary`."""
-    if not given:
-        raise UserError("IOI needs at least one set of dictionaries")
-    return {"dictionary": given} if isinstance(next(iter(given)), Site) else dict(given)
-
-
-def _candidates(sets: Mapping[str, Mapping[Site, Dictionary]], site: Site | None) -> list[Site]:
-    """The sites to choose from: the one given, or all that every set has; raises `UserError` if there is none."""
-    for name, own in sets.items():
-        if site and site not in own:
-            whose = "this set" if len(sets) == 1 else name
-            raise UserError(f"no dictionary for {site}; {whose} has {', '.join(map(str, own))}")
-    if site:
-        return [site]
-    shared = [s for s in next(iter(sets.values())) if all(s in own for own in sets.values())]
-    usual = [s for s in shared if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
-    if not shared:
-        raise UserError(f"{', '.join(sets)} have no site in common; give sets that have")
-    return usual or shared
-
-
-def _names(whose: str | Site, order: Sequence[int]) -> list[str]:
-    return [str(FeatureId(whose, j)) if isinstance(whose, Site) else f"{whose} {j}" for j in order]
-
-
-def _against(one: Comparison) -> str:
-    ours, theirs = one.dictionary, one.baseline
-    counts = ", ".join(_runs(one.counts, one.better)) or "no number of patched features"
-    text = f"on the test prompts {ours} leaves less KL than {theirs} at {counts}"
-    if one.crossing is not None:
-        text += f"; from {one.crossing} on {theirs} is ahead"
-    small, large = one.better_sizes, one.worse_sizes
-    text += "; at equal edit size it is better at " + (", ".join(f"{s:.2f}" for s in small) or "none")
-    return text + (f" and worse at {', '.join(f'{s:.2f}' for s in large)}" if large else "")
-
-
-def _runs(counts: Sequence[int], chosen: Sequence[int]) -> list[str]:
-    """Counts in words: neighbours among `counts` as a range."""
-    found: list[list[int]] = []
-    for before, count in zip((None, *counts), counts, strict=False):
-        if count in chosen:
-            if found and found[-1][-1] == before:
-                found[-1].append(count)
-            else:
-                found.append([count])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found]
-
-
-def _why(floor: Mapping[str, float], curve: Curve, one: Comparison) -> str:
-    """What keeps the dictionary from the clean run, and whether that is why the baseline gets ahead."""
-    left, elsewhere = floor["all_latents"], floor["all_latents_and_error"]
-    error = left - elsewhere
-    text = f"With every latent patched {one.dictionary} leaves {left:.3f} of {floor['nothing']:.3f} nats: "
-    if elsewhere > 0.005 * floor["nothing"]:
-        text += f"{elsewhere:.3f} that what was edited does not carry, for whatever method, and {error:.3f} of error, "
-    text += "the change of its error term, which no latent carries; a complete basis has no error"
-    there = next((p.kl for p in curve.points if p.n_features == one.crossing), None)
-    if there is None:
-        return text
-    verdict = "there it is not the reason" if there - elsewhere > 2 * error else "that is the reason"
-    return f"{text}. Where {one.baseline} gets ahead {one.dictionary} is at {there:.3f}: {verdict}"
+def _joined(sites: Sequence[Site]) -> str:
+    return " + ".join(map(str, sites))
 
 
 def _plain(value: Any) -> Any:
@@ -354,9 +322,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
-    return [_plain(own) for own in value] if isinstance(value, (list, tuple)) else value
-
-
-def _to(dictionary, x: Tensor):
-    return type(dictionary)(dictionary.directions.to(x), dictionary.mean.to(x))
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -1,34 +1,53 @@
 """What an edit leaves of a capability and what it does elsewhere: one set of figures for every method.
 
-All are read on prompts and text that no choice and no fit has seen, with 95% bootstrap intervals: templates are
-resampled, then prompts within templates; for text, contexts.
+Capability and damage are read on prompts and text that no choice and no fit has seen, with 95% bootstrap intervals:
+of prompts over names and templates, of text over contexts. The transfer tasks stand on names of the same kind.
+Probes are fitted after the edit on one half of the test prompts and read on the other, both ways round, the halves
+sharing no name: on prompts that an eraser was fitted on its classes have equal means, and a probe has nothing to learn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.contrast import Contrast
+from editing.contrast import Contrast, Span, span
 from editing.ground import Elsewhere, Harm, Runs, up_to_end
-from editing.metrics import auroc, bootstrap
+from editing.metrics import auroc
 from editing.patch import FeaturePatch
-from editing.scaled import Scaled
+from editing.scaled import unscaled
 from editing.tasks.pairs import at_end
 from sae_core.models import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
 GONE = 0.05  # AUROC within this of 0.5
-Interval = tuple[float, float]
+EVERYWHERE = "all layers"
+
+
+class Method(StrEnum):
+    """What was edited with; the names are those of the results."""
+
+    NONE = "no edit"
+    FEATURES = "features"
+    PLAIN = "features, plain ablation"
+    LEACE = "LEACE"
+    MEANS = "mean difference"
+    ORTHOGONAL = "orthogonal projection"
+    LEACE_TUNED = "LEACE, tuned"
+    MEANS_TUNED = "mean difference, tuned"
+    ORTHOGONAL_TUNED = "orthogonal projection, tuned"
+    RANDOM_FEATURES = "random features"
+    RANDOM_DIRECTIONS = "random directions"
 
 
 @dataclass(frozen=True)
 class Removal:
     """One method at one site (or at all of them), on the test prompts and the test text."""
 
-    method: str
+    method: Method
     site: str
     auroc: float
     within: float
@@ -47,26 +66,49 @@ class Removal:
     """Mean of P(right answer) - P(wrong one)."""
     rise: float = 0.0
     """By how much the cross-entropy of the text rises, nats per token."""
-    transfer: float | None = None
-    """AUROC on the transfer task, where the model can do it."""
+    transfer: Mapping[str, float] = field(default_factory=dict)
+    """AUROC on each transfer task that the model can do."""
     probe: float | None = None
-    """AUROC of a linear probe at the edited site (the last of them), fitted on other prompts after the edit."""
+    """AUROC of a linear probe at the edited site (the last of them), fitted after the edit on other names."""
     probe_last: float | None = None
     """The same after the last block."""
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    """95% bootstrap intervals, by field."""
+    intervals: Mapping[str, Span] = field(default_factory=dict)
+    """95% bootstrap intervals, by field; of a transfer task by its name."""
+    draws: tuple[float, ...] = ()
+    """Of a mean over random draws, the AUROC of each."""
 
     @property
     def gone(self) -> bool:
-        return abs(self.auroc - 0.5) <= GONE
+        """Whether the AUROC is at chance; of random draws, that of each."""
+        return all(abs(area - 0.5) <= GONE for area in self.draws or (self.auroc,))
 
-    def rank(self) -> tuple[int, float]:
-        """Smaller is better: what is left, over all and within sentences, in steps of 0.15; then the damage.
 
-        Finer differences are noise: the check prompts hold ten names of each class.
-        """
-        left = abs(self.auroc - 0.5) + self.within - 0.5
-        return int(left / 0.15), self.damage
+Judged = tuple[Removal, Harm]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Prompts, their runs, and their weights under the bootstrap."""
+
+    model: LanguageModel
+    prompts: Contrast
+    runs: Runs
+    weights: Float[Tensor, "resamples batch"]
+
+    @classmethod
+    def of(cls, model: LanguageModel, prompts: Contrast, seed: int) -> "_Asked":
+        return cls(model, prompts, Runs(model, prompts.tokens, up_to_end(model, prompts)), prompts.weights(seed))
+
+    def edited(self, edits: Sequence[Intervention]) -> tuple[Float[Tensor, "batch vocab"], dict[Site, Tensor]]:
+        """Logits at the prompts' ends, and the activations there at the edited sites and after the last block."""
+        edited = self.runs.edited(edits)
+        ends = {site: at_end(h, self.prompts.end) for site, h in edited.at.items()}
+        ends[Site(self.model.n_layers - 1)] = final = at_end(edited.final, self.prompts.end)
+        return self.model.unembed(final).cpu(), ends
+
+    def mean(self, values: Float[Tensor, "batch"]) -> tuple[float, Span]:
+        """The mean over prompts, and its interval."""
+        return values.double().mean().item(), span(self.weights @ values.double())
 
 
 class Judge:
@@ -79,97 +121,83 @@ class Judge:
         elsewhere: Elsewhere,
         *,
         seed: int,
-        transfer: Contrast | None = None,
-        probing: Contrast | None = None,
+        transfers: Mapping[str, Contrast] | None = None,
+        halves: Bool[Tensor, "batch"] | None = None,
     ):
-        self.model, self.prompts, self.elsewhere, self.seed = model, prompts, elsewhere, seed
-        self.transfer, self.probing = transfer, probing
-        self._runs = {id(p): _runs(model, p) for p in (prompts, transfer, probing) if p is not None}
+        """`halves` are those between which probes are fitted and read (`Contrast.halves`); without them none are."""
+        self.model, self.elsewhere, self.seed, self.halves = model, elsewhere, seed, halves
+        self.asked = _Asked.of(model, prompts, seed)
+        self.transfers = {name: _Asked.of(model, own, seed) for name, own in (transfers or {}).items()}
 
-    def brief(self, edits: Sequence[Intervention], method: str) -> tuple[Removal, Harm]:
+    def brief(self, edits: Sequence[Intervention], method: Method) -> Judged:
         """Capability left and damage done."""
-        removal, harm, _ = self._judged(edits, method)
-        return removal, harm
+        return self._judged(edits, method, self.asked.edited(edits)[0])
 
-    def judge(self, edits: Sequence[Intervention], method: str) -> tuple[Removal, Harm]:
-        """The same with the transfer task and the probes."""
-        removal, harm, ends = self._judged(edits, method)
-        more, intervals = {}, dict(removal.intervals)
-        if self.transfer is not None:
-            logits = self._logits(self._edited(self.transfer, edits)[0], self.transfer)
-            scores = self.transfer.score(logits)
-            more["transfer"] = auroc(scores, self.transfer.positive)
-            intervals["transfer"], _ = self.transfer.auroc_intervals(scores, self.seed)
-        if self.probing is not None:
-            fitted = self._ends(self.probing, edits)
-            for name, site in {
-                "probe": sorted(ends)[-2] if len(ends) > 1 else max(ends),
-                "probe_last": max(ends),
-            }.items():
-                read = probe(fitted[site], self.probing.positive, ends[site])
-                more[name] = auroc(read, self.prompts.positive)
-                intervals[name], _ = self.prompts.auroc_intervals(read, self.seed)
-        return replace(removal, **more, intervals=intervals), harm
+    def judge(self, edits: Sequence[Intervention], method: Method) -> Judged:
+        """The same with the transfer tasks and the probes."""
+        logits, ends = self.asked.edited(edits)
+        removal, harm = self._judged(edits, method, logits)
+        transfer, intervals = {}, dict(removal.intervals)
+        for name, asked in self.transfers.items():
+            scores = asked.prompts.score(asked.edited(edits)[0])
+            transfer[name] = auroc(scores, asked.prompts.positive)
+            intervals[name], _ = asked.prompts.auroc_intervals(scores, asked.weights)
+        probes = {}
+        if self.halves is not None:
+            where = {"probe": max(edit.site for edit in edits), "probe_last": Site(self.model.n_layers - 1)}
+            read = {site: self._probe(ends[site]) for site in set(where.values())}
+            probes = {name: read[site][0] for name, site in where.items()}
+            intervals |= {name: read[site][1] for name, site in where.items()}
+        return replace(removal, transfer=transfer, intervals=intervals, **probes), harm
 
-    def _judged(self, edits: Sequence[Intervention], method: str) -> tuple[Removal, Harm, dict[Site, Tensor]]:
-        final, at, _ = self._edited(self.prompts, edits)
-        logits, prompts = self._logits(final, self.prompts), self.prompts
+    def _judged(self, edits: Sequence[Intervention], method: Method, logits: Tensor) -> Judged:
+        asked, prompts = self.asked, self.asked.prompts
         scores, harm = prompts.score(logits), self.elsewhere.harm(edits, self.seed)
-        right, gap = ((scores > 0) == prompts.positive).double(), prompts.gap(logits)
-        pooled, within = prompts.auroc_intervals(scores, self.seed)
+        accuracy, accuracy_span = asked.mean(((scores > 0) == prompts.positive).double())
+        gap, gap_span = asked.mean(prompts.gap(logits))
+        pooled, within = prompts.auroc_intervals(scores, asked.weights)
         removal = Removal(
             method=method,
-            site=str(edits[0].site) if len(edits) == 1 else EVERYWHERE,
+            site=site_of(edits),
             auroc=auroc(scores, prompts.positive),
             within=prompts.within(scores),
             answer_mass=prompts.mass(logits).mean().item(),
-            accuracy=right.mean().item(),
+            accuracy=accuracy,
             damage=harm.kl,
             edit_size=harm.edit_size,
             features=tuple(str(feature) for edit in edits for feature in features_of(edit)),
-            strength=_strength(edits),
-            gap=gap.mean().item(),
+            strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),
+            gap=gap,
             rise=harm.rise,
             intervals={
                 "auroc": pooled,
                 "within": within,
-                "accuracy": bootstrap(right, prompts.template, self.seed),
-                "gap": bootstrap(gap, prompts.template, self.seed),
+                "accuracy": accuracy_span,
+                "gap": gap_span,
                 "damage": harm.kl_interval,
                 "rise": harm.rise_interval,
             },
         )
-        last = Site(self.model.n_layers - 1)
-        activations = {site: at_end(h, prompts.end) for site, h in {**at, last: final}.items()}
-        return removal, harm, activations
+        return removal, harm
 
-    def _edited(self, prompts: Contrast, edits: Sequence[Intervention]) -> tuple[Tensor, dict[Site, Tensor], float]:
-        return self._runs[id(prompts)].edited(edits)
-
-    def _ends(self, prompts: Contrast, edits: Sequence[Intervention]) -> dict[Site, Tensor]:
-        final, at, _ = self._edited(prompts, edits)
-        return {s: at_end(h, prompts.end) for s, h in {**at, Site(self.model.n_layers - 1): final}.items()}
-
-    def _logits(self, final: Tensor, prompts: Contrast) -> Float[Tensor, "batch vocab"]:
-        return self.model.unembed(at_end(final, prompts.end)).cpu()
+    def _probe(self, ends: Float[Tensor, "batch d"]) -> tuple[float, Span]:
+        """AUROC of probes between the halves, its mean over the two, and its interval."""
+        positive, halves = self.asked.prompts.positive, self.halves
+        scores = torch.empty(len(positive), dtype=torch.float64)
+        for half in (halves, ~halves):
+            scores[~half] = probe(ends[half], positive[half], ends[~half])
+        return self.asked.prompts.auroc_in((halves, ~halves), scores, self.asked.weights)
 
 
-EVERYWHERE = "all layers"
-
-
-def _runs(model: LanguageModel, prompts: Contrast) -> Runs:
-    return Runs(model, prompts.tokens, up_to_end(model, prompts))
+def site_of(edits: Sequence[Intervention]) -> str:
+    """Where edits are, in a result."""
+    return str(edits[0].site) if len(edits) == 1 else EVERYWHERE
 
 
 def features_of(edit: Intervention) -> tuple[FeatureId, ...]:
     """The features that an edit ablates; none where it is no such edit."""
-    inner = edit.edit if isinstance(edit, Scaled) else edit
+    inner, _ = unscaled(edit)
     return tuple(FeatureId(inner.site, j) for j in inner.latents.tolist()) if isinstance(inner, FeaturePatch) else ()
-
-
-def _strength(edits: Sequence[Intervention]) -> float:
-    """The mean strength of the edits."""
-    return sum(edit.strength if isinstance(edit, Scaled) else 1.0 for edit in edits) / len(edits)
 
 
 def probe(

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.positions import Mask, check_width, ended, where
+from editing.positions import Mask, check_width, ended, reach, reach_of, where
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import Intervention
@@ -58,6 +58,10 @@ class FeaturePatch:
             return h
         change = self.target - codes(self.site, self.dictionary, h)[..., self.latents]
         return where(self.mask, h + change @ self.dictionary.directions[self.latents], h)
+
+    def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+        """The positions of this pass that it may write to."""
+        return reach(self.mask, h, self.target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,10 @@ class ErrorPatch:
             return h
         return where(self.mask, self.dictionary.decode(codes(self.site, self.dictionary, h)) + self.target, h)
 
+    def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+        """The positions of this pass that it may write to."""
+        return reach(self.mask, h, self.target)
+
 
 @dataclass(frozen=True, eq=False)
 class ActivationPatch:
@@ -110,6 +118,10 @@ class ActivationPatch:
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         check_width(self.site, self.target.shape[-1], h)
         return h if ended(self.target, h) else where(self.mask, self.target.expand_as(h), h)
+
+    def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+        """The positions of this pass that it may write to."""
+        return reach(self.mask, h, self.target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +145,10 @@ class Together:
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         return h + sum(patch(h) - h for patch in self.patches)
+
+    def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+        """The positions of this pass that any of them may write to."""
+        return torch.stack([reach_of(patch, h) for patch in self.patches]).any(0)
 
 
 # ---- what to set latents to ------------------------------------------------------------------------

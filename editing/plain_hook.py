@@ -28,10 +28,13 @@ def attach(model, tensors=None):
 
 
 def _hook(card, tensors):
+    placed = {}  # by device, so that they move once and not with every token
+
     def hook(module, args, output):
         h = output[0] if isinstance(output, tuple) else output
-        own = {name: tensor.to(h.device) for name, tensor in tensors.items()}
-        changed = edited(card, own, h.float()).to(h.dtype)
+        if h.device not in placed:
+            placed[h.device] = {name: tensor.to(h.device) for name, tensor in tensors.items()}
+        changed = edited(card, placed[h.device], h.float()).to(h.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return hook
@@ -40,7 +43,7 @@ def _hook(card, tensors):
 def edited(card, t, h):
     """The activation `h` [batch, pos, d] under one edit."""
     if card["kind"] == "spared":  # the activation of BOS is left alone
-        apart = (h - t["anchor"]).norm(dim=-1) > 0.01 * t["anchor"].norm()
+        apart = (h - t["anchor"]).norm(dim=-1) > card["radius"]
         return torch.where(apart[..., None], edited(card["edit"], t, h), h)
     if card["kind"] == "scaled":
         return h + card["strength"] * (edited(card["edit"], t, h) - h)

@@ -14,13 +14,15 @@ for every position; hence prompts of a single token cannot be told from what fol
 value for them holds on. Padding on the right is left out of a mask like any other position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_core.errors import UserError
+from sae_core.models import Intervention
 from sae_core.sites import Site
 
 
@@ -67,6 +69,39 @@ def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d
         return True
     _check_places("values", values, h)
     return False
+
+
+def reach(
+    mask: Mask, h: Float[Tensor, "batch pos d"], values: Float[Tensor, "own_rows own_columns _"] | None = None
+) -> Bool[Tensor, "batch pos"]:
+    """The positions of this pass that an edit with such a mask and such values may write to.
+
+    The positions of the mask; none once `values`, given position by position, have ended.
+    """
+    if values is not None and ended(values, h):
+        return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    return edited(mask, h)
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """An edit that says itself where it may write."""
+
+    def reach(self, h: Tensor) -> Tensor: ...
+
+
+def reach_of(edit: Intervention, h: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos"]:
+    """The positions of this pass that any edit may write to.
+
+    Where it does not say so itself: those of its mask; of an edit made of another (`edit`), those of that one, under
+    the outer mask if there is one.
+    """
+    if isinstance(edit, Reaching):
+        return edit.reach(h)
+    mask, inner = getattr(edit, "mask", None), getattr(edit, "edit", None)
+    if not isinstance(inner, Intervention):
+        return reach(mask, h)
+    return reach_of(inner if mask is None else replace(inner, mask=mask), h)
 
 
 def check_width(site: Site, width: int, h: Float[Tensor, "batch pos d"]) -> None:

@@ -13,32 +13,32 @@ leftovers that cancel only across sentences) and the probability of the two answ
 simply have destroyed. Edits are chosen for small differences within sentences as well as over all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from editing.candidates import choose_features, meeting_strength
-from editing.capability import Capability, capability, own
-from editing.comparison import Comparison
+from editing.capability import Capability, capability_of
+from editing.choice import Choice
+from editing.comparison import LeaceComparison
+from editing.contrast import model_score
 from editing.erase import Erasure
 from editing.erasers import fit_at
 from editing.everywhere import at_all_layers
-from editing.frontier import Frontier, frontier
-from editing.ground import Elsewhere, Ground, Harm
-from editing.judging import Judge, Removal
-from editing.patch import ablate
-from editing.removal_result import RemovalConfig, RemovalResult
-from editing.rivals import equal_random, mean_of
+from editing.frontier import Frontier
+from editing.ground import REMOVABLE, Elsewhere
+from editing.judging import Judge, Judged, Method, Removal
+from editing.removal_result import FEWEST_CONTEXTS, RemovalConfig, RemovalResult
+from editing.rivals import at_size, mean_of, random_edits
 from editing.scaled import Scaled
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
-PROBING = 192
-"""Prompts on which probes are fitted."""
+Stages = Generator[str, None, "_Measured"]
 
 
 def remove_pronouns(
@@ -51,7 +51,7 @@ def remove_pronouns(
 ) -> Iterator[str | RemovalResult]:
     """`remove` for the choice between "she" and "he"."""
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
-    task = capability("pronouns", model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
+    task = capability_of("pronouns", model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
     yield from remove(model, task, dictionaries, contexts, config, site=site)
 
 
@@ -68,138 +68,153 @@ def remove(
     """Yield a line of progress before each stage, and the `RemovalResult` last.
 
     `contexts` are text on which nothing was trained. Without `site`, the one is taken at which ablating
-    features ranks best (`Removal.rank`) on the check prompts and the other half of the text. There the
+    features ranks best (`Trial.rank`) on the check prompts and the other half of the text. There the
     features are chosen anew, as many, on selection and check prompts together.
     """
-    own_score, own_auroc = own(model, task)
-    yield f"{task.name}: {own_score.sentence()}; AUROC {own_auroc:.3f}"
-    contexts = contexts[: config.text_contexts]
-    if len(contexts) < 2:
-        raise UserError("measuring damage needs at least two held-out contexts; give more text")
-    choosing, tested = (Elsewhere(model, half, task.due) for half in (contexts[0::2], contexts[1::2]))
-    sites = _sites(dictionaries, site)
-
-    edits: dict[Site, Scaled] = {}
-    trial: dict[Site, Removal] = {}
-    check = Judge(model, task.check, choosing, seed=config.seed)
-    for s in sites:
-        yield f"{task.name}: choosing features at {s}"
-        found = _choose_edit(Ground(model, s, task.selection), check, dictionaries[s], config)
-        if found is None:
-            yield f"{task.name}: no feature at {s} supports them within the budget"
-        else:
-            edits[s], trial[s] = found
-    if not edits:
-        raise UserError(
-            f"no feature at any site supports the task ({task.name}) within the budget of {config.budget:g} nats per "
-            "token; give more training, another site or a larger budget"
-        )
-    best_site = min(edits, key=lambda s: trial[s].rank())
-
-    yield f"{task.name}: choosing again at {best_site}, on all but the test prompts"
-    ground = Ground(model, best_site, task.choosing)
-    found = _choose(ground.first(2 * config.greedy_prompts), dictionaries[best_site], choosing, config)
-    if found:
-        edit = ablate(best_site, dictionaries[best_site], found[: len(edits[best_site].edit.latents)])
-        edits[best_site] = Scaled(edit, meeting_strength(ground, edit, choosing, config.budget))
-
-    erasers = fit_at(model, list(edits), task.fitting)
-    probing = task.fitting.first(PROBING)
-    judge = Judge(model, task.test, tested, seed=config.seed, transfer=task.transfer, probing=probing)
-    judged: dict[Site, dict[str, tuple[Removal, Harm]]] = {}
-    frontiers: list[Frontier] = []
-    for s, edit in edits.items():
-        yield f"{task.name}: measuring at {s}"
-        own_edits: dict[str, Intervention] = {"features": edit, **erasers[s]}
-        judged[s] = {name: judge.judge([one], name) for name, one in own_edits.items()}
-        if s == best_site:
-            judged[s]["features, plain ablation"] = judge.judge([edit.edit], "features, plain ablation")
-            for name, tuned in _tuned(model, s, erasers[s], task, choosing, config).items():
-                judged[s][name] = judge.judge([tuned], name)
-        size, draws = judged[s]["features"][0].edit_size, config.random_draws if s == best_site else 1
-        randoms = equal_random(
-            s, dictionaries[s], edit.edit.latents.tolist(), size, choosing, tested, draws, config.seed
-        )
-        for name, drawn in randoms.items():
-            judged[s][name] = mean_of([judge.judge([one], name) for one in drawn])
-            own_edits[name] = drawn[0]
-        if s == best_site:
-            yield f"{task.name}: from no edit to twice each edit at {s}"
-            frontiers += [frontier(judge, name, [one], config.strengths) for name, one in own_edits.items()]
-
-    everywhere: dict[str, tuple[Removal, Harm]] = {}
-    stacked = {s: edit for s, edit in edits.items() if s.stream is Stream.RESID_POST}
-    if len(stacked) > 1:
-        yield f"{task.name}: all layers at once"
-        methods = at_all_layers(model, task, stacked, dictionaries, choosing, tested, config.budget, config.seed)
-        everywhere = {name: judge.judge(own_edits, name) for name, own_edits in methods.items()}
-        frontiers += [frontier(judge, name, methods[name], config.strengths) for name in ("features", "LEACE")]
-    pairs = [judged[s] for s in sorted(judged)] + ([everywhere] if everywhere else [])
-    at_best = [removal for removal, _ in judged[best_site].values()]
+    own, own_auroc = model_score(model, task.test)
+    yield f"{task.name}: {own.sentence()}; AUROC {own_auroc:.3f}"
+    halves = _halves(contexts[: config.text_contexts])
+    choosing, tested = (Elsewhere(model, half, task.due) for half in halves)
+    choice = Choice(model, task, dictionaries, choosing, config)
+    edits, best = yield from choice.at(_sites(dictionaries, site))
+    found = yield from _Measuring(choice, edits, best, tested).run()
+    at_best = [removal for removal, _ in found.at[best].values()]
     gone = [m for m in at_best if m.gone]
     yield RemovalResult(
-        own=own_score,
+        own=own,
         own_auroc=own_auroc,
-        site=str(best_site),
+        site=str(best),
         methods=tuple(at_best),
-        elsewhere=tuple(m for s, rest in judged.items() if s != best_site for m, _ in rest.values()),
+        elsewhere=tuple(m for s, rest in found.at.items() if s != best for m, _ in rest.values()),
         best=min(gone, key=lambda m: m.damage).method if gone else None,
-        everywhere=tuple(removal for removal, _ in everywhere.values()),
-        frontiers=tuple(frontiers),
-        comparisons=tuple(Comparison.of(rows["features"], rows["LEACE"], config.seed) for rows in pairs),
+        unedited=found.unedited,
+        everywhere=tuple(removal for removal, _ in found.everywhere.values()),
+        frontiers=found.frontiers,
+        comparisons=found.comparisons(config.seed),
         task=task.name,
         answers=task.answers,
         example=task.example,
-        transfer=task.transfer_note,
+        notes=task.notes,
+        resampled=task.test.resampling,
         budget=config.budget,
-        edits=(edits[best_site],),
+        edits=(edits[best],),
     )
+
+
+def _halves(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
+    """The text to choose by and the text to report on, one after the other, so that few documents lie in both."""
+    if len(contexts) < 2 * FEWEST_CONTEXTS:
+        raise UserError(
+            f"measuring damage needs at least {2 * FEWEST_CONTEXTS} held-out contexts; there are {len(contexts)}: "
+            "give more text"
+        )
+    return contexts[: len(contexts) // 2], contexts[len(contexts) // 2 :]
 
 
 def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site]:
     """The site asked for, or all that can be edited."""
     if site and site not in dictionaries:
         raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
-    sites = [site] if site else [s for s in dictionaries if s.stream in (Stream.RESID_POST, Stream.MLP_OUT)]
+    sites = [site] if site else [s for s in dictionaries if s.stream in REMOVABLE]
     if not sites:
         raise UserError(f"removal needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
     return sites
 
 
-def _tuned(
-    model: LanguageModel,
-    site: Site,
-    erasers: dict[str, Erasure],
-    task: Capability,
-    choosing: Elsewhere,
-    config: RemovalConfig,
-) -> dict[str, Scaled]:
-    """The erasers with a strength. It is read off where they are fitted on half the names, on the other half.
-
-    On the prompts that an eraser was fitted on, the classes meet at strength 1 by construction.
-    """
-    ground, halves = Ground(model, site, task.check), fit_at(model, [site], task.tuning)[site]
-    strengths = {name: meeting_strength(ground, half, choosing, config.budget) for name, half in halves.items()}
-    return {f"{name}, tuned": Scaled(eraser, strengths[name]) for name, eraser in erasers.items()}
+# ---- measuring -------------------------------------------------------------------------------------
 
 
-def _choose(ground: Ground, dictionary: Dictionary, elsewhere: Elsewhere, config: RemovalConfig) -> list[int]:
-    most = {"shortlist": config.shortlist, "most": config.max_features}
-    return choose_features(ground, dictionary, elsewhere, config.budget, **most)
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What was measured on the test prompts and the test text, by site and over all layers."""
+
+    unedited: Removal
+    at: dict[Site, dict[Method, Judged]]
+    everywhere: dict[Method, Judged]
+    frontiers: tuple[Frontier, ...]
+
+    def comparisons(self, seed: int) -> tuple[LeaceComparison, ...]:
+        """Features beside LEACE, site by site and then at all layers, wherever there are both."""
+        rows = [*(self.at[site] for site in sorted(self.at)), self.everywhere]
+        both = [row for row in rows if Method.FEATURES in row and Method.LEACE in row]
+        return tuple(LeaceComparison.of(row[Method.FEATURES], row[Method.LEACE], seed) for row in both)
 
 
-def _choose_edit(
-    ground: Ground, check: Judge, dictionary: Dictionary, config: RemovalConfig
-) -> tuple[Scaled, Removal] | None:
-    """The edit that ranks best on the check prompts, and its figures there; None if no feature helps.
+class _Measuring:
+    """The chosen edits and their rivals on the test prompts and the test text."""
 
-    Tried are the first 1, 2, 4, 8, ... of the features that `choose_features` finds on the selection
-    prompts, each with the strength at which the classes meet there.
-    """
-    found = _choose(ground.first(config.greedy_prompts), dictionary, check.elsewhere, config)
-    trials = []
-    for size in sorted({min(2**i, len(found)) for i in range(8)} - {0}):
-        edit = ablate(ground.site, dictionary, found[:size])
-        scaled = Scaled(edit, meeting_strength(ground, edit, check.elsewhere, config.budget))
-        trials.append((scaled, check.brief([scaled], "features")[0]))
-    return min(trials, key=lambda trial: trial[1].rank(), default=None)
+    def __init__(self, choice: Choice, edits: dict[Site, Scaled], best: Site, tested: Elsewhere):
+        self.choice, self.edits, self.best, self.tested = choice, edits, best, tested
+        self.model, self.task, self.config = choice.model, choice.task, choice.config
+        self.erasers: dict[Site, dict[Method, Erasure]] = {site: {} for site in edits}
+        if self.task.concept:
+            self.erasers = fit_at(self.model, list(edits), self.task.fitting)
+        self.judge = Judge(
+            self.model,
+            self.task.test,
+            tested,
+            seed=self.config.seed,
+            transfers=self.task.transfers,
+            halves=self.task.test.halves() if self.task.concept else None,
+        )
+        nothing = Scaled(edits[best].edit, 0.0)
+        self.unedited: Judged = self.judge.judge([nothing], Method.NONE)
+
+    def run(self) -> Stages:
+        """Everything there is to measure; progress while it goes on."""
+        at: dict[Site, dict[Method, Judged]] = {}
+        frontiers: list[Frontier] = []
+        for site, edit in self.edits.items():
+            yield f"{self.task.name}: measuring at {site}"
+            plain: dict[Method, Intervention] = {Method.FEATURES: edit, **self.erasers[site]}
+            at[site] = {method: self.judge.judge([one], method) for method, one in plain.items()}
+            if site == self.best:
+                at[site] |= self._only_at_best()
+            random = self._random(site, at[site][Method.FEATURES][0].edit_size)
+            judge = self.judge.judge if site == self.best else self.judge.brief
+            draws = {method: [judge([one], method) for one in own] for method, own in random.items()}
+            at[site] |= {method: mean_of(own) for method, own in draws.items()}
+            if site == self.best:
+                yield f"{self.task.name}: weaker and stronger edits at {site}"
+                curves = {method: [one] for method, one in plain.items()} | {m: own[:1] for m, own in random.items()}
+                frontiers += self._frontiers(curves, at[site] | {method: own[0] for method, own in draws.items()})
+        everywhere: dict[Method, Judged] = {}
+        stacked = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
+        if len(stacked) > 1:
+            yield f"{self.task.name}: all layers at once"
+            methods = self._at_all_layers(stacked)
+            everywhere = {method: self.judge.judge(edits, method) for method, edits in methods.items()}
+            few = {method: methods[method] for method in (Method.FEATURES, Method.LEACE) if method in methods}
+            frontiers += self._frontiers(few, everywhere)
+        unedited = replace(self.unedited[0], features=(), strength=0.0)
+        return _Measured(unedited, at, everywhere, tuple(frontiers))
+
+    def _only_at_best(self) -> dict[Method, Judged]:
+        """Features at strength 1, and the erasers with a strength."""
+        rivals: dict[Method, Intervention] = {Method.PLAIN: self.edits[self.best].edit}
+        if self.task.concept:
+            rivals |= self.choice.tuned(self.best, self.erasers[self.best])
+        return {method: self.judge.judge([edit], method) for method, edit in rivals.items()}
+
+    def _random(self, site: Site, size: float) -> dict[Method, list[Scaled]]:
+        """Random edits of the size of the features' edit; several draws at the chosen site."""
+        chosen, dictionary = self.edits[site].edit.latents.tolist(), self.choice.dictionaries[site]
+        drawn: dict[Method, list[Scaled]] = {}
+        for draw in range(self.config.random_draws if site == self.best else 1):
+            own = random_edits(site, dictionary, chosen, self.choice.text, seed=self.config.seed, draw=draw)
+            for method, edit in own.items():
+                drawn.setdefault(method, []).extend(at_size([edit], [size], self.tested.runs))
+        return drawn
+
+    def _at_all_layers(self, stacked: dict[Site, Scaled]) -> dict[Method, list[Intervention]]:
+        config, dictionaries = self.config, self.choice.dictionaries
+        return at_all_layers(
+            self.model, self.task, stacked, dictionaries, self.choice.text, self.tested, config.budget, config.seed
+        )
+
+    def _frontiers(self, edits: dict[Method, list[Intervention]], judged: dict[Method, Judged]) -> list[Frontier]:
+        """One curve to a method; at strengths 0 and 1 it has been judged already."""
+        return [
+            Frontier.of(self.judge, method, own, self.config.strengths, known={0.0: self.unedited, 1.0: judged[method]})
+            for method, own in edits.items()
+        ]

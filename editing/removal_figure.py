@@ -3,21 +3,22 @@
 from typing import TYPE_CHECKING
 
 from editing.frontier import Frontier
-from editing.judging import GONE, Removal
-from editing.removal import RemovalResult
+from editing.judging import GONE, Method, Removal
+from editing.removal_result import RemovalResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _COLOURS = {
-    "features": "#1b4f9c",
-    "features, plain ablation": "#7fa6dd",
-    "LEACE": "#d97706",
-    "mean difference": "#b3261e",
-    "orthogonal projection": "#8b5cf6",
-    "random features": "#10b981",
-    "random directions": "#6b7280",
+    Method.FEATURES: "#1b4f9c",
+    Method.PLAIN: "#7fa6dd",
+    Method.LEACE: "#d97706",
+    Method.MEANS: "#b3261e",
+    Method.ORTHOGONAL: "#8b5cf6",
+    Method.RANDOM_FEATURES: "#10b981",
+    Method.RANDOM_DIRECTIONS: "#6b7280",
 }
+"""What is drawn; tuned erasers lie on the curves of the plain ones."""
 LEAST = 1e-6
 """Damage below this is drawn here: the axis is logarithmic, and an edit of strength 0 does none."""
 
@@ -26,13 +27,13 @@ def removal_figure(result: RemovalResult) -> "Figure":
     """Curves at the chosen site and at all layers at once, strength running along each, or single edits."""
     from plotly.subplots import make_subplots
 
-    panels = [(f"at {result.site}", result.site, result.methods)]
+    panels = [(result.site, result.methods)]
     if result.everywhere:
-        panels.append((result.everywhere[0].site, result.everywhere[0].site, result.everywhere))
-    titles = [title for title, *_ in panels]
+        panels.append((result.everywhere[0].site, result.everywhere))
+    titles = [site for site, _ in panels]
     figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
-    shown: set[str] = set()
-    for column, (_, site, methods) in enumerate(panels, 1):
+    shown: set[Method] = set()
+    for column, (site, methods) in enumerate(panels, 1):
         figure.add_hrect(
             y0=0.5 - GONE, y1=0.5 + GONE, fillcolor="#10b981", opacity=0.12, line_width=0, row=1, col=column
         )
@@ -42,7 +43,7 @@ def removal_figure(result: RemovalResult) -> "Figure":
             shown.add(curve.method)
         drawn = {curve.method for curve in curves}
         for removal in methods:
-            if removal.method not in drawn and not removal.method.endswith("tuned"):
+            if removal.method in _COLOURS and removal.method not in drawn:
                 figure.add_trace(_point(removal, first=removal.method not in shown), row=1, col=column)
                 shown.add(removal.method)
         figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", row=1, col=column)
@@ -62,7 +63,7 @@ def _curve(curve: Frontier, *, first: bool):
     from plotly.graph_objects import Scatter
 
     points, damage = curve.points, [max(p.damage, LEAST) for p in curve.points]
-    features = curve.method == "features"
+    features = curve.method == Method.FEATURES
     return Scatter(
         x=damage,
         y=[p.auroc for p in points],
@@ -74,9 +75,9 @@ def _curve(curve: Frontier, *, first: bool):
         marker={"size": [11 if p.strength == 1 else 5 for p in points]},
         error_y=_bars([p.auroc for p in points], [p.auroc_interval for p in points]),
         error_x=_bars(damage, [(max(p.damage_interval[0], LEAST), p.damage_interval[1]) for p in points]),
-        customdata=[[p.strength, p.within] for p in points],
+        customdata=[[p.strength, p.within, *p.within_interval] for p in points],
         hovertemplate=f"{curve.method}, strength x %{{customdata[0]}}<br>AUROC %{{y:.3f}}, within sentences "
-        "%{customdata[1]:.2f}<br>damage %{x:.5f} nats/token",
+        "%{customdata[1]:.2f} [%{customdata[2]:.2f}, %{customdata[3]:.2f}]<br>damage %{x:.5f} nats/token",
     )
 
 

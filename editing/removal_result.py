@@ -1,20 +1,24 @@
 """How much of a removal to run, and what comes out of it."""
 
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import Any
 
-from editing.comparison import Comparison, verdict
+from editing.comparison import LeaceComparison, verdict
 from editing.frontier import STRENGTHS, Frontier
 from editing.judging import GONE, Removal
 from editing.tasks.pairs import OwnScore
+from sae_core.errors import UserError
 from sae_core.models import Intervention
 
 HIDDEN = 0.15  # within sentences, where some dozen prompts leave chance a wide berth
+FEWEST_CONTEXTS = 4
+"""Of text to choose by and of text to report on, each: an interval over fewer contexts says nothing."""
 
 
 @dataclass(frozen=True)
 class RemovalConfig:
-    """How much to run."""
+    """How much to run; raises `UserError` for what cannot be run."""
 
     selection_prompts: int = 160
     """To choose features and strength, and as many again, with other names, to check the choice."""
@@ -26,13 +30,24 @@ class RemovalConfig:
     budget: float = 0.05
     """Nats per token that features, and every strength that is tuned, may cost on the text for choosing."""
     text_contexts: int = 48
-    """Held-out contexts, half for choosing the site and half for the reported damage."""
+    """Held-out contexts, the first half for choosing and the second for the reported damage."""
     random_draws: int = 3
     """At the chosen site; one at the others."""
     strengths: tuple[float, ...] = STRENGTHS
-    """Of the frontier, as shares of each method's own."""
+    """Of the frontier, as shares of each method's own, in ascending order."""
     seed: int = 0
     prepend_bos: bool = True
+
+    def __post_init__(self):
+        least = {"selection_prompts": 4, "test_prompts": 4, "greedy_prompts": 4, "shortlist": 1, "max_features": 1}
+        least |= {"text_contexts": 2 * FEWEST_CONTEXTS, "random_draws": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UserError(f"{name} must be {smallest} or more; got {getattr(self, name)}")
+        if not (isfinite(self.budget) and self.budget > 0):
+            raise UserError(f"the budget must be a positive number of nats per token; got {self.budget}")
+        if not self.strengths or list(self.strengths) != sorted({*self.strengths}) or not self.strengths[0] >= 0:
+            raise UserError(f"strengths must be one or more, ascending, none negative; got {self.strengths}")
 
 
 @dataclass(frozen=True)
@@ -47,16 +62,20 @@ class RemovalResult:
     """The methods at the sites that were not chosen."""
     best: str | None
     """The method with the least damage among those after which the capability is gone; None if none is."""
+    unedited: Removal | None = None
+    """The same figures without an edit: what a probe reads there, the transfer tasks."""
     everywhere: tuple[Removal, ...] = ()
     """The methods applied at every layer at once."""
     frontiers: tuple[Frontier, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    """Features beside LEACE, site by site."""
+    comparisons: tuple[LeaceComparison, ...] = ()
+    """Features beside LEACE, site by site; none where the classes are no concept."""
     task: str = "pronouns"
     answers: tuple[str, str] = ("she", "he")
     example: str = ""
-    transfer: str = ""
-    """What the transfer task is and the model's own score there."""
+    notes: tuple[str, ...] = ()
+    """What the transfer tasks are and the model's own score there; what was left out, and why."""
+    resampled: str = "templates, then prompts"
+    """What the intervals of prompts draw with replacement."""
     budget: float = RemovalConfig.budget
     edits: tuple[Intervention, ...] = field(default=(), repr=False, compare=False)
     """The features' edit at the chosen site, without mask."""

@@ -1,56 +1,81 @@
 """What any edit of that size does: random features and random directions at the size of the chosen edit."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from editing.candidates import like_density, random_directions
-from editing.ground import Elsewhere, Harm
-from editing.judging import Removal
+from editing.candidates import like_density, random_projection
+from editing.ground import Elsewhere, Harm, Runs, changes
+from editing.judging import Judged, Method, Removal
 from editing.patch import ablate
 from editing.scaled import Scaled
 from sae_core.dictionaries import Dictionary
+from sae_core.models import Intervention
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
 
-def equal_random(
-    site: Site,
-    dictionary: Dictionary,
-    chosen: list[int],
-    size: float,
-    choosing: Elsewhere,
-    tested: Elsewhere,
-    draws: int,
-    seed: int,
-) -> dict[str, list[Scaled]]:
-    """`draws` edits each of random features of like density and of as many random directions.
+def random_edits(
+    site: Site, dictionary: Dictionary, chosen: list[int], choosing: Elsewhere, *, seed: int, draw: int = 0
+) -> dict[Method, Intervention]:
+    """The ablation of random features of like density, and the projection of as many random directions.
 
-    Densities and means are those of the text for choosing; each edit is scaled to the mean size `size` on the
-    test text.
+    Densities and means are those of the text for choosing.
     """
-    x = choosing.runs.at(site)[0][choosing.runs.mask]
-    found: dict[str, list[Scaled]] = {"random features": [], "random directions": []}
-    for draw in range(draws):
-        latents = like_density(dictionary, x, chosen, generator=generator_for(seed, "random features", draw))
-        k = min(len(chosen), x.shape[-1])
-        directions = random_directions(site, x, k, generator=generator_for(seed, "random directions", draw))
-        for name, edit in (("random features", ablate(site, dictionary, latents)), ("random directions", directions)):
-            own_size = tested.runs.edited([edit])[2]
-            found[name].append(Scaled(edit, size / max(own_size, 1e-9)))
+    runs = choosing.runs
+    x, k = runs.at(site)[0], min(len(chosen), runs.model.d_in(site))
+    own = generator_for(seed, "random features", draw), generator_for(seed, "random directions", draw)
+    latents = like_density(dictionary, x, runs.mask, chosen, generator=own[0])
+    return {
+        Method.RANDOM_FEATURES: ablate(site, dictionary, latents),
+        Method.RANDOM_DIRECTIONS: random_projection(site, x[runs.mask], k, generator=own[1]),
+    }
+
+
+def at_size(edits: Sequence[Intervention], sizes: Sequence[float], runs: Runs) -> list[Scaled]:
+    """Edits of the residual from a lower layer to a higher one, each scaled so that it moves the tokens by its size.
+
+    Sizes are means of |x' - x| in the run that has all of them: each edit is measured on what those below it leave.
+    """
+    found: list[Scaled] = []
+    for edit, size in zip(edits, sizes, strict=True):
+        h = runs.model.resume(h, found[-1].site.layer, [edit.site])[edit.site] if found else runs.at(edit.site)[0]
+        change = changes(edit, h, runs.mask)
+        found.append(Scaled(edit, size / max(runs.size(change.norm(dim=-1)), 1e-9)))
+        h = h + found[-1].strength * change
     return found
 
 
-def mean_of(judged: Sequence[tuple[Removal, Harm]]) -> tuple[Removal, Harm]:
-    """The mean over draws; its intervals run from the lowest end of any draw to the highest."""
-    removals = [removal for removal, _ in judged]
+def mean_of(judged: Sequence[Judged]) -> Judged:
+    """The mean over random draws, each of which is kept in `draws`; intervals run from the lowest end to the highest.
+
+    AUROCs on either side of 0.5 average to 0.5: the capability counts as gone where each draw removes it.
+    """
+    if len(judged) == 1:
+        removal, harm = judged[0]
+        return replace(removal, features=()), harm
+    removals, harms = [removal for removal, _ in judged], [harm for _, harm in judged]
     first = removals[0]
-    numbers = {
-        name: sum(getattr(one, name) for one in removals) / len(removals)
-        for name, value in vars(first).items()
-        if isinstance(value, float)
-    }
-    spans = {
-        name: (min(one.intervals[name][0] for one in removals), max(one.intervals[name][1] for one in removals))
-        for name in first.intervals
-    }
-    return replace(first, **numbers, features=(), intervals=spans), judged[0][1]
+    numbers = [own.name for own in fields(Removal) if isinstance(getattr(first, own.name), float)]
+    means = {name: _mean([getattr(one, name) for one in removals]) for name in numbers}
+    transfer = {name: _mean([one.transfer[name] for one in removals]) for name in first.transfer}
+    spans = {name: _widest([one.intervals[name] for one in removals]) for name in first.intervals}
+    draws = tuple(one.auroc for one in removals)
+    removal = replace(first, **means, transfer=transfer, features=(), intervals=spans, draws=draws)
+    harm = Harm(
+        kl=_mean([one.kl for one in harms]),
+        kl_interval=_widest([one.kl_interval for one in harms]),
+        rise=_mean([one.rise for one in harms]),
+        rise_interval=_widest([one.rise_interval for one in harms]),
+        edit_size=_mean([one.edit_size for one in harms]),
+        contexts=tuple(map(_mean, zip(*(one.contexts for one in harms), strict=True))),
+        counts=harms[0].counts,
+    )
+    return removal, harm
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _widest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return min(low for low, _ in spans), max(high for _, high in spans)

@@ -2,7 +2,7 @@
 
 Saved by `save_edit(edit, folder)`, an edit is applied in three lines:
 
-    edits = load_edit(folder)
+    edits = load_edit(folder, device=model.device)
     with model.hooks(*edits):
         ...
 """
@@ -66,7 +66,7 @@ def described(edit: Intervention) -> tuple[Card, dict[str, Tensor]]:
     card: Card = {"site": str(edit.site)}
     if isinstance(edit, Spared):
         inner, tensors = described(edit.edit)
-        return card | {"kind": "spared", "edit": inner}, tensors | {"anchor": edit.anchor}
+        return card | {"kind": "spared", "radius": edit.radius, "edit": inner}, tensors | {"anchor": edit.anchor}
     if isinstance(edit, Scaled):
         inner, tensors = described(edit.edit)
         return card | {"kind": "scaled", "strength": edit.strength, "edit": inner}, tensors
@@ -110,7 +110,7 @@ def _of(tensors: dict[str, Tensor], prefix: str, device: torch.device | str) -> 
 def _edit(card: Card, tensors: dict[str, Tensor]) -> Intervention:
     site, kind = Site.parse(card["site"]), card["kind"]
     if kind == "spared":
-        return Spared(_edit(card["edit"], tensors), tensors["anchor"])
+        return Spared(_edit(card["edit"], tensors), tensors["anchor"], float(card["radius"]))
     if kind == "scaled":
         return Scaled(_edit(card["edit"], tensors), float(card["strength"]))
     if kind == "erasure":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.positions import Mask, edited
@@ -28,16 +28,28 @@ class Scaled:
         return h + self.strength * (edit(h) - h)
 
 
+def unscaled(edit: Intervention) -> tuple[Intervention, float]:
+    """The edit whose change is multiplied, and what all multiply it by together; of a plain edit itself and 1.
+
+    A `Scaled` with a mask of its own is taken for a plain edit.
+    """
+    strength = 1.0
+    while isinstance(edit, Scaled) and edit.mask is None:
+        edit, strength = edit.edit, strength * edit.strength
+    return edit, strength
+
+
 @dataclass(frozen=True, eq=False)
 class Spared:
-    """Another intervention, except where the activation is `anchor`: that of BOS, which no text precedes.
+    """Another intervention, except where the activation lies within `radius` of `anchor`, that of a BOS.
 
-    An edit that is saved does not see tokens, and with a KV cache not even positions; the activation of the first
-    token is always the same, and tells.
+    An edit that is saved does not see tokens, and with a KV cache not even positions; the activation of BOS is
+    nearly the same wherever it stands, and tells.
     """
 
     edit: Intervention
     anchor: Float[Tensor, "d_in"]
+    radius: float
     mask: Mask = None
 
     @property
@@ -45,7 +57,7 @@ class Spared:
         return self.edit.site
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        apart = (h - self.anchor).norm(dim=-1) > ALIKE * self.anchor.norm()
+        apart = (h - self.anchor).norm(dim=-1) > self.radius
         return torch.where((apart & edited(self.mask, h))[..., None], self.edit(h), h)
 
 
@@ -54,9 +66,22 @@ ALIKE = 0.01
 
 
 @torch.no_grad()
-def spare_bos(model: LanguageModel, edits: list[Intervention]) -> list[Intervention]:
-    """The edits as they were measured, without masks: BOS keeps its activation. Unchanged where there is no BOS."""
+def spare_bos(
+    model: LanguageModel, edits: list[Intervention], text: Int[Tensor, "contexts pos"] | None = None
+) -> list[Intervention]:
+    """The edits as they were measured, without masks: BOS keeps its activation. Unchanged where there is no BOS.
+
+    The anchor is the activation of a BOS that no text precedes. A BOS in the middle of a text is a little off it,
+    by what the text before it adds; the radius is half the distance of the content token of `text` that is nearest.
+    Without text only the first token of all is spared, and so it is in a model that treats one in the middle like
+    any other token: there the two are as far apart as BOS and content. Special tokens other than BOS are edited.
+    """
     if model.bos_id is None:
         return edits
-    recorded = model.record(torch.tensor([[model.bos_id]]), {edit.site for edit in edits})
-    return [Spared(edit, recorded[edit.site][0, 0]) for edit in edits]
+    sites = {edit.site for edit in edits}
+    anchors = {site: h[0, 0] for site, h in model.record(torch.tensor([[model.bos_id]]), sites).items()}
+    nearest = {site: 2 * ALIKE * anchor.norm() for site, anchor in anchors.items()}
+    if text is not None and (content := model.content(text).to(model.device)).any():
+        recorded = model.record(text, sites)
+        nearest = {site: (recorded[site][content] - anchors[site]).norm(dim=-1).min() for site in sites}
+    return [Spared(edit, anchors[edit.site], nearest[edit.site].item() / 2) for edit in edits]

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.patch import Together
-from editing.positions import edited
+from editing.positions import reach_of
 from sae_core.models import Intervention, LanguageModel
 from sae_core.sites import Site
 
@@ -29,7 +28,7 @@ class Measured:
         self.edit = edit
         self.moved: list[Float[Tensor, "batch pos"]] = []
         self.touched: list[Bool[Tensor, "batch pos"]] = []
-        """Where its mask lets the edit write."""
+        """Where the edit may write."""
 
     @property
     def site(self) -> Site:
@@ -38,8 +37,7 @@ class Measured:
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         changed = self.edit(h)
         self.moved.append((changed - h).detach().norm(dim=-1))
-        # what has ended gives back what it was given
-        self.touched.append(_touched(self.edit, h) & (changed is not h))
+        self.touched.append(reach_of(self.edit, h))
         return changed
 
     def sizes(self, counted: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch"]:
@@ -70,11 +68,3 @@ def edit_sizes(
         model.record(tokens, {edit.site for edit in edits})
     counted = model.content(tokens) if counted is None else counted
     return torch.stack([one.sizes(counted) for one in measured]) if measured else torch.zeros(0, len(tokens))
-
-
-def _touched(edit: Intervention, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
-    """Where an edit may write: what is made of other edits and has no mask, where they may."""
-    mask, inner = getattr(edit, "mask", None), getattr(edit, "edit", None)
-    if isinstance(edit, Together):
-        return torch.stack([_touched(patch, h) for patch in edit.patches]).any(0)
-    return _touched(inner, h) if mask is None and isinstance(inner, Intervention) else edited(mask, h)

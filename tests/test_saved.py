@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,16 +14,19 @@ from test_models import close
 from tiny import random_tokens, user_error
 
 from editing import plain_hook
-from editing.erase import mean_difference
+from editing.erase import Erasure, mean_difference
 from editing.hook_export import export_hook, module_of
 from editing.patch import ErrorPatch, ablate, clamp, patch_features
-from editing.saved import CARD, TENSORS, load_edit, save_edit
+from editing.saved import CARD, TENSORS, described, load_edit, save_edit
 from editing.scaled import Scaled, Spared, spare_bos
 from sae_core.dictionaries import Rectified, Unmixing
+from sae_core.generation import Sampling, generate
 from sae_core.models import load_model
 from sae_core.normed import LayerNormed, NormRescaled
 from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE
 from sae_core.sites import Site, Stream
+from sae_core.text import Text
+from verbs.remove import write_edit
 
 SITE = Site(1)
 
@@ -64,12 +68,12 @@ DICTIONARIES = {
 def edit(request):
     dictionary = DICTIONARIES[request.param]
     last = len(dictionary.directions) - 1
-    return Spared(Scaled(clamp(SITE, dictionary, [0, 3, 7, 20, last], 0.7), 1.3), torch.full((32,), 2.0))
+    return Spared(Scaled(clamp(SITE, dictionary, [0, 3, 7, 20, last], 0.7), 1.3), torch.full((32,), 2.0), radius=0.5)
 
 
 def activations() -> torch.Tensor:
     h = torch.randn(3, 7, 32, generator=generator(5))
-    h[:, 0] = 2.0
+    h[:, 0], h[1, 3] = 2.0, 2.05
     return h
 
 
@@ -82,7 +86,9 @@ def test_a_saved_edit_is_the_edit_to_the_bit(edit, tmp_path):
     (loaded,) = load_edit(tmp_path)
     h = activations()
     assert torch.equal(loaded(h), edit(h)) and loaded.site == SITE
-    assert (loaded(h) - h).norm(dim=-1)[:, 1:].min() > 0 and torch.equal(loaded(h)[:, 0], h[:, 0])
+    kept = torch.zeros(3, 7, dtype=torch.bool)
+    kept[:, 0] = kept[1, 3] = True  # within the radius of the anchor
+    assert torch.equal(((loaded(h) - h).norm(dim=-1) == 0), kept)
 
 
 def test_a_plain_hook_does_the_same_as_the_edit(edit, tmp_path, tiny_models):
@@ -108,41 +114,73 @@ import importlib.util, sys, torch
 for name in ("sae_core", "editing", "transformer_lens"):
     sys.modules[name] = None  # an import of ours would fail
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-spec = importlib.util.spec_from_file_location("hook", sys.argv[2])
-hook = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hook)
-tokens = torch.load(sys.argv[3], weights_only=True)
-with torch.no_grad():
-    before = model(tokens).logits
-    handles = hook.attach(model)
-    after, written = model(tokens).logits, model.generate(tokens[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)
-    for handle in handles:
-        handle.remove()
-    again = model(tokens).logits
-torch.save({"before": before, "after": after, "again": again, "written": written}, sys.argv[4])
+for folder, path, given, out in zip(*[iter(sys.argv[1:])] * 4):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    spec = importlib.util.spec_from_file_location("hook", path)
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    tokens = torch.load(given, weights_only=True)
+    with torch.no_grad():
+        before = model(tokens).logits
+        handles = hook.attach(model)
+        after = model(tokens).logits
+        written = model.generate(tokens[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)
+        for handle in handles:
+            handle.remove()
+        again = model(tokens).logits
+    torch.save({"before": before, "after": after, "again": again, "written": written}, out)
 """
 
 
-def test_a_hook_runs_without_this_package(checkpoints, tiny_models, kind, tmp_path):
-    """A fresh interpreter with transformers only, on each architecture; logits equal ours."""
-    model = tiny_models[kind]
-    edits = spare_bos(model, [Scaled(ablate(SITE, random_topk(32), range(40)), 1.7), an_erasure()])
-    export_hook(edits, model, tmp_path / "hook.py")
-    tokens = random_tokens(model.n_vocab, 2, 9, seed=3)
-    tokens[:, 0] = model.bos_id
-    torch.save(tokens, tmp_path / "tokens.pt")
-    files = [checkpoints[kind], tmp_path / "hook.py", tmp_path / "tokens.pt", tmp_path / "out.pt"]
+def continued(model, tokens: torch.Tensor, n_new: int) -> torch.Tensor:
+    """Greedy, without a cache: each pass sees the whole text again."""
+    for _ in range(n_new):
+        tokens = torch.cat([tokens, model.logits(tokens)[:, -1:].argmax(-1)], 1)
+    return tokens
+
+
+def test_a_hook_runs_without_this_package(checkpoints, tiny_models, tmp_path):
+    """A fresh interpreter with transformers only, on each architecture; logits equal ours, BOS in the middle too."""
+    files, edits, tokens = [], {}, {}
+    for kind, model in tiny_models.items():
+        text = random_tokens(model.n_vocab, 2, 9, seed=3)
+        text[:, 0] = text[1, 4] = model.bos_id
+        edits[kind] = spare_bos(model, [Scaled(ablate(SITE, random_topk(32), range(40)), 1.7), an_erasure()], text)
+        tokens[kind] = text
+        (tmp_path / kind).mkdir()
+        export_hook(edits[kind], model, tmp_path / kind / "hook.py")
+        torch.save(text, tmp_path / kind / "tokens.pt")
+        files += [checkpoints[kind], *(tmp_path / kind / name for name in ("hook.py", "tokens.pt", "out.pt"))]
     done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, files)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    theirs = torch.load(tmp_path / "out.pt", weights_only=True)
-    with torch.no_grad(), model.hooks(*edits):
-        ours, written = model.logits(tokens), tokens[:1]
-        for _ in range(8):  # without a cache: each pass sees the whole text again
-            written = torch.cat([written, model.logits(written)[:, -1:].argmax(-1)], 1)
-    close(theirs["after"], ours, 1e-4)
-    assert (theirs["before"] - theirs["after"]).abs().max() > 0.05 and torch.equal(theirs["before"], theirs["again"])
-    assert torch.equal(theirs["written"], written)
+    for kind, model in tiny_models.items():
+        theirs = torch.load(tmp_path / kind / "out.pt", weights_only=True)
+        with torch.no_grad(), model.hooks(*edits[kind]):
+            ours, written = model.logits(tokens[kind]), continued(model, tokens[kind][:1], 8)
+        close(theirs["after"], ours, 1e-4)
+        assert (theirs["before"] - theirs["after"]).abs().max() > 0.05
+        assert torch.equal(theirs["before"], theirs["again"]) and torch.equal(theirs["written"], written)
+
+
+class Counted:
+    """A tensor that counts how often it is moved."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.moves = tensor, 0
+
+    def to(self, device):
+        self.moves += 1
+        return self.tensor.to(device)
+
+
+def test_a_hook_moves_its_tensors_once_to_a_device():
+    """Once it moved them with every token."""
+    card, tensors = described(an_erasure())
+    counted, h = {name: Counted(tensor) for name, tensor in tensors.items()}, activations()
+    hook = plain_hook._hook(card, counted)
+    for _ in range(3):
+        close(hook(None, None, (h,))[0], an_erasure()(h), 1e-5)
+    assert [one.moves for one in counted.values()] == [1, 1, 1]
 
 
 def test_bos_keeps_its_activation_and_nothing_else_does(tiny):
@@ -153,6 +191,28 @@ def test_bos_keeps_its_activation_and_nothing_else_does(tiny):
     h = tiny.record(tokens, [erasure.site])[erasure.site]
     assert torch.equal(spared(h)[:, 0], h[:, 0]) and torch.equal(spared(h)[:, 1:], erasure(h)[:, 1:])
     assert not torch.equal(erasure(h)[:, 0], h[:, 0])
+
+
+def test_bos_in_the_middle_of_a_text_is_spared_as_it_was_when_the_edit_was_measured(storybook):
+    """Contexts are filled with documents, each behind a BOS; the measurement leaves every BOS alone.
+
+    Once only the first was: the others are off the anchor by what stands before them.
+    """
+    texts = Text("storybook", 96, True, 32 * 96).contexts(storybook)
+    measured, applied = texts[:16], texts[16:]
+    edits = [Erasure(site, *projection(128)) for site in storybook.sites()]
+    content = storybook.content(applied)
+    assert int((~content).sum()) > len(applied) + 20 and content.any()
+    recorded = storybook.record(applied, {edit.site for edit in edits})
+    for spared, blind in zip(spare_bos(storybook, edits, measured), spare_bos(storybook, edits), strict=True):
+        h = recorded[spared.site]
+        assert torch.equal((spared(h) != h).any(-1), content)
+        assert not torch.equal((blind(h) != h).any(-1), content)  # control
+
+
+def projection(d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    direction = torch.nn.functional.normalize(torch.randn(d, 1, generator=generator()), dim=0)
+    return direction, direction.T.contiguous(), torch.full((d,), 50.0)
 
 
 def test_what_cannot_be_saved_or_exported_is_said(tmp_path, tiny_models):
@@ -194,12 +254,27 @@ def test_the_hook_file_imports_torch_and_safetensors_only():
     assert lines == {"torch", "safetensors", "pathlib"}
 
 
-def test_three_lines_apply_a_saved_edit(tmp_path, checkpoints):
+def test_three_lines_apply_a_saved_edit_while_text_is_generated(tmp_path, checkpoints):
     model = load_model(checkpoints["neox"], device="cpu")
-    save_edit(spare_bos(model, [ablate(SITE, random_topk(32), range(40))]), tmp_path)
-    tokens = random_tokens(model.n_vocab, 1, 6)
-    plain = model.logits(tokens)
-    edits = load_edit(tmp_path)
+    save_edit(spare_bos(model, [Scaled(ablate(SITE, random_topk(32), range(40)), 1.5), an_erasure()]), tmp_path)
+    prompts = [[model.bos_id, *random_tokens(model.n_vocab, n, seed=n).tolist()] for n in (6, 3)]
+    greedy = Sampling(temperature=0.0)
+    plain = generate(model, prompts, 8, seed=0, sampling=greedy)
+    edits = load_edit(tmp_path, device=model.device)
     with model.hooks(*edits):
-        edited = model.logits(tokens)
-    assert (plain - edited).abs().max() > 0.01
+        edited = generate(model, prompts, 8, seed=0, sampling=greedy)
+    with torch.no_grad(), model.hooks(*edits):
+        slow = [continued(model, torch.tensor([row]), len(new)) for row, new in zip(prompts, edited, strict=True)]
+    assert [row + new for row, new in zip(prompts, edited, strict=True)] == [text[0].tolist() for text in slow]
+    assert edited != plain
+
+
+def test_what_cannot_be_exported_is_still_saved(tmp_path, tiny_models, capsys):
+    """Once it was written into `edit/`, and said not to be saved."""
+    model, site = tiny_models["neox"], Site(1, Stream.MLP_OUT)
+    edits = (ablate(site, random_topk(32), [1, 2]),)
+    text = random_tokens(model.n_vocab, 4, 9)
+    write_edit(tmp_path, model, SimpleNamespace(edits=edits), text)
+    assert [one.site for one in load_edit(tmp_path / "edit")] == [site]
+    said = capsys.readouterr().out
+    assert "mlp_out.1" in said and "hook/" in said and "edit/" not in said and not (tmp_path / "hook").exists()

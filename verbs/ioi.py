@@ -1,8 +1,10 @@
 """`subrank ioi`: how many features carry the indirect object from one prompt into another."""
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,11 @@ from verbs.sets import prepared
 from verbs.terminal import last_of, say
 
 if TYPE_CHECKING:
-    from editing.ioi import IOIConfig, IOIResult
+    from circuits.page import Measured
+    from editing.ioi import IOIConfig, IOIResult, IOIStudy
+    from editing.tasks.pairs import Place
     from sae_core.models import LanguageModel
     from sae_core.storage import DictionarySet
-
-SELECTORS = ("greedy", "attribution", "threshold", "random")
-BASELINES = ("pca", "nonnegative_pca", "neurons", "random_basis")
 
 
 def add(verbs: Verbs) -> None:
@@ -33,23 +34,31 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--text", default=None, help="another text than the one trained on")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--site", default=None, help="where to patch; by default chosen on selection prompts")
-    where.add_argument("--sites", nargs="+", default=None, metavar="SITE", help="several sites or streams, or 'all'")
+    where.add_argument(
+        "--sites", nargs="+", default=None, metavar="SITE", help="one after the other: sites, streams, or 'all'"
+    )
+    where.add_argument(
+        "--jointly", nargs="+", default=None, metavar="SITE", help="sites or streams, or 'all', in one experiment"
+    )
     parser.add_argument(
         "--positions",
         nargs="+",
         default=["all"],
         metavar="WHERE",
-        help="all, end, or places counted from the end: -1 is the last",
+        help="all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last",
     )
     parser.add_argument("--corruption", default="both", help="both (io and swap), or one of io, swap, abc")
-    parser.add_argument("--prompts", type=int, default=96, help="test prompts; a third as many for the selection")
-    parser.add_argument("--selectors", nargs="+", default=SELECTORS, metavar="HOW", help="ways to choose features")
     parser.add_argument(
-        "--baselines", nargs="*", default=BASELINES, metavar="WHAT", help="what to compare with; there is 'ica', too"
+        "--prompts", type=int, default=None, help="test prompts (default: 96); a third as many for the selection"
     )
-    parser.add_argument(
-        "--thresholds", type=int, default=16, help="values of tau of the threshold pruning; the source took 50"
+    ways = "ways to choose features: greedy, attribution, threshold, random (default: all)"
+    parser.add_argument("--selectors", nargs="+", default=None, metavar="HOW", help=ways)
+    others = (
+        "what to compare with: pca, nonnegative_pca, neurons, random_basis, ica (default: all but ica, which is slow)"
     )
+    parser.add_argument("--baselines", nargs="*", default=None, metavar="WHAT", help=others)
+    thresholds = "values of tau of the threshold pruning (default: 16); the source took 50"
+    parser.add_argument("--thresholds", type=int, default=None, help=thresholds)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -70,79 +79,97 @@ def run(options: argparse.Namespace) -> None:
     for (name, one), folder in zip(sets.items(), folders, strict=True):
         read, measured[name] = prepared(one, folder, model, source if source != one.text.source else options.text)
         contexts = read if contexts is None else contexts
-    sites = _sites(options, model, sets)
-    settings = vars(options) | {"dirs": [str(folder) for folder in folders]}
-    _ioi(out, model, sets, contexts, measured, kinds, config, sites=sites, positions=positions, argv=settings)
+    places = _places(options, model, sets)
+    study = _study(model, sets, contexts, config)
+    if options.sites:
+        study.baselines(places)  # of all sites in one pass
+    results = [last_of(study.run(kind, site=place, positions=positions)) for kind in kinds for place in places]
+    _write(out, study, results, measured, argv=vars(options) | {"dirs": [str(folder) for folder in folders]})
     say(f"results: {out}")
 
 
 def ioi_config(options: argparse.Namespace, dictionaries: "DictionarySet") -> "IOIConfig":
-    """How much of IOI to run."""
+    """How much of IOI to run: what is asked for, and else what `IOIConfig` has by default."""
     from editing.ioi import IOIConfig
 
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    for name, least in (("prompts", 2), ("thresholds", 1)):
+        at_least(f"--{name}", given.get(name, least), least)
     config = IOIConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
-    if hasattr(options, "selectors"):
-        at_least("--thresholds", options.thresholds, 1)
-        search = replace(config.selection, n_thresholds=options.thresholds)
-        chosen = {"selectors": tuple(options.selectors), "baselines": tuple(options.baselines)}
-        config = replace(config, selection=search, **chosen)
-    if options.prompts is None:
-        return config
-    at_least("--prompts", options.prompts, 2)
-    return replace(config, test_prompts=options.prompts, selection_prompts=max(4, options.prompts // 3))
+    config = replace(config, **{name: tuple(given[name]) for name in ("selectors", "baselines") if name in given})
+    if "thresholds" in given:
+        config = replace(config, selection=replace(config.selection, n_thresholds=given["thresholds"]))
+    if "prompts" in given:
+        few = max(4, given["prompts"] // 3)
+        config = replace(config, test_prompts=given["prompts"], selection_prompts=few)
+    return config
 
 
 def ioi_into(out: Path, model, dictionaries, contexts, measured, kinds, config, *, argv, assets=None):
     """Run IOI on one set, at the site that is best, and write `result.json` and `ioi.html`."""
-    sets, quality = {"dictionary": dictionaries}, {"dictionary": measured}
-    return _ioi(out, model, sets, contexts, quality, kinds, config, argv=argv, assets=assets)
-
-
-def _ioi(
-    out: Path, model, sets, contexts, measured, kinds, config, *, sites=(None,), positions=None, argv, assets=None
-) -> "list[IOIResult]":
-    """Run IOI for every corruption at every site, and write `result.json` and `ioi.html`."""
-    from circuits.page import dictionaries_section, ioi_section, write_page
-    from editing.ioi import run_ioi
-    from sae_core.text import held_out
-
-    fitted = held_out(contexts)[0][:256]  # PCA sees what the dictionaries saw
-    own = {name: one.dictionaries for name, one in sets.items()}
-    results = [
-        last_of(run_ioi(model, own, fitted, kind, config, site=site, positions=positions))
-        for kind in kinds
-        for site in sites
-    ]
-    for result in results:
-        for sentence in result.sentences():
-            say(f"  {result.corruption} at {result.site}: {sentence}")
-    labels = _labels(model, own, held_out(contexts)[0][:256], results) if len(sets) == 1 else {}
-    quality = {name: one.to_json() for name, one in measured.items()}
-    numbers = {
-        "own_score": {r.corruption: asdict(r.own) for r in results},
-        "dictionaries": next(iter(quality.values())) if len(quality) == 1 else quality,
-        "labels": labels,
-        "ioi": [r.to_json() for r in results],
-    }
-    save_result(out, numbers, model, argv)
-    sections = [
-        (f"<h2>{name}</h2>" if len(measured) > 1 else "") + dictionaries_section(one) for name, one in measured.items()
-    ]
-    write_page(out / "ioi.html", "IOI patching", ioi_section(results, labels) + "".join(sections), assets=assets)
+    study = _study(model, {"dictionary": dictionaries}, contexts, config)
+    results = [last_of(study.run(kind)) for kind in kinds]
+    _write(out, study, results, {"dictionary": measured}, argv=argv, assets=assets)
     return results
 
 
-def _labels(model: "LanguageModel", sets: Mapping, contexts, results: "Sequence[IOIResult]") -> dict[str, str]:
-    """The tokens that the first 64 features of each curve respond to, by the name of the feature."""
-    from circuits.features import survey
-    from sae_core.sites import FeatureId, Site
+def _study(model: "LanguageModel", sets: "Mapping[str, DictionarySet]", contexts, config: "IOIConfig") -> "IOIStudy":
+    """The experiments; baselines see what the dictionaries saw."""
+    from editing.ioi import IOIStudy
+    from sae_core.text import held_out
 
-    (dictionaries,) = sets.values()
-    used = {site: dictionaries[site] for site in {Site.parse(result.site) for result in results}}
-    atlas = survey(model, used, contexts, top=16)
-    named = {name for r in results for curve in r.curves if curve.name in r.floors for name in curve.order[:64]}
-    found = {name: " ".join(atlas.responds_to(FeatureId.parse(name), model)) for name in sorted(named)}
-    return {name: text for name, text in found.items() if text}
+    return IOIStudy(model, {name: one.dictionaries for name, one in sets.items()}, held_out(contexts)[0][:256], config)
+
+
+def _write(
+    out: Path,
+    study: "IOIStudy",
+    results: "Sequence[IOIResult]",
+    measured: "Mapping[str, Measured]",
+    *,
+    argv,
+    assets=None,
+) -> None:
+    """Say what was found, and write `result.json` and `ioi.html`."""
+    from circuits.page import dictionaries_section, ioi_section, write_page
+
+    for result in results:
+        for sentence in result.sentences():
+            say(f"  {result.corruption} at {result.site}: {sentence}")
+    labels = _labels(study, results)
+    numbers = {
+        "own_score": {r.corruption: asdict(r.own) for r in results},
+        "dictionaries": _alone({name: one.to_json() for name, one in measured.items()}),
+        "labels": _alone(labels),
+        "ioi": [r.to_json() for r in results],
+    }
+    save_result(out, numbers, study.model, argv)
+    sections = [
+        (f"<h2>{escape(name)}</h2>" if len(measured) > 1 else "") + dictionaries_section(one)
+        for name, one in measured.items()
+    ]
+    write_page(out / "ioi.html", "IOI patching", ioi_section(results, labels) + "".join(sections), assets=assets)
+
+
+def _alone(by_set: dict[str, dict]) -> dict:
+    """What is known of each set; of a single one without its name."""
+    return by_set if len(by_set) > 1 else next(iter(by_set.values()))
+
+
+def _labels(study: "IOIStudy", results: "Sequence[IOIResult]") -> dict[str, dict[str, str]]:
+    """The tokens that the first 64 features of each curve respond to, by set and name of the feature."""
+    from circuits.features import survey
+    from sae_core.sites import FeatureId
+
+    found = {}
+    for name, dictionaries in study.sets.items():
+        named = {one for r in results for curve in r.curves if curve.name == name for one in curve.order[:64]}
+        features = sorted(map(FeatureId.parse, named))
+        used = {site: dictionaries[site] for site in {feature.site for feature in features}}
+        atlas = survey(study.model, used, study.contexts, top=16)
+        texts = {str(one): " ".join(atlas.responds_to(one, study.model)) for one in features}
+        found[name] = {one: text for one, text in texts.items() if text}
+    return found
 
 
 def _corruptions(text: str) -> list:
@@ -156,27 +183,25 @@ def _corruptions(text: str) -> list:
     return [Corruption(text)]
 
 
-def _positions(given: Sequence[str]) -> tuple[int, ...] | None:
-    """None for all; else places counted from the end."""
+def _positions(given: Sequence[str]) -> "tuple[Place, ...] | None":
+    """None for all; else roles, and places counted from the end."""
+    from editing.tasks.ioi import Role
     from sae_core.errors import UserError
 
     if list(given) == ["all"]:
         return None
-    try:
-        found = tuple(-1 if text == "end" else int(text) for text in given)
-    except ValueError:
-        found = (0,)
-    if any(place >= 0 for place in found):
-        raise UserError(
-            f"--positions {' '.join(given)} is none of: all, end, or numbers like -1 -2, counted from the end"
-        )
-    return found
+    found = [text.upper() if text.upper() in set(Role) else text for text in given]
+    for text in {*found} - {*Role}:
+        if not re.fullmatch(r"-[1-9]\d*", text):
+            where = f"all, {', '.join(Role)}, or numbers like -1 -2, counted from the end"
+            raise UserError(f"--positions {' '.join(given)}: {text} is none of {where}")
+    return tuple(text if text in set(Role) else int(text) for text in found)
 
 
-def _sites(options: argparse.Namespace, model: "LanguageModel", sets: "Mapping[str, DictionarySet]") -> tuple:
-    """The sites asked for; (None,) where one is to be chosen."""
-    if options.sites == ["all"]:
-        first, *others = sets.values()
-        return tuple(site for site in first.dictionaries if all(site in one.dictionaries for one in others))
-    places = options.sites or ([options.site] if options.site else [])
-    return sites_of(model, places) or (None,)
+def _places(options: argparse.Namespace, model: "LanguageModel", sets: "Mapping[str, DictionarySet]") -> tuple:
+    """The sites asked for, one to an experiment, or all for one; (None,) where one is to be chosen."""
+    given = options.sites or options.jointly or ([options.site] if options.site else [])
+    first, *others = sets.values()
+    shared = [site for site in first.dictionaries if all(site in one.dictionaries for one in others)]
+    sites = tuple(shared) if given == ["all"] else sites_of(model, given)
+    return (sites,) if options.jointly else sites or (None,)

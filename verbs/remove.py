@@ -12,6 +12,8 @@ from verbs.sets import open_set
 from verbs.terminal import last_of, say
 
 if TYPE_CHECKING:
+    import torch
+
     from editing.removal import RemovalConfig, RemovalResult
     from sae_core.models import LanguageModel
     from sae_core.storage import DictionarySet
@@ -45,17 +47,15 @@ def removal_config(options: argparse.Namespace, dictionaries: "DictionarySet") -
 
     config = RemovalConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
     if options.prompts is None:  # the demo, which has minutes
-        return replace(config, shortlist=12, random_draws=1, strengths=(0.0, 0.5, 0.8, 1.0, 1.2, 1.6))
+        few = {"selection_prompts": 96, "greedy_prompts": 48, "test_prompts": 160, "text_contexts": 32}
+        few |= {"shortlist": 12, "max_features": 8, "random_draws": 1}
+        return replace(config, **few, strengths=(0.0, 0.5, 0.8, 1.0, 1.25))
     at_least("--prompts", options.prompts, 8)
     return replace(config, test_prompts=options.prompts, selection_prompts=max(8, options.prompts // 2))
 
 
 def with_budget(config: "RemovalConfig", budget: float) -> "RemovalConfig":
     """The same with another budget; raises `UserError` for one that allows nothing."""
-    from sae_core.errors import UserError
-
-    if not 0 < budget < float("inf"):
-        raise UserError(f"--budget must be a positive number of nats per token; got {budget}")
     return replace(config, budget=budget)
 
 
@@ -64,17 +64,17 @@ def removal_into(
 ) -> "RemovalResult":
     """Remove a capability; write `result.json`, `remove.html`, and the edit into `edit/` and `hook/`."""
     from circuits.page import dictionaries_section, removal_section, write_page
-    from editing.capability import capability
+    from editing.capability import capability_of
     from editing.removal import remove
     from sae_core.text import held_out
 
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
-    known = capability(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
+    known = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
     text = held_out(contexts)[1]
     result = last_of(remove(model, known, dictionaries.dictionaries, text, config, site=site))
     numbers = {"own_score": asdict(result.own), "dictionaries": measured.to_json(), "removal": result.to_json()}
     save_result(out, numbers, model, argv)
-    write_edit(out, model, result, spared=config.prepend_bos)
+    write_edit(out, model, result, text[: config.text_contexts] if config.prepend_bos else None)
     body = removal_section(result) + dictionaries_section(measured)
     write_page(out / "remove.html", f"Removing {Path(result.task).name}", body, assets=assets)
     for line in (result.sentence(), result.verdict()):
@@ -82,16 +82,22 @@ def removal_into(
     return result
 
 
-def write_edit(out: Path, model: "LanguageModel", result: "RemovalResult", *, spared: bool) -> None:
-    """The edit as `load_edit` reads it, and as a plain PyTorch hook where its site allows one."""
+def write_edit(out: Path, model: "LanguageModel", result: "RemovalResult", text: "torch.Tensor | None") -> None:
+    """The edit as `load_edit` reads it, and as a plain PyTorch hook where its site allows one.
+
+    With `text`, contexts that begin with BOS, it spares BOS as the measurement did.
+    """
     from editing.hook_export import export_hook
     from editing.saved import save_edit
     from editing.scaled import spare_bos
     from sae_core.errors import UserError
 
-    edits = spare_bos(model, list(result.edits)) if spared else list(result.edits)
-    try:
-        save_edit(edits, out / "edit")
-        export_hook(edits, model, out / "hook" / "remove_hook.py")
-    except UserError as error:
-        say(f"not saved: {error}")
+    edits = list(result.edits) if text is None else spare_bos(model, list(result.edits), text)
+    for place, write in (
+        ("edit/", lambda: save_edit(edits, out / "edit")),
+        ("hook/", lambda: export_hook(edits, model, out / "hook" / "remove_hook.py")),
+    ):
+        try:
+            write()
+        except UserError as error:
+            say(f"{place} is not written: {error}")

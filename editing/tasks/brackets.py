@@ -21,7 +21,7 @@ from sae_core.errors import UserError
 from sae_core.models import LanguageModel
 
 
-class Template(NamedTuple):
+class BracketTemplate(NamedTuple):
     """A prompt with an open bracket, one as long without, and what follows each.
 
     `<var>` is a word of that class, `<var2>` another one.
@@ -36,48 +36,50 @@ class Template(NamedTuple):
 _DEF = "def <func>(<var>):\n "
 # in turn for selection and test: every second one of each kind
 TEMPLATES = (
-    Template(_DEF + "<var2> = <of>(<var3>", _DEF + "<var2> = <num>\n <var3>", ")", " ="),
-    Template(_DEF + "print(<var2>", _DEF + "<var3> = <var2>", ")", "\n"),
-    Template(
+    BracketTemplate(_DEF + "<var2> = <of>(<var3>", _DEF + "<var2> = <num>\n <var3>", ")", " ="),
+    BracketTemplate(_DEF + "print(<var2>", _DEF + "<var3> = <var2>", ")", "\n"),
+    BracketTemplate(
         _DEF + "<var2> = <num>\n <var3> = [<var4>, <var5>",
         _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
         "]",
         "\n",
     ),
-    Template(_DEF + "return [<var2>, <var3>", _DEF + "<var2> = <num>\n <var3>", "]", " ="),
-    Template(
+    BracketTemplate(_DEF + "return [<var2>, <var3>", _DEF + "<var2> = <num>\n <var3>", "]", " ="),
+    BracketTemplate(
         _DEF + "<var2> = <num>\n <var3> = {<var4>: <var5>",
         _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
         "}",
         "\n",
     ),
-    Template(_DEF + "return {<var2>: <var3>", _DEF + "<var2> = <num>\n <var3>", "}", " ="),
-    Template(
+    BracketTemplate(_DEF + "return {<var2>: <var3>", _DEF + "<var2> = <num>\n <var3>", "}", " ="),
+    BracketTemplate(
         '<name> lived in <city>. <name> said "<greeting>',
         "<name> lived in <city>. <name> said, <greeting>",
         '"',
         " <greeting2>",
     ),
-    Template(
+    BracketTemplate(
         'This <paper> binds the <party>. The word "<paper2>',
         "This <paper> binds the <party>. The word, <paper2>",
         '"',
         " and",
     ),
-    Template(
+    BracketTemplate(
         "Each <party> may <duty> the <paper> (or the <paper2>",
         "Each <party> may <duty> the <paper>, or the <paper2>",
         ")",
         ".",
     ),
-    Template("A <star> is made of <matter> (and <matter2>", "A <star> is made of <matter>, and <matter2>", ")", "."),
-    Template(
+    BracketTemplate(
+        "A <star> is made of <matter> (and <matter2>", "A <star> is made of <matter>, and <matter2>", ")", "."
+    ),
+    BracketTemplate(
         "The <star> moves because of <energy> (and <energy2>",
         "The <star> moves because of <energy>, and <energy2>",
         ")",
         ".",
     ),
-    Template(
+    BracketTemplate(
         "The patient has <degree> <symptom> (and <symptom2>",
         "The patient has <degree> <symptom>, and <symptom2>",
         ")",
@@ -109,7 +111,7 @@ _SLOT = re.compile(r"<([a-z]+)(\d*)>")
 class BracketTask:
     """The templates and words that a model can use, divided into selection and test."""
 
-    templates: dict[str, list[Template]]
+    templates: dict[str, list[BracketTemplate]]
     words: dict[str, dict[str, list[str]]]
     """By split, then by class."""
     shared: tuple[str, ...]
@@ -164,12 +166,12 @@ class BracketTask:
         return as_tokens(model, "brackets", list(found.values()), prepend_bos=prepend_bos)
 
 
-def _distinct(template: Template, kind: str) -> int:
+def _distinct(template: BracketTemplate, kind: str) -> int:
     """How many different words of a class the template takes."""
     return len({slot for slot in _SLOT.findall("".join(template)) if slot[0] == kind})
 
 
-def _fill(template: Template, words: dict[str, list[str]], rng: random.Random) -> TextPair:
+def _fill(template: BracketTemplate, words: dict[str, list[str]], rng: random.Random) -> TextPair:
     """The template with words drawn for its slots, the same ones in all four texts."""
     slots = dict.fromkeys(_SLOT.findall("".join(template)))
     drawn = {kind: iter(rng.sample(words[kind], _distinct(template, kind))) for kind, _ in slots}
@@ -178,7 +180,7 @@ def _fill(template: Template, words: dict[str, list[str]], rng: random.Random) -
     return TextPair(clean, corrupted, answer, foil, foil, template)
 
 
-def _fits(model: LanguageModel, template: Template, words: dict[str, list[str]]) -> None:
+def _fits(model: LanguageModel, template: BracketTemplate, words: dict[str, list[str]]) -> None:
     """Raise the `UserError` of the last try if the template fits with none of some words."""
     for kind in {kind for kind, _ in _SLOT.findall("".join(template))}:
         if len(words[kind]) < _distinct(template, kind):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from editing.tasks import names
-from editing.tasks.pairs import PATIENCE, PromptPairs, TextPair, as_tokens
+from editing.tasks.pairs import END, PATIENCE, Mention, PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
 
@@ -65,6 +65,19 @@ class Corruption(StrEnum):
     IO = "io"
     SWAP = "swap"
     ABC = "abc"
+
+
+class Role(StrEnum):
+    """The tokens of a prompt that the literature names; corrupted prompts have them at the same places."""
+
+    IO = "IO"
+    """The indirect object."""
+    S1 = "S1"
+    """The subject, where it is first named."""
+    S2 = "S2"
+    """The subject again (in the corrupted prompts of `swap` and `abc` another name)."""
+    END = END
+    """The last token, where the answer is due."""
 
 
 @dataclass(frozen=True)
@@ -137,5 +150,7 @@ class IOITask:
                 again = io if corruption is Corruption.SWAP else third
                 other, foil = template.format(A=first, B=second, S=again, **words), subject
             misses = misses + 1 if text in found else 0
-            found.setdefault(text, TextPair(text, other, f" {io}", f" {foil}", f" {subject}", template))
+            mentions = ((Role.IO, io, 0), (Role.S1, subject, 0), (Role.S2, subject, 1))
+            said = tuple(Mention(role, f" {name}", nth) for role, name, nth in mentions)
+            found.setdefault(text, TextPair(text, other, f" {io}", f" {foil}", f" {subject}", template, said))
         return as_tokens(model, f"ioi-{corruption}", list(found.values()), prepend_bos=prepend_bos)

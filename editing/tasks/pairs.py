@@ -1,8 +1,9 @@
 """Prompts in pairs: what an experiment about one behaviour is made of."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,11 @@ from sae_core.models import LanguageModel, pad
 
 PATIENCE = 500
 """Draws in a row that bring nothing new before a task has no more prompts to give."""
+END = "END"
+"""The role of the last token of a prompt, which every prompt has."""
+
+Place = int | str
+"""A position in prompts of different lengths: a number counted from the end, or a role."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,8 @@ class PromptPairs:
     """The clean prompts as text."""
     groups: Int[Tensor, "batch"] | None = None
     """The template of each prompt: prompts that share one are not independent. By default each has its own."""
+    roles: Mapping[str, Int[Tensor, "batch"]] = field(default_factory=dict)
+    """Positions of the tokens that have a part in the task, by the name of the part; `END` is there in any case."""
 
     def __post_init__(self):
         if self.groups is None:
@@ -43,6 +51,31 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.answer)
+
+    def place(self, position: Place) -> Int[Tensor, "batch"]:
+        """Where a position is in each prompt; raises `UserError` for one that is not there."""
+        if isinstance(position, str):
+            roles = {**self.roles, END: self.end}
+            if position not in roles:
+                raise UserError(f"no position {position!r} in prompts of {self.name}; they have {', '.join(roles)}")
+            return roles[position]
+        place = self.end + 1 + position
+        if position >= 0 or (place < 0).any():
+            raise UserError(
+                f"no position {position} in prompts of {int(self.end.min()) + 1} tokens; positions count from the "
+                "end, -1 being the last"
+            )
+        return place
+
+
+class Mention(NamedTuple):
+    """Where a word that has a part in the task stands in a prompt."""
+
+    role: str
+    word: str
+    """As it continues what is before it, with its space."""
+    nth: int
+    """Which of the word's places it is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,8 @@ class TextPair:
     rival: str
     group: Hashable
     """What the prompt shares with others, as a rule its template."""
+    mentions: tuple[Mention, ...] = ()
+    """The words of the clean prompt that have a part in the task."""
 
     def ids(self, model: LanguageModel) -> tuple[list[int], list[int], list[int]]:
         """Token ids of the clean prompt, of the corrupted one, and of answer, foil and rival; no BOS.
@@ -113,8 +148,23 @@ def as_tokens(model: LanguageModel, name: str, pairs: Sequence[TextPair], *, pre
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"{name} prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
     answer, foil, rival = torch.tensor([answers for _, _, answers in rows]).T
-    texts = tuple(pair.clean for pair in pairs)
-    return PromptPairs(name, tokens, others, answer, foil, rival, lengths - 1, texts, numbered(p.group for p in pairs))
+    texts, groups = tuple(pair.clean for pair in pairs), numbered(pair.group for pair in pairs)
+    roles = {
+        mention.role: torch.tensor(
+            [len(bos) + _stands(model, pair.mentions[i], row[0]) for pair, row in zip(pairs, rows, strict=True)]
+        )
+        for i, mention in enumerate(pairs[0].mentions)
+    }
+    return PromptPairs(name, tokens, others, answer, foil, rival, lengths - 1, texts, groups, roles)
+
+
+def _stands(model: LanguageModel, mention: Mention, ids: Sequence[int]) -> int:
+    """The position of the last token of a mention; raises `UserError`, naming the word, if it is not there."""
+    word = model.continuation_ids("Then", mention.word)
+    ends = [i + len(word) - 1 for i in range(len(ids)) if list(ids[i : i + len(word)]) == word]
+    if len(ends) <= mention.nth:
+        raise UserError(f"{model.name} has {mention.word.strip()!r} {len(ends)} times in a prompt, for {mention.role}")
+    return ends[mention.nth]
 
 
 def numbered(labels) -> Int[Tensor, "batch"]:

@@ -1,8 +1,9 @@
 """Pronoun prediction: "Lily was tired because" -> she; names of the two classes in equal number.
 
-Two forms: she or he, and her or his ("Lily took" -> her). As in the source, where an edit is chosen on one
-question about a name and tested on another one as well, an edit can be chosen on the first form and tested on
-the second, its transfer form. No prompt holds a pronoun: only the name tells.
+Three forms: she or he; her or his ("Lily took" -> her); and the one that Cunningham et al. 2023 test on, who choose
+an edit on one question about a name and test it on another one as well: "Lily went to the store, and" -> she. An edit
+that is chosen on the first form can be tested on the other two. No prompt holds a pronoun: only the name tells; what
+comes before is an opening, where the source shows examples of both pronouns.
 
 Names may take several tokens; the pronouns may not. The splits share no names and no templates, a template
 being an opening with a sentence; every opening and every sentence occurs in each split.
@@ -10,7 +11,7 @@ being an opening with a sentence; every opening and every sentence occurs in eac
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -18,9 +19,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from editing.metrics import auroc
 from editing.tasks import names
-from editing.tasks.pairs import OwnScore, PromptPairs, TextPair, answer_id, as_tokens, end_logits, numbered
+from editing.tasks.pairs import PromptPairs, TextPair, answer_id, as_tokens, numbered
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel, pad
 
@@ -57,6 +57,8 @@ POSSESSIVE_SENTENCES = (
     "{N} said hello and took",
     "{N} went home and took",
 )
+PLACES = ("store", "park", "garden", "school", "market", "library", "kitchen", "office")
+STORE_SENTENCES = tuple(f"{{N}} went to the {place}, and" for place in PLACES)
 
 
 class Form(StrEnum):
@@ -64,6 +66,8 @@ class Form(StrEnum):
 
     SUBJECT = "he"
     POSSESSIVE = "his"
+    STORE = "he, at the store"
+    """she or he, in the words of the source's transfer task."""
 
 
 class Split(StrEnum):
@@ -77,13 +81,14 @@ class Split(StrEnum):
 # Names are dealt out in turn, half of them to the test. Every opening goes with every sentence, and the
 # combinations are dealt out along the diagonals, so that each split has all openings and all sentences.
 _NAMES = {Split.SELECTION: slice(0, None, 4), Split.CHECK: slice(2, None, 4), Split.TEST: slice(1, None, 2)}
-_WORDS = {Form.SUBJECT: ("she", "he"), Form.POSSESSIVE: ("her", "his")}
-_SENTENCES = {Form.SUBJECT: SENTENCES, Form.POSSESSIVE: POSSESSIVE_SENTENCES}
+_WORDS = {Form.SUBJECT: ("she", "he"), Form.POSSESSIVE: ("her", "his"), Form.STORE: ("she", "he")}
+_SENTENCES = {Form.SUBJECT: SENTENCES, Form.POSSESSIVE: POSSESSIVE_SENTENCES, Form.STORE: STORE_SENTENCES}
+_NAME = {Form.SUBJECT: "pronouns", Form.POSSESSIVE: "possessives", Form.STORE: "pronouns at the store"}
 _GROUPS = {"female": names.FEMALE, "male": names.MALE}
 PRONOUNS = ("she", "he", "her", "his", "him", "herself", "himself", "hers", "She", "He", "Her", "His")
 
 
-class Template(NamedTuple):
+class PronounTemplate(NamedTuple):
     """An opening with a sentence."""
 
     text: str
@@ -91,11 +96,11 @@ class Template(NamedTuple):
     """Which of the form's sentences it ends in."""
 
 
-def templates(split: Split, form: Form = Form.SUBJECT) -> list[Template]:
+def templates(split: Split, form: Form = Form.SUBJECT) -> list[PronounTemplate]:
     """The templates of one split."""
     turn, ends = list(Split).index(split), _SENTENCES[form]
     every = [(i, j) for i in range(len(OPENINGS)) for j in range(len(ends))]
-    return [Template(f"{OPENINGS[i]} {ends[j]}", j) for i, j in every if (i + j) % 3 == turn]
+    return [PronounTemplate(f"{OPENINGS[i]} {ends[j]}", j) for i, j in every if (i + j) % 3 == turn]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,37 +120,21 @@ class PronounPrompts:
     """Which of the form's sentences each prompt ends in."""
     groups: Int[Tensor, "batch"] | None = None
     """The template of each prompt: prompts that share one are not independent. By default each has its own."""
+    name: Int[Tensor, "batch"] | None = None
+    """The name of each prompt: prompts that share one are not independent either. By default each has its own."""
 
     def __post_init__(self):
-        if self.groups is None:
-            object.__setattr__(self, "groups", torch.arange(len(self.end)))
+        for label in ("groups", "name"):
+            if getattr(self, label) is None:
+                object.__setattr__(self, label, torch.arange(len(self.end)))
 
     def __len__(self) -> int:
         return len(self.end)
 
-    def first(self, n: int) -> "PronounPrompts":
-        """The first `n` prompts."""
-        fields = ("tokens", "end", "female", "texts", "sentence", "groups")
-        return replace(self, **{name: getattr(self, name)[:n] for name in fields})
-
-    def within(self, scores: Tensor) -> float:
-        """AUROC of scores `[batch]` for somebody who knows the sentence and its sign: 0.5 + mean |AUROC - 0.5|.
-
-        An edit whose leftovers have one sign after some sentences and the other after others has a pooled
-        AUROC of 0.5 and does not hide the class at all; this shows it. By chance alone it is a little above 0.5.
-        """
-        parts = [self.sentence == one for one in self.sentence.unique()]
-        parts = [part for part in parts if self.female[part].any() and not self.female[part].all()]
-        return 0.5 + sum(abs(auroc(scores[part], self.female[part]) - 0.5) for part in parts) / len(parts)
-
-    def score(self, logits: Tensor) -> Tensor:
-        """logit(she) - logit(he) from logits `[..., batch, vocab]` at the end of the prompts."""
-        return logits[..., self.she] - logits[..., self.he]
-
 
 class _Case(NamedTuple):
     name: str
-    template: Template
+    template: PronounTemplate
 
     @property
     def text(self) -> str:
@@ -190,7 +179,7 @@ def pronoun_prompts(
 
     Raises `UserError` if a pronoun of the form is not one token here, or the words of the task are unknown.
     """
-    rng = random.Random(f"{seed}/{_name(form)}/{'/'.join(splits)}")
+    rng = random.Random(f"{seed}/{_NAME[form]}/{'/'.join(splits)}")
     cases = _cases(model, splits, form)
     n_each = min(n // 2, *map(len, cases.values()))
     if n_each < 1:
@@ -205,8 +194,8 @@ def pronoun_prompts(
     she, he = (answer_id(model, texts[0], f" {word}") for word in _WORDS[form])
     female = torch.tensor([is_female for _, is_female in drawn])
     sentence = torch.tensor([case.template.sentence for case, _ in drawn])
-    groups = numbered(case.template for case, _ in drawn)
-    return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups)
+    groups, people = numbered(case.template for case, _ in drawn), numbered(case.name for case, _ in drawn)
+    return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups, people)
 
 
 def pronoun_pairs(
@@ -223,11 +212,11 @@ def pronoun_pairs(
     Half of the clean prompts are of each class, so that their number is even; prompts for which there is no such
     name are left out.
     """
-    rng = random.Random(f"{seed}/{_name(form)}-pairs/{'/'.join(splits)}")
+    rng = random.Random(f"{seed}/{_NAME[form]}-pairs/{'/'.join(splits)}")
     cases, words = _cases(model, splits, form), dict(zip(_GROUPS, _WORDS[form], strict=True))
     found: dict[str, list[TextPair]] = {}
     for group, other in (("female", "male"), ("male", "female")):
-        partners: dict[tuple[Template, int], list[str]] = {}
+        partners: dict[tuple[PronounTemplate, int], list[str]] = {}
         for case in cases[other]:
             partners.setdefault((case.template, len(model.to_ids(case.text))), []).append(case.text)
         found[group] = []
@@ -239,12 +228,8 @@ def pronoun_pairs(
                 found[group].append(TextPair(case.text, rng.choice(as_long), right, wrong, wrong, case.template))
     pairs = [pair for both in zip(*found.values(), strict=False) for pair in both]
     if not pairs:
-        raise UserError(f"{_name(form)}: no two names of the two classes are equally long in {model.name}")
-    return as_tokens(model, _name(form), pairs, prepend_bos=prepend_bos)
-
-
-def _name(form: Form) -> str:
-    return "pronouns" if form is Form.SUBJECT else "possessives"
+        raise UserError(f"{_NAME[form]}: no two names of the two classes are equally long in {model.name}")
+    return as_tokens(model, _NAME[form], pairs, prepend_bos=prepend_bos)
 
 
 def pronoun_ids(model: LanguageModel) -> list[int]:
@@ -255,11 +240,3 @@ def pronoun_ids(model: LanguageModel) -> list[int]:
             if len(ids) == 1 and names.known(model, word):
                 found.add(ids[0])
     return sorted(found)
-
-
-def own_score(model: LanguageModel, prompts: PronounPrompts) -> tuple[OwnScore, float]:
-    """The model's own score, and its AUROC of logit(she) - logit(he)."""
-    logits = end_logits(model, prompts.tokens, prompts.end).cpu()
-    right = torch.where(prompts.female, prompts.she, prompts.he)
-    wrong = torch.where(prompts.female, prompts.he, prompts.she)
-    return OwnScore.of(logits, right, wrong, prompts.groups), auroc(prompts.score(logits), prompts.female)

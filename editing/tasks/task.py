@@ -49,7 +49,7 @@ class Task:
         return self.draw(split, min(n, MOST), seed=seed, prepend_bos=prepend_bos, **which)
 
 
-def task(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> Task:
+def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> Task:
     """The task `ioi`, `pronouns`, `possessives` or `brackets` in `model`'s vocabulary, or that of a `.jsonl` file.
 
     Raises `UserError` for another name, and where the prompts do not fit the model; of a file, `skip_unfit` leaves
