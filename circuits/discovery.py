@@ -1,17 +1,34 @@
-"""From a feature to the circuit that drives it (Cunningham et al. 2023, section on automatic circuits).
+"""From a target to the circuit that drives it (Cunningham et al. 2023, section on automatic circuits).
 
-Find activating examples of the target, ablate every active feature of the previous layer on them, keep
-the few with the largest effect, and ask the same of each, down to layer 0. Every target gets examples of
-its own, the cause with the strongest edge is asked first, and no feature is asked twice.
+Find activating examples of the target, ablate every feature that is active on them at an earlier site, keep
+the few with the largest effect, and ask the same of each, down to the lowest site. Every feature gets
+examples of its own, the cause with the strongest edge is asked first, and no feature is asked twice.
+
+Edges between neighbours are what exhaustive ablation finds, and say `certified`. Where more than one block
+lies between, a screen (`circuits/screens.py`) proposes the latents that are ablated, unless all are asked for.
 """
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
 
-from circuits.effects import ablation_effects
-from circuits.features import FeatureAtlas
-from circuits.graph import Edge, FeatureGraph, Node, features_of
+from circuits.edges import EdgeConfig, find_edges
+from circuits.effects import Ablation, Causes, to_zero
+from circuits.features import Examples, ExampleSource, FeatureAtlas
+from circuits.graph import (
+    Edge,
+    ErrorTerm,
+    FeatureGraph,
+    Node,
+    NodeId,
+    edge_from_json,
+    edge_to_json,
+    nodes_of,
+    parse_node,
+)
+from circuits.targets import FeatureTarget, Target
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
@@ -20,115 +37,182 @@ from sae_core.sites import FeatureId, Site, Stream
 MIN_EXAMPLES = 16
 
 
+class Reach(StrEnum):
+    """Which sites causes are sought at."""
+
+    ADJACENT = "adjacent"
+    """The nearest earlier residual site that has a dictionary."""
+    ALL = "all"
+    """Every earlier site that has one."""
+
+
 @dataclass(frozen=True)
 class DiscoveryConfig:
     """How far to go."""
 
-    keep: int = 3
-    """Causes kept per target."""
+    edges: EdgeConfig = field(default_factory=EdgeConfig)
     n_examples: int = MIN_EXAMPLES
-    """Examples per target, each from another context; fewer than 16 are refused."""
+    """Examples per target, each from another context."""
+    least: int = MIN_EXAMPLES
+    """With fewer a feature is not asked for its causes."""
     max_targets: int = 15
-    min_effect: float = 0.01
-    """Edges weaker than this are not kept."""
+    depth: int | None = None
+    """Edges from the root to the last causes, at most."""
+    reach: Reach = Reach.ADJACENT
 
 
 @dataclass(frozen=True)
 class Asked:
     """One target whose causes were sought."""
 
-    target: FeatureId
+    target: NodeId
     edges: tuple[Edge, ...]
     n_examples: int
     n_pairs: int
+    audits: tuple[dict[str, Any], ...] = ()
+    """What the audit found, of each site at which not all latents were ablated."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` is the inverse."""
+        own = {"target": str(self.target), "edges": [edge_to_json(edge) for edge in self.edges]}
+        return own | {"n_examples": self.n_examples, "n_pairs": self.n_pairs, "audits": list(self.audits)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Asked":
+        """The step that `to_json` made `value` of."""
+        edges = tuple(map(edge_from_json, value["edges"]))
+        return cls(parse_node(value["target"]), edges, value["n_examples"], value["n_pairs"], tuple(value["audits"]))
 
 
-def discover(
-    model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
-    atlas: FeatureAtlas,
-    target: FeatureId,
-    config: DiscoveryConfig,
-) -> Iterator[Asked]:
-    """Yield each target with its kept edges; of the causes waiting, the one with the strongest edge is next.
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """All that does not change from target to target."""
 
-    A cause with fewer than 16 examples is not asked; for the root that is a `UserError`.
-    """
-    queue = [(-1.0, target)]
-    asked: set[FeatureId] = set()
-    while queue and len(asked) < config.max_targets:
-        _, feature = heapq.heappop(queue)
-        source = previous_site(dictionaries, feature.site)
-        if feature in asked or source is None:
-            continue
-        examples = atlas.examples(feature, config.n_examples)
-        if len(examples) < MIN_EXAMPLES:
-            if feature == target:
-                raise UserError(
-                    f"{target} is active in only {len(examples)} distinct contexts of this text; "
-                    f"{MIN_EXAMPLES} are needed: give more text or another feature"
-                )
-            continue
-        asked.add(feature)
-        found = ablation_effects(model, dictionaries, source, feature, examples)
-        edges = []
-        for j in found.effect.abs().argsort(descending=True, stable=True)[: config.keep].tolist():
-            effect, cause = float(found.effect[j]), FeatureId(source, j)
-            if abs(effect) < config.min_effect:
-                break
-            cosine = dictionaries[source].directions[j] @ dictionaries[feature.site].directions[feature.index]
-            edges.append(Edge(cause, feature, effect, int(found.n_active[j]), len(examples), float(cosine)))
-            heapq.heappush(queue, (-abs(effect), cause))
-        yield Asked(feature, tuple(edges), len(examples), found.n_pairs)
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    source: ExampleSource
+    config: DiscoveryConfig = field(default_factory=DiscoveryConfig)
+    ablations: Mapping[Site, Ablation] = field(default_factory=dict)
+    """What the latents of a site are set to, where it is not zero."""
+
+    def run(self, root: Target, examples: Examples | None = None, *, done: Iterable[Asked] = ()) -> Iterator[Asked]:
+        """Yield each target with its kept edges; of the causes waiting, the one with the strongest edge is next.
+
+        `examples` are the root's, if `source` does not give them. Steps in `done`, of an earlier run of the same
+        search, are taken over as they are. A cause with too few examples is not asked; for the root that is
+        a `UserError`.
+        """
+        known = {step.target: step for step in done}
+        queue: list[tuple[float, int, NodeId, int]] = [(-1.0, 0, root.node, 0)]
+        asked: set[NodeId] = set()
+        n_waited = 0
+        while queue and len(asked) < self.config.max_targets:
+            _, _, node, depth = heapq.heappop(queue)
+            if node in asked or isinstance(node, ErrorTerm):
+                continue
+            target = root if node == root.node else FeatureTarget(node, self.dictionaries[node.site])
+            step = known.get(node) or self._ask(
+                target, examples if node == root.node else None, is_root=node == root.node
+            )
+            if step is None:
+                continue
+            asked.add(node)
+            yield step
+            if self.config.depth is not None and depth + 1 >= self.config.depth:
+                continue
+            for edge in step.edges:
+                n_waited += 1
+                heapq.heappush(queue, (-abs(edge.effect), n_waited, edge.cause, depth + 1))
+
+    def _ask(self, target: Target, examples: Examples | None, *, is_root: bool) -> Asked | None:
+        """The causes of one target; None if it has none below it, or too few examples."""
+        sites = causes_at(self.model, self.dictionaries, target, self.config.reach)
+        if not sites:
+            return None
+        if examples is None:
+            examples = self.source.examples(target.node, self.config.n_examples)
+            if len(examples) < self.config.least:
+                if is_root:
+                    raise UserError(
+                        f"{target.node} is active in only {len(examples)} distinct contexts of this text; "
+                        f"{self.config.least} are needed: give more text or another feature"
+                    )
+                return None
+        found = []
+        for site in sites:
+            ablation = self.ablations.get(site, to_zero)
+            causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)
+            found.append(find_edges(causes, self.config.edges))
+        edges = sorted(
+            (self._compared(edge) for one in found for edge in one.edges), key=lambda edge: -abs(edge.effect)
+        )
+        audits = tuple(one.audit for one in found if one.audit)
+        return Asked(target.node, tuple(edges), len(examples), sum(one.n_pairs for one in found), audits)
+
+    def _compared(self, edge: Edge) -> Edge:
+        """The edge with the cosine of its two directions, where both have one."""
+        ends = [node for node in (edge.cause, edge.target) if isinstance(node, FeatureId)]
+        directions = [self.dictionaries[node.site].directions[node.index] for node in ends]
+        if len(directions) < 2 or directions[0].shape != directions[1].shape:
+            return edge
+        return replace(edge, cosine=float(directions[0] @ directions[1]))
 
 
-def previous_site(dictionaries: dict[Site, Dictionary], site: Site) -> Site | None:
-    """The nearest residual site below `site` that has a dictionary; None at the bottom."""
-    below = [s for s in dictionaries if s.stream is Stream.RESID_POST and s.layer < site.layer]
-    return max(below, key=lambda s: s.layer, default=None)
+def causes_at(
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], target: Target, reach: Reach = Reach.ADJACENT
+) -> list[Site]:
+    """The sites with dictionaries where causes of a target are sought, the nearest first; none at the bottom."""
+    logits = not isinstance(target.node, FeatureId)
+    before = [s for s in dictionaries if (logits and s == target.site) or model.feeds(s, target.site)]
+    if reach is Reach.ADJACENT:
+        residual = [s for s in before if s.stream is Stream.RESID_POST]
+        return [max(residual)] if residual else []
+    return sorted(before, reverse=True)
 
 
 def assemble(
     model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
+    dictionaries: Mapping[Site, Dictionary],
     atlas: FeatureAtlas,
-    target: FeatureId,
+    target: NodeId,
     asked: list[Asked],
+    facts: Mapping[str, Any],
 ) -> FeatureGraph:
-    """The graph of what `discover` found, its nodes labelled from the atlas."""
+    """The graph of what was found, its nodes labelled from the atlas; `facts` say how it was found."""
     edges = tuple(edge for step in asked for edge in step.edges)
     n_examples = {step.target: step.n_examples for step in asked}
-    last = model.n_layers - 1
+    last = Site(model.n_layers - 1)
 
-    def node(feature: FeatureId) -> Node:
-        direction = dictionaries[feature.site].directions[feature.index]
-        final = feature.site == Site(last)
+    def node(id: NodeId) -> Node:
+        if not isinstance(id, FeatureId):
+            return Node(id, n_examples=n_examples.get(id, 0))
+        direction = dictionaries[id.site].directions[id.index]
         return Node(
-            feature,
-            tuple(atlas.responds_to(feature, model)),
-            float(atlas.sites[feature.site].density[feature.index]),
-            tuple(atlas.promotes(feature, direction, model)) if final else (),
-            n_examples.get(feature, 0),
+            id,
+            tuple(atlas.responds_to(id, model)),
+            float(atlas.sites[id.site].density[id.index]),
+            tuple(atlas.promotes(id, direction, model)) if id.site == last else (),
+            n_examples.get(id, 0),
         )
 
-    nodes = tuple(node(feature) for feature in features_of(edges, target))
-    facts = {
-        "ablation": "zero, at all positions up to the target's, error term kept",
-        "effect": "(sum a_clean - sum a_ablated) / sum a_clean",
-        "examples": "each feature's strongest contexts, one position each",
-        "exhaustive": True,
+    measured = {
+        "effect": "(sum a_clean - sum a_ablated) / |sum a_clean|",
+        "exhaustive": all(edge.certified for edge in edges),
         "targets_asked": len(asked),
         "pairs_run": sum(step.n_pairs for step in asked),
+        "audits": [{"target": str(step.target), **audit} for step in asked for audit in step.audits],
     }
-    return FeatureGraph(target, nodes, edges, facts)
+    return FeatureGraph(target, tuple(node(id) for id in nodes_of(edges, target)), edges, {**facts, **measured})
 
 
-def check_target(dictionaries: dict[Site, Dictionary], target: FeatureId) -> None:
-    """Raise `UserError` unless there is a dictionary with that latent, and one below it to explain it."""
+def check_target(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], target: FeatureId) -> FeatureTarget:
+    """The feature as a target; raises `UserError` unless there is such a latent, with a dictionary below it."""
     if target.site not in dictionaries:
         raise UserError(f"no dictionary for {target.site}; this set has {', '.join(map(str, sorted(dictionaries)))}")
     n_latents = len(dictionaries[target.site].directions)
     if not target.index < n_latents:
         raise UserError(f"{target} is out of range: {target.site} has {n_latents} latents, numbered from 0")
-    if previous_site(dictionaries, target.site) is None:
-        raise UserError(f"{target} has no resid_post site with a dictionary below it that could explain it")
+    found = FeatureTarget(target, dictionaries[target.site])
+    if not causes_at(model, dictionaries, found, Reach.ALL):
+        raise UserError(f"{target} has no site with a dictionary below it that could explain it")
+    return found

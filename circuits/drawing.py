@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import graphviz
 
-from circuits.graph import Edge, FeatureGraph, Node
+from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
 from sae_core.files import write_text
+from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
 
@@ -19,25 +21,42 @@ def dot_source(graph: FeatureGraph) -> str:
     """The circuit in Graphviz's DOT language, input at the bottom."""
     dot = graphviz.Digraph("circuit", graph_attr=_GRAPH, node_attr=_NODE, edge_attr={"arrowsize": "0.8"})
     strongest = max((abs(edge.effect) for edge in graph.edges), default=1.0)
-    layers: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        layers.setdefault(node.feature.site.layer, []).append(node)
-    for layer, nodes in sorted(layers.items(), reverse=True):
+    rows: dict[str, list[Node]] = {}
+    for node in sorted(graph.nodes, key=lambda node: _height(node.id)):
+        rows.setdefault(_row(node.id), []).append(node)
+    for name, nodes in rows.items():
         with dot.subgraph() as row:
             row.attr(rank="same")
-            row.node(f"layer {layer}", shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
+            row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
             for node in nodes:
-                emphasis = {"fillcolor": "#fff3cd", "penwidth": "1.6"} if node.feature == graph.target else {}
-                row.node(str(node.feature), label=graphviz.escape(_label(node)), **emphasis)
-    rows = sorted(layers)
+                row.node(_name(node.id), label=graphviz.escape(_label(node)), **_node_look(node, graph.target))
     for below, above in pairwise(rows):
-        dot.edge(f"layer {below}", f"layer {above}", style="invis")
+        dot.edge(f"row {below}", f"row {above}", style="invis")
     for edge in graph.edges:
-        dot.edge(str(edge.cause), str(edge.target), **_edge_look(edge, strongest))
+        dot.edge(_name(edge.cause), _name(edge.target), **_edge_look(edge, strongest))
     with dot.subgraph(name="cluster_legend") as legend:
         legend.attr(label="", color="none")
-        legend.node("legend", shape="plaintext", fillcolor="none", label=_LEGEND)
+        legend.node("legend", shape="plaintext", fillcolor="none", label=_legend(graph))
     return dot.source
+
+
+def _name(id: NodeId) -> str:
+    """A node's name in DOT, where a colon would begin a port."""
+    return str(id).replace(":", "")
+
+
+def _height(id: NodeId) -> tuple[int, int]:
+    """Rows sort by it, input first."""
+    if isinstance(id, Readout):
+        return (sys.maxsize, 0)
+    return (id.site.layer, list(Stream).index(id.site.stream))
+
+
+def _row(id: NodeId) -> str:
+    if isinstance(id, Readout):
+        return "logits"
+    stream = id.site.stream
+    return f"layer {id.site.layer}" if stream is Stream.RESID_POST else f"{stream} {id.site.layer}"
 
 
 _GRAPH = {"rankdir": "BT", "nodesep": "0.3", "ranksep": "0.6", "bgcolor": "white", "fontname": "Helvetica"}
@@ -53,35 +72,64 @@ _NODE = {
 _LEGEND_LINES = (
     (SUPPORTS, "blue: the cause supports the target"),
     (SUPPRESSES, "red: the cause holds the target down"),
-    ("#555555", "number: share of the target's activation lost"),
+    ("#555555", "number: share of the target lost"),
     ("#555555", "when the cause is ablated; darker is stronger"),
 )
-_LEGEND = "<<table border='0' cellspacing='2'>{}</table>>".format(
-    "".join(
-        f"<tr><td align='left'><font point-size='11' color='{colour}'>{text}</font></td></tr>"
-        for colour, text in _LEGEND_LINES
+_FAINT = ("#555555", "dashed: no stronger than random directions")
+_UNSURE = ("#555555", "dotted: found by a screen, not among all")
+
+
+def _legend(graph: FeatureGraph) -> str:
+    """What colours and strokes say, of those that are there."""
+    lines = list(_LEGEND_LINES)
+    lines += [_FAINT] * any(not edge.solid for edge in graph.edges)
+    lines += [_UNSURE] * any(not edge.certified and edge.solid for edge in graph.edges)
+    cells = (
+        f"<tr><td align='left'><font point-size='11' color='{colour}'>{text}</font></td></tr>" for colour, text in lines
     )
-)
+    return f"<<table border='0' cellspacing='2'>{''.join(cells)}</table>>"
 
 
 def _label(node: Node) -> str:
-    lines = [str(node.feature), "on: " + "  ".join(_short(word) for word in node.responds_to)]
+    if isinstance(node.id, ErrorTerm):
+        return f"error\n{node.id.site}"
+    if isinstance(node.id, Readout):
+        return str(node.id)
+    lines = [str(node.id)] + [_short(node.name, 26)] * bool(node.name)
+    if node.responds_to:
+        lines.append("on: " + "  ".join(_short(word) for word in node.responds_to))
     if node.promotes:
         lines.append("says: " + "  ".join(_short(word) for word in node.promotes))
     return "\n".join(lines)
 
 
-def _short(word: str) -> str:
+def _short(word: str, most: int = 14) -> str:
     word = word.replace("\n", "\\n")
-    word = word if len(word) <= 14 else word[:13] + "…"
+    word = word if len(word) <= most else word[: most - 1] + "…"
     return word.replace("&", "&amp;")  # Graphviz reads HTML entities in plain labels too
+
+
+def _node_look(node: Node, target: NodeId) -> dict[str, str]:
+    look = {"fillcolor": "#fff3cd", "penwidth": "1.6"} if node.id == target else {}
+    if isinstance(node.id, ErrorTerm):
+        look |= {
+            "shape": "hexagon",
+            "style": "filled",
+            "fillcolor": "#eeeeee",
+            "fontcolor": "#666666",
+            "fontsize": "10",
+        }
+    return look
 
 
 def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
     share = abs(edge.effect) / strongest
     alpha = round(60 + 195 * share)
     colour = SUPPORTS if edge.effect > 0 else SUPPRESSES
-    return {
+    stroke = {} if edge.solid and edge.certified else {"style": "dotted" if edge.solid else "dashed"}
+    if not edge.solid:
+        alpha = min(alpha, 90)
+    return stroke | {
         "color": f"{colour}{alpha:02x}",
         "fontcolor": f"{colour}{max(alpha, 150):02x}",
         "penwidth": f"{0.6 + 3.4 * share:.2f}",

@@ -1,25 +1,67 @@
-"""How much one feature depends on another, by ablation in the real model.
+"""How much a target depends on each latent of a site, by ablation in the real model.
 
-The effect of a cause on a target is (sum a_clean - sum a_ablated) / sum a_clean over the target's
-examples, a ratio of sums: positive where the cause supports the target. The cause is ablated at all
-positions, x - c f, its error term kept. What cannot matter is not run: the pass starts at the cause's
-layer and stops at the target's, a pair of cause and example is skipped where the cause is not active up
-to the target's position, and examples are cut there. None of this changes the answer.
+    effect_j = (sum_i a_i - sum_i a_ij) / |sum_i a_i|
+
+over the target's examples i, a ratio of sums: positive where the cause supports the target. a_ij is the
+target with latent j set to its ablated value (zero, a mean, another token's) at all positions up to the one
+that is read, the error term kept. Its standard error is that of a ratio of sums,
+sqrt(n / (n - 1) sum_i (d_i - r a_i)^2) / |sum a|, d_i being the drop on one example.
+
+What cannot matter is not run: a pair of latent and example in which the ablated value is the clean one at
+every position has no effect, exactly. How the rest is computed is `circuits/routes.py`'s.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.features import Examples
+from circuits.routes import Change, Route, Scene, route, runs_at_once
+from circuits.targets import Target
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
-from sae_core.sites import FeatureId, Site, Stream
+from sae_core.seeds import generator_for
+from sae_core.sites import Site
 
-AT_ONCE = 8192  # tokens per forward pass of stacked pairs
+
+@runtime_checkable
+class Ablation(Protocol):
+    """What latents are set to."""
+
+    def __call__(self, codes: Float[Tensor, "pos n_latents"], example: int) -> Float[Tensor, "#pos n_latents"]:
+        """The values in place of `codes`, which are those of one example."""
+        ...
+
+
+def to_zero(codes: Float[Tensor, "pos n_latents"], example: int) -> Float[Tensor, "#pos n_latents"]:
+    """Zero: what a latent contributes is taken away."""
+    return torch.zeros_like(codes[:1])
+
+
+@dataclass(frozen=True, eq=False)
+class ToMean:
+    """Each latent's mean over some text, tokens on which it is silent included. No pair can be skipped."""
+
+    mean: Float[Tensor, "n_latents"]
+
+    def __call__(self, codes: Float[Tensor, "pos n_latents"], example: int) -> Float[Tensor, "#pos n_latents"]:
+        return self.mean[None].to(codes)
+
+
+@dataclass(frozen=True, eq=False)
+class ToOthers:
+    """The codes of other tokens, one drawn for each position of each example, all latents from the same one."""
+
+    codes: Float[Tensor, "tokens n_latents"]
+    seed: int
+
+    def __call__(self, codes: Float[Tensor, "pos n_latents"], example: int) -> Float[Tensor, "#pos n_latents"]:
+        drawn = torch.randint(len(self.codes), (len(codes),), generator=generator_for(self.seed, "resample", example))
+        return self.codes[drawn.to(self.codes.device)].to(codes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,62 +70,184 @@ class Effects:
 
     source: Site
     effect: Float[Tensor, "n_latents"]
+    """In float64, as the sums are."""
+    error: Float[Tensor, "n_latents"]
+    """Standard error over the examples; NaN if there is only one."""
     n_active: Int[Tensor, "n_latents"]
-    """Examples on which the latent is active up to the target's position."""
+    """Examples on which the ablation changes the latent, up to the target's position."""
     n_pairs: int
     """Pairs of latent and example that were run."""
 
 
+@dataclass(frozen=True, eq=False)
+class Causes:
+    """A target, its examples, and what the latents of one site are on them: the question that is asked."""
+
+    scene: Scene
+    route: Route
+    dictionary: Dictionary
+    ablation: Ablation
+    content: Bool[Tensor, "examples pos"]
+    """Positions at which latents are ablated."""
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        source: Site,
+        target: Target,
+        examples: Examples,
+        *,
+        ablation: Ablation = to_zero,
+        direct: bool = False,
+    ) -> "Causes":
+        """Raises `UserError` where the source cannot affect the target, or the target is zero on the examples."""
+        way = route(model, source, target, examples, direct=direct)
+        scene = way.scene
+        if not abs(float(scene.clean.sum())) > 0:
+            raise UserError(f"{target.node} is not active on the examples given")
+        content = model.content(scene.tokens.cpu()).to(scene.tokens.device)
+        content &= torch.arange(scene.tokens.shape[1], device=content.device) <= scene.end[:, None]
+        return cls(scene, way, dictionary, ablation, content)
+
+    @torch.no_grad()
+    def taken(self, example: int, only: Int[Tensor, "k"] | None = None) -> Float[Tensor, "pos n_latents"]:
+        """c - c': what the ablation takes from each latent of one example; of `only` some, if so."""
+        width = int(self.scene.end[example]) + 1
+        codes = self.dictionary.encode(self.scene.x[example, :width])
+        taken = (codes - self.ablation(codes, example)) * self.content[example, :width, None]
+        return taken if only is None else torch.zeros_like(taken).index_copy_(1, only, taken[:, only])
+
+    @property
+    def total(self) -> float:
+        """|sum_i a_i|."""
+        return abs(float(self.scene.clean.double().sum()))
+
+
 @torch.no_grad()
-def ablation_effects(
-    model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
-    source: Site,
-    target: FeatureId,
-    examples: Examples,
-) -> Effects:
-    """Effect on `target` of ablating each latent of `source` that is active on `examples`; the others' is 0."""
-    if source.stream not in (Stream.RESID_POST, Stream.MLP_OUT) or not source.layer < target.site.layer:
-        raise UserError(f"effects of {source} on {target} cannot be measured: the cause must lie in an earlier layer")
-    order = examples.end.argsort(stable=True)
-    tokens, end = examples.tokens[order], examples.end[order].to(model.device)
-    tokens = tokens[:, : int(end.max()) + 1]
-    residual_site = Site(source.layer)
-    clean = model.record(tokens, {source, residual_site, target.site})
-    x, residual = clean[source], clean[residual_site]
-    activation = _read(dictionaries, target, clean[target.site], end)
-    if not activation.sum() > 0:
-        raise UserError(f"{target} is not active on the examples given")
+def ablation_effects(causes: Causes, only: Int[Tensor, "k"] | None = None) -> Effects:
+    """The effect of each latent that is active on the examples; the others' is 0, exactly.
 
-    before_end = torch.arange(tokens.shape[1], device=model.device) <= end[:, None]
-    mask = model.content(tokens).to(model.device) & before_end
-    codes = dictionaries[source].encode(x) * mask[..., None]
-    active = (codes != 0).any(1)  # [examples, n_latents]
-    rows, latents = active.nonzero(as_tuple=True)  # sorted by length, as the examples are
-    drop = torch.zeros(active.shape[1], dtype=torch.float64, device=model.device)
-    for pairs in _chunks(end[rows] + 1):
-        i, j = rows[pairs], latents[pairs]
-        width = int(end[i].max()) + 1
-        change = (
-            codes[i, :width].gather(-1, j[:, None, None].expand(-1, width, 1))
-            * dictionaries[source].directions[j, None]
+    With `only`, the effects of those latents, and nothing but zeros for the rest.
+    """
+    directions, scene = causes.dictionary.directions, causes.scene
+    table = causes.route.table(directions)
+    at_once = runs_at_once(causes.route, table)
+    sums, n_active, n_pairs = _Sums(len(directions), scene), torch.zeros(len(directions), dtype=torch.long), 0
+    for i in range(len(scene.end)):
+        change, latents = _each_latent(causes.taken(i, only), i)
+        n_active[latents.cpu()] += 1
+        n_pairs += change.n_runs
+        for part, keys in zip(change.parts(at_once), latents.split(at_once), strict=False):
+            sums.add(i, keys, causes.route.values(part, table))
+    return Effects(scene.source, *sums.effects(), n_active, n_pairs)
+
+
+@torch.no_grad()
+def effects_by_position(
+    causes: Causes, only: Int[Tensor, "k"] | None = None
+) -> tuple[Float[Tensor, "n_latents pos"], Float[Tensor, "n_latents pos"]]:
+    """Effects and their standard errors of each latent ablated at one position only.
+
+    Positions are counted back from the target's: 0 is its own.
+    """
+    directions, scene = causes.dictionary.directions, causes.scene
+    table = causes.route.table(directions)
+    at_once = runs_at_once(causes.route, table)
+    n_pos = scene.tokens.shape[1]
+    sums = _Sums(len(directions) * n_pos, scene)
+    for i in range(len(scene.end)):
+        change, latents = _each_place(causes.taken(i, only), i)
+        keys = latents * n_pos + int(scene.end[i]) - change.position
+        for part, own in zip(change.parts(at_once), keys.split(at_once), strict=False):
+            sums.add(i, own, causes.route.values(part, table))
+    effect, error = sums.effects()
+    return effect.view(-1, n_pos), error.view(-1, n_pos)
+
+
+@torch.no_grad()
+def null_effects(causes: Causes, latent: int, n: int = 1000, *, seed: int = 0) -> Float[Tensor, "n"]:
+    """Effects of taking a latent's codes along `n` random unit directions instead of its own."""
+    scene = causes.scene
+    width = scene.x.shape[-1]
+    drawn = torch.randn(n, width, generator=generator_for(seed, "null", str(scene.target.node), str(scene.source)))
+    directions = torch.nn.functional.normalize(drawn, dim=-1).to(scene.x)
+    table = causes.route.table(directions)
+    at_once = runs_at_once(causes.route, table)
+    sums = _Sums(n, scene)
+    everyone = torch.arange(n, device=scene.x.device)
+    for i in range(len(scene.end)):
+        amount = causes.taken(i)[:, latent]
+        position = amount.nonzero()[:, 0]
+        if not len(position):
+            continue
+        run = everyone.repeat_interleave(len(position))
+        change = Change(i, n, run, position.repeat(n), run, amount[position].repeat(n))
+        for part, keys in zip(change.parts(at_once), everyone.split(at_once), strict=True):
+            sums.add(i, keys, causes.route.values(part, table))
+    return sums.effects()[0]
+
+
+@torch.no_grad()
+def error_effect(causes: Causes) -> tuple[float, float]:
+    """(effect, standard error) of taking away what the dictionary misses of the source, x - x_hat."""
+    scene, sums = causes.scene, _Sums(1, causes.scene)
+    for i in range(len(scene.end)):
+        width = int(scene.end[i]) + 1
+        x = scene.x[i, :width]
+        missed = (x - causes.dictionary.decode(causes.dictionary.encode(x)))[causes.content[i, :width]]
+        places = causes.content[i, :width].nonzero()[:, 0]
+        if not len(places):
+            continue
+        change = Change(
+            i, 1, torch.zeros_like(places), places, torch.arange(len(places), device=x.device), x.new_ones(len(places))
         )
-        ablated = model.resume(residual[i, :width] - change, source.layer, [target.site])[target.site]
-        fall = activation[i] - _read(dictionaries, target, ablated, end[i])
-        drop.index_add_(0, j, fall.double())
-    return Effects(source, (drop / activation.double().sum()).float().cpu(), active.sum(0).cpu(), len(rows))
+        sums.add(
+            i,
+            torch.zeros(1, dtype=torch.long, device=x.device),
+            causes.route.values(change, causes.route.table(missed)),
+        )
+    effect, error = sums.effects()
+    return float(effect), float(error)
 
 
-def _read(dictionaries: dict[Site, Dictionary], target: FeatureId, h: Tensor, end: Tensor) -> Tensor:
-    """The target's activation at each row's end."""
-    return dictionaries[target.site].encode(h[torch.arange(len(h), device=h.device), end])[:, target.index]
+def _each_latent(taken: Float[Tensor, "pos n_latents"], example: int) -> tuple[Change, Int[Tensor, "runs"]]:
+    """A run for each latent from which something is taken, and those latents."""
+    latent, position = taken.T.nonzero(as_tuple=True)
+    latents, run = latent.unique_consecutive(return_inverse=True)
+    return Change(example, len(latents), run, position, latent, taken[position, latent]), latents
 
 
-def _chunks(lengths: Tensor) -> list[slice]:
-    """Slices of rows, sorted by length, such that each padded slice holds at most `AT_ONCE` tokens."""
-    sizes, slices, start = lengths.tolist(), [], 0
-    for i in range(1, len(sizes) + 1):
-        if i == len(sizes) or (i + 1 - start) * sizes[i] > AT_ONCE:
-            slices.append(slice(start, i))
-            start = i
-    return slices if sizes else []
+def _each_place(taken: Float[Tensor, "pos n_latents"], example: int) -> tuple[Change, Int[Tensor, "runs"]]:
+    """A run for each latent and position at which something is taken, and their latents."""
+    latent, position = taken.T.nonzero(as_tuple=True)
+    run = torch.arange(len(latent), device=taken.device)
+    return Change(example, len(latent), run, position, latent, taken[position, latent]), latent
+
+
+class _Sums:
+    """What the drops of many runs add up to, in float64 and in the order of the examples."""
+
+    def __init__(self, n: int, scene: Scene):
+        self.clean = scene.clean.double()
+        self.drop, self.square, self.product = torch.zeros(3, n, dtype=torch.float64, device=self.clean.device)
+
+    def add(self, example: int, keys: Int[Tensor, "runs"], values: Float[Tensor, "runs"]) -> None:
+        """Runs of one example, no two with the same key."""
+        fall = self.clean[example] - values.double()
+        for total, part in (
+            (self.drop, fall),
+            (self.square, fall.square()),
+            (self.product, fall * self.clean[example]),
+        ):
+            total.index_add_(0, keys, part)
+
+    def effects(self) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+        """Ratios of sums and their standard errors."""
+        total, n = self.clean.sum(), len(self.clean)
+        ratio = self.drop / total
+        spread = self.square - 2 * ratio * self.product + ratio.square() * self.clean.square().sum()
+        error = (n / (n - 1) * spread.clamp_min(0)).sqrt() / total.abs() if n > 1 else torch.full_like(ratio, torch.nan)
+        # divided by |sum a|: a difference of logits may be negative, and what supports it then lowers it
+        return (self.drop / total.abs()).cpu(), error.cpu()

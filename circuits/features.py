@@ -6,6 +6,7 @@ token per context, so that a single long passage cannot fill a feature's example
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.end)
+
+
+@runtime_checkable
+class ExampleSource(Protocol):
+    """Where examples of features come from."""
+
+    def examples(self, feature: FeatureId, n: int) -> Examples:
+        """At most `n` examples on which the feature is active, each read at one position."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,60 +2,126 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import networkx
 
-from sae_core.sites import FeatureId
+from sae_core.errors import UserError
+from sae_core.sites import FeatureId, Site, Stream
+
+
+@dataclass(frozen=True)
+class ErrorTerm:
+    """What a dictionary misses of the activation at a site, x - x_hat; `error.resid_post.3` as text."""
+
+    site: Site
+
+    def __str__(self) -> str:
+        return f"error.{self.site}"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A number read from the logits; `logit: she - he` as text."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"logit: {self.name}"
+
+
+NodeId = FeatureId | ErrorTerm | Readout
+"""What can stand in a circuit."""
+
+
+def parse_node(text: str) -> NodeId:
+    """The node named by `str(node)`; raises `UserError` on any other text."""
+    kind, colon, name = text.partition(": ")
+    if kind == "logit" and colon:
+        return Readout(name)
+    if text.startswith("error."):
+        return ErrorTerm(Site.parse(text.removeprefix("error.")))
+    if "_" not in text:
+        raise UserError(f"{text!r} is no node; nodes read like '5_2079', 'error.resid_post.3' or 'logit: she - he'")
+    return FeatureId.parse(text)
 
 
 @dataclass(frozen=True)
 class Edge:
     """`cause` supports `target` (positive effect) or holds it down (negative)."""
 
-    cause: FeatureId
-    target: FeatureId
+    cause: NodeId
+    target: NodeId
     effect: float
-    """(sum a_clean - sum a_ablated) / sum a_clean over the target's examples."""
+    """(sum a_clean - sum a_ablated) / |sum a_clean| over the target's examples; total unless it says otherwise."""
+    error: float
+    """Standard error of the effect over the examples."""
     n_active: int
     """Examples of the target on which the cause is active."""
     n_examples: int
-    cosine: float
+    cosine: float | None = None
     """Cosine of the two directions."""
+    null: float | None = None
+    """99th percentile of |effect| when the same codes are taken along random directions; None if not drawn."""
+    direct: float | None = None
+    """The part of the effect that no block in between carries; None between neighbours, where it is all."""
+    certified: bool = True
+    """Whether the edge is what exhaustive ablation finds; False where a screen chose what was ablated."""
+    offsets: tuple[tuple[int, float], ...] = ()
+    """Effects of ablating the cause at one position only, by how far before the target's; the largest few."""
+
+    @property
+    def solid(self) -> bool:
+        """Whether the effect stands out from random directions."""
+        return self.null is None or abs(self.effect) > self.null
 
 
 @dataclass(frozen=True)
 class Node:
-    """A feature and what is known of it."""
+    """A member of a circuit and what is known of it."""
 
-    feature: FeatureId
-    responds_to: tuple[str, ...]
+    id: NodeId
+    responds_to: tuple[str, ...] = ()
     """Tokens on which its strongest examples peak."""
-    density: float
+    density: float | None = None
     promotes: tuple[str, ...] = ()
     """Tokens whose logits it raises; in the last layer only."""
     n_examples: int = 0
     """Examples on which its causes were sought; 0 if it was not asked."""
+    first_position: float | None = None
+    """Share of its activation on the first content position of a context."""
+    name: str = ""
+    """What somebody, or an explainer, calls it."""
+
+    @property
+    def layer(self) -> int | None:
+        """The layer it is in; None for what is read from the logits."""
+        return None if isinstance(self.id, Readout) else self.id.site.layer
 
 
 @dataclass(frozen=True)
 class FeatureGraph:
     """Nodes and edges of a circuit, the target first."""
 
-    target: FeatureId
+    target: NodeId
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     """How it was found."""
 
     def networkx(self) -> networkx.DiGraph:
-        """The same graph as a `networkx` one, nodes keyed by the features' names."""
+        """The same graph as a `networkx` one, nodes keyed by their names."""
         graph = networkx.DiGraph()
         for node in self.nodes:
-            graph.add_node(str(node.feature), layer=node.feature.site.layer, responds_to=" ".join(node.responds_to))
+            graph.add_node(str(node.id), layer=node.layer, responds_to=" ".join(node.responds_to))
         for edge in self.edges:
             graph.add_edge(str(edge.cause), str(edge.target), effect=edge.effect)
         return graph
+
+    def features(self) -> list[FeatureId]:
+        """The features among the nodes."""
+        return [node.id for node in self.nodes if isinstance(node.id, FeatureId)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
@@ -68,30 +134,53 @@ class FeatureGraph:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FeatureGraph":
-        def features(record: dict[str, Any], *names: str) -> dict[str, Any]:
-            return record | {name: FeatureId.parse(record[name]) for name in names}
-
-        def node(record: dict[str, Any]) -> Node:
-            words = {name: tuple(record[name]) for name in ("responds_to", "promotes")}
-            return Node(**(features(record, "feature") | words))
-
-        return cls(
-            FeatureId.parse(value["target"]),
-            tuple(map(node, value["nodes"])),
-            tuple(Edge(**features(record, "cause", "target")) for record in value["edges"]),
-            value["facts"],
+        """The graph that `to_json` made `value` of."""
+        nodes = tuple(
+            Node(
+                **(
+                    record
+                    | {"id": parse_node(record["id"])}
+                    | {k: tuple(record[k]) for k in ("responds_to", "promotes")}
+                )
+            )
+            for record in value["nodes"]
         )
+        return cls(parse_node(value["target"]), nodes, tuple(map(edge_from_json, value["edges"])), value["facts"])
+
+
+def edge_to_json(edge: Edge) -> dict[str, Any]:
+    """Plain values; `edge_from_json` is the inverse."""
+    return _plain(edge)
+
+
+def edge_from_json(record: dict[str, Any]) -> Edge:
+    """The edge that `edge_to_json` made `record` of."""
+    ends = {name: parse_node(record[name]) for name in ("cause", "target")}
+    offsets = tuple((int(back), effect) for back, effect in record["offsets"])
+    error = float("nan") if record["error"] is None else record["error"]
+    return Edge(**(record | ends | {"offsets": offsets, "error": error}))
 
 
 def _plain(record: Node | Edge) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    return {
-        name: str(v) if isinstance(v, FeatureId) else list(v) if isinstance(v, tuple) else v
-        for name, v in values.items()
-    }
+    return {name: _value(getattr(record, name)) for name in record.__dataclass_fields__}
 
 
-def features_of(edges: Iterable[Edge], target: FeatureId) -> list[FeatureId]:
-    """The target and every feature of `edges`, later layers first."""
+def _value(value: Any) -> Any:
+    if isinstance(value, FeatureId | ErrorTerm | Readout):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_value(part) for part in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def nodes_of(edges: Iterable[Edge], target: NodeId) -> list[NodeId]:
+    """The target and every node of `edges`: what is read from the logits first, then later layers before earlier."""
     found = {target, *(e.cause for e in edges), *(e.target for e in edges)}
-    return sorted(found, reverse=True)
+    return sorted(found, key=_depth)
+
+
+def _depth(node: NodeId) -> tuple:
+    if isinstance(node, Readout):
+        return (-1, node.name)
+    rank = list(Stream).index(node.site.stream)
+    return (0, -node.site.layer, -rank, isinstance(node, ErrorTerm), -getattr(node, "index", 0))

@@ -2,15 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
 from circuits.graph import FeatureGraph
-from editing.figures import ioi_figure, selection_figure
+from editing.figures import Labels, ioi_figure, selection_figure
 from editing.ioi import IOIResult
-from editing.judging import Removal
+from editing.judging import Method, Removal
 from editing.removal import RemovalResult
 from editing.removal_figure import removal_figure
 from editing.splice import SpliceCost
@@ -88,8 +88,8 @@ def dictionaries_section(measured: Measured) -> str:
     return table(head, rows) + f'<p class="note">{note}</p>'
 
 
-def ioi_section(results: Sequence[IOIResult], labels: Mapping[str, str] | None = None) -> str:
-    """The patching curves with what to read from them; `labels` say what features are, by `str(FeatureId)`."""
+def ioi_section(results: Sequence[IOIResult], labels: Labels | None = None) -> str:
+    """The patching curves with what to read from them; `labels` say what features respond to."""
     return "".join(_ioi_part(result, labels) for result in results)
 
 
@@ -101,22 +101,26 @@ _KINDS = {
 _COUNTS = (0, 1, 4, 8, 16, 32, 64)
 
 
-def _ioi_part(result: IOIResult, labels: Mapping[str, str] | None) -> str:
+def _ioi_part(result: IOIResult, labels: Labels | None) -> str:
     shared = f" Selection and test share their {' and '.join(result.shared)}." if result.shared else ""
     where = "all positions" if result.positions is None else f"positions {', '.join(map(str, result.positions))}"
+    left = next(iter(result.floors.values()))["all_latents_and_error"]
     rows = [(curve.name, *(_shown(curve, n) for n in _COUNTS)) for curve in result.main()]
+    likely = [(curve.name, *(_shown(curve, n, field="probability") for n in _COUNTS)) for curve in result.main()]
     return (
         f"<h3>{escape(result.site)}: pairs in which {escape(_KINDS.get(result.corruption, result.corruption))}</h3>"
         f'<p class="own">{escape(_upper(result.own.sentence()))}.</p>'
         f"<p>Patched at <b>{escape(result.site)}</b>, {escape(where)}; features chosen on {result.n_selection} other "
         f"prompts ({escape(result.curves[0].selection or 'as told')}), curve measured on {result.n_test}.{shared} "
         "KL(clean ‖ patched) in nats after so many features, with 95% intervals:</p>"
-        + table(("after so many features", *map(str, _COUNTS)), rows)
+        + table(("KL after so many features", *map(str, _COUNTS)), rows)
+        + "<p>Probability of the clean prompts' answer:</p>"
+        + table(("probability after so many features", *map(str, _COUNTS)), likely)
         + "".join(f"<p><b>{escape(_upper(text))}.</b></p>" for text in result.sentences())
         + '<p class="note">Intervals: bootstrap over templates, then prompts; dictionary and baseline are compared '
         "prompt by prompt, and called better or worse where the interval of the difference leaves zero out. "
         "Equal edit size: the largest sets whose mean edit is no larger. Dotted lines: every latent patched; "
-        f"with the error term patched too {abs(result.floor['all_latents_and_error']):.6f} is left. "
+        f"with the error term patched too {abs(left):.6f} is left. "
         "A site that is not given is the one at which the features do best on the selection prompts.</p>"
         + plot(ioi_figure(result, labels))
         + _selections(result)
@@ -143,39 +147,47 @@ def _selections(result: IOIResult) -> str:
     )
 
 
-def _shown(curve: Curve, n: int, *, at_most: bool = False) -> str:
-    """KL after `n` features with its interval; `at_most`, of the largest set of no more than `n`."""
+def _shown(curve: Curve, n: int, *, field: str = "kl", at_most: bool = False) -> str:
+    """A number after `n` features, with its interval; `at_most`, of the largest set of no more than `n`."""
     point = next((p for p in reversed(curve.points) if p.n_features == n or (at_most and p.n_features < n)), None)
     if point is None:
         return ""
-    own = point.intervals.get("kl")
+    own = point.intervals.get(field)
     size = f" [{point.n_features}]" if point.n_features != n else ""
-    return f"{point.kl:.3g}" + (f"\u00a0({own[0]:.2g}\u2060–\u2060{own[1]:.2g})" if own else "") + size
+    return f"{getattr(point, field):.3g}" + (f"\u00a0({own[0]:.2g}\u2060–\u2060{own[1]:.2g})" if own else "") + size
 
 
 def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
     """The drawn circuit and its strongest edges."""
     edges = sorted(graph.edges, key=lambda e: -abs(e.effect))[:12]
-    label = {node.feature: " ".join(node.responds_to) for node in graph.nodes}
+    name = {node.id: " ".join(node.responds_to) for node in graph.nodes}
     rows = [
         (
-            f"{e.cause} ({label[e.cause]})",
-            f"{e.target} ({label[e.target]})",
-            f"{e.effect:+.3f}",
+            _with(str(e.cause), name[e.cause]),
+            _with(str(e.target), name[e.target]),
+            f"{e.effect:+.3f} ± {e.error:.3f}",
+            "–" if e.null is None else f"{e.null:.3f}",
             f"{e.n_active}/{e.n_examples}",
         )
         for e in edges
     ]
     picture = f'<div class="wide">{_inline(svg)}</div>' if svg else "<p>No Graphviz: see circuit.dot.</p>"
+    how = "every feature" if graph.facts["exhaustive"] else "what a screen proposed of the features"
     return (
         f"<p>Target: <b>{escape(str(graph.target))}</b>. Each box is a feature, named layer_index, with the tokens "
         "on which its strongest examples peak; an arrow says how much of the target's activation is lost when "
-        f"the cause alone is ablated. {graph.facts['targets_asked']} features were asked for their causes, every "
-        f"feature of the layer before that is active on their strongest examples was ablated: {graph.facts['pairs_run']:,} runs.</p>"
+        f"the cause alone is ablated. {graph.facts['targets_asked']} targets were asked for their causes, and {how} "
+        f"below that is active on their examples was ablated: {graph.facts['pairs_run']:,} runs.</p>"
         + picture
-        + "<p>The strongest edges:</p>"
-        + table(("cause", "target", "effect", "active on"), rows)
+        + "<p>The strongest edges, with standard errors over examples:</p>"
+        + table(("cause", "target", "effect", "random", "active on"), rows)
+        + '<p class="note">Random: 99th percentile of the effect when what the cause contributes is taken along 1,000 '
+        "random directions instead of its own.</p>"
     )
+
+
+def _with(name: str, words: str) -> str:
+    return f"{name} ({words})" if words else name
 
 
 def _inline(svg: str) -> str:
@@ -187,15 +199,16 @@ def _inline(svg: str) -> str:
 def removal_section(result: RemovalResult) -> str:
     """Capability left and damage done, per method, per layer and over all layers."""
     yes, no = result.answers
-    used = next(m for m in result.methods if m.method == "features")
-    best = next((i for i, m in enumerate(result.methods) if m.method == result.best), None)
+    used = next(m for m in result.methods if m.method == Method.FEATURES)
+    methods = (*([result.unedited] if result.unedited else []), *result.methods)
+    best = next((i for i, m in enumerate(methods) if m.method == result.best), None)
     example = f"The task: after “{result.example}”, does the model prefer “{yes}” or “{no}”? " if result.example else ""
     parts = [
         f'<p class="own">{escape(_upper(result.own.sentence()))}; AUROC {result.own_auroc:.3f}.</p>',
         f"<p>{escape(example)}What to ablate was chosen on other prompts, under a budget of {result.budget:g} nats per token of "
         f"other text. At {escape(result.site)}: {escape(', '.join(used.features))}, with strength {used.strength:g}; "
         "strength 1 sets a feature to zero, more pushes it past zero, against what the dictionary missed of it.</p>",
-        f'<div class="wide">{table(_REMOVAL_HEAD, [_removal_row(m) for m in result.methods], best)}</div>',
+        f'<div class="wide">{table(_removal_head(result), [_removal_row(m) for m in methods], best)}</div>',
         f"<p><b>{escape(_upper(result.sentence()))}.</b></p>",
     ]
     if result.comparisons:
@@ -203,8 +216,7 @@ def removal_section(result: RemovalResult) -> str:
             "<p>Do features reach chance with less damage than LEACE causes at the same layer? "
             f"<b>{escape(result.verdict())}.</b></p>" + _comparison_table(result)
         )
-    if result.transfer:
-        parts.append(f"<p>{escape(_upper(result.transfer))}.</p>")
+    parts += [f"<p>{escape(_upper(note))}.</p>" for note in result.notes]
     parts.append(plot(removal_figure(result)) + _gone_table(result))
     if result.elsewhere:
         parts.append("<p>AUROC left, and damage in nats per token, layer by layer:</p>" + _layers_table(result))
@@ -212,35 +224,41 @@ def removal_section(result: RemovalResult) -> str:
         parts.append(
             "<p>Applied at all layers at once (each layer's features, at a common share of their strengths; "
             "erasers fitted from the lowest layer up, each on the model as the ones below leave it):</p>"
-            + f'<div class="wide">{table(_REMOVAL_HEAD, [_removal_row(m) for m in result.everywhere])}</div>'
+            + f'<div class="wide">{table(_removal_head(result), [_removal_row(m) for m in result.everywhere])}</div>'
         )
-    return "".join(parts) + f'<p class="note">{_REMOVAL_NOTE}</p>'
+    return "".join(parts) + f'<p class="note">{escape(_REMOVAL_NOTE.format(resampled=result.resampled))}</p>'
 
 
-_REMOVAL_HEAD = (
-    "method",
-    "strength",
-    "AUROC",
-    "within sentences",
-    "accuracy",
-    "P(right) − P(wrong)",
-    "P(both)",
-    "transfer",
-    "probe: site, last layer",
-    "damage (nats/token)",
-    "cross-entropy",
-    "edit size",
-    "gone",
-)
+def _removal_head(result: RemovalResult) -> tuple[str, ...]:
+    transfer = " / ".join(result.unedited.transfer) if result.unedited else ""
+    return (
+        "method",
+        "strength",
+        "AUROC",
+        "within sentences",
+        "accuracy",
+        "P(right) − P(wrong)",
+        "P(both)",
+        f"transfer: {transfer}" if transfer else "transfer",
+        "probe: site, last layer",
+        "damage (nats/token)",
+        "cross-entropy",
+        "edit size",
+        "gone",
+    )
+
+
 _REMOVAL_NOTE = (
-    "In brackets 95% intervals: bootstrap over templates, then prompts; for damage over contexts. Capability: AUROC of the "
+    "In brackets 95% intervals: bootstrap over {resampled}; for damage over contexts. Capability: AUROC of the "
     "difference of the two answers' logits over balanced held-out prompts; gone means within 0.05 of 0.5. Within sentences: "
     "the AUROC for somebody who knows the sentence and its sign, a little above 0.5 by chance alone. Damage: KL per token from "
     "the unedited model on held-out text, where that model gives the task's tokens less than 1%; cross-entropy: its rise there. "
-    "Transfer: AUROC on the other form of the task. Probe: AUROC of a logistic regression fitted on other prompts after the "
-    "edit, at the edited site (of several, the last) and after the last block. Strengths of features and tuned methods were "
+    "Transfer: AUROC on other forms of the task. Probe: AUROC of a logistic regression fitted after the edit on one half of "
+    "the test prompts and read on the other, which share no name (no template, where there are no names), at the edited site "
+    "(of several, the last) and after the last block; neither the edit nor an eraser has seen them. Strengths of features and tuned methods were "
     "read off the selection prompts, within the budget; plain ablation has strength 1, and so have the erasers unless tuned. "
-    "Random features (of like density) and random directions have the edit size of the features. Erasers are fitted on the "
+    "Random features (of like density) and random directions have the edit size of the features, at every site; of several "
+    "draws the mean is given, and gone means each. Erasers are fitted on the "
     "prompts' last tokens. All methods edit the same site at the same positions, every token but BOS."
 )
 
@@ -253,15 +271,16 @@ def _removal_row(m: Removal) -> tuple[str, ...]:
         return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f}, {span[1]:.{digits}f}]" if span else "")
 
     probes = " / ".join("–" if p is None else f"{p:.2f}" for p in (m.probe, m.probe_last))
+    draws = f" ({', '.join(f'{area:.2f}' for area in m.draws)})" if m.draws else ""
     return (
         m.method,
         f"{m.strength:.2f}",
-        spanned("auroc", 2),
+        spanned("auroc", 2) + draws,
         spanned("within", 2),
         spanned("accuracy", 2),
         spanned("gap", 2),
         f"{m.answer_mass:.2f}",
-        spanned("transfer", 2),
+        " / ".join(f"{area:.2f}" for area in m.transfer.values()) or "–",
         probes,
         spanned("damage", 4),
         f"{m.rise:+.4f}",

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from circuits import DiscoveryConfig, assemble, discover, draw, survey
+from circuits import Discovery, DiscoveryConfig, FeatureTarget, assemble, draw, survey
 from circuits.features import default_target
 from sae_core import load_model, load_set
 
@@ -13,10 +13,13 @@ model = load_model("storybook")
 
 atlas = survey(model, found.dictionaries, found.text.contexts(model)[:400])
 target = default_target(model, found.dictionaries, atlas, storybook=True)
-asked = list(discover(model, found.dictionaries, atlas, target, DiscoveryConfig(max_targets=3)))
-graph = assemble(model, found.dictionaries, atlas, target, asked)
+search = Discovery(model, found.dictionaries, atlas, DiscoveryConfig(max_targets=3))
+asked = list(search.run(FeatureTarget(target, found.dictionaries[target.site])))
+graph = assemble(model, found.dictionaries, atlas, target, asked, {"ablation": "zero"})
 for edge in graph.edges:
-    print(f"{edge.cause} -> {edge.target}: ablating the cause takes {edge.effect:+.0%} of the target")
+    print(
+        f"{edge.cause} -> {edge.target}: ablating the cause takes {edge.effect:+.0%} ± {edge.error:.0%} of the target"
+    )
 for made in draw(graph, out):
     print(made)
 assert graph.edges and all(edge.cause.site.layer == edge.target.site.layer - 1 for edge in graph.edges)

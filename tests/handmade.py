@@ -62,7 +62,7 @@ class HandModel(LanguageModel):
         self.name, self.tokenizer, self.device = "by hand", None, torch.device("cpu")
         self.n_layers, self.n_ctx = len(self.blocks), 64
         self.n_vocab, self.d_model = embedding.shape
-        self.bos_id, self.special_ids = 0, frozenset({0})
+        self.bos_id, self.special_ids, self._parallel = 0, frozenset({0}), False
         self.resumed: list[tuple[int, int]] = []
         """Rows and positions of every `resume`, in order."""
 
@@ -75,6 +75,9 @@ class HandModel(LanguageModel):
 
     def unembed(self, h: Tensor) -> Tensor:
         return h @ self.embedding.T
+
+    def block(self, layer: int, n_pos: int) -> None:
+        """Its blocks are of no known parts."""
 
     def token_text(self, token: int) -> str:
         return f" t{token}"

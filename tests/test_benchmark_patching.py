@@ -14,7 +14,16 @@ def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_pat
     from train_throughput import Report
 
     model, report = storybook if name == "storybook" else pythia(tmp_path, quick=True), Report()
-    compare(report, name, model, ioi_pairs(model, 6), Size(6, 5, 2, 2, pca=True))
+    worst = compare(report, name, model, ioi_pairs(model, 6), Size(6, 5, 2, 2, pca=True))
     (line,) = (line for line in report.lines if line.startswith("Same numbers to"))
-    assert float(line.split()[3].rstrip(";")) < TOLERANCE
+    assert float(line.split()[3].rstrip(";")) == pytest.approx(worst, rel=0.1) and worst < TOLERANCE
     assert sum("TopK" in line for line in report.lines) == 3 and sum("PCA" in line for line in report.lines) == 3
+
+
+@pytest.mark.parametrize(("apart", "status"), [(1e-6, 0), (2e-5, 1), (float("nan"), 1)])
+def test_numbers_that_differ_are_the_exit_status(apart, status, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import patching
+
+    monkeypatch.setattr(patching, "compare", lambda *given: apart)
+    assert patching.main(["--quick", "--models", "storybook", "--threads", "1"]) == status

@@ -97,7 +97,7 @@ def test_storybook_closes_brackets_and_the_corrupted_prompt_is_what_undoes_it(st
 def test_words_that_do_not_fit_a_tokenizer_are_passed_over():
     """In pieces of four letters "print(x" is as long as "y = x", but not as "right = x"."""
     model = Pieces(4)
-    template = brackets.Template("print(<var2>", "<var> = <var2>", ")", "\n")
+    template = brackets.BracketTemplate("print(<var2>", "<var> = <var2>", ")", "\n")
     task = BracketTask({"test": [template]}, {"test": {"var": ["x", "y", "right"]}}, ())
     pairs = task.pairs(model, "test", 30, seed=0)
     assert {*pairs.texts} == {"print(x", "print(y", "print(right"}
@@ -120,11 +120,11 @@ def test_with_one_template_it_says_so(storybook, monkeypatch):
 
 def test_a_model_that_no_template_fits_is_told_why(storybook, monkeypatch):
     monkeypatch.setattr(
-        brackets, "TEMPLATES", (brackets.Template("Quickly (the <var>", "Quickly, the <var>", ")", "."),)
+        brackets, "TEMPLATES", (brackets.BracketTemplate("Quickly (the <var>", "Quickly, the <var>", ")", "."),)
     )
     with user_error("'Quickly'", "storybook"):
         BracketTask.of(storybook)
-    monkeypatch.setattr(brackets, "TEMPLATES", (brackets.Template("the (<var>", "the <var>", ")", "."),))
+    monkeypatch.setattr(brackets, "TEMPLATES", (brackets.BracketTemplate("the (<var>", "the <var>", ")", "."),))
     with user_error("equally long"):
         BracketTask.of(storybook)
     monkeypatch.setitem(brackets.WORDS, "var", ("Zebedee",))

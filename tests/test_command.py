@@ -2,36 +2,44 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from planted import unchecked
 
 import subrank
 import verbs.train
+from circuits.discovery import Discovery
+from circuits.schema import faults
 from sae_core.errors import UserError
 from sae_core.models import load_model
 from sae_core.runs import Run
+from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
 from sae_core.text import Text
 from sae_core.training import TrainConfig
 from verbs.demo import prepare_demo
+from verbs.terminal import progress
 
-VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "remove", "steer")
-TRAIN = ["--tokens", "40000", "--batch", "512", "--context", "64"]
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
+TRAIN = ["--tokens", "24000", "--batch", "256", "--context", "64"]
 
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory) -> Path:
     """Dictionaries for every layer of storybook, barely trained."""
     folder = tmp_path_factory.mktemp("set")
-    assert subrank.main(["train", "storybook", "--out", str(folder), *TRAIN]) == 0
+    with unchecked():
+        assert subrank.main(["train", "storybook", "--out", str(folder), *TRAIN]) == 0
     return folder
 
 
@@ -100,16 +108,23 @@ def test_ioi_states_the_models_own_score_first(small_set, tmp_path, capsys):
     assert curves.keys() == {"dictionary", "PCA", "non-negative PCA", "neurons", "random basis"}
     chosen = [curve["selection"] for curve in result["ioi"][0]["curves"] if curve["name"] == "dictionary"]
     assert chosen == ["greedy", "attribution", "threshold", "random"]
-    assert "dictionary leaves less KL than PCA" in result["ioi"][0]["sentences"][0]
+    assert all(name in result["ioi"][0]["sentences"][0] for name in ("dictionary", "PCA"))
     assert curves["PCA"][-1]["kl"] < 1e-4 < curves["PCA"][0]["kl"] and curves["PCA"][-1]["recovered"] > 0.999
     assert "plotly.min.js" in (tmp_path / "ioi.html").read_text() and (tmp_path / "plotly.min.js").is_file()
 
 
 def test_circuit_is_written_as_json_dot_svg_and_png(small_set, tmp_path, capsys):
     target = f"5_{_most_active(small_set)}"
-    options = ["--target", target, "--contexts", 400, "--max-targets", 2, "--examples", 16]
-    status, _, said = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
+    options = ["--target", target, "--contexts", 120, "--max-targets", 2, "--examples", 16, "--null", 20]
+    options += ["--held", 40, "--cards", 20, "--draws", 2]
+    status, printed, said = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
     assert status == 0, said
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {"reached", "scores", "controls", "curves", "stability", "moves"} == result["judgement"].keys()
+    assert len(result["judgement"]["scores"]) == 2 and "faithfulness" in printed + said
+    assert (tmp_path / "explore" / "index.html").is_file() and not (tmp_path / "steps.jsonl").exists()
+    assert json.loads((tmp_path / "node_link.json").read_text())["nodes"]
+    assert not list(faults(json.loads((tmp_path / "neuronpedia" / "graph.json").read_text())))
     graph = json.loads((tmp_path / "circuit.json").read_text())
     assert graph["target"] == target and graph["edges"] and graph["facts"]["targets_asked"] == 2
     assert "digraph" in (tmp_path / "circuit.dot").read_text()
@@ -171,7 +186,7 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
         assert f'href="{link}"' in page and (tmp_path / link).exists()
     assert page.count("plotly-graph-div") == 5 and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
-    assert "kept" not in said
+    assert "asked for: kept" not in said
     model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
     folder = tmp_path / "dictionaries"
     asked = Run("storybook", text, ("resid_post",), (TrainConfig(tokens=60_000),))
@@ -210,32 +225,100 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     assert result_of(whole) == result_of(halves)
 
 
-def test_a_resumed_run_must_be_the_same_run(tmp_path, capsys, monkeypatch):
-    options = ["--sites", "resid_post.0", "--tokens", 8192, "--batch", 512, "--context", 64]
-    monkeypatch.setattr(verbs.train, "interruptible", lambda: nullcontext(lambda: True))
-    assert run(capsys, "train", "storybook", "--out", tmp_path, *options)[0] == 130
-    monkeypatch.undo()
-    assert "other members" in one_line(capsys, "train", "storybook", "--out", tmp_path, *options, "-k", 8, "--resume")
-    assert run(capsys, "train", "storybook", "--out", tmp_path, *options, "--resume")[0] == 0
-    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> tuple[Path, Path]:
+    """A run of one step of sixteen with -k 8 on a text file, and that file. Tests leave both as they are."""
+    folder = tmp_path_factory.mktemp("begun")
+    out, text = folder / "out", folder / "words.txt"
+    text.write_text("Anna gave the book to Ben. He read it at home.\n" * 900)
+    options = ["--sites", "resid_post.0", "--tokens", 8192, "--batch", 512, "--context", 64, "-k", 8]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verbs.train, "interruptible", lambda: nullcontext(lambda: True))
+        asked = ["train", "storybook", "--out", out, "--text", text, *options]
+        assert subrank.main([str(argument) for argument in asked]) == 130
+    return out, text
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["-k", 16], "begun with -k 8, not -k 16;"),  # the default: it used to pass for not given
+        (["-k", 8, "--batch", 256], "begun with --batch 512, not --batch 256;"),
+        (["-k", 8, 4], "not -k 8 4;"),
+        (["--tokens", 8192, "--seed", 1, "--lr", 0.1], "begun with --lr None, --seed 0, not --lr 0.1, --seed 1;"),
+        (["--text", "storybook"], "words.txt, not --text storybook;"),
+        (["--no-prepend-bos"], "begun with --prepend-bos True, not --prepend-bos False;"),
+        (["--sites", "resid_post"], "begun with --sites resid_post.0, not --sites resid_post.0 resid_post.1"),
+        (["--kind", "relu"], "begun with --kind topk, not --kind relu;"),
+        (["--memory", 1], "begun with --memory 2.0, not --memory 1.0;"),
+        (["--memory", "nan"], "--memory must be positive"),
+    ],
+)
+def test_a_resumed_run_must_be_the_run_that_was_begun(begun, capsys, asked, complaint):
+    assert complaint in one_line(capsys, "train", "storybook", "--out", begun[0], *asked, "--resume")
+
+
+def test_a_resumed_run_can_be_named_again_or_by_its_config(begun, tmp_path, capsys):
+    """Of a run in a file, too, it is told what differs; half a line in the log is no obstacle."""
+    out, text = shutil.copytree(begun[0], tmp_path / "out"), begun[1]
+    other = json.loads((out / "run.json").read_text())
+    other["members"][0]["recipe"]["k"], other["memory"] = 16, 10**9
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    resume = ["train", "--out", out, "--resume"]
+    error = one_line(capsys, *resume, "--config", tmp_path / "other.json")
+    assert "other members and memory than" in error and "other.json" in error
+    assert "leave out -k" in one_line(capsys, *resume, "--config", out / "run.json", "-k", 8)
+    before = text.read_text()
+    text.write_text(before.replace("Ben", "Tom", 1))
+    try:
+        assert "holds another text" in one_line(capsys, *resume)
+    finally:
+        text.write_text(before)
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 1, "tokens": 512, "member": "topk-n5')
+    again = ["--text", text, "-k", 8, "--sites", "resid_post.0", "--seeds", 0]
+    assert run(capsys, *resume, *again)[0] == 0
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [16]  # the last one is always there
+    assert load_set(out).training.recipe.k == 8
+
+
+def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, monkeypatch):
+    from sae_core import sparse
+    from sae_core.storage import read_checkpoint
+
+    out = shutil.copytree(begun[0], tmp_path / "out")
+    (in_bfloat16,) = read_checkpoint(out)["bfloat16"]
+    monkeypatch.setattr(sparse, "multiplies_bfloat16", lambda device: not in_bfloat16)
+    status, said, error = run(capsys, "train", "--out", out, "--resume")
+    assert status == 0, error
+    assert f"goes on in {'bfloat16' if in_bfloat16 else 'float32'}, in which it began" in said
 
 
 def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
     """One pass over the model trains all members; its run.json, with the activations kept, gives the same again."""
     sweep, again, kept = tmp_path / "sweep", tmp_path / "again", tmp_path / "kept"
-    options = ["--tokens", 20480, "--batch", 512, "--context", 64, "--sites", "resid_post.1", "attn_out.2"]
-    kinds = ["--kind", "topk", "batchtopk", "tied", "-k", 4, 8, "--cache", kept]
-    assert run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)[0] == 0
+    options = ["--tokens", 16_000, "--batch", 256, "--context", 32, "--sites", "resid_post.1", "attn_out.2"]
+    kinds = ["--kind", "batchtopk", "tied", "-k", 8, "--cache", kept]
+    with unchecked():
+        status, said, error = run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)
+    assert status == 0 and f"{kept} takes about" in said, error
     names = [path.name for path in sets_in(sweep)]
-    expected = ["batchtopk-n512-k4", "batchtopk-n512-k8", "tied-n512-l12", "topk-n512-k4", "topk-n512-k8"]
-    assert names == [f"{name}-seed0" for name in expected]
-    assert {*result_of(sweep)["dictionaries"]} == {*names} and (kept / "block-00000.safetensors").exists()
+    assert names == ["batchtopk-n512-k8-seed0", "tied-n512-l12-seed0"]
+    measured = result_of(sweep)["dictionaries"]
+    assert {*measured} == {*names} and (kept / "block-00000.safetensors").exists()
+    found = [row["l0"] for row in measured[names[0]].values()]  # of what is saved, on text that was held out
+    assert found == pytest.approx([8, 8], rel=0.1)
     thresholds = result_of(sweep)["thresholds"]
-    assert thresholds["batchtopk-n512-k4-seed0/attn_out.2"].keys() == {"running", "calibrated"}
+    assert thresholds["batchtopk-n512-k8-seed0/attn_out.2"].keys() == {"running", "calibrated"}
     rows = [json.loads(line) for line in (sweep / "log.jsonl").read_text().splitlines()]
-    assert len(rows) == 5 * 2 and {row["member"] for row in rows} == {*names} and all(row["fvu"] > 0 for row in rows)
-    assert run(capsys, "train", "--config", sweep / "run.json", "--out", again, "--cache", kept)[0] == 0
+    assert (
+        [row["step"] for row in rows] == 4 * [32] + 4 * [62]
+        and {row["member"] for row in rows} == {*names}
+        and all(row["fvu"] > 0 for row in rows)
+    )
+    with unchecked():
+        assert run(capsys, "train", "--config", sweep / "run.json", "--out", again, "--cache", kept)[0] == 0
     for name in names:
         for site in ("resid_post.1", "attn_out.2"):
             file = f"{name}/{site}/sae_weights.safetensors"
@@ -244,9 +327,66 @@ def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
     assert "already" in one_line(capsys, "train", "storybook", "--out", sweep)
     assert "leave out" in one_line(capsys, "train", "--config", sweep / "run.json", "-k", 3, "--out", tmp_path / "o")
     assert "other" in one_line(capsys, "train", "storybook", "--cache", kept, "--out", tmp_path / "o", "--tokens", 9000)
-    status, said, error = run(capsys, "evaluate", sweep, "--contexts", 12, "--spliced", 4, "--out", tmp_path / "e")
+    status, said, error = run(capsys, "evaluate", sweep, "--contexts", 6, "--spliced", 2, "--out", tmp_path / "e")
     assert status == 0, error
     assert all(name in said for name in names) and (tmp_path / "e" / "evaluate.html").exists()
+
+
+def test_a_sweep_over_sizes_penalties_and_seeds(tmp_path, capsys):
+    """Members are all combinations, and share the order of the text, which is that of the first seed."""
+    options = ["--tokens", 1024, "--batch", 256, "--context", 32, "--sites", "resid_post.1"]
+    sizes = ["--kind", "topk", "relu", "-k", 4, "--expansion", 1, 2, "--l1", 0.5, 1, "--seeds", 1, 0]
+    status, _, error = run(capsys, "train", "storybook", "--out", tmp_path, *options, *sizes)
+    assert status == 0, error
+    kinds = [
+        f"{kind}-n{n}-{own}" for kind, own in (("relu", "l10.5"), ("relu", "l11"), ("topk", "k4")) for n in (128, 256)
+    ]
+    assert {path.name for path in sets_in(tmp_path)} == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1)}
+    for folder in sets_in(tmp_path):
+        found = load_set(folder)
+        assert found.stream_seed == 1 and found.training.seed == int(folder.name[-1])
+        assert found.dictionaries[Site(1)].n_latents == int(folder.name.split("-n")[1].split("-")[0])
+
+
+def test_a_full_disk_ends_training_in_one_line(tmp_path, capsys):
+    """Simulated by a limit on the size of files that weights do not keep to; nothing half-written stays."""
+    options = ["--tokens", 1024, "--batch", 256, "--context", 32, "--sites", "resid_post.1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for folder, more in (("set", []), ("checkpoint", ["--save-every", 0])):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            error = one_line(capsys, "train", "storybook", "--out", tmp_path / folder, *options, *more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "could not be written" in error and ".safetensors" in error
+        assert {path.name for path in (tmp_path / folder).rglob("*") if path.is_file()} == {"run.json", "log.jsonl"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A step of training as `progress` reads it."""
+
+    step: int
+
+    def numbers(self) -> list[dict]:
+        return [{Site(i): {"fvu": 1 / self.step, "l0": 8.0, "dead": i} for i in range(3)}] * 2
+
+
+def test_progress_is_a_line_per_tenth_or_a_bar(capsys, monkeypatch):
+    steps = [Told(number) for number in range(21, 41)]
+    assert list(progress(iter(steps), 40, 20)) == steps
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"  step {n}/40: FVU {1 / n:.3f}, L0 8.0, dead 6" for n in (24, 28, 32, 36, 40)]
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress(iter(steps), 40, 20)) == steps
+    shown = sys.stderr.getvalue()
+    assert "40/40" in shown and f"FVU {1 / 32:.3f}, L0 8.0, dead 6" in shown
+    assert not capsys.readouterr().out
 
 
 def test_training_on_kl(tmp_path, capsys):
@@ -297,7 +437,47 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
     assert "fewer than one context" in error
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "remove", "steer"])
+def test_an_interrupted_search_goes_on_where_it_was(small_set, tmp_path, capsys, monkeypatch):
+    """The second run takes the first step over, and ends with the same circuit as one that was never stopped."""
+    target = f"5_{_most_active(small_set)}"
+    options = ["--target", target, "--contexts", 120, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
+    assert run(capsys, "circuit", small_set, "--out", tmp_path / "whole", *options)[0] == 0
+    ask, asked = Discovery._ask, []
+
+    def failing(self, target, *rest, **how):
+        asked.append(target.node)
+        if len(asked) == 2:
+            raise UserError("the lights went out")
+        return ask(self, target, *rest, **how)
+
+    monkeypatch.setattr(Discovery, "_ask", failing)
+    assert run(capsys, "circuit", small_set, "--out", tmp_path / "halves", *options)[0] == 2
+    assert len((tmp_path / "halves" / "steps.jsonl").read_text().splitlines()) == 2
+    asked.append(None)  # from here on nothing fails
+    assert run(capsys, "circuit", small_set, "--out", tmp_path / "halves", *options)[0] == 0
+    assert asked.count(asked[0]) == 1, "the first target is not asked again"
+    one, other = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in ("whole", "halves"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["--target", "logit: qqqq"], "'qqqq'"),
+        (["--target", "task: none"], "no task"),
+        (["--target", "logit: she", "--prompts", "none.txt"], "cannot be read"),
+        (["--keep", "-1"], "--keep"),
+        (["--depth", "0"], "--depth"),
+        (["--names", "none.json"], "none.json"),
+        (["--min-effect", "-1"], "-1"),
+    ],
+)
+def test_circuits_that_make_no_sense(small_set, tmp_path, capsys, given, complaint):
+    options = ["--contexts", 20, "--out", tmp_path, *given]
+    assert complaint in one_line(capsys, "circuit", small_set, *options)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "features", "remove", "steer"])
 def test_a_folder_that_holds_no_dictionaries(verb, tmp_path, capsys):
     assert "no dictionaries" in one_line(capsys, verb, tmp_path)
     assert "no folder" in one_line(capsys, verb, tmp_path / "none")
@@ -372,7 +552,40 @@ def test_training_never_overwrites_a_set(small_set, capsys):
         ["--context", "9999"],
         ["--device", "abacus"],
         ["--resume"],
+        *(["--memory", value] for value in ("nan", "inf", "0", "-1")),
+        *(["--kind", kind, "--l1", "-1"] for kind in ("relu", "tied", "gated")),
+        *(["--kind", kind, "-k", "100000"] for kind in ("topk", "jumprelu")),
+        ["--multi", "nan"],
+        ["--kl", "nan"],
+        ["--clip", "nan"],
+        ["--lr", "inf"],
+        ["--save-every", "nan"],
+        ["--dead-after", "0"],
     ],
 )
 def test_settings_that_make_no_sense(options, tmp_path, capsys):
+    if "100000" in options:
+        options = [*options, "--tokens", "4096", "--sites", "resid_post.0"]
     one_line(capsys, "train", "storybook", "--out", tmp_path, *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "storybook", "--kind", "gru"], "invalid choice: 'gru'"),
+        (["train", "storybook", "--tokens", "many"], "invalid int value: 'many'"),
+        (["train", "storybook", "--memory", "much"], "invalid float value: 'much'"),
+        (["train", "storybook", "--unheard-of"], "--unheard-of"),
+        (["import"], "required: FILE"),
+        (["evaluate"], "required: DIR"),
+        (["gru"], "invalid choice: 'gru'"),
+        ([], "required: VERB"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(arguments, words, capsys):
+    """It used to be answered with a page of usage."""
+    with pytest.raises(SystemExit) as stop:
+        subrank.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("subrank: ") and words in error
+    assert len(error.splitlines()) == 1 and error.endswith(" --help\n")

@@ -8,9 +8,11 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
-from circuits.discovery import Asked, DiscoveryConfig, assemble, check_target, discover, previous_site
+from circuits.discovery import Asked, Discovery, DiscoveryConfig, Reach, assemble, causes_at, check_target
+from circuits.edges import EdgeConfig, Search
 from circuits.features import FeatureAtlas, default_target, direct_effect, most_predictive, strongest_writer, survey
-from circuits.graph import Edge, FeatureGraph, Node, features_of
+from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout, nodes_of
+from circuits.targets import FeatureTarget, LogitTarget
 from sae_core.dictionaries import Basis
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -38,8 +40,19 @@ def atlas(circuit) -> FeatureAtlas:
     return survey(circuit.model, circuit.dictionaries, circuit.contexts())
 
 
+def configured(**config) -> DiscoveryConfig:
+    """A small configuration; of `config`, what edges are about goes to theirs."""
+    own = {name: config.pop(name) for name in list(config) if name in EdgeConfig.__dataclass_fields__}
+    return DiscoveryConfig(EdgeConfig(**({"n_null": 20} | own)), **config)
+
+
+def search(model, dictionaries, atlas, target: FeatureId, **config) -> list[Asked]:
+    root = FeatureTarget(target, dictionaries[target.site])
+    return list(Discovery(model, dictionaries, atlas, configured(**config)).run(root))
+
+
 def asked(circuit, atlas, target: FeatureId = TARGET, **config) -> list[Asked]:
-    return list(discover(circuit.model, circuit.dictionaries, atlas, target, DiscoveryConfig(**config)))
+    return search(circuit.model, circuit.dictionaries, atlas, target, **config)
 
 
 # ---- planted circuits ------------------------------------------------------------------------------
@@ -103,18 +116,27 @@ def test_a_layer_without_a_dictionary_is_passed_over(circuit):
     """Then effects span two blocks, and are total ones."""
     few = {site: d for site, d in circuit.dictionaries.items() if site.layer != 2}
     atlas = survey(circuit.model, few, circuit.contexts())
-    steps = list(discover(circuit.model, few, atlas, TARGET, DiscoveryConfig()))
+    steps = search(circuit.model, few, atlas, TARGET)
     examples = atlas.examples(TARGET, 16)
     expected = {c: circuit.effect(c, 8, examples.tokens, examples.end) for c in (4, 5)}
     assert {number(e.cause): e.effect for e in steps[0].edges} == pytest.approx(expected, abs=1e-5)
-    assert previous_site(few, Site(3)) == Site(1) and previous_site(few, Site(0)) is None
+    assert causes_at(circuit.model, few, FeatureTarget(TARGET, few[Site(3)])) == [Site(1)]
+    assert causes_at(circuit.model, few, FeatureTarget(feature(0), few[Site(0)]), Reach.ALL) == []
 
 
-def test_only_residual_sites_are_asked_for_causes():
-    sites = (Site(0), Site(1, Stream.MLP_OUT), Site(1), Site(2, Stream.ATTN_OUT))
-    dictionaries = {site: random_topk(12) for site in sites}
-    assert previous_site(dictionaries, Site(2, Stream.MLP_OUT)) == Site(1)
-    assert previous_site(dictionaries, Site(1, Stream.MLP_OUT)) == Site(0)
+def test_the_nearest_residual_site_or_every_earlier_one(tiny):
+    sites = (Site(0), Site(1, Stream.MLP_OUT), Site(1), Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT))
+    own = {site: random_topk(32) for site in sites}
+
+    def at(site: Site, reach: Reach) -> list[Site]:
+        return causes_at(tiny, own, FeatureTarget(FeatureId(site, 0), random_topk(32)), reach)
+
+    assert at(Site(2), Reach.ADJACENT) == [Site(1)] and at(Site(1, Stream.MLP_OUT), Reach.ADJACENT) == [Site(0)]
+    everything = at(Site(2, Stream.MLP_OUT), Reach.ALL)
+    parallel = not tiny.feeds(Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT))
+    assert everything == ([] if parallel else [Site(2, Stream.ATTN_OUT)]) + [Site(1), Site(1, Stream.MLP_OUT), Site(0)]
+    target = LogitTarget(Readout("a"), tiny, torch.tensor([5]))
+    assert causes_at(tiny, own | {Site(2): random_topk(32)}, target) == [Site(2)]
 
 
 def test_fewer_than_sixteen_examples_are_refused_for_the_root_only(circuit):
@@ -158,12 +180,12 @@ class _Clean:
 )
 def test_a_target_that_cannot_be_explained_is_refused(circuit, target, words):
     with user_error(*words):
-        check_target(circuit.dictionaries, FeatureId.parse(target))
+        check_target(circuit.model, circuit.dictionaries, FeatureId.parse(target))
 
 
 def test_good_targets_pass(circuit):
     for target in ("3_0", "1_1", "2_0"):
-        check_target(circuit.dictionaries, FeatureId.parse(target))
+        check_target(circuit.model, circuit.dictionaries, FeatureId.parse(target))
 
 
 # ---- the graph -------------------------------------------------------------------------------------
@@ -171,42 +193,111 @@ def test_good_targets_pass(circuit):
 
 @pytest.fixture(scope="module")
 def graph(circuit, atlas) -> FeatureGraph:
-    return assemble(circuit.model, circuit.dictionaries, atlas, TARGET, asked(circuit, atlas))
+    return assemble(circuit.model, circuit.dictionaries, atlas, TARGET, asked(circuit, atlas), {"ablation": "zero"})
 
 
 def test_the_graph_holds_what_was_found(circuit, atlas, graph):
     steps = asked(circuit, atlas)
     assert graph.target == TARGET and graph.edges == tuple(e for step in steps for e in step.edges)
-    assert [number(node.feature) for node in graph.nodes] == [8, 7, 6, 5, 4, 2, 1, 0]
-    assert {node.feature: node.n_examples for node in graph.nodes if node.n_examples} == {
+    assert [number(node.id) for node in graph.nodes] == [8, 7, 6, 5, 4, 2, 1, 0]
+    assert {node.id: node.n_examples for node in graph.nodes if node.n_examples} == {
         step.target: step.n_examples for step in steps
     }
     assert graph.facts["targets_asked"] == len(steps) and graph.facts["pairs_run"] == sum(s.n_pairs for s in steps)
     for node in graph.nodes:
-        own = atlas.sites[node.feature.site]
-        assert node.density == pytest.approx(own.density[node.feature.index].item())
-        assert 1 <= len(node.responds_to) <= 3 and bool(node.promotes) == (node.feature == TARGET)
+        own = atlas.sites[node.id.site]
+        assert node.density == pytest.approx(own.density[node.id.index].item())
+        assert 1 <= len(node.responds_to) <= 3 and bool(node.promotes) == (node.id == TARGET)
 
 
 def test_json_and_networkx(graph):
     text = json.dumps(graph.to_json())
     assert FeatureGraph.from_json(json.loads(text)) == graph
     other = graph.networkx()
-    assert networkx.is_directed_acyclic_graph(other) and set(other) == {str(n.feature) for n in graph.nodes}
+    assert networkx.is_directed_acyclic_graph(other) and set(other) == {str(n.id) for n in graph.nodes}
     assert {(a, b): d["effect"] for a, b, d in other.edges(data=True)} == {
         (str(e.cause), str(e.target)): e.effect for e in graph.edges
     }
     assert other.nodes["3_0"]["layer"] == 3
 
 
-def test_json_of_other_streams_and_of_an_empty_graph():
-    mlp = FeatureId(Site(1, Stream.MLP_OUT), 7)
-    node = Node(mlp, ('"', "ü"), 0.25, ("<",), 3)
-    edge = Edge(FeatureId(Site(0), 1), mlp, -0.5, 3, 16, 0.1)
-    for graph in (FeatureGraph(mlp, (node,), (edge,), {"seed": 0}), FeatureGraph(mlp, (), ())):
+def test_json_of_other_nodes_and_of_an_empty_graph():
+    mlp, logit, error = FeatureId(Site(1, Stream.MLP_OUT), 7), Readout("she - he"), ErrorTerm(Site(0))
+    nodes = (Node(mlp, ('"', "ü"), 0.25, ("<",), 3, 0.5, "a name"), Node(logit), Node(error))
+    edges = (
+        Edge(FeatureId(Site(0), 1), mlp, -0.5, 0.1, 3, 16, 0.1, 0.2, None, False, ((0, -0.4), (3, -0.1))),
+        Edge(mlp, logit, 0.5, 0.1, 16, 16),
+        Edge(error, logit, 0.1, 0.0, 16, 16),
+    )
+    for graph in (FeatureGraph(logit, nodes, edges, {"seed": 0}), FeatureGraph(mlp, (), ())):
         assert FeatureGraph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
-    assert features_of([edge], mlp) == [mlp, FeatureId(Site(0), 1)]
-    assert features_of([], mlp) == [mlp]
+    assert nodes_of(edges, logit) == [logit, mlp, FeatureId(Site(0), 1), error]
+    assert nodes_of([], mlp) == [mlp]
+    assert [edge.solid for edge in edges] == [True, True, True]
+    assert not Edge(mlp, logit, 0.1, 0.0, 1, 1, null=0.2).solid and Edge(mlp, logit, -0.3, 0.0, 1, 1, null=0.2).solid
+
+
+# ---- how far, and how ------------------------------------------------------------------------------
+
+
+def test_a_depth_ends_the_search(circuit, atlas):
+    whole = asked(circuit, atlas)
+    assert [number(step.target) for step in asked(circuit, atlas, depth=1)] == [8]
+    assert {number(step.target) for step in asked(circuit, atlas, depth=2)} == {8, 6, 7}
+    assert len(asked(circuit, atlas, depth=9)) == len(whole)
+
+
+def test_steps_of_an_interrupted_search_are_taken_over(circuit, atlas, monkeypatch):
+    whole = asked(circuit, atlas)
+    root, found = FeatureTarget(TARGET, circuit.dictionaries[Site(3)]), []
+    search = Discovery(circuit.model, circuit.dictionaries, atlas, configured())
+    monkeypatch.setattr(
+        Discovery,
+        "_ask",
+        lambda self, target, *a, own=Discovery._ask, **k: (found.append(target.node), own(self, target, *a, **k))[1],
+    )
+    plain = [Asked.from_json(json.loads(json.dumps(step.to_json()))) for step in whole[:3]]
+    assert list(search.run(root, done=plain)) == whole
+    assert not {step.target for step in whole[:3]} & set(found) and {s.target for s in whole[3:]} <= set(found)
+
+
+def test_edges_over_several_blocks_say_what_goes_past_the_blocks(circuit, atlas):
+    """All earlier sites at once: total effects by hand; features of layer 0 reach f8 only through others."""
+    (step,) = asked(circuit, atlas, reach=Reach.ALL, max_targets=1, keep=None, search=Search.EXHAUSTIVE)
+    examples = atlas.examples(TARGET, 16)
+    for edge in step.edges:
+        if isinstance(edge.cause, FeatureId):
+            expected = circuit.effect(number(edge.cause), 8, examples.tokens, examples.end)
+            assert edge.effect == pytest.approx(expected, abs=1e-5) and edge.certified
+    assert {edge.cause.site.layer for edge in step.edges} == {0, 1, 2}
+
+
+def test_the_screened_search_says_what_it_did_not_look_at(tiny_models):
+    """With more latents than a screen proposes and an audit draws, edges are not certified, and the audit is there."""
+    model = tiny_models["gpt2"]
+    own = {Site(0): random_topk(32, 400, 30), Site(2): random_topk(32, 24, 12, seed=9)}
+    contexts = random_tokens(model.n_vocab, 24, 12, seed=5)
+    contexts[:, 0] = model.bos_id
+    atlas = survey(model, own, contexts)
+    target = FeatureId(Site(2), int(atlas.sites[Site(2)].top.sum(1).argmax()))
+    every, few, first = (
+        search(model, own, atlas, target, search=kind, keep=2, max_targets=1, errors=False)[0]
+        for kind in (Search.EXHAUSTIVE, Search.SCREENED, Search.FIRST_ORDER)
+    )
+    assert all(edge.certified for edge in every.edges) and not every.audits
+    (audit,) = few.audits
+    assert audit["n_drawn"] == 60 and audit["n_rest"] > 0 and not any(edge.certified for edge in few.edges)
+    if not audit["n_beyond"]:
+        assert audit["share"] == pytest.approx(0.0499, abs=1e-3)
+    assert few.n_pairs < every.n_pairs and first.n_pairs == 0 and not any(e.certified for e in first.edges)
+    assert {e.cause: e.effect for e in few.edges} == pytest.approx({e.cause: e.effect for e in every.edges}, abs=1e-6)
+    assert every.edges[0].direct is not None and every.edges[0].direct != pytest.approx(every.edges[0].effect, abs=1e-4)
+
+
+@pytest.mark.parametrize("given", [{"keep": 0}, {"min_effect": -1.0}, {"n_null": -1}], ids=str)
+def test_settings_that_make_no_sense(given):
+    with user_error(str(next(iter(given.values())))):
+        EdgeConfig(**given)
 
 
 # ---- the atlas -------------------------------------------------------------------------------------

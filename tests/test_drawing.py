@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,8 +14,8 @@ import pytest
 
 from circuits import drawing
 from circuits.drawing import SUPPORTS, SUPPRESSES, dot_source, draw, render
-from circuits.graph import Edge, FeatureGraph, Node
-from sae_core.sites import FeatureId
+from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
+from sae_core.sites import FeatureId, Site
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ODD = (
@@ -39,7 +40,7 @@ ODD = (
 
 
 def edge(cause: str, target: str, effect: float) -> Edge:
-    return Edge(FeatureId.parse(cause), FeatureId.parse(target), effect, 20, 24, 0.1)
+    return Edge(FeatureId.parse(cause), FeatureId.parse(target), effect, 0.01, 20, 24, 0.1)
 
 
 def node(name: str, responds_to=("word",), promotes=()) -> Node:
@@ -89,8 +90,8 @@ def dot_program(monkeypatch, tmp_path):
 
 def test_every_node_and_edge_is_there(parsed):
     graph = example()
-    assert {str(n.feature) for n in graph.nodes} <= {str(name) for name in parsed.nodes()}
-    drawn = {(str(a), str(b)) for a, b in parsed.edges() if not str(a).startswith("layer")}
+    assert {str(n.id) for n in graph.nodes} <= {str(name) for name in parsed.nodes()}
+    drawn = {(str(a), str(b)) for a, b in parsed.edges() if not str(a).startswith("row")}
     assert drawn == {(str(e.cause), str(e.target)) for e in graph.edges}
 
 
@@ -104,6 +105,38 @@ def test_colour_says_the_sign_and_width_the_strength(parsed):
     widths, alphas = zip(*(shown[size] for size in sorted(shown)), strict=True)
     for values in (widths, alphas):  # wider and darker the stronger
         assert all(weaker < stronger for weaker, stronger in pairwise(values))
+
+
+def test_strokes_say_how_sure_an_edge_is():
+    """Dashed where random directions do as much, dotted where not all causes were ablated; the legend says so."""
+    base = edge("2_1", "3_7", 0.4)
+    nodes, target = (node("3_7"), node("2_1")), FeatureId.parse("3_7")
+    for change, style, words in (
+        ({}, None, ()),
+        ({"null": 0.5}, "dashed", ("random directions",)),
+        ({"certified": False}, "dotted", ("screen",)),
+        ({"null": 0.1}, None, ()),
+    ):
+        source = dot_source(FeatureGraph(target, nodes, (replace(base, **change),)))
+        drawn = pygraphviz.AGraph(string=source)
+        assert (drawn.get_edge("2_1", "3_7").attr["style"] or None) == style, change
+        assert ("random directions" in source, "screen" in source) == ("random directions" in words, "screen" in words)
+
+
+def test_logits_and_errors_have_rows_and_shapes():
+    logit, error = Readout("she - he"), ErrorTerm(Site(3))
+    edges = (
+        replace(edge("3_7", "3_7", 0.3), target=logit),
+        replace(edge("3_7", "3_7", 0.2), cause=error, target=logit),
+    )
+    parsed = pygraphviz.AGraph(string=dot_source(FeatureGraph(logit, (Node(logit), Node(error), node("3_7")), edges)))
+    assert {(str(a), str(b)) for a, b in parsed.edges() if not str(a).startswith("row")} == {
+        ("3_7", "logit she - he"),
+        ("error.resid_post.3", "logit she - he"),
+    }
+    assert parsed.get_node("logit she - he").attr["label"] == "logit: she - he"
+    assert parsed.get_node("error.resid_post.3").attr["shape"] == "hexagon"
+    assert {"row layer 3", "row logits"} <= set(parsed.nodes())
 
 
 def test_blue_is_blue_and_red_is_red():

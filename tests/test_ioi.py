@@ -1,26 +1,37 @@
 """The IOI experiment from end to end: what is compared with what, on which prompts, and what is said of it."""
 
+import argparse
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from handmade import random_topk
+from planted import unchecked
 from tiny import user_error
 
+import verbs.ioi as verb
+from editing.baselines import SHOWN, Baseline
+from editing.curve_comparison import compare
+from editing.experiment import PatchExperiment
 from editing.figures import ioi_figure, selection_figure
-from editing.ioi import BASELINES, IOIConfig, IOIResult, compare, run_ioi
+from editing.ioi import IOIConfig, IOIResult, IOIStudy, run_ioi
 from editing.metrics import resampled
-from editing.selection import SELECTORS, SelectionConfig, greedy
-from editing.tasks.ioi import Corruption, IOITask
-from editing.tradeoff import PatchExperiment, Trace, default_counts
-from sae_core.activations import harvest
+from editing.patching import KL, SIZE
+from editing.selection import SELECTORS, SelectionConfig, Selector, greedy
+from editing.tasks.ioi import Corruption, IOITask, Role
+from editing.tasks.pairs import own_score
+from editing.tradeoff import Trace, default_counts
+from sae_core.activations import ActivationStream, harvest
 from sae_core.dictionaries import pca
 from sae_core.sites import Site, Stream
 from sae_core.text import Text
+from sae_core.training import TrainConfig, start, train
+from verbs.parsers import Verbs
 
-SEARCH = SelectionConfig(n_greedy=3, shortlist=6, n_thresholds=3)
+SEARCH = SelectionConfig(n_greedy=3, shortlist=6, n_thresholds=2)
 CONFIG = IOIConfig(6, 8, SEARCH, selectors=("greedy", "random"), baselines=("pca",), random_draws=2)
 
 
@@ -36,7 +47,8 @@ def dictionaries(storybook, few_contexts):
 
 
 def run(storybook, contexts, dictionaries, corruption=Corruption.IO, config=CONFIG, **where):
-    *lines, result = run_ioi(storybook, dictionaries, contexts, corruption, config, **where)
+    with unchecked():  # what takes its time has its types checked in the tests of its parts, and below
+        *lines, result = run_ioi(storybook, dictionaries, contexts, corruption, config, **where)
     assert all(isinstance(line, str) for line in lines) and isinstance(result, IOIResult)
     return result
 
@@ -44,7 +56,7 @@ def run(storybook, contexts, dictionaries, corruption=Corruption.IO, config=CONF
 @pytest.mark.parametrize("corruption", Corruption)
 def test_every_corruption_begins_with_the_models_own_score(storybook, few_contexts, dictionaries, corruption):
     config = replace(CONFIG, selectors=("attribution",), baselines=())
-    result = run(storybook, few_contexts, dictionaries, corruption, config, site=Site(3))
+    *_, result = run_ioi(storybook, dictionaries, few_contexts, corruption, config, site=Site(3))
     assert result.own.accuracy >= 0.99 and result.own.n == result.n_test == 8 and result.n_selection == 6
     assert result.corruption is corruption and result.comparisons == () and result.sentences() == []
 
@@ -53,11 +65,11 @@ def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
     config = replace(CONFIG, selectors=tuple(SELECTORS), baselines=IOIConfig().baselines)
     result = run(storybook, few_contexts, dictionaries, config=config)
     names = [(c.name, c.selection) for c in result.curves]
-    assert names == [("dictionary", how) for how in SELECTORS] + [(BASELINES[b], "greedy") for b in config.baselines]
+    assert names == [("dictionary", how) for how in SELECTORS] + [(SHOWN[b], "greedy") for b in config.baselines]
     assert set(result.site_kl) == {"resid_post.1", "resid_post.3"}  # the usual streams
     assert result.site == min(result.site_kl, key=result.site_kl.get)
     for own in result.curves:
-        assert own.points[0].kl == pytest.approx(result.floor["nothing"], rel=1e-3)
+        assert own.points[0].kl == pytest.approx(result.floors["dictionary"]["nothing"], rel=1e-3)
         assert own.points[0].recovered == pytest.approx(0, abs=1e-6)
         sizes = [p.n_features for p in own.points]
         assert sizes == (default_counts(sizes[-1]) if own.selection != "threshold" else sorted(set(sizes)))
@@ -69,8 +81,8 @@ def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
         assert complete.points[-1].kl == pytest.approx(0, abs=1e-3)
         assert complete.points[-1].recovered == pytest.approx(1, abs=1e-2)
     for same in result.curves[: len(SELECTORS)]:
-        assert same.points[-1].kl == pytest.approx(result.floor["all_latents"], rel=1e-2, abs=1e-4)
-    assert result.floor["all_latents_and_error"] == pytest.approx(0, abs=1e-3)
+        assert same.points[-1].kl == pytest.approx(result.floors["dictionary"]["all_latents"], rel=1e-2, abs=1e-4)
+    assert result.floors["dictionary"]["all_latents_and_error"] == pytest.approx(0, abs=1e-3)
     json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -91,17 +103,46 @@ def test_several_sets_are_compared_on_the_same_prompts(storybook, few_contexts):
     assert {"small", "large", "PCA"} <= names
 
 
-def test_hover_names_the_features_that_came_with_a_point(storybook, few_contexts, dictionaries):
-    result = run(storybook, few_contexts, dictionaries, site=Site(3))
-    first = result.curves[0].order[0]
-    assert first.startswith("3_")
-    lines = [
-        own
-        for own in ioi_figure(result, {first: "<b>"}).data
-        if own.name == "dictionary" and own.customdata is not None
-    ]
-    assert lines[0].customdata[1][2] == f"<br>+ {first} (&lt;b&gt;)" and lines[0].customdata[0][2] == ""
-    assert result.curves[-1].order[0].startswith("PCA ")
+@pytest.fixture(scope="module")
+def trained(storybook):
+    """A TopK dictionary of the residual behind block 3, barely trained, and some of the text that it saw."""
+    contexts = Text("storybook", 64, True, 20_000).contexts(storybook)
+    stream = ActivationStream(storybook, contexts, (Site(3),), 0, 256)
+    with unchecked():
+        state = start(stream, TrainConfig(tokens=60_000, batch=256))
+        for _ in train(stream, state):
+            pass
+    return {site: sae.requires_grad_(False) for site, sae in state.dictionaries().items()}, contexts[:100]
+
+
+def test_a_trained_dictionary_beats_pca_at_small_numbers_of_features(storybook, trained):
+    """As the source found; control: one that is not trained does not."""
+    dictionaries, contexts = trained
+    config = IOIConfig(12, 24, SelectionConfig(8, 16), selectors=("greedy",), baselines=("pca",))
+    found, control = (
+        run(storybook, contexts, given, Corruption.SWAP, config, site=Site(3))
+        for given in (dictionaries, {Site(3): random_topk(128, 512, 16)})
+    )
+    (one,), (other,) = found.comparisons, control.comparisons
+    assert {8, 10} <= {*one.better} and not other.better
+    assert all(less < 0 for count, less in zip(one.counts, one.difference, strict=True) if 4 <= count <= 12)
+    assert found.sentences()[0].startswith("on the test prompts dictionary leaves less KL than PCA at ")
+    assert "there is no number of patched features at which dictionary beats PCA" in control.sentences()[0]
+
+
+def test_hover_names_the_features_that_came_with_a_point(storybook, few_contexts):
+    """With the labels of the set that they are of: a number means something else in another set."""
+    sets = {"small": {Site(3): random_topk(128, 32, 4)}, "large": {Site(3): random_topk(128, 96, 8)}}
+    result = run(storybook, few_contexts, sets)
+    first = {curve.name: curve.order[0] for curve in result.main()}
+    assert first["small"].startswith("3_") and first["PCA"].startswith("PCA ")
+    labels = {"small": {first["small"]: "<b>"}, "large": {first["small"]: "wrong"} | {first["large"]: "&"}}
+    shown = {}
+    for line in ioi_figure(result, labels).data:
+        if line.customdata is not None:
+            shown.setdefault(line.name, [row[2] for row in line.customdata])
+    assert shown["small"][:2] == ["", f"<br>+ {first['small']} (&lt;b&gt;)"]
+    assert shown["large"][1] == f"<br>+ {first['large']} (&amp;)" and shown["PCA"][1] == f"<br>+ {first['PCA']}"
 
 
 def test_the_site_can_be_given_and_the_seed_decides(storybook, few_contexts, dictionaries):
@@ -113,16 +154,51 @@ def test_the_site_can_be_given_and_the_seed_decides(storybook, few_contexts, dic
 
 def test_attention_and_chosen_positions(storybook, few_contexts, dictionaries):
     site = Site(2, Stream.ATTN_OUT)
-    everywhere = run(storybook, few_contexts, dictionaries, site=site)
-    end = run(storybook, few_contexts, dictionaries, site=site, positions=(-1,))
-    assert end.positions == (-1,) and everywhere.positions is None
-    assert end.floor["all_latents_and_error"] != pytest.approx(everywhere.floor["all_latents_and_error"], rel=1e-3)
+    everywhere, end, role = (
+        run(storybook, few_contexts, dictionaries, site=site, positions=where) for where in (None, (-1,), (Role.END,))
+    )
+    assert end.positions == (-1,) and everywhere.positions is None and role.positions == ("END",)
+    left, right = (one.floors["dictionary"]["all_latents_and_error"] for one in (everywhere, end))
+    assert left != pytest.approx(right, rel=1e-3)
+    assert role.curves == end.curves
+
+
+def test_sites_patched_jointly(storybook, few_contexts):
+    """Features of both are ranked together; everything patched at the upper one is the clean run there."""
+    sites = (Site(1), Site(3))
+    sets = {site: random_topk(128, 32, 4, seed=site.layer) for site in sites}
+    config = replace(CONFIG, selectors=("greedy", "attribution"))
+    joint = run(storybook, few_contexts, sets, config=config, site=sites)
+    assert joint.site == "resid_post.1 + resid_post.3" and list(joint.site_kl) == [joint.site]
+    sparse, _, complete = joint.curves
+    assert sparse.points[-1].n_features == 64 and complete.points[-1].n_features == 256
+    assert {name.split("_")[0] for name in sparse.order} == {"1", "3"}
+    assert {name.rsplit("_")[0] for name in complete.order} == {"PCA 1", "PCA 3"}
+    assert complete.points[-1].kl == pytest.approx(0, abs=1e-3) and complete.points[0].kl > 1
+    assert joint.floors["dictionary"]["all_latents_and_error"] == pytest.approx(0, abs=1e-3)
+    # control: with only the lower one patched, what it does not carry stays
+    alone = run(storybook, few_contexts, sets, config=config, site=sites[0], positions=(Role.S2,))
+    assert alone.floors["dictionary"]["all_latents_and_error"] > 0.1
+
+
+def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, few_contexts, dictionaries, monkeypatch):
+    harvested, scored = [], []
+    monkeypatch.setattr("editing.ioi.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
+    monkeypatch.setattr("editing.ioi.own_score", lambda *given: scored.append(given) or own_score(*given))
+    study = IOIStudy(storybook, dictionaries, few_contexts, replace(CONFIG, selectors=("attribution",)))
+    study.baselines([Site(1), Site(3)])
+    kinds, sites = (Corruption.IO, Corruption.SWAP), (Site(1), Site(3))
+    found = [[*study.run(kind, site=site)][-1] for kind in kinds for site in sites]
+    assert harvested == [(Site(1), Site(3))] and len(scored) == 2
+    assert [(one.corruption, one.site) for one in found] == [(kind, str(site)) for kind in kinds for site in sites]
+    assert found[-1] == run(storybook, few_contexts, dictionaries, Corruption.SWAP, study.config, site=Site(3))
 
 
 def test_features_are_chosen_without_the_test_prompts(storybook, few_contexts, dictionaries):
     """Their order is that on the selection prompts, whatever the number of test prompts."""
     pairs = IOITask.of(storybook).pairs(storybook, Corruption.IO, "selection", 6, seed=0)
-    order = greedy(PatchExperiment(storybook, pairs, Site(3)), dictionaries[Site(3)], SEARCH, seed=0).order
+    experiment = PatchExperiment(storybook, pairs, Site(3))
+    order = greedy(experiment.patching(dictionaries[Site(3)]), SEARCH, seed=0).order
     result = run(storybook, few_contexts, dictionaries, site=Site(3))
     assert result.curves[0].order == tuple(f"3_{j}" for j in order)
 
@@ -132,9 +208,10 @@ def test_features_are_chosen_without_the_test_prompts(storybook, few_contexts, d
 
 def made(kl: list[float], sizes: list[float], n: int = 40, noise: float = 0.0) -> Trace:
     chance = torch.randn(len(kl), n, generator=torch.Generator().manual_seed(0)).double()
-    readout = torch.zeros(len(kl), n, 3).double()
-    readout[..., 0] = torch.tensor(kl).double()[:, None] + noise * chance[:1]
-    return Trace(tuple(range(len(kl))), readout, torch.tensor(sizes).double()[:, None].expand(-1, n))
+    readout = torch.zeros(len(kl), n, 4).double()
+    readout[..., KL] = torch.tensor(kl).double()[:, None] + noise * chance[:1]
+    readout[..., SIZE] = torch.tensor(sizes).double()[:, None]
+    return Trace(tuple(range(len(kl))), readout)
 
 
 def test_where_a_dictionary_is_better_and_where_the_curves_cross():
@@ -154,7 +231,7 @@ def test_a_baseline_that_never_gets_ahead_has_no_crossing():
 
 def test_pairs_that_differ_by_chance_alone_are_not_called_better():
     ours, theirs = made([1.0], [0]), made([1.0], [0])
-    ours.readout[..., 0] += 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(4)).double()
+    ours.readout[..., KL] += 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(4)).double()
     found = compare("d", "PCA", ours, theirs, resampled(range(40), 0), [1.0])
     assert found.better == found.worse == []
 
@@ -164,6 +241,50 @@ def test_numbers_without_a_value_are_null(storybook, few_contexts, dictionaries)
     broken = replace(result.curves[0].points[0], recovered=math.nan)
     result = replace(result, curves=(replace(result.curves[0], points=(broken,)), *result.curves[1:]))
     assert result.to_json()["curves"][0]["points"][0]["recovered"] is None
+
+
+# ---- the verb --------------------------------------------------------------------------------------
+
+
+def asked(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verb.add(Verbs(parser))
+    return parser.parse_args(["ioi", "set", *arguments])
+
+
+def config_of(*arguments: str) -> IOIConfig:
+    return verb.ioi_config(asked(*arguments), SimpleNamespace(text=SimpleNamespace(prepend_bos=True)))
+
+
+def test_the_verbs_defaults_are_the_experiments(capsys):
+    assert config_of() == IOIConfig() and config_of("--seed", "3") == IOIConfig(seed=3)
+    few = config_of("--prompts", "12", "--thresholds", "4", "--selectors", "random", "greedy", "--baselines")
+    assert few.selectors == (Selector.RANDOM, Selector.GREEDY) and few.baselines == ()
+    assert (few.test_prompts, few.selection_prompts, few.selection.n_thresholds) == (12, 4, 4)
+    with pytest.raises(SystemExit):
+        asked("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    default = IOIConfig()
+    for number in (default.test_prompts, default.selection.n_thresholds):
+        assert f"(default: {number})" in said
+    assert ", ".join(Selector) in said and ", ".join(Baseline) in said
+
+
+def test_positions_and_sites_asked_for(storybook):
+    assert verb._positions(["all"]) is None and verb._positions(["s2", "END", "-3"]) == (Role.S2, Role.END, -3)
+    for wrong in ("0", "2", "S3", "-0", "all"):
+        with user_error(wrong, "IO, S1, S2, END", "from the end"):
+            verb._positions(["-1", wrong])
+    sets = {"a": SimpleNamespace(dictionaries=dict.fromkeys([Site(1), Site(3), Site(4)]))}
+    sets["b"] = SimpleNamespace(dictionaries=dict.fromkeys([Site(3), Site(4)]))
+    for arguments, places in (
+        ((), (None,)),
+        (("--site", "resid_post.3"), (Site(3),)),
+        (("--sites", "all"), (Site(3), Site(4))),
+        (("--jointly", "all"), ((Site(3), Site(4)),)),
+        (("--jointly", "resid_post.4", "mlp_out.1"), ((Site(1, Stream.MLP_OUT), Site(4)),)),
+    ):
+        assert verb._places(asked(*arguments), storybook, sets) == places
 
 
 # ---- bad input -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tiny import user_error
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.own import Line, OwnPairs, continued, divide, load_pairs, read_lines
 from editing.tasks.pairs import TextPair, own_score
+from editing.tasks.task import task_of
 
 AGREEMENT = {"clean": "The dogs", "corrupted": "The dog", "answer": "were", "foil": "was"}
 THEIRS = {"clean_prefix": "The dogs", "patch_prefix": "The dog", "clean_answer": "were", "patch_answer": "was"}
@@ -169,6 +170,16 @@ def test_declared_splits_are_kept_and_leaks_are_told(storybook, tmp_path):
         own.pairs(storybook, "check", 1, seed=0)
     leaky = [a_pair("Mary", "John", split="train", template=1), a_pair("Mary", "Tom", split="test", template=1)]
     assert OwnPairs.of(write(tmp_path, *leaky), storybook).shared == ("templates", "prompts")
+
+
+def test_one_line_leaves_no_pairs_for_the_test(storybook, tmp_path):
+    """Nothing can be divided: the test split is empty, and says so when it is asked for."""
+    own = OwnPairs.of(write(tmp_path, a_pair("Mary", "John")), storybook)
+    assert [len(part) for part in own.splits.values()] == [1, 0]
+    with user_error("no pairs for test", "selection"):
+        own.pairs(storybook, "test", 4, seed=0)
+    with user_error("no pairs for test", "selection"):
+        task_of(tmp_path / "pairs.jsonl", storybook).pairs("test", 4, seed=0)
 
 
 def test_undeclared_splits_share_no_template_and_no_prompt(storybook, tmp_path):

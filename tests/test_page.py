@@ -1,6 +1,7 @@
 """Pages: what is shown is escaped, complete, and opens without a network."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from circuits.page import (
     write_page,
 )
 from editing.ioi import IOIResult
+from editing.judging import Method
 from editing.removal import Removal, RemovalResult
 from editing.splice import SpliceCost
 from editing.tasks.ioi import Corruption
@@ -30,22 +32,24 @@ OWN = OwnScore(accuracy=0.5, top1=0.1, logit_difference=0.0, n=64)
 def graph() -> FeatureGraph:
     cause, target = FeatureId(Site(0), 1), FeatureId(Site(1), 2)
     nodes = (Node(target, (NASTY,), 0.01), Node(cause, ("&",), 0.01))
-    return FeatureGraph(target, nodes, (Edge(cause, target, -0.5, 3, 16, 0.1),), {"targets_asked": 1, "pairs_run": 2})
+    facts = {"targets_asked": 1, "pairs_run": 2, "exhaustive": True}
+    return FeatureGraph(target, nodes, (Edge(cause, target, -0.5, 0.1, 3, 16, 0.1),), facts)
 
 
 def ioi() -> IOIResult:
-    points = tuple(CurvePoint(n, 1.0 - n, float(n), n / 2) for n in (0, 1))
+    spread = {"kl": (0.0, 2.0), "probability": (0.125, 0.25)}
+    points = tuple(CurvePoint(n, 1.0 - n, float(n), n / 2, 0.1875, spread) for n in (0, 1))
     curves = tuple(Curve(name, points) for name in ("dictionary", "PCA"))
-    floor = {"nothing": 1.0, "all_latents": 0.1, "all_latents_and_error": 0.0}
-    return IOIResult(Corruption.IO, OWN, "resid_post.1", {"resid_post.1": 0.3}, curves, floor, ("names",), 8, 16)
+    floors = {"dictionary": {"nothing": 1.0, "all_latents": 0.1, "all_latents_and_error": 0.0}}
+    return IOIResult(Corruption.IO, OWN, "resid_post.1", {"resid_post.1": 0.3}, curves, floors, ("names",), 8, 16)
 
 
 def removal(*, gone: bool) -> RemovalResult:
     methods = (
-        Removal("features", "resid_post.1", 0.5 if gone else 0.9, 0.6, 1.0, 0.5, 0.01, 1.0, ("1_2",), 1.2),
-        Removal("LEACE", "resid_post.1", 0.8, 0.8, 1.0, 0.7, 0.02, 2.0),
+        Removal(Method.FEATURES, "resid_post.1", 0.5 if gone else 0.9, 0.6, 1.0, 0.5, 0.01, 1.0, ("1_2",), 1.2),
+        Removal(Method.LEACE, "resid_post.1", 0.8, 0.8, 1.0, 0.7, 0.02, 2.0),
     )
-    return RemovalResult(OWN, 0.6, "resid_post.1", methods, (), "features" if gone else None)
+    return RemovalResult(OWN, 0.6, "resid_post.1", methods, (), Method.FEATURES if gone else None)
 
 
 def test_tokens_are_escaped():
@@ -57,6 +61,12 @@ def test_every_section_opens_with_the_models_own_score():
     for part in (ioi_section([ioi()]), removal_section(removal(gone=True))):
         assert "does not do this task" in part and part.index("does not do this task") < part.index("<table")
     assert "share their names" in ioi_section([ioi()])
+
+
+def test_curves_are_tabled_with_the_probability_of_the_answer():
+    page = ioi_section([replace(ioi(), positions=("S2", -1))])
+    assert "0.188\u00a0(0.12\u2060–\u20600.25)" in page and "1\u00a0(0\u2060–\u20602)" in page
+    assert "positions S2, -1" in page and "all positions" in ioi_section([ioi()])
 
 
 def test_the_best_method_is_marked_only_if_there_is_one():

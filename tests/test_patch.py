@@ -1,6 +1,6 @@
 """Patches at a site: what they leave alone, what they change, and what together gives the clean run."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -365,81 +365,6 @@ def test_patches_together_need_one_site():
         Together((ablate(RESID, random_topk(32), [0]), ablate(MLP, random_topk(32), [0])))
     with user_error("no patches"):
         Together(())
-
-
-# ---- gradients and padding -------------------------------------------------------------------------
-
-
-def every_edit(d: int = 8) -> dict[str, object]:
-    """One of each kind, in float64, for three prompts of four tokens."""
-    sae, x = random_topk(d, 12, 4).double(), 2 * normal(3, 4, d, seed=5).double()
-    mask, latents = torch.rand(3, 4, generator=chance()) < 0.7, [0, 2, 3, 7]
-    return {
-        "patch": patch_features(RESID, sae, latents, x, mask=mask),
-        "clamp": clamp(RESID, sae, latents, 1.5, mask=mask),
-        "scale": scale(RESID, sae, latents, 0.3, mask=mask),
-        "error": ErrorPatch(RESID, sae, x, mask),
-        "activation": ActivationPatch(RESID, x, mask),
-        "splice": Splice(RESID, sae, mask),
-        "add": AddDirection(RESID, x[0, 0], torch.tensor(0.7).double(), mask),
-        "add by position": AddDirection(RESID, x, mask=mask),
-        "project": project_out(RESID, x[0, :2], mean=x[1, 0], mask=mask),
-    }
-
-
-@pytest.mark.parametrize("name", every_edit())
-def test_gradients_flow_to_the_activation_and_to_what_an_edit_is_made_of(name):
-    edit, h = every_edit()[name], 2 * normal(3, 4, 8, seed=6).double()
-    mine = {
-        field.name: getattr(edit, field.name).clone()
-        for field in fields(edit)
-        if isinstance(getattr(edit, field.name), torch.Tensor) and getattr(edit, field.name).is_floating_point()
-    }
-    given = [tensor.requires_grad_() for tensor in (h, *mine.values())]
-    assert len(given) == {"splice": 1, "add": 3, "project": 4}.get(name, 2)
-
-    def changed(h, *tensors):
-        return replace(edit, **dict(zip(mine, tensors, strict=True)))(h)
-
-    assert torch.autograd.gradcheck(changed, given)
-    gradients = torch.autograd.grad(changed(*given).pow(2).sum(), given)
-    assert all(gradient.any() for gradient in gradients)
-
-
-def test_gradients_flow_through_the_model_to_the_edit(runs):
-    """Up from an edit, and through another one above it; against differences."""
-    values = torch.zeros(1, 1, 12, requires_grad=True)
-    lower = FeaturePatch(MLP, runs.sae, torch.arange(12), values)
-    upper = scale(Site(2), random_topk(32, seed=3), range(48), 0.5)
-    along = normal(12)
-
-    def metric(values):
-        return runs.edited(replace(lower, target=values), upper)[:, -1, 5].sum()
-
-    (gradient,) = torch.autograd.grad(metric(values), values)
-    with torch.no_grad():
-        step = 1e-3 * along
-        measured = (metric(values + step) - metric(values - step)) / 2e-3
-    assert abs(measured) > 1e-3
-    assert (gradient[0, 0] @ along).item() == pytest.approx(measured.item(), rel=0.05)
-
-
-def test_padding_on_the_right_does_not_show(runs):
-    """A row edited in a padded batch is the row edited alone."""
-    lengths, mask = (9, 4, 6), torch.zeros(3, 9, dtype=torch.bool)
-    for row, n in enumerate(lengths):
-        mask[row, 1:n] = True
-    edits = [
-        patch_features(RESID, runs.sae, range(0, 48, 2), runs.x[RESID], mask=mask),
-        scale(MLP, runs.sae, range(48), 2.0, mask=mask),
-        AddDirection(RESID, normal(32), mask=mask),
-    ]
-    batch = runs.edited(*edits)
-    for row, n in enumerate(lengths):
-        alone = [replace(edit, mask=edit.mask[row : row + 1, :n]) for edit in edits]
-        alone[0] = replace(alone[0], target=edits[0].target[row : row + 1, :n])
-        with runs.model.hooks(*alone):
-            close(batch[row : row + 1, :n], runs.model.logits(runs.corrupted[row : row + 1, :n]), 1e-4)
 
 
 # ---- ablation --------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from handmade import normal, random_topk
 from tiny import random_tokens, user_error
 
 from editing.directions import AddDirection
-from editing.patch import ActivationPatch, Together, ablate, patch_features, scale
-from editing.positions import Onward, edited, ended, where
-from editing.splice import Splice
+from editing.patch import ActivationPatch, Together, patch_features
+from editing.positions import Onward, edited, ended, reach_of, where
+from editing.scaled import Scaled
 from sae_core.generation import Sampling, generate
 from sae_core.sites import Site, Stream
 
@@ -80,64 +80,33 @@ def test_a_mask_or_a_value_for_other_prompts_is_refused(rows, columns):
 
 
 class Prompts:
-    """Prompts of unequal length, and edits of every kind for their padded batch."""
+    """Prompts of unequal length, and edits of several kinds for their padded batch."""
 
     def __init__(self, model):
         self.model, d, longest = model, model.d_model, max(LENGTHS)
         self.rows = [random_tokens(model.n_vocab, n, seed=n).tolist() for n in LENGTHS]
         self.content = torch.tensor([[pos < n for pos in range(longest)] for n in LENGTHS])
-        self.chosen = self.content & some(len(LENGTHS), longest, seed=3)
-        sae, x = random_topk(d), 5 * normal(len(LENGTHS), longest, d, seed=4)
-        latents = list(range(0, 48, 2))
-        self.everywhere = {
-            "ablate": ablate(SITE, sae, latents),
-            "scale": scale(SITE, sae, latents, 3.0),
-            "add": AddDirection(SITE, normal(d), 3.0),
-            "splice": Splice(SITE, sae),
-            "constant": ActivationPatch(MLP, normal(1, 1, d)),
-        }
-        self.in_the_prompt = {
-            "patch": patch_features(SITE, sae, latents, x),
-            "activation": ActivationPatch(SITE, x),
-            "add by position": AddDirection(SITE, x),
-        }
+        self.values = 5 * normal(len(LENGTHS), longest, d, seed=4)
+        self.patch = patch_features(SITE, random_topk(d), list(range(0, 48, 2)), self.values)
+        self.add, self.constant = AddDirection(SITE, normal(d), 3.0), ActivationPatch(MLP, normal(1, 1, d))
 
     def generated(self, *edits) -> list[list[int]]:
         with self.model.hooks(*edits):
             return generate(self.model, self.rows, N_NEW, seed=0, sampling=Sampling(temperature=0.0))
 
-    def plainly(self, *edits, later: bool) -> list[list[int]]:
-        """One full pass per token and row, with masks and values written out for all positions that there are.
-
-        What is generated is edited if `later`, except where values end with the prompt.
-        """
-        return [self._plainly(edits, row, later) for row in range(len(self.rows))]
-
-    def _plainly(self, edits, row: int, later: bool) -> list[int]:
-        prompt, tokens = self.rows[row], list(self.rows[row])
-        while len(tokens) < len(prompt) + N_NEW:
-            here = [self._whole(edit, row, len(tokens), later) for edit in edits]
-            with torch.no_grad(), self.model.hooks(*here):
+    def plainly(self, row: int) -> list[int]:
+        """One full pass per token under all three edits, the patch's mask and values written out to the end."""
+        tokens, n = list(self.rows[row]), LENGTHS[row]
+        while len(tokens) < n + N_NEW:
+            mask = torch.tensor([[pos < n for pos in range(len(tokens))]])
+            target = torch.zeros(1, len(tokens), self.patch.target.shape[-1])
+            target[:, :n] = self.patch.target[row : row + 1, :n]
+            here = replace(self.patch, mask=mask, target=target)
+            with torch.no_grad(), self.model.hooks(here, self.add, self.constant):
                 tokens.append(int(self.model.logits(torch.tensor([tokens]))[0, -1].argmax()))
             if tokens[-1] in self.model.special_ids:
-                return tokens[len(prompt) : -1]
-        return tokens[len(prompt) :]
-
-    def _whole(self, edit, row: int, n_pos: int, later: bool):
-        """The edit for one row of `n_pos` tokens."""
-        n = len(self.rows[row])
-        mask = torch.ones(1, n, dtype=torch.bool) if edit.mask is None else self._own(edit.mask, row)
-        values = {
-            name: torch.cat([self._own(value, row), torch.zeros(1, n_pos - n, value.shape[-1])], 1)
-            for name, value in vars(edit).items()
-            if name in ("target", "direction") and value.ndim == 3 and value.shape[1] > 1
-        }
-        later = later and not values
-        return replace(edit, mask=torch.cat([mask, torch.full((1, n_pos - n), later)], 1), **values)
-
-    def _own(self, values: torch.Tensor | Onward, row: int) -> torch.Tensor:
-        values = values.mask if isinstance(values, Onward) else values
-        return values[row : row + 1, : len(self.rows[row])]
+                return tokens[n:-1]
+        return tokens[n:]
 
 
 @pytest.fixture
@@ -145,40 +114,35 @@ def prompts(tiny) -> Prompts:
     return Prompts(tiny)
 
 
-def test_generation_with_a_cache_is_what_full_passes_with_a_mask_of_every_position_give(prompts):
-    plain, changes = prompts.generated(), 0
-    for edit in prompts.everywhere.values():
-        masked = {False: replace(edit, mask=prompts.chosen), True: replace(edit, mask=Onward(prompts.chosen))}
-        found = {later: prompts.generated(one) for later, one in masked.items()}
-        for later, one in masked.items():
-            assert found[later] == prompts.plainly(one, later=later)
-        assert prompts.generated(edit) == prompts.plainly(edit, later=True)
-        changes += found[False] != plain
-        changes += found[True] != found[False]
-    assert changes > len(prompts.everywhere)  # control: masks, and what comes after them, make a difference
-
-
-def test_values_by_position_are_written_into_the_prompt_only(prompts):
-    plain, changes = prompts.generated(), 0
-    for edit in prompts.in_the_prompt.values():
-        for one in (replace(edit, mask=prompts.chosen), replace(edit, mask=Onward(prompts.content))):
-            found = prompts.generated(one)
-            assert found == prompts.plainly(one, later=False)
-            changes += found != plain
-    assert changes > len(prompts.in_the_prompt)
-
-
 def test_edits_compose_while_generating(prompts):
-    edits = [prompts.in_the_prompt["patch"], prompts.everywhere["add"], prompts.everywhere["constant"]]
+    edits = [prompts.patch, prompts.add, prompts.constant]
     found = prompts.generated(*edits)
-    assert found == prompts.plainly(*edits, later=True)
-    assert found != prompts.generated(edits[0]) and found != prompts.generated(edits[1])
-    together = Together(tuple(edits[:2]))
-    assert prompts.generated(together) != prompts.generated()
+    assert found == [prompts.plainly(row) for row in range(len(LENGTHS))]
+    assert all(found != prompts.generated(*edits[:n], *edits[n + 1 :]) for n in (1, 2))  # control: each has a part
 
 
 def test_a_rows_text_depends_on_its_own_mask_only(prompts):
-    edit, plain = prompts.everywhere["constant"], prompts.generated()
+    plain = prompts.generated()
     first = prompts.content & torch.tensor([[True], [False]])
-    found, both = (prompts.generated(replace(edit, mask=Onward(mask))) for mask in (first, prompts.content))
+    found, both = (prompts.generated(replace(prompts.constant, mask=Onward(mask))) for mask in (first, prompts.content))
     assert found[0] == both[0] != plain[0]
+
+
+def test_where_an_edit_may_write():
+    """That of its mask, and no position after its values; an edit made of another, where that one may."""
+    h, later, mask = torch.zeros(2, 7, 4), torch.zeros(2, 1, 4), some(2, 7)
+    constant, by_position = AddDirection(SITE, normal(4)), AddDirection(SITE, normal(2, 7, 4), mask=mask)
+    for edit, prompt, goes_on in (
+        (constant, torch.ones_like(mask), True),
+        (replace(constant, mask=mask), mask, False),
+        (replace(constant, mask=Onward(mask)), mask, True),
+        (by_position, mask, False),
+        (replace(by_position, mask=Onward(mask)), mask, False),
+        (Scaled(constant, 2.0), torch.ones_like(mask), True),
+        (Scaled(by_position, 2.0), mask, False),
+        (Scaled(constant, 2.0, mask), mask, False),
+        (Together((by_position, replace(constant, mask=~mask))), torch.ones_like(mask), False),
+        (Together((by_position, replace(constant, mask=Onward(mask)))), mask, True),
+    ):
+        assert torch.equal(reach_of(edit, h), prompt)
+        assert reach_of(edit, later).all() == reach_of(edit, later).any() == goes_on

@@ -8,7 +8,8 @@ import torch
 from handmade import HandModel, Zero, normal, random_topk
 from tiny import random_tokens, user_error
 
-from editing.dose import DoseConfig, dose_response, slope
+from editing.dose import Along, DoseConfig, dose_response, slope
+from editing.memory import peak_bytes
 from editing.positions import Onward
 from editing.sizes import Measured
 from editing.steer import (
@@ -136,12 +137,12 @@ def test_the_response_to_scaling_is_the_line_that_algebra_says(toy):
     along = toy.model.embedding @ toy.dictionaries[SITE].directions[0]
     assert set(tokens.tolist()) == set(along.topk(2).indices.tolist())
     response = toy.respond(Mode.SCALE)
-    own = response.of("features")
+    own = response.of(Along.FEATURES)
     values = [dose.logit.mean for dose in own]
     assert values == sorted(values) and values[0] < values[2] == 0 < values[-1]
     f = toy.held_out.f[..., 0]  # no context has more active places than are read
     mean_f = torch.stack([row[row > 0].mean() for row in f if row.any()]).mean()
-    assert response.slope["features"].mean == pytest.approx(
+    assert response.slope[Along.FEATURES].mean == pytest.approx(
         float(mean_f * (along[tokens].mean() - along.mean())), rel=1e-3
     )
     assert all(dose.logit.low <= dose.logit.mean <= dose.logit.high for dose in own)
@@ -160,16 +161,16 @@ def test_likelier_are_the_tokens_that_lose_most_when_the_feature_is_off(toy):
 def test_random_directions_of_the_same_size_promote_less(toy):
     for mode in (Mode.SCALE, Mode.CLAMP):
         response = toy.respond(mode)
-        sizes = [[dose.edit_size for dose in response.of(method)] for method in ("features", "random direction")]
+        sizes = [[dose.edit_size for dose in response.of(method)] for method in (Along.FEATURES, Along.RANDOM)]
         assert sizes[0] == pytest.approx(sizes[1], rel=1e-4, abs=1e-5)
-        assert abs(response.slope["random direction"].mean) < 0.3 * response.slope["features"].mean
-        assert response.slope["mean difference"].mean > 0.5 * response.slope["features"].mean
+        assert abs(response.slope[Along.RANDOM].mean) < 0.3 * response.slope[Along.FEATURES].mean
+        assert response.slope[Along.MEAN_DIFFERENCE].mean > 0.5 * response.slope[Along.FEATURES].mean
 
 
 def test_clamping_costs_where_the_feature_is_silent(toy):
-    kl = [dose.kl.mean for dose in toy.respond(Mode.CLAMP, (0.0, 0.5, 1.0, 2.0)).of("features")]
+    kl = [dose.kl.mean for dose in toy.respond(Mode.CLAMP, (0.0, 0.5, 1.0, 2.0)).of(Along.FEATURES)]
     assert kl[0] == 0 and kl == sorted(kl) and kl[-1] > 0.01
-    (off,) = toy.respond(Mode.OFF, (0.0,)).of("features")
+    (off,) = toy.respond(Mode.OFF, (0.0,)).of(Along.FEATURES)
     assert off.logit.mean < 0 and toy.respond(Mode.OFF, (0.0,)).slope == {}
 
 
@@ -179,6 +180,26 @@ def test_a_feature_that_is_silent_on_held_out_text_has_no_doses(toy):
         toy.model, toy.dictionaries, toy.text, silent, Mode.SCALE, STRENGTHS, DoseConfig(n_promoted=2)
     )
     assert found.doses == found.likelier == () and found.n_places == 0 and len(found.promoted) == 2
+
+
+def test_responses_do_not_depend_on_how_many_logits_are_there_at_once(toy, monkeypatch):
+    whole = toy.respond(Mode.CLAMP, (0.5, 2.0))
+    monkeypatch.setattr("editing.dose.LOGITS_AT_ONCE", 7 * toy.model.n_vocab)
+    parts = toy.respond(Mode.CLAMP, (0.5, 2.0))
+    assert parts.likelier == whole.likelier and parts.n_neutral_places == whole.n_neutral_places > 7
+    for ours, theirs in zip(parts.doses, whole.doses, strict=True):
+        for name in ("logit", "log_prob", "kl"):
+            expected = getattr(theirs, name)
+            assert getattr(ours, name).mean == pytest.approx(expected.mean, rel=1e-5, abs=1e-6)
+            assert getattr(ours, name).high == pytest.approx(expected.high, rel=1e-5, abs=1e-6)
+
+
+def test_memory_for_logits_is_bounded(toy, monkeypatch):
+    """Logits of a few places at a time, of either kind, before and after: all are never there together."""
+    toy.respond(Mode.CLAMP, (2.0,))
+    places, vocab = 2 * 30 * 12, toy.model.n_vocab
+    monkeypatch.setattr("editing.dose.LOGITS_AT_ONCE", 20 * vocab)
+    assert peak_bytes(lambda: toy.respond(Mode.CLAMP, (2.0,))) < 4 * vocab * places / 2
 
 
 def test_slope():
@@ -268,3 +289,9 @@ def test_a_feature_that_is_never_active(toy):
     silent = replace(toy.text, f=torch.zeros_like(toy.text.f))
     with user_error("0_0", "never active", str(toy.text.n_tokens)):
         steering(toy.dictionaries, silent, Mode.SCALE, 2.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("contexts", 1), ("n_promoted", 0), ("random_draws", 0)])
+def test_too_little_to_measure_is_refused(name, value):
+    with user_error(name, str(value)):
+        DoseConfig(**{name: value})

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from circuits.steering import steering_figure, steering_section, texts_section
-from editing.dose import Dose, DoseResponse, Estimate
+from editing.dose import Along, Dose, DoseResponse, Estimate
 from editing.steer import Continuation, Mode
 
 NASTY = "<script>alert(1)</script>"
@@ -12,11 +12,11 @@ NASTY = "<script>alert(1)</script>"
 def response(*, kl: bool = True) -> DoseResponse:
     doses = tuple(
         Dose(method, strength, Estimate(strength, strength - 1, strength + 1), Estimate(0.0, 0.0, 0.0), harm, 2.5)
-        for method in ("features", "random direction", "mean difference")
+        for method in Along
         for strength in (4.0, -1.0)
         for harm in [Estimate(0.125, 0.0, 0.5) if kl else None]
     )
-    slope = {"features": Estimate(1.0, 0.9, 1.1)}
+    slope = {Along.FEATURES: Estimate(1.0, 0.9, 1.1)}
     return DoseResponse(("3_17",), Mode.SCALE, (12.5,), (0.01,), (NASTY,), (NASTY,), doses, slope, 8, 20, 30)
 
 
@@ -49,6 +49,6 @@ def test_what_could_not_be_measured_is_not_shown():
 
 def test_the_figure_has_a_line_per_method_with_strengths_in_order():
     figure = steering_figure(response())
-    assert [trace.name for trace in figure.data[::3]] == ["features", "random direction", "mean difference"]
+    assert [trace.name for trace in figure.data[::3]] == list(Along)
     assert all(trace.x == (-1.0, 4.0) for trace in figure.data)
     assert figure.data[0].error_y.array == (1.0, 1.0)

@@ -7,7 +7,7 @@ import torch
 from tiny import user_error
 
 from editing.tasks.pairs import PromptPairs, own_score
-from editing.tasks.task import TASKS, Task, task
+from editing.tasks.task import TASKS, Task, task_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[*TASKS, "file"])
 def any_task(request, storybook, path) -> Task:
-    return task(path if request.param == "file" else request.param, storybook)
+    return task_of(path if request.param == "file" else request.param, storybook)
 
 
 def test_every_task_gives_pairs_that_the_model_gets_right(storybook, any_task):
@@ -61,18 +61,18 @@ def test_the_seed_decides(any_task):
 
 
 def test_corruptions_are_those_of_the_task(storybook):
-    ioi = task("ioi", storybook)
+    ioi = task_of("ioi", storybook)
     assert ioi.corruptions == ("io", "swap", "abc")
     names = [ioi.pairs("test", 4, seed=0, corruption=c).name for c in (None, *ioi.corruptions)]
     assert names == ["ioi-io", "ioi-io", "ioi-swap", "ioi-abc"]
     with user_error("'role'", "io, swap, abc"):
         ioi.pairs("test", 4, seed=0, corruption="role")
     with user_error("brackets", "'swap'"):
-        task("brackets", storybook).pairs("test", 4, seed=0, corruption="swap")
+        task_of("brackets", storybook).pairs("test", 4, seed=0, corruption="swap")
 
 
 def test_pronouns_name_their_transfer_form(storybook):
-    transfer = task(task("pronouns", storybook).transfer, storybook)
+    transfer = task_of(task_of("pronouns", storybook).transfer, storybook)
     assert transfer.name == "possessives" and transfer.transfer is None
     her, his = (storybook.to_ids(word)[0] for word in ("her", "his"))
     assert {*transfer.pairs("test", 8, seed=0).answer.tolist()} == {her, his}
@@ -88,15 +88,17 @@ def test_lines_that_do_not_fit_are_skipped_if_asked(storybook, path, tmp_path):
     unfit = {"clean": "Zebedee ran", "corrupted": "Ermintrude ran", "answer": "home", "foil": "away"}
     more.write_text(f"{path.read_text()}\n{json.dumps(unfit)}")
     with user_error("line 7", "'Zebedee'", "1 of 7"):
-        task(more, storybook)
-    assert task(more, storybook, skip_unfit=True).about.startswith("6 pairs (1 more do not fit); the splits share no ")
+        task_of(more, storybook)
+    assert task_of(more, storybook, skip_unfit=True).about.startswith(
+        "6 pairs (1 more do not fit); the splits share no "
+    )
 
 
 def test_what_does_not_exist_is_refused(storybook, tmp_path, any_task):
     with user_error("'irony'", "ioi, pronouns, possessives, brackets", ".jsonl"):
-        task("irony", storybook)
+        task_of("irony", storybook)
     with user_error("gone.jsonl"):
-        task(tmp_path / "gone.jsonl", storybook)
+        task_of(tmp_path / "gone.jsonl", storybook)
     with user_error("'training'", "selection"):
         any_task.pairs("training", 4, seed=0)
     with user_error("at least one", "0"):
@@ -108,4 +110,4 @@ def test_a_model_without_the_words_is_refused_by_one_of_them(tiny_models, name, 
     model = tiny_models["gpt2"]
     monkeypatch.setattr(model, "to_ids", lambda text: [model.tokenizer.unk_token_id] * max(1, len(text.split())))
     with user_error("'"):
-        task(name, model)
+        task_of(name, model)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import user_error
 
-from editing.metrics import auroc
+from editing.contrast import Contrast, model_score
 from editing.tasks import ioi, names, pronouns
-from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.pairs import OwnScore, PromptPairs, TextPair, as_tokens, at_end, own_score, wilson_interval
+from editing.tasks.ioi import Corruption, IOITask, Role
+from editing.tasks.pairs import Mention, OwnScore, PromptPairs, TextPair, as_tokens, at_end, own_score, wilson_interval
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_pairs, pronoun_prompts
 from sae_core.models import LanguageModel
 
@@ -120,6 +120,42 @@ def test_answers_are_as_documented(storybook, pairs):
         else:
             assert foil == id_of(storybook, subject)
             assert (corrupted.count(foil), corrupted.count(answer)) == (1, 2 if pairs.name == "ioi-swap" else 1)
+
+
+def test_roles_are_where_the_names_stand(storybook, pairs):
+    """Counted in words of the text; prompts without BOS have everything one place earlier."""
+    assert set(pairs.roles) == {"IO", "S1", "S2"} and torch.equal(pairs.place("END"), pairs.end)
+    rows = torch.arange(len(pairs))
+    for row, text in enumerate(pairs.texts):
+        subject, indirect = roles(text)
+        ids = [storybook.bos_id, *storybook.to_ids(text)]
+        places = {
+            name: [i for i, token in enumerate(ids) if token == id_of(storybook, name)] for name in (subject, indirect)
+        }
+        found = [int(pairs.place(role)[row]) for role in ("S1", "S2", "IO")]
+        assert found == [*places[subject], *places[indirect]]
+    assert torch.equal(pairs.clean[rows, pairs.place(Role.IO)], pairs.answer)
+    assert len({tuple(place.tolist()) for place in (pairs.place("IO"), pairs.place("S1"), pairs.place("S2"))}) == 3
+    with user_error("'S3'", "IO, S1, S2, END"):
+        pairs.place("S3")
+
+
+def test_roles_without_bos_and_in_other_tasks(storybook, task, published):
+    pairs = [task.pairs(storybook, Corruption.SWAP, "test", 8, seed=0, prepend_bos=bos) for bos in (True, False)]
+    for role in Role:
+        assert torch.equal(pairs[0].place(role), pairs[1].place(role) + 1)
+    whole = published.pairs(Pieces(20), Corruption.IO, "test", 30, seed=0)
+    assert torch.equal(whole.clean[torch.arange(30), whole.place(Role.IO)], whole.answer)
+    other = replace(whole, roles={})
+    assert torch.equal(other.place("END"), whole.end)
+    with user_error("'IO'", "END"):
+        other.place("IO")
+
+
+def test_a_mention_that_is_not_there_is_refused(storybook):
+    pair = TextPair("Mary went to", "Anna went to", " John", " Tom", " Tom", 0, (Mention("S2", " Mary", 1),))
+    with user_error("'Mary'", "1 times", "S2"):
+        as_tokens(storybook, "any", [pair], prepend_bos=True)
 
 
 def test_half_of_the_prompts_are_abba(pairs):
@@ -343,7 +379,7 @@ def test_pronoun_prompts_hold_what_they_say(storybook, prompts):
 def test_classes_are_balanced(prompts):
     for own in prompts.values():
         assert own.female.sum() == N // 2
-        assert 0.3 < own.first(N // 2).female.float().mean() < 0.7
+        assert 0.3 < own.female[: N // 2].float().mean() < 0.7
 
 
 def test_classes_are_balanced_also_when_more_is_asked_for_than_there_is(storybook, monkeypatch):
@@ -362,30 +398,6 @@ def test_splits_share_no_names_and_the_test_no_templates(prompts):
     assert not shapes[Split.TEST] & (shapes[Split.SELECTION] | shapes[Split.CHECK])
     assert not shapes[Split.SELECTION] & shapes[Split.CHECK]
     assert all(len(shape) > 10 for shape in shapes.values())
-
-
-def test_the_first_prompts_are_the_first_of_everything(prompts):
-    own = prompts[Split.TEST]
-    few = own.first(5)
-    assert len(few) == 5 and few.texts == own.texts[:5] and (few.she, few.he) == (own.she, own.he)
-    for field in ("tokens", "end", "female", "sentence"):
-        assert torch.equal(getattr(few, field), getattr(own, field)[:5])
-
-
-def test_score_is_she_minus_he(prompts):
-    own = prompts[Split.TEST]
-    logits = torch.zeros(2, 3, 2000)
-    logits[..., own.she], logits[..., own.he] = 3.0, torch.tensor([1.0, 2.0, 5.0])
-    assert own.score(logits).tolist() == [[2.0, 1.0, -2.0]] * 2
-
-
-@pytest.mark.parametrize("split", Split)
-def test_storybook_predicts_pronouns(storybook, prompts, split):
-    own, area = pronouns.own_score(storybook, prompts[split])
-    assert own.accuracy >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
-    wrong = replace(prompts[split], female=~prompts[split].female)  # control: the classes exchanged
-    own, area = pronouns.own_score(storybook, wrong)
-    assert own.accuracy <= 0.01 and area <= 0.01 and own.top1 <= 0.1
 
 
 def test_pronoun_ids_are_the_single_tokens_among_the_pronouns(storybook):
@@ -410,18 +422,6 @@ def test_at_end_picks_each_rows_own_position():
     assert at_end(h, torch.tensor([3, 1])).tolist() == [[9, 10, 11], [15, 16, 17]]
 
 
-def test_what_cancels_across_sentences_shows_within_them():
-    """Leftovers of opposite signs after two sentences: the pooled AUROC is 0.5, and nothing is hidden."""
-    female = torch.tensor([True, False] * 8)
-    sentence = torch.arange(2).repeat_interleave(8)
-    own = pronouns.PronounPrompts(
-        torch.zeros(16, 1, dtype=torch.long), torch.zeros(16, dtype=torch.long), female, 0, 1, ("",) * 16, sentence
-    )
-    signed = torch.where(female, 1.0, -1.0) * torch.where(sentence == 0, 1.0, -1.0)
-    assert auroc(signed, female) == 0.5 and own.within(signed) == 1.0
-    assert own.within(torch.zeros(16)) == 0.5  # control: nothing is left
-
-
 @pytest.mark.parametrize("split", Split)
 def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
     """The transfer form: her or his is due, no pronoun stands in the prompt, the splits hold the same names."""
@@ -438,9 +438,9 @@ def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
 
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("split", Split)
-def test_storybook_predicts_both_forms_and_the_other_name_undoes_it(storybook, form, split):
+def test_storybook_predicts_every_form_and_the_other_name_undoes_it(storybook, form, split):
     prompts = pronoun_prompts(storybook, [split], N, seed=0, form=form)
-    own, area = pronouns.own_score(storybook, prompts)
+    own, area = model_score(storybook, Contrast.of_pronouns(prompts))
     assert own.accuracy >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
     pairs = pronoun_pairs(storybook, [split], N, seed=0, form=form)
     assert own_score(storybook, pairs).accuracy >= 0.99
@@ -452,7 +452,7 @@ def test_storybook_predicts_both_forms_and_the_other_name_undoes_it(storybook, f
 
 @pytest.mark.parametrize("form", Form)
 def test_pronoun_pairs_differ_in_the_name_alone(storybook, form):
-    words_of = {"he": ("she", "he"), "his": ("her", "his")}[form]
+    words_of = ("her", "his") if form is Form.POSSESSIVE else ("she", "he")
     pairs = pronoun_pairs(storybook, [Split.TEST], N, seed=0, form=form)
     she, he = (id_of(storybook, word) for word in words_of)
     assert len(pairs) == N and (pairs.answer == she).sum() == (pairs.answer == he).sum() == N // 2

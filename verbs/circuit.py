@@ -1,74 +1,241 @@
-"""`subrank circuit`: the circuit of a feature, discovered and drawn."""
+"""`subrank circuit`: the circuit of a feature, a logit or a task, discovered and drawn."""
 
 import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from verbs.explorer import pages_into
 from verbs.options import at_least
 from verbs.parsers import Verbs
+from verbs.questions import Search, ablation_of, other_prompts, question
 from verbs.results import save_result
 from verbs.sets import open_set
-from verbs.terminal import say
+from verbs.terminal import last_of, say
 
 if TYPE_CHECKING:
+    import torch
+
+    from circuits.discovery import Asked, Discovery, DiscoveryConfig
+    from circuits.features import Examples
     from circuits.graph import FeatureGraph
+    from circuits.judgement import Judgement
+    from circuits.page import Measured
+    from circuits.targets import Target
+    from sae_core.models import LanguageModel
+    from sae_core.storage import DictionarySet
+
+STEPS = "steps.jsonl"
 
 
 def add(verbs: Verbs) -> None:
     """Declare `subrank circuit`."""
-    parser = verbs.add_on_set("circuit", run, "discover the circuit of a feature and draw it")
-    parser.add_argument("--target", default=None, help="e.g. 5_2079 or mlp_out.5_2079; by default chosen")
-    parser.add_argument("--keep", type=int, default=3, help="causes kept per feature")
-    parser.add_argument("--examples", type=int, default=16, help="activating examples per feature")
-    parser.add_argument("--max-targets", type=int, default=15, help="features asked for their causes")
-    parser.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples")
+    parser = verbs.add_on_set("circuit", run, "discover the circuit of a feature, a logit or a task, and draw it")
+    what = parser.add_argument_group("what is explained")
+    what.add_argument(
+        "--target", default=None, help='5_2079, mlp_out.5_2079, "logit: she - he" or "task: ioi"; by default chosen'
+    )
+    what.add_argument("--prompts", type=Path, default=None, help="a prompt to a line, for a logit (default: the text)")
+    what.add_argument("--examples", type=int, default=16, help="examples per target")
+    what.add_argument("--spread", action="store_true", help="examples over the range of activations, not the strongest")
+    what.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples")
+    how = parser.add_argument_group("how causes are found")
+    how.add_argument("--keep", type=int, default=3, help="causes kept per target and site; 0 keeps all")
+    how.add_argument("--min-effect", type=float, default=0.01, help="edges weaker than this are not kept")
+    how.add_argument("--max-targets", type=int, default=15, help="targets asked for their causes")
+    how.add_argument("--depth", type=int, default=None, help="edges from the target down, at most")
+    how.add_argument("--ablation", choices=("zero", "mean", "resample"), default="zero", help="what causes are set to")
+    how.add_argument(
+        "--reach", choices=("adjacent", "all"), default="adjacent", help="sites at which causes are sought"
+    )
+    how.add_argument("--null", type=int, default=1000, help="random directions an edge is held against; 0: none")
+    search = how.add_mutually_exclusive_group()
+    search.add_argument("--exhaustive", action="store_true", help="ablate every feature over several blocks, too")
+    search.add_argument("--screen-only", action="store_true", help="ablate nothing: first-order effects, at once")
+    then = parser.add_argument_group("what is made of the circuit")
+    then.add_argument("--held", type=int, default=400, help="contexts on which it is scored; 0: it is not")
+    then.add_argument("--cover", type=int, default=2, help="sites below the target that are left to the circuit alone")
+    then.add_argument("--draws", type=int, default=3, help="draws of examples it is found again on; 0: it is not")
+    then.add_argument("--cards", type=int, default=300, help="contexts read for the page's feature cards; 0: no page")
+    then.add_argument("--names", type=Path, default=None, help="a names.json that the page saved")
 
 
 def run(options: argparse.Namespace) -> None:
     """`subrank circuit`."""
-    from circuits.discovery import DiscoveryConfig, check_target
+    from circuits.discovery import MIN_EXAMPLES, check_target
+    from circuits.names import read_names
     from sae_core.sites import FeatureId
 
-    target = FeatureId.parse(options.target) if options.target else None
-    at_least("--keep", options.keep, 1)
-    at_least("--examples", options.examples, 16)
-    at_least("--max-targets", options.max_targets, 1)
-    at_least("--contexts", options.contexts, 16)
+    for name, least in (("keep", 0), ("examples", MIN_EXAMPLES), ("contexts", MIN_EXAMPLES), ("max_targets", 1)):
+        at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
+    for name, least in (("held", 0), ("draws", 0), ("cards", 0), ("cover", 1)):
+        at_least(f"--{name}", getattr(options, name), least)
+    if options.depth is not None:
+        at_least("--depth", options.depth, 1)
+    of_feature = options.target and not options.target.startswith(("logit:", "task:"))
+    feature = FeatureId.parse(options.target) if of_feature else None
+    names = read_names(options.names) if options.names else {}
+    config, after = discovery_config(options), After(options.held, options.cover, options.draws, options.cards, names)
     out, model, dictionaries, contexts, measured = open_set(options)
-    if target:
-        check_target(dictionaries.dictionaries, target)
-    config = DiscoveryConfig(options.keep, options.examples, options.max_targets)
-    contexts = contexts[: options.contexts]
-    circuit_into(out, model, dictionaries, contexts, measured, target, config, argv=vars(options))
+    if feature:
+        check_target(model, dictionaries.dictionaries, feature)
+    how = Search(options.target, options.prompts, options.ablation, options.spread, options.contexts, options.seed)
+    circuit_into(out, model, dictionaries, contexts, measured, how, config, after, argv=vars(options))
     say(f"results: {out}")
 
 
+@dataclass(frozen=True)
+class After:
+    """What is made of a circuit once it is found."""
+
+    n_held: int = 400
+    cover: int = 2
+    n_draws: int = 3
+    n_cards: int = 300
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def discovery_config(options: argparse.Namespace) -> "DiscoveryConfig":
+    """The settings that the options say."""
+    from circuits import edges
+    from circuits.discovery import DiscoveryConfig, Reach
+
+    kinds = {(True, False): edges.Search.EXHAUSTIVE, (False, True): edges.Search.FIRST_ORDER}
+    search = kinds.get((options.exhaustive, options.screen_only), edges.Search.SCREENED)
+    own = edges.EdgeConfig(options.keep or None, options.min_effect, search, options.null, seed=options.seed)
+    return DiscoveryConfig(
+        own, options.examples, max_targets=options.max_targets, depth=options.depth, reach=Reach(options.reach)
+    )
+
+
 def circuit_into(
-    out: Path, model, dictionaries, contexts, measured, target, config, *, argv, assets=None
-) -> "tuple[FeatureGraph, str | None]":
-    """Discover a circuit; write `result.json`, `circuit.json`, the drawings and `circuit.html`."""
-    from circuits.discovery import assemble, discover
+    out: Path,
+    model: "LanguageModel",
+    dictionaries: "DictionarySet",
+    contexts: "torch.Tensor",
+    measured: "Measured",
+    how: Search,
+    config: "DiscoveryConfig",
+    after: After,
+    *,
+    argv: dict[str, Any],
+    assets: Path | None = None,
+) -> "tuple[FeatureGraph, str | None, Judgement | None]":
+    """Discover a circuit, score it, draw it; write numbers, pictures, `circuit.html` and the page in `explore/`."""
+    from circuits.discovery import Discovery, assemble
     from circuits.drawing import draw
-    from circuits.features import default_target, survey
+    from circuits.features import survey
     from circuits.page import circuit_section, dictionaries_section, write_page
+    from circuits.sampling import OverRange
     from sae_core.files import write_json
 
-    say(f"looking at every feature on {len(contexts)} contexts")
-    atlas = survey(model, dictionaries.dictionaries, contexts, top=max(64, 2 * config.n_examples))
-    target = target or default_target(
-        model, dictionaries.dictionaries, atlas, storybook=dictionaries.model == "storybook"
-    )
+    own, searched = dictionaries.dictionaries, contexts[: how.n_contexts]
+    held = contexts[how.n_contexts : how.n_contexts + after.n_held]
+    say(f"looking at every feature on {len(searched)} contexts")
+    atlas = survey(model, own, searched, top=max(64, 4 * config.n_examples))
+    target, examples, source = question(model, dictionaries, searched, atlas, how, config)
+    if examples is not None:
+        config = replace(config, least=1)
+        say(f"{target.node}: {float(examples.activation.mean()):+.2f} on average over {len(examples)} prompts")
+    elif how.spread:
+        source = OverRange(model, own, searched, how.seed)
+    ablations = {site: a for site, d in own.items() if (a := ablation_of(how, model, d, searched, site)) is not None}
+    search = Discovery(model, own, source, config, ablations)
     asked = []
-    for step in discover(model, dictionaries.dictionaries, atlas, target, config):
+    for step in remembered(out / STEPS, search, target, examples, {"how": str(how), "model": model.fingerprint()}):
         asked.append(step)
         say(f"  {step.target} <- " + (", ".join(f"{e.cause} {e.effect:+.2f}" for e in step.edges) or "nothing strong"))
-    graph = assemble(model, dictionaries.dictionaries, atlas, target, asked)
-    save_result(out, {"dictionaries": measured.to_json(), "circuit": graph.to_json()}, model, argv)
+    facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
+    facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
+    graph = named(assemble(model, own, atlas, target.node, asked, facts), after.names)
+    judgement = judged(search, dictionaries, target, graph, held, how, after)
+    numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
+    save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
     write_json(out / "circuit.json", graph.to_json())
     for made in draw(graph, out):
         if isinstance(made, str):
             say(made)
     svg = (out / "circuit.svg").read_text(encoding="utf-8") if (out / "circuit.svg").is_file() else None
-    body = circuit_section(graph, svg) + dictionaries_section(measured)
-    write_page(out / "circuit.html", f"The circuit of {target}", body, assets=assets)
-    return graph, svg
+    if after.n_cards:
+        own_examples = {} if examples is None else {target.node: (target, examples)}
+        pages_into(out, search, contexts, graph, own_examples, after)
+    score = f"<h2>How good it is</h2>{judgement.section()}" if judgement else ""
+    link = '<p><a href="explore/index.html">Explore it: cards, examples, all features</a></p>' if after.n_cards else ""
+    body = link + circuit_section(graph, svg) + score + "<h2>The dictionaries</h2>" + dictionaries_section(measured)
+    write_page(out / "circuit.html", f"The circuit of {graph.target}", body, assets=assets)
+    return graph, svg, judgement
+
+
+def named(graph: "FeatureGraph", names: "Mapping[str, str]") -> "FeatureGraph":
+    """The graph with the names that somebody gave its nodes."""
+    nodes = tuple(replace(node, name=names.get(str(node.id), node.name)) for node in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def judged(
+    search: "Discovery",
+    dictionaries: "DictionarySet",
+    target: "Target",
+    graph: "FeatureGraph",
+    held: "torch.Tensor",
+    how: Search,
+    after: After,
+) -> "Judgement | None":
+    """How good the circuit is on contexts or prompts that were not searched; None, with a line, where nothing is."""
+    from circuits.discovery import MIN_EXAMPLES
+    from circuits.features import survey
+    from circuits.judgement import HeldOut, judge
+    from sae_core.errors import UserError
+    from sae_core.sites import FeatureId
+
+    if not after.n_held:
+        return None
+    model, own = search.model, search.dictionaries
+    if len(held) < MIN_EXAMPLES:
+        say(f"not scored: {len(held)} contexts of the text were not searched; give more text or fewer --contexts")
+        return None
+    atlas = survey(model, own, held, top=max(64, 2 * search.config.n_examples))
+    try:
+        if isinstance(target.node, FeatureId):
+            prompts, corrupted = atlas.examples(target.node, 2 * search.config.n_examples), None
+        else:
+            target, prompts, corrupted = other_prompts(model, dictionaries, held, how, search.config)
+        seen = HeldOut(prompts, corrupted, atlas, held, atlas)
+        found = last_of(
+            judge(search, target, graph, seen, cover=after.cover, seeds=range(after.n_draws), seed=how.seed)
+        )
+    except UserError as error:
+        say(f"not scored: {error}")
+        return None
+    for line in found.lines():
+        say(f"  {line}")
+    return found
+
+
+def remembered(
+    path: Path, search: "Discovery", target: "Target", examples: "Examples | None", about: dict[str, Any]
+) -> "Iterator[Asked]":
+    """The steps of a search, each written down as it is found; those of an interrupted run are taken over.
+
+    What `path` holds of another search is written over.
+    """
+    from circuits.discovery import Asked
+    from sae_core.files import write_text
+
+    card = json.dumps(about | {"target": str(target.node), "config": asdict(search.config)}, sort_keys=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    done = []
+    if lines[:1] == [card]:
+        for line in lines[1:]:
+            try:
+                done.append(Asked.from_json(json.loads(line)))
+            except (ValueError, KeyError):  # cut off while it was written
+                break
+    kept = [card]
+    for step in search.run(target, examples, done=done):
+        yield step
+        kept.append(json.dumps(step.to_json()))
+        write_text(path, "\n".join(kept) + "\n")
+    path.unlink(missing_ok=True)

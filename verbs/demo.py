@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.circuit import circuit_into
+from verbs.circuit import After, Search, circuit_into
 from verbs.ioi import ioi_config, ioi_into
 from verbs.options import model_of, writable
 from verbs.parsers import Verbs
@@ -32,6 +32,7 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`."""
     from circuits.discovery import DiscoveryConfig
+    from circuits.edges import EdgeConfig
     from circuits.page import circuit_section, demo_page, dictionaries_section, ioi_section, removal_section
     from editing.tasks.ioi import Corruption
     from sae_core.runs import Run
@@ -59,8 +60,12 @@ def run(options: argparse.Namespace) -> int:
     kinds = [Corruption.IO, Corruption.SWAP]
     ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, kinds, config, **settings)
     say("3/4  a circuit")
-    searched, config = contexts[: options.contexts], DiscoveryConfig(max_targets=options.max_targets)
-    graph, svg = circuit_into(out / "circuit", model, dictionaries, searched, measured, None, config, **settings)
+    light = EdgeConfig(n_null=200, seed=options.seed)
+    config, how = DiscoveryConfig(light, max_targets=options.max_targets), Search(n_contexts=options.contexts)
+    after = After(n_held=200, n_draws=0, n_cards=150)
+    graph, svg, _ = circuit_into(
+        out / "circuit", model, dictionaries, contexts, measured, how, config, after, **settings
+    )
     say("4/4  removing pronouns")
     config = removal_config(options, dictionaries)
     removal = removal_into(out / "remove", model, dictionaries, contexts, measured, config, **settings)

@@ -1,0 +1,147 @@
+"""What a card says about a feature: plain values, in one fixed form as JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.explainer import Label
+from circuits.histograms import Drops, Histogram
+from sae_core.sites import FeatureId
+
+TOP = "top"
+"""The group of the strongest examples."""
+_ALIKE = 8
+"""Examples whose last so many tokens are the same count as one text."""
+_TRIED = 256
+"""Places of a quarter that are looked at for such examples."""
+_BEFORE, _AFTER = 24, 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of a context with the feature's activation on each token."""
+
+    group: str
+    """`top`, or the quarter of the active tokens, by activation, from which it was drawn: `0.75-1.0`."""
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    end: int
+    """Where the token is for which the example was chosen; in `top` the peak of its context."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, activations to four digits."""
+        return {
+            "group": self.group,
+            "tokens": list(self.tokens),
+            "activations": [float(f"{value:.4g}") for value in self.activations],
+            "end": self.end,
+        }
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that is shown about a feature. Light cards have no histogram, no drops and no neighbours."""
+
+    feature: FeatureId
+    density: float
+    """Share of content tokens on which it is active."""
+    mean_active: float
+    max: float
+    first_position: float
+    """Share of its summed |activation| on contexts' first content tokens."""
+    norm_share: float
+    """Share of the squared norm of the activations at its site: sum f_j^2 / sum |x|^2."""
+    n_tokens: int
+    """Content tokens that the numbers are of."""
+    label: Label | None
+    examples: tuple[Example, ...]
+    promotes: tuple[tuple[str, float], ...]
+    """Tokens whose logits it raises most directly, and by how much at its mean activation."""
+    suppresses: tuple[tuple[str, float], ...]
+    histogram: Histogram | None = None
+    drops: Drops | None = None
+    near: tuple[tuple[FeatureId, float], ...] = ()
+    """Features of its own and the adjacent layers with the largest cosine to it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "id": str(self.feature),
+            "site": str(self.feature.site),
+            "index": self.feature.index,
+            "density": self.density,
+            "mean_active": self.mean_active,
+            "max": self.max,
+            "first_position": self.first_position,
+            "norm_share": self.norm_share,
+            "n_tokens": self.n_tokens,
+            "label": self.label and self.label.to_json(),
+            "examples": [example.to_json() for example in self.examples],
+            "histogram": self.histogram and self.histogram.to_json(),
+            "drops": self.drops and self.drops.to_json(),
+            "promotes": [list(pair) for pair in self.promotes],
+            "suppresses": [list(pair) for pair in self.suppresses],
+            "near": [{"id": str(feature), "cosine": cosine} for feature, cosine in self.near],
+        }
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place in a text that was chosen to be looked at."""
+
+    group: str
+    context: int
+    position: int
+
+
+def spots(
+    activation: Float[Tensor, "contexts pos"],
+    contexts: Int[Tensor, "contexts pos"],
+    *,
+    top: int,
+    per_quarter: int,
+    generator: torch.Generator,
+) -> list[Spot]:
+    """The peaks of the strongest contexts, then places drawn from each quarter of the active tokens.
+
+    One per context, and no two that end in the same `_ALIKE` tokens.
+    """
+    peak, where = activation.max(1)
+    order = peak.argsort(descending=True, stable=True)
+    strongest = [(int(i), int(where[i])) for i in order if peak[i] > 0]
+    active = activation.nonzero()
+    active = active[activation[active[:, 0], active[:, 1]].argsort(stable=True)]
+    found, seen = [], set()
+
+    def take(group: str, places: Sequence[tuple[int, int]], n: int) -> Iterator[Spot]:
+        for context, position in places:
+            if not n:
+                return
+            text = tuple(contexts[context, max(0, position + 1 - _ALIKE) : position + 1].tolist())
+            if not {context, text} & seen:
+                seen.update((context, text))
+                n -= 1
+                yield Spot(group, context, position)
+
+    found += take(TOP, strongest, top)
+    for quarter in (3, 2, 1, 0):
+        part = active[len(active) * quarter // 4 : len(active) * (quarter + 1) // 4]
+        part = part[torch.randperm(len(part), generator=generator)[:_TRIED]]
+        found += take(f"{quarter / 4}-{(quarter + 1) / 4}", [tuple(place) for place in part.tolist()], per_quarter)
+    return found
+
+
+def example(
+    spot: Spot,
+    contexts: Int[Tensor, "contexts pos"],
+    activation: Float[Tensor, "contexts pos"],
+    names: Sequence[str],
+) -> Example:
+    """The text around a spot."""
+    start, stop = max(0, spot.position - _BEFORE), spot.position + 1 + _AFTER
+    tokens = tuple(names[token] for token in contexts[spot.context, start:stop].tolist())
+    return Example(spot.group, tokens, tuple(activation[spot.context, start:stop].tolist()), spot.position - start)

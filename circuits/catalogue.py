@@ -1,0 +1,301 @@
+"""The cards of all features of a set, light for each of them and full for those that are asked for.
+
+A catalogue is read from a text in one streaming pass (`tallies.py`). From it every feature has a light card;
+a full one runs the model again on the feature's own examples.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.cards import TOP, Card, Example, Spot, example, spots
+from circuits.explainer import (
+    Explanation,
+    Label,
+    Score,
+    Scores,
+    TokenTables,
+    mean_score,
+    score,
+    table_scores,
+    token_tables,
+)
+from circuits.features import direct_effect
+from circuits.geometry import nearest, written
+from circuits.histograms import activation_histogram, logit_drops
+from circuits.patterns import Probe, find_patterns
+from circuits.tallies import AFTER, BEFORE, Tally, activations, tally
+from editing.steer import check_features
+from sae_core.dictionaries import Dictionary
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+from sae_core.seeds import generator_for
+from sae_core.sites import FeatureId, Site
+
+LIGHT_EXAMPLES = 4
+_TOP, _PER_QUARTER = 8, 3
+_ASKED_PER_QUARTER = 10
+"""Places of each quarter from which patterns are made; the first `_PER_QUARTER` are shown."""
+_PROMOTED, _PROMOTED_LIGHT = 8, 4
+_CONTROLS = 16
+"""Other features' labels that a label is compared with, at most."""
+_LOGITS_AT_ONCE = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The features of a set on a text: all that is needed to make their cards."""
+
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    tally: Tally
+    """Of the training contexts, on which rules are made; every number on a card but a label's scores is of them."""
+    held: Int[Tensor, "held pos"]
+    """Contexts on which labels are scored."""
+    tables: dict[Site, TokenTables]
+    scores: dict[Site, Scores]
+    controls: dict[Site, Scores]
+    """Of the tables on held-out contexts; and of each of them on another feature of its site."""
+    seed: int
+
+    @property
+    def training(self) -> Int[Tensor, "contexts pos"]:
+        """The training contexts."""
+        return self.tally.atlas.contexts
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The text of every token."""
+        return tuple(self.model.token_text(token) for token in range(self.model.n_vocab))
+
+    def alive(self, site: Site) -> list[int]:
+        """The latents that are active somewhere in the training contexts."""
+        return self.tally.sites[site].active.nonzero()[:, 0].tolist()
+
+    # ---- light cards ---------------------------------------------------------------------------
+
+    def light(self, site: Site) -> Iterator[Card]:
+        """The card of every latent of a site, in order, from the streaming pass alone."""
+        latents = torch.arange(len(self.dictionaries[site].directions))
+        for part in latents.split(max(1, _LOGITS_AT_ONCE // self.model.n_vocab)):
+            moved = self._moved(site, part, _PROMOTED_LIGHT)
+            for index, (promotes, suppresses) in zip(part.tolist(), moved, strict=True):
+                feature = FeatureId(site, index)
+                yield self._card(
+                    feature, self._table_label(feature), _stored(self.tally, feature, self.names), promotes, suppresses
+                )
+
+    def _card(
+        self,
+        feature: FeatureId,
+        label: Label | None,
+        examples: tuple[Example, ...],
+        promotes: tuple[tuple[str, float], ...],
+        suppresses: tuple[tuple[str, float], ...],
+        **rest,
+    ) -> Card:
+        own, i = self.tally.sites[feature.site], feature.index
+        return Card(
+            feature,
+            density=float(own.statistics.density[i]),
+            mean_active=float(own.statistics.mean_active[i]),
+            max=float(own.statistics.top[i, 0]),
+            first_position=float(own.first_position[i]),
+            norm_share=float(own.norm_share[i]),
+            n_tokens=self.tally.n_tokens,
+            label=label,
+            examples=examples,
+            promotes=promotes,
+            suppresses=suppresses,
+            **rest,
+        )
+
+    def _table_label(self, feature: FeatureId) -> Label | None:
+        table = self.tables[feature.site].of(feature.index)
+        if not table.tokens:
+            return None
+        found, control = (of[feature.site].of(feature.index) for of in (self.scores, self.controls))
+        return Label(table.text(self.model), table.kind, found, control)
+
+    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[tuple, tuple]]:
+        """For each latent the tokens that it promotes and those that it suppresses, with the changes."""
+        device = self.dictionaries[site].directions.device
+        directions = written(self.model, site, self.dictionaries[site].directions[latents.to(device)])
+        change = direct_effect(self.model, self.tally.atlas, site, directions, latents)
+        n = min(n, change.shape[1])
+        ends = [change.topk(n, largest=largest) for largest in (True, False)]
+        rows = [zip(end.indices.tolist(), end.values.tolist(), strict=True) for end in ends]
+        return [
+            tuple(tuple((self.names[t], v) for t, v in zip(*pair, strict=True)) for pair in pairs)
+            for pairs in zip(*rows, strict=True)
+        ]
+
+    # ---- full cards ----------------------------------------------------------------------------
+
+    def full(self, features: Sequence[FeatureId]) -> Iterator[Card]:
+        """The full cards of features, in order.
+
+        Raises `UserError` for one that is not there, is named twice, or is never active on the training contexts.
+        """
+        features = list(features)
+        if not features:
+            return
+        check_features(self.dictionaries, features)
+        for feature in features:
+            if not self.tally.sites[feature.site].active[feature.index]:
+                raise UserError(
+                    f"{feature} is never active on {self.tally.n_tokens} tokens of this text; "
+                    "choose another feature, more contexts, or another text"
+                )
+        seen = activations(self.model, self.dictionaries, features, self.training)
+        held = activations(self.model, self.dictionaries, features, self.held)
+        content = self.model.content(self.training)
+        examples = {
+            feature: spots(
+                seen[feature],
+                self.training,
+                top=_TOP,
+                per_quarter=_ASKED_PER_QUARTER,
+                generator=self._draw(feature, "spots"),
+            )
+            for feature in features
+        }
+        rules = {feature: self._rule(feature, seen[feature], content, examples[feature]) for feature in features}
+        for feature in features:
+            yield self._full(feature, self._label(feature, rules, held[feature]), seen[feature], examples[feature])
+
+    def _full(
+        self, feature: FeatureId, label: Label, activation: Float[Tensor, "contexts pos"], places: list[Spot]
+    ) -> Card:
+        content = self.model.content(self.training)
+        ((promotes, suppresses),) = self._moved(feature.site, torch.tensor([feature.index]), _PROMOTED)
+        return self._card(
+            feature,
+            label,
+            tuple(example(spot, self.training, activation, self.names) for spot in _shown(places)),
+            promotes,
+            suppresses,
+            histogram=activation_histogram(activation, self.training, content, self.names),
+            drops=logit_drops(
+                self.model,
+                self.dictionaries,
+                feature,
+                self.training,
+                activation,
+                self.names,
+                generator=self._draw(feature, "drops"),
+            ),
+            near=nearest(self.dictionaries, feature),
+        )
+
+    def _draw(self, feature: FeatureId, purpose: str) -> torch.Generator:
+        return generator_for(self.seed, purpose, feature)
+
+    def _rule(
+        self,
+        feature: FeatureId,
+        activation: Float[Tensor, "contexts pos"],
+        content: Bool[Tensor, "contexts pos"],
+        places: Sequence[Spot],
+    ) -> Explanation:
+        """The token table or the patterns, whichever predicts the activation better on the training contexts."""
+        probe = Probe(self.model, self.dictionaries[feature.site], feature)
+        found = find_patterns(
+            probe,
+            self.training,
+            activation,
+            [(spot.context, spot.position) for spot in places],
+            generator=self._draw(feature, "patterns"),
+        )
+        table = self.tables[feature.site].of(feature.index)
+        if found is None:
+            return table
+        ranked = {rule: _on(self.model, rule, self.training, activation).correlation for rule in (found, table)}
+        return max(ranked, key=lambda rule: ranked[rule])
+
+    def _label(
+        self, feature: FeatureId, rules: Mapping[FeatureId, Explanation], held: Float[Tensor, "contexts pos"]
+    ) -> Label:
+        """The feature's rule, with its score and that of other features' rules on held-out contexts.
+
+        The others are those in `rules` at its site; where it stands alone, token tables drawn from its site.
+        """
+        others = [rule for other, rule in rules.items() if other.site == feature.site and other != feature]
+        if not others:
+            latents = [index for index in self.alive(feature.site) if index != feature.index]
+            order = torch.randperm(len(latents), generator=self._draw(feature, "control"))
+            others = [self.tables[feature.site].of(latents[i]) for i in order[:_CONTROLS].tolist()]
+        control = mean_score([_on(self.model, rule, self.held, held) for rule in others[:_CONTROLS]])
+        rule = rules[feature]
+        return Label(rule.text(self.model), rule.kind, _on(self.model, rule, self.held, held), control)
+
+
+def _stored(tally: Tally, feature: FeatureId, names: Sequence[str]) -> tuple[Example, ...]:
+    """The strongest examples with distinct texts, as far as the streaming pass kept them."""
+    own, i, contexts = tally.sites[feature.site], feature.index, tally.atlas.contexts
+    found: dict[tuple[int, ...], Example] = {}
+    rows = zip(own.statistics.context[i].tolist(), own.statistics.position[i].tolist(), strict=True)
+    for k, (context, position) in enumerate(rows):
+        if not own.statistics.top[i, k] > 0 or len(found) == LIGHT_EXAMPLES:
+            break
+        start, stop = max(0, position - BEFORE), min(contexts.shape[1], position + 1 + AFTER)
+        text, end, shift = contexts[context, start:stop].tolist(), position - start, start - (position - BEFORE)
+        tokens, values = tuple(names[token] for token in text), own.nearby[i, k, shift : shift + len(text)].tolist()
+        found.setdefault(tuple(text[: end + 1]), Example(TOP, tokens, tuple(values), end))
+    return tuple(found.values())
+
+
+def _on(model: LanguageModel, rule: Explanation, contexts: Tensor, activation: Tensor) -> Score:
+    """The score of a rule on contexts."""
+    content = model.content(contexts)
+    return score(rule.predict(contexts, content)[content], activation[content])
+
+
+def read_catalogue(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    training: Int[Tensor, "contexts pos"],
+    held: Int[Tensor, "held pos"],
+    *,
+    seed: int = 0,
+) -> Iterator[str | Catalogue]:
+    """Read all features of a set on a text: yields lines of progress, and the catalogue last."""
+    counted = []
+    n_read, told = 0, 0
+    total = len(training) + len(held)
+    for contexts, top in ((training, 8), (held, 1)):
+        for stage in tally(model, dictionaries, contexts, top=top):
+            if isinstance(stage, Tally):
+                counted.append(stage)
+            elif 4 * (n_read + stage) // total > told:
+                told = 4 * (n_read + stage) // total
+                yield f"read {n_read + stage} of {total} contexts"
+        n_read += len(contexts)
+    own, other = counted
+    tables = {site: token_tables(found, own.token_counts) for site, found in own.sites.items()}
+    scores, controls = {}, {}
+    for site, table in tables.items():
+        partner = _partners(own.sites[site].active, generator_for(seed, "control", site))
+        scores[site] = table_scores(table, other.sites[site], other.token_counts)
+        controls[site] = table_scores(table, other.sites[site], other.token_counts, partner)
+    yield Catalogue(model, dictionaries, own, held, tables, scores, controls, seed)
+
+
+def _shown(places: Sequence[Spot]) -> list[Spot]:
+    """The strongest, and the first few of each quarter."""
+    groups = [list(members) for _, members in groupby(places, key=lambda spot: spot.group)]
+    return [spot for own in groups for spot in (own if own[0].group == TOP else own[:_PER_QUARTER])]
+
+
+def _partners(active: Int[Tensor, "n_latents"], generator: torch.Generator) -> Int[Tensor, "n_latents"]:
+    """Every living latent on another one: a cycle through them all, in an order drawn at random."""
+    partner = torch.arange(len(active))
+    alive = active.nonzero()[:, 0]
+    order = alive[torch.randperm(len(alive), generator=generator)]
+    partner[order] = order.roll(1)
+    return partner

@@ -1,0 +1,161 @@
+"""The causes of a target at one site that are worth an arrow, and what an arrow says."""
+
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.effects import Causes, Effects, ablation_effects, effects_by_position, error_effect, null_effects
+from circuits.features import Examples
+from circuits.graph import Edge, ErrorTerm
+from circuits.routes import Rerun
+from circuits.screens import audited, first_order, shortlist
+from sae_core.errors import UserError
+from sae_core.sites import FeatureId
+
+AUDIT = 60
+"""Latents that an audit draws."""
+OFFSETS = 4
+"""Positions of which an edge says what the cause does from there alone, at most."""
+LISTED = 20
+"""Latents that each of the three screens proposes, at least; for ten kept causes 60 were needed (seven each)."""
+
+
+class Search(StrEnum):
+    """How causes more than one block away are found; between neighbours all active latents are ablated."""
+
+    SCREENED = "screened"
+    """Three screens propose, ablation decides, an audit checks."""
+    EXHAUSTIVE = "exhaustive"
+    """All active latents are ablated, however far away."""
+    FIRST_ORDER = "first-order"
+    """Nothing is ablated, not between neighbours either: effects to first order, at once."""
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """Which causes are kept, and what is measured of them."""
+
+    keep: int | None = 3
+    """Causes per target and site; None keeps all above `min_effect`."""
+    min_effect: float = 0.01
+    """Edges weaker than this are not kept."""
+    search: Search = Search.SCREENED
+    n_null: int = 1000
+    """Random directions that an edge is held against; 0 leaves that out. Only where one block lies between, or none."""
+    errors: bool = True
+    """Whether error terms are ablated, too, and kept where their effect is at least `min_effect`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 1:
+            raise UserError(f"at least one cause per target must be kept; got keep={self.keep}")
+        if not self.min_effect >= 0:
+            raise UserError(f"the smallest effect kept cannot be {self.min_effect}; give a number from 0 up")
+        if self.n_null < 0:
+            raise UserError(f"the number of random directions cannot be {self.n_null}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The causes of one target at one site."""
+
+    edges: tuple[Edge, ...]
+    n_pairs: int
+    """Pairs of latent and example that were run to find them."""
+    audit: dict[str, Any] | None = None
+    """What drawing from the latents that no screen proposed showed; None where none was left out."""
+
+
+def find_edges(causes: Causes, config: EdgeConfig) -> Found:
+    """The strongest causes, the largest |effect| first; the error term, if it is kept, comes last."""
+    if config.search is Search.FIRST_ORDER:
+        effect = first_order(causes)
+        unknown = Effects(
+            causes.scene.source, effect, effect * torch.nan, torch.zeros(len(effect), dtype=torch.long), 0
+        )
+        best = _best(effect, config)
+        return Found(tuple(_edge(causes, unknown, latent, certified=False) for latent in best), 0)
+    effects, audit = _searched(causes, config)
+    best = _best(effects.effect, config)
+    certified = audit is None or audit["n_rest"] == 0
+    edges = [_edge(causes, effects, latent, certified=certified) for latent in best]
+    if config.n_null and not isinstance(causes.route, Rerun):
+        edges = [replace(e, null=_null(causes, latent, config)) for e, latent in zip(edges, best, strict=True)]
+    if causes.scene.gap > 1:
+        edges = [replace(e, direct=_direct(causes, latent)) for e, latent in zip(edges, best, strict=True)]
+    if edges:
+        edges = _with_offsets(causes, edges, best, config.min_effect)
+    if config.errors:
+        effect, error = error_effect(causes)
+        n = len(causes.scene.end)
+        if abs(effect) >= config.min_effect:
+            edges.append(Edge(ErrorTerm(causes.scene.source), causes.scene.target.node, effect, error, n, n))
+    return Found(tuple(edges), effects.n_pairs, audit)
+
+
+def _searched(causes: Causes, config: EdgeConfig) -> tuple[Effects, dict[str, Any] | None]:
+    """Effects, and the audit where not all active latents were ablated."""
+    near = causes.scene.gap <= 1 or not isinstance(causes.route, Rerun)
+    if near or config.search is Search.EXHAUSTIVE:
+        return ablation_effects(causes), None
+    listed = shortlist(causes, max(LISTED, 7 * (config.keep or LISTED)))
+    effects = ablation_effects(causes, listed.to(causes.scene.x.device))
+    kept = effects.effect.abs().sort(descending=True).values
+    threshold = max(
+        config.min_effect, float(kept[config.keep - 1]) if config.keep and config.keep <= len(kept) else 0.0
+    )
+    audit, drawn, more = audited(causes, listed, AUDIT, threshold, seed=config.seed)
+    found = effects.effect.clone()
+    found[drawn] = more.effect[drawn]  # what was ablated is known, whoever proposed it
+    error, n_active = effects.error.clone(), effects.n_active.clone()
+    error[drawn], n_active[drawn] = more.error[drawn], more.n_active[drawn]
+    both = Effects(effects.source, found, error, n_active, effects.n_pairs + more.n_pairs)
+    return both, {"site": str(effects.source), "share": audit.share, **asdict(audit)}
+
+
+def _best(effect: Tensor, config: EdgeConfig) -> list[int]:
+    order = effect.abs().argsort(descending=True, stable=True)[: config.keep].tolist()
+    return [latent for latent in order if abs(float(effect[latent])) >= max(config.min_effect, 1e-12)]
+
+
+def _edge(causes: Causes, effects: Effects, latent: int, *, certified: bool) -> Edge:
+    scene = causes.scene
+    return Edge(
+        FeatureId(scene.source, latent),
+        scene.target.node,
+        float(effects.effect[latent]),
+        float(effects.error[latent]),
+        int(effects.n_active[latent]),
+        len(scene.end),
+        certified=certified,
+    )
+
+
+def _null(causes: Causes, latent: int, config: EdgeConfig) -> float:
+    return float(null_effects(causes, latent, config.n_null, seed=config.seed).abs().quantile(0.99))
+
+
+def _direct(causes: Causes, latent: int) -> float | None:
+    """What of the effect no block in between carries; None where that is not known."""
+    scene = causes.scene
+    examples = Examples(scene.tokens.cpu(), scene.end.cpu(), scene.clean.cpu())
+    given = (scene.model, causes.dictionary, scene.source, scene.target, examples)
+    try:
+        alone = Causes.of(*given, ablation=causes.ablation, direct=True)
+    except UserError:  # a source that is no part of the residual, or blocks of unknown parts
+        return None
+    return float(ablation_effects(alone, torch.tensor([latent], device=scene.x.device)).effect[latent])
+
+
+def _with_offsets(causes: Causes, edges: list[Edge], latents: list[int], least: float) -> list[Edge]:
+    """The edges with what each cause does from single positions."""
+    by_position, _ = effects_by_position(causes, torch.tensor(latents, device=causes.scene.x.device))
+    found = []
+    for edge, latent in zip(edges, latents, strict=True):
+        own = by_position[latent]
+        back = own.abs().argsort(descending=True, stable=True)[:OFFSETS].tolist()
+        found.append(replace(edge, offsets=tuple((b, float(own[b])) for b in back if abs(float(own[b])) >= least)))
+    return found

@@ -1,0 +1,84 @@
+"""The examples behind an arrow: where the cause is active, where the target is, and what is lost without the cause."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from circuits.effects import Ablation, Causes, to_zero
+from circuits.features import Examples
+from circuits.graph import Edge, NodeId
+from circuits.routes import Change
+from circuits.targets import Target
+from sae_core.dictionaries import Dictionary
+from sae_core.models import LanguageModel
+from sae_core.sites import FeatureId, Site
+
+
+@dataclass(frozen=True)
+class EdgeExample:
+    """One example of the target, cut after the position that is read."""
+
+    tokens: tuple[str, ...]
+    cause: tuple[float, ...]
+    """The cause's activation, token by token."""
+    target: tuple[float, ...]
+    """The target's, if it is a feature; else its value at the end, and zeros before."""
+    end: int
+    drop: float
+    """(a_clean - a_ablated) / |a_clean| on this example alone."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in self.__dataclass_fields__
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is needed to look behind the arrows of a circuit."""
+
+    model: LanguageModel
+    dictionaries: Mapping[Site, Dictionary]
+    targets: Callable[[NodeId], tuple[Target, Examples]]
+    """A target of the circuit with the examples on which its causes were sought."""
+    ablations: Mapping[Site, Ablation]
+
+    @torch.no_grad()
+    def of(self, edge: Edge, n: int = 6) -> list[EdgeExample]:
+        """The `n` examples on which the edge shows most, by how much of the target is lost; none of an error term."""
+        if not isinstance(edge.cause, FeatureId):
+            return []
+        target, examples = self.targets(edge.target)
+        site, latent = edge.cause.site, edge.cause.index
+        ablation = self.ablations.get(site, to_zero)
+        causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)
+        scene = causes.scene
+        table = causes.route.table(causes.dictionary.directions)
+        found: list[tuple[float, EdgeExample]] = []
+        for i in range(len(scene.end)):
+            amount = causes.taken(i)[:, latent]
+            position = amount.nonzero()[:, 0]
+            if not len(position):
+                continue
+            run, row = torch.zeros_like(position), torch.full_like(position, latent)
+            value = causes.route.values(Change(i, 1, run, position, row, amount[position]), table)
+            clean = float(scene.clean[i])
+            drop = (clean - float(value)) / abs(clean) if clean else 0.0
+            found.append((abs(clean - float(value)), self._example(causes, target, i, latent, drop)))
+        found.sort(key=lambda one: -one[0])
+        return [example for _, example in found[:n]]
+
+    def _example(self, causes: Causes, target: Target, i: int, latent: int, drop: float) -> EdgeExample:
+        scene = causes.scene
+        end = int(scene.end[i])
+        own = causes.dictionary.encode(scene.x[i, : end + 1])[:, latent].tolist()
+        if isinstance(target.node, FeatureId):
+            h = scene.recorded[target.site][i, : end + 1]
+            read = self.dictionaries[target.site].encode(h)[:, target.node.index].tolist()
+        else:
+            read = [0.0] * end + [float(scene.clean[i])]
+        words: Sequence[str] = [self.model.token_text(token) for token in scene.tokens[i, : end + 1].tolist()]
+        return EdgeExample(tuple(words), tuple(own), tuple(read), end, drop)

@@ -1,0 +1,239 @@
+"""Circuits for other people's tools: `networkx` node-link JSON, and the graph JSON of circuit-tracer and Neuronpedia.
+
+The second one shows a graph on one prompt: every node stands at a position of it. Our circuits belong to many
+examples, so a graph is shown on one of them, or on a prompt chosen to stand for all. What the format demands is in
+`circuits/schema.py`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from circuits.schema import ERROR, FEATURE, OUTPUT, cantor, faults
+from sae_core.errors import UserError
+from sae_core.files import write_json
+from sae_core.sites import FeatureId, Site
+
+# ---- networkx --------------------------------------------------------------------------------------
+
+
+def node_link(graph: FeatureGraph) -> dict[str, Any]:
+    """The graph as `networkx.node_link_graph(value, edges="edges")` reads it, with all that nodes and edges say."""
+    value = graph.to_json()
+    return {
+        "directed": True,
+        "multigraph": False,
+        "graph": {"target": value["target"], "facts": value["facts"]},
+        "nodes": value["nodes"],
+        "edges": [
+            {"source": edge["cause"]} | {name: own for name, own in edge.items() if name != "cause"}
+            for edge in value["edges"]
+        ],
+    }
+
+
+# ---- circuit-tracer and Neuronpedia ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text on which a circuit is shown."""
+
+    tokens: tuple[str, ...]
+    """Two at least; the last one is where the target is read."""
+    activations: Mapping[NodeId, Sequence[float]] = field(default_factory=dict)
+    """Per node, one number per token. A node stands where it is largest; one that is zero throughout is left out,
+    one that is not listed stands at the last token."""
+    outputs: Mapping[Readout, tuple[int, float]] = field(default_factory=dict)
+    """Per readout, the id of its token and the probability the model gives it; where not listed, 0.0 and its rank."""
+
+    def __post_init__(self):
+        if len(self.tokens) < 2:
+            raise UserError(f"a prompt has at least 2 tokens, or its graph is shown empty; got {len(self.tokens)}")
+        for node, values in self.activations.items():
+            if len(values) != len(self.tokens):
+                raise UserError(f"{node} has {len(values)} activations on a prompt of {len(self.tokens)} tokens")
+
+    def place(self, node: NodeId) -> tuple[int, float | None] | None:
+        """Position and activation of a node; `None` if it is not active here."""
+        values = self.activations.get(node)
+        if values is None:
+            return len(self.tokens) - 1, None
+        peak = max(range(len(values)), key=lambda position: values[position])
+        return (peak, float(values[peak])) if values[peak] > 0 else None
+
+
+def neuronpedia(
+    graph: FeatureGraph,
+    prompt: Prompt,
+    *,
+    slug: str,
+    scan: str,
+    effects: Mapping[tuple[NodeId, NodeId], float] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The graph on one prompt, as circuit-tracer and Neuronpedia read it; it has no `faults`.
+
+    `scan` is the model's name, `slug` the graph's. Weights are `effects` on this prompt where given, else those of
+    the circuit's edges. Layers are the sites' layers, or the sites' ranks where the graph has several streams;
+    `generation_settings` says which. Raises `UserError` where the prompt does not carry the graph.
+    """
+    layers, n_layers = _layers(graph)
+    places = {node.id: prompt.place(node.id) for node in graph.nodes}
+    places[graph.target] = places[graph.target] or (len(prompt.tokens) - 1, 0.0)
+    shown = {node: place for node, place in places.items() if place is not None}
+    weights = {
+        (edge.cause, edge.target): (effects or {}).get((edge.cause, edge.target), edge.effect)
+        for edge in graph.edges
+        if edge.cause in shown and edge.target in shown
+    }
+    readouts = [own for own in shown if isinstance(own, Readout)]
+    outputs = {own: (rank, 0.0) for rank, own in enumerate(readouts)} | dict(prompt.outputs)
+    influence = _influence(graph.target, list(shown), weights)
+    keys, nodes = {}, []
+    for node in graph.nodes:
+        if node.id in shown:
+            record = _node(node.id, layers, n_layers, shown[node.id][0], outputs)
+            record["clerp"] = (
+                record["clerp"] or (names or {}).get(str(node.id)) or node.name or " ".join(node.responds_to)
+            )
+            record |= {"influence": influence[node.id], "activation": shown[node.id][1]}
+            record["is_target_logit"] = isinstance(node.id, Readout) and node.id == graph.target
+            keys[node.id] = record["node_id"]
+            nodes.append(record)
+    value = {
+        "metadata": _metadata(graph, prompt, slug, scan, layers),
+        "qParams": {
+            "pinnedIds": [],
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": keys[graph.target],
+            "sg_pos": "",
+        },
+        "nodes": nodes,
+        "links": [
+            {"source": keys[cause], "target": keys[target], "weight": float(weight)}
+            for (cause, target), weight in weights.items()
+        ],
+    }
+    if fault := next(faults(value), None):
+        raise UserError(f"the graph of {graph.target} does not fit on this prompt: {fault}")
+    return value
+
+
+def _layers(graph: FeatureGraph) -> tuple[dict[Site, int], int]:
+    """A number for each site of the graph, and how many layers there are."""
+    sites = sorted({node.id.site for node in graph.nodes if not isinstance(node.id, Readout)})
+    if len({site.stream for site in sites}) < 2:
+        return {site: site.layer for site in sites}, max((site.layer for site in sites), default=-1) + 1
+    return {site: rank for rank, site in enumerate(sites)}, len(sites)
+
+
+def _node(
+    node: NodeId, layers: dict[Site, int], n_layers: int, position: int, outputs: Mapping[Readout, tuple[int, float]]
+) -> dict[str, Any]:
+    """A node's record, its label left empty but for outputs."""
+    clerp, probability = "", 0.0
+    match node:
+        case FeatureId():
+            layer, index = layers[node.site], node.index
+            key, number, js, kind = f"{layer}_{index}", cantor(layer, index), f"{layer}_{index}-0", FEATURE
+        case ErrorTerm():
+            layer = layers[node.site]
+            key, number, js, kind = f"{layer}_-1", -1, f"{layer}_-1-{position}", ERROR
+        case Readout():
+            number, probability = outputs[node]
+            layer, kind = n_layers + 1, OUTPUT
+            key, js, clerp = (
+                f"{layer}_{number}",
+                f"L_{number}-{position}",
+                f'Output "{node.name}" (p={probability:.3f})',
+            )
+    return {
+        "node_id": f"{key}_{position}",
+        "feature": number,
+        "layer": str(layer),
+        "ctx_idx": position,
+        "feature_type": kind,
+        "token_prob": float(probability),
+        "is_target_logit": False,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "jsNodeId": js,
+        "clerp": clerp,
+    }
+
+
+def _metadata(graph: FeatureGraph, prompt: Prompt, slug: str, scan: str, layers: dict[Site, int]) -> dict[str, Any]:
+    plain = {k: v for k, v in graph.facts.items() if isinstance(v, str | int | float | bool)}
+    try:
+        own_version = version("subrank")
+    except PackageNotFoundError:  # run from a folder without being installed
+        own_version = "unknown"
+    return {
+        "slug": slug,
+        "scan": scan,
+        "transcoder_list": [],
+        "prompt_tokens": list(prompt.tokens),
+        "prompt": "".join(prompt.tokens),
+        "node_threshold": 1.0,
+        "schema_version": 1,
+        "info": {"generator": {"name": "subrank", "version": own_version}},
+        "generation_settings": plain
+        | {
+            "target": str(graph.target),
+            "weight": "(sum of the target's clean activations - sum with the source ablated) / sum of clean ones",
+            "layers": {str(layer): str(site) for site, layer in layers.items()},
+        },
+    }
+
+
+def _influence(
+    target: NodeId, nodes: Sequence[NodeId], weights: Mapping[tuple[NodeId, NodeId], float]
+) -> dict[NodeId, float]:
+    """Cumulative share of the influence on the target, strongest node first; 0 for the target.
+
+    A node's influence is sum over paths to the target of the product of |weight| / sum |weights into the same node|:
+    e A + e A^2 + ..., which ends since a circuit has no cycles.
+    """
+    into: Counter[NodeId] = Counter()
+    for (_, end), weight in weights.items():
+        into[end] += abs(weight)
+    total: Counter[NodeId] = Counter()
+    front = {target: 1.0}
+    for _ in range(len(nodes)):
+        reached: Counter[NodeId] = Counter()
+        for (start, end), weight in weights.items():
+            if front.get(end) and into[end]:
+                reached[start] += front[end] * abs(weight) / into[end]
+        total.update(reached)
+        front = reached
+    whole, cumulative, found = sum(total.values()) or 1.0, 0.0, {target: 0.0}
+    for node in sorted((n for n in nodes if n != target), key=lambda n: -total[n]):
+        cumulative += total[node] / whole
+        found[node] = min(cumulative, 1.0)
+    return found
+
+
+def write_neuronpedia(folder: Path, graphs: Iterable[dict[str, Any]]) -> list[Path]:
+    """Write `{slug}.json` for each graph and `graph-metadata.json`, which lists them, as circuit-tracer serves them.
+
+    Raises `UserError` at a graph that has faults; nothing is written then.
+    """
+    graphs = list(graphs)
+    for graph in graphs:
+        if fault := next(faults(graph), None):
+            raise UserError(f"not a graph that circuit-tracer reads: {fault}")
+    slugs = Counter(graph["metadata"]["slug"] for graph in graphs)
+    if twice := [slug for slug, count in slugs.items() if count > 1]:
+        raise UserError(f"two graphs are called {twice[0]!r}; each needs a slug of its own")
+    paths = [folder / f"{graph['metadata']['slug']}.json" for graph in graphs]
+    for path, graph in zip(paths, graphs, strict=True):
+        write_json(path, graph)
+    listing = folder / "graph-metadata.json"
+    write_json(listing, {"graphs": [graph["metadata"] for graph in graphs]})
+    return [*paths, listing]

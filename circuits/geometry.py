@@ -1,0 +1,70 @@
+"""Directions of features: which lie near each other, what they write into the residual, and the neurons' axes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_core.dictionaries import Dictionary, Rectified
+from sae_core.models import LanguageModel
+from sae_core.sites import FeatureId, Site, Stream
+
+_NEAR = 3
+
+
+def nearest(
+    dictionaries: Mapping[Site, Dictionary], feature: FeatureId, n: int = _NEAR
+) -> tuple[tuple[FeatureId, float], ...]:
+    """The `n` features with the largest cosine to it at each site of its own and the adjacent layers, largest first.
+
+    Sites of another width have no cosine with it. Adjacent are the next layers that have a dictionary.
+    """
+    direction = dictionaries[feature.site].directions[feature.index]
+    layers = sorted({site.layer for site in dictionaries})
+    here = layers.index(feature.site.layer)
+    found = []
+    for site, dictionary in dictionaries.items():
+        if abs(layers.index(site.layer) - here) > 1 or dictionary.directions.shape[1] != len(direction):
+            continue
+        if (site.stream is Stream.MLP_HIDDEN) != (feature.site.stream is Stream.MLP_HIDDEN):
+            continue  # of equal width by chance: another space
+        cosine = dictionary.directions @ direction.to(dictionary.directions)
+        if site == feature.site:
+            cosine = cosine.index_fill(0, torch.tensor([feature.index], device=cosine.device), -torch.inf)
+        best = cosine.topk(min(n, len(cosine) - (site == feature.site)))
+        found += [(FeatureId(site, i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return tuple(sorted(found, key=lambda pair: -pair[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Add:
+    """Something of its own added to each row."""
+
+    site: Site
+    rows: Float[Tensor, "rows d_in"]
+
+    def __call__(self, h: Float[Tensor, "rows pos d_in"]) -> Float[Tensor, "rows pos d_in"]:
+        return h + self.rows[:, None]
+
+
+@torch.no_grad()
+def written(model: LanguageModel, site: Site, directions: Float[Tensor, "k d_in"]) -> Float[Tensor, "k d_model"]:
+    """What directions at a site add to the residual: themselves, or from the MLP's hidden layer, d W_out."""
+    if site.stream is not Stream.MLP_HIDDEN:
+        return directions
+    out = Site(site.layer, Stream.MLP_OUT)
+    tokens = torch.zeros(len(directions), 1, dtype=torch.long)
+    with model.hooks(_Add(site, directions)):
+        moved = model.record(tokens, [out])[out]
+    return (moved - model.record(tokens[:1], [out])[out])[:, 0]
+
+
+def coordinates(directions: Float[Tensor, "n_latents d_in"]) -> Rectified:
+    """The neuron basis of the space of `directions`: each coordinate where it is positive, then each where negative.
+
+    The baseline of Cunningham et al. 2023 has the first half; a feature's nearest neuron may point down.
+    """
+    eye = torch.eye(directions.shape[1]).to(directions)
+    return Rectified(torch.cat([eye, -eye]), torch.zeros_like(eye[0]))

@@ -1,0 +1,203 @@
+"""What is outside a circuit, and what it is set to.
+
+At a site with codes c = f(h) and error e = h - x_hat, keeping some latents means
+
+    c'_j = c_j for the latents kept, else their ablated value
+    h'   = decode(c') + e',    e' = e where the error term is kept, else its ablated value
+
+(as in Marks et al. 2024, sparse feature circuits). Ablated values are means, or those of another prompt.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.features import Examples
+from editing.patch import codes as codes_of
+from editing.positions import Mask, where
+from sae_core.dictionaries import Dictionary
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+from sae_core.sites import Site, Stream
+
+
+@dataclass(frozen=True, eq=False)
+class KeepOnly:
+    """Give every latent but those kept its ablated value, and the error term too unless it is kept.
+
+        c' = c where kept, else ablated
+        h  ->  decode(c') + error            error ablated
+        h  ->  h + (c' - c) D                error kept, exactly h where all latents are
+
+    Read and written at once, so that nothing is encoded twice.
+    """
+
+    site: Site
+    dictionary: Dictionary
+    kept: Bool[Tensor, "#batch n_latents"]
+    ablated: Float[Tensor, "#batch #pos n_latents"]
+    error: Float[Tensor, "#batch #pos d_in"] | None
+    """The ablated error term; None keeps the run's own."""
+    mask: Mask = None
+
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        c = codes_of(self.site, self.dictionary, h)
+        left = torch.where(self.kept[:, None], c, self.ablated)
+        if self.error is None:
+            return where(self.mask, h + (left - c) @ self.dictionary.directions, h)
+        return where(self.mask, self.dictionary.decode(left) + self.error, h)
+
+
+# ---- what things outside the circuit are set to ----------------------------------------------------
+
+
+@runtime_checkable
+class Ablation(Protocol):
+    """The values that latents and error terms take outside the circuit."""
+
+    @property
+    def name(self) -> str:
+        """Which ablation, over what, in words."""
+        ...
+
+    def at(
+        self, site: Site, dictionary: Dictionary, prompts: Int[Tensor, "rows"], width: int
+    ) -> tuple[Float[Tensor, "#rows #pos n_latents"], Float[Tensor, "#rows #pos d_in"]]:
+        """Ablated codes and errors of a site for some of the prompts, their first `width` positions."""
+        ...
+
+    def check(self, sites: Iterable[Site], n_prompts: int) -> None:
+        """Raise `UserError` unless there are values for these sites and so many prompts."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class MeanAblation:
+    """The mean code and the mean error of every site over tokens, the same at every position."""
+
+    name: str
+    codes: Mapping[Site, Float[Tensor, "_"]]
+    error: Mapping[Site, Float[Tensor, "_"]]
+
+    def at(
+        self, site: Site, dictionary: Dictionary, prompts: Int[Tensor, "rows"], width: int
+    ) -> tuple[Float[Tensor, "#rows #pos n_latents"], Float[Tensor, "#rows #pos d_in"]]:
+        return self.codes[site][None, None], self.error[site][None, None]
+
+    def check(self, sites: Iterable[Site], n_prompts: int) -> None:
+        _check_sites(self.name, self.codes, sites)
+
+    @classmethod
+    def over_text(
+        cls, model: LanguageModel, dictionaries: Mapping[Site, Dictionary], contexts: Int[Tensor, "contexts pos"]
+    ) -> "MeanAblation":
+        """Means over the content tokens of a reference text."""
+        counted = model.content(contexts)
+        name = f"mean over {int(counted.sum())} tokens of text"
+        return cls(name, *_means(model, dictionaries, contexts, counted))
+
+    @classmethod
+    def over_prompts(
+        cls, model: LanguageModel, dictionaries: Mapping[Site, Dictionary], prompts: Examples
+    ) -> "MeanAblation":
+        """Means over the content tokens of the prompts themselves, each up to its end."""
+        counted = model.content(prompts.tokens) & _up_to_end(prompts)
+        name = f"mean over the {len(prompts)} prompts' own tokens"
+        return cls(name, *_means(model, dictionaries, prompts.tokens, counted))
+
+
+@dataclass(frozen=True, eq=False)
+class ResampleAblation:
+    """The codes and the error that another prompt has at the same position."""
+
+    name: str
+    h: Mapping[Site, Float[Tensor, "prompts pos _"]]
+    """Activations of the other prompts."""
+
+    def at(
+        self, site: Site, dictionary: Dictionary, prompts: Int[Tensor, "rows"], width: int
+    ) -> tuple[Float[Tensor, "#rows #pos n_latents"], Float[Tensor, "#rows #pos d_in"]]:
+        distinct, row = prompts.unique(return_inverse=True)
+        h = self.h[site][distinct, :width]
+        codes = dictionary.encode(h)
+        return codes[row], (h - dictionary.decode(codes))[row]
+
+    def check(self, sites: Iterable[Site], n_prompts: int) -> None:
+        _check_sites(self.name, self.h, sites)
+        n = len(next(iter(self.h.values())))
+        if n != n_prompts:
+            raise UserError(f"values were resampled for {n} prompts and there are {n_prompts}; make both from the same")
+
+    @classmethod
+    @torch.no_grad()
+    def paired(
+        cls, model: LanguageModel, sites: Iterable[Site], prompts: Examples, corrupted: Int[Tensor, "examples pos"]
+    ) -> "ResampleAblation":
+        """From each prompt's corrupted counterpart, aligned with it position by position."""
+        if corrupted.shape != prompts.tokens.shape:
+            raise UserError(
+                f"{tuple(prompts.tokens.shape)} tokens of prompts cannot be resampled from "
+                f"{tuple(corrupted.shape)} corrupted ones; pairs need equal lengths"
+            )
+        return cls("resample: the corrupted prompt, same position", model.record(corrupted, residual_sites(sites)))
+
+    @classmethod
+    @torch.no_grad()
+    def shuffled(
+        cls, model: LanguageModel, sites: Iterable[Site], prompts: Examples, *, generator: torch.Generator
+    ) -> "ResampleAblation":
+        """From another of the prompts, drawn from those that are as long or longer.
+
+        The longest, of which there may be but one, take the next longest; beyond its end, its last position.
+        """
+        if len(prompts) < 2:
+            raise UserError("resampling from other prompts needs at least two; give more prompts or ablate to the mean")
+        donors = []
+        for i, end in enumerate(prompts.end.tolist()):
+            others = prompts.end.clone()
+            others[i] = -1
+            allowed = (others >= min(end, int(others.max()))).nonzero()[:, 0]
+            donors.append(int(allowed[torch.randint(len(allowed), (1,), generator=generator)]))
+        place = torch.arange(prompts.tokens.shape[1]).clamp_max(prompts.end[donors][:, None])
+        recorded = model.record(prompts.tokens, residual_sites(sites))
+        taken = {
+            site: h[torch.tensor(donors)[:, None].to(h.device), place.to(h.device)] for site, h in recorded.items()
+        }
+        return cls("resample: another prompt, same position", taken)
+
+
+@torch.no_grad()
+def _means(
+    model: LanguageModel, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, counted: Tensor, at_once: int = 16
+) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+    """Mean codes and mean errors over the tokens that count."""
+    if not counted.any():
+        raise UserError("there are no tokens to take means over; give more text")
+    sums: dict[Site, tuple[Tensor, Tensor]] = {}
+    for rows, mask in zip(tokens.split(at_once), counted.split(at_once), strict=True):
+        for site, h in model.record(rows, residual_sites(dictionaries)).items():
+            x = h[mask.to(h.device)]
+            c = dictionaries[site].encode(x)
+            new = (c.double().sum(0), (x - dictionaries[site].decode(c)).double().sum(0))
+            sums[site] = tuple(map(sum, zip(sums.get(site, (0, 0)), new, strict=True)))
+    n = int(counted.sum())
+    return tuple({site: (pair[part] / n).float() for site, pair in sums.items()} for part in (0, 1))
+
+
+def _check_sites(name: str, values: Mapping[Site, Tensor], sites: Iterable[Site]) -> None:
+    missing = [str(site) for site in sites if site not in values]
+    if missing:
+        raise UserError(f"the ablation ({name}) has no values for {', '.join(missing)}; make it from all dictionaries")
+
+
+def residual_sites(sites: Iterable[Site]) -> list[Site]:
+    """Those of the sites that are residuals, from the lowest up."""
+    return sorted(site for site in sites if site.stream is Stream.RESID_POST)
+
+
+def _up_to_end(prompts: Examples) -> Bool[Tensor, "examples pos"]:
+    return torch.arange(prompts.tokens.shape[1]) <= prompts.end[:, None].cpu()

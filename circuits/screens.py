@@ -1,0 +1,129 @@
+"""Which latents could matter, where ablating all of them would take too long.
+
+Between neighbouring layers every effect is computed; over more than one block each costs a pass through all
+blocks in between. There a screen proposes candidates, exact ablation decides among them, and an audit of
+the rest says how far to trust that. A gradient alone misses true top causes in early layers (large latents
+whose first-order term is small or of the wrong sign), so three lists are united.
+"""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.effects import Causes, Effects, ablation_effects
+from sae_core.seeds import generator_for
+from sae_core.sites import Site
+
+CONFIDENCE = 0.95
+IG_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Latents drawn from those that were not ablated, and what ablating them showed."""
+
+    n_drawn: int
+    n_rest: int
+    """Latents that were neither ablated nor drawn."""
+    n_beyond: int
+    """Drawn ones that would have been kept."""
+
+    @property
+    def share(self) -> float:
+        """With 95% confidence, at most this share of the rest would have been kept, if none that was drawn would."""
+        if not self.n_rest:
+            return 0.0
+        return min(1.0, -log(1 - CONFIDENCE) / self.n_drawn) if self.n_drawn and not self.n_beyond else 1.0
+
+
+def first_order(causes: Causes) -> Float[Tensor, "n_latents"]:
+    """Effects to first order: sum over examples and positions of (c - c') f_j . d target / d x, over |sum a|."""
+    return _gradients(causes, [0.0])
+
+
+def integrated(causes: Causes, steps: int = IG_STEPS) -> Float[Tensor, "n_latents"]:
+    """First-order effects averaged on the way to all latents ablated at once (Marks et al. 2024, section 2).
+
+    Not the integral along each latent's own way, and so no exact effect of any.
+    """
+    return _gradients(causes, [step / steps for step in range(steps)])
+
+
+def squared_norms(causes: Causes) -> Float[Tensor, "n_latents"]:
+    """Sum of (c - c')^2 over examples and positions: how much is taken away, whatever it does."""
+    return sum(causes.taken(i).double().square().sum(0) for i in range(len(causes.scene.end))).cpu()
+
+
+def shortlist(causes: Causes, per_list: int) -> Int[Tensor, "k"]:
+    """Latents that are among the `per_list` first by gradient, by integrated gradients, or by norm."""
+    norms = squared_norms(causes)
+    lists = (first_order(causes).abs(), integrated(causes).abs(), norms)
+    found = torch.cat([score.topk(min(per_list, len(score))).indices for score in lists]).unique()
+    return found[norms[found] > 0]
+
+
+def audited(
+    causes: Causes, ablated: Int[Tensor, "k"], n: int, threshold: float, *, seed: int = 0
+) -> tuple[Audit, Int[Tensor, "drawn"], Effects]:
+    """An audit of up to `n` latents that are active and not in `ablated`; those latents, and the effects of them.
+
+    One of them goes beyond if its |effect| is above `threshold`.
+    """
+    rest = squared_norms(causes) > 0
+    rest[ablated.cpu()] = False
+    latents = rest.nonzero()[:, 0]
+    order = torch.randperm(len(latents), generator=generator_for(seed, "audit", str(causes.scene.target.node)))
+    drawn = latents[order[:n]].sort().values
+    effects = ablation_effects(causes, drawn.to(causes.scene.x.device))
+    n_beyond = int((effects.effect[drawn].abs() > threshold).sum())
+    return Audit(len(drawn), len(latents) - len(drawn), n_beyond), drawn, effects
+
+
+def _gradients(causes: Causes, places: list[float]) -> Float[Tensor, "n_latents"]:
+    """Mean over `places` of the gradient there times what is taken; 0 is the clean run, 1 all latents ablated."""
+    scene, directions = causes.scene, causes.dictionary.directions
+    total = torch.zeros(len(directions), dtype=torch.float64)
+    for i in range(len(scene.end)):
+        taken = causes.taken(i)
+        with torch.no_grad():
+            way = taken @ directions
+        slopes = torch.stack([_slope(causes, i, place * way) for place in places]).mean(0)
+        total += (taken * (slopes @ directions.T)).double().sum(0).cpu()
+    return total / causes.total
+
+
+def _slope(causes: Causes, example: int, moved: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_in"]:
+    """d target / d x at the source of one example, whose activation there has been moved by minus `moved`."""
+    scene = causes.scene
+    width, layer = int(scene.end[example]) + 1, scene.source.layer
+    offset = (-moved)[None].detach().requires_grad_()
+    wanted = [scene.target.site]
+    with torch.enable_grad():
+        if scene.source == scene.target.site:
+            h = scene.x[example, None, :width] + offset
+        elif scene.adds() and scene.gap:
+            after = scene.recorded[Site(layer)][example, None, :width] + offset
+            h = scene.model.resume(after, layer, wanted)[scene.target.site]
+        else:
+            with scene.model.hooks(_Add(scene.source, offset)):
+                if layer:
+                    before = scene.recorded[Site(layer - 1)][example, None, :width]
+                    h = scene.model.resume(before, layer - 1, wanted)[scene.target.site]
+                else:
+                    h = scene.model.record(scene.tokens[example, None, :width], wanted)[scene.target.site]
+        value = scene.target.read(h[:, -1], torch.tensor([example], device=h.device))
+        return torch.autograd.grad(value.sum(), offset)[0][0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Add:
+    """The intervention that adds a tensor."""
+
+    site: Site
+    offset: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return h + self.offset

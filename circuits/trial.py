@@ -1,0 +1,258 @@
+"""Prompts run again with only a circuit left of the model.
+
+At every site that the circuit covers, from the lowest up, codes and error are read from the run as it has
+been edited below; what is outside the circuit takes its ablated value there (`circuits/outside.py`). BOS and
+other special tokens keep their activation. Cost: the prompts are recorded once; a circuit then takes the
+blocks from the lowest covered site to the target on, one encoding and one decoding per covered site, and
+one position read. Circuits and prompts are stacked into passes of a measured size.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from functools import cached_property
+from itertools import islice
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.features import Examples
+from circuits.graph import NodeId
+from circuits.outside import Ablation, KeepOnly, residual_sites
+from circuits.targets import Target
+from editing.memory import rows_at_once
+from editing.tasks.pairs import at_end
+from sae_core.dictionaries import Dictionary
+from sae_core.errors import UserError
+from sae_core.models import LanguageModel
+from sae_core.sites import FeatureId, Site
+
+Members = Mapping[Site, Sequence[int]]
+"""A circuit: the latents it keeps, by residual site; a site that is not named keeps none."""
+_Masks = dict[Site, Bool[Tensor, "circuits n_latents"]]
+
+
+class Errors(StrEnum):
+    """What becomes of the error terms at the covered sites."""
+
+    ABLATED = "ablated"
+    KEPT = "kept"
+
+    @property
+    def other(self) -> "Errors":
+        """What becomes of them in the complement: they are in exactly one of a circuit and its complement."""
+        return Errors.KEPT if self is Errors.ABLATED else Errors.ABLATED
+
+
+# ---- circuits --------------------------------------------------------------------------------------
+
+
+def covered_sites(dictionaries: Mapping[Site, Dictionary], target: Target) -> list[Site]:
+    """The residual sites with a dictionary whose latents can move the target, from the lowest up.
+
+    That of a target read from the logits includes the last; a feature is no part of its own circuit. Raises
+    `UserError` if there are none.
+    """
+    own = not isinstance(target.node, FeatureId)
+    sites = [s for s in residual_sites(dictionaries) if s.layer < target.site.layer or (own and s == target.site)]
+    if not sites:
+        raise UserError(f"no resid_post site with a dictionary lies below {target.node}; there is no circuit to score")
+    return sites
+
+
+def members_of(nodes: Iterable[NodeId], sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
+    """The latents of a graph at some sites; error terms, readouts and features elsewhere are no members."""
+    features = sorted({node for node in nodes if isinstance(node, FeatureId)})
+    return {site: tuple(f.index for f in features if f.site == site) for site in sites}
+
+
+def features_in(members: Members) -> list[FeatureId]:
+    """The members of a circuit by name, from the lowest site up."""
+    return [FeatureId(site, int(j)) for site in sorted(members) for j in members[site]]
+
+
+# ---- runs ------------------------------------------------------------------------------------------
+
+
+class Trial:
+    """Prompts read once, and what a target is on them when only a circuit is left.
+
+    The circuit covers every residual site with a dictionary up to the target's (`covered_sites`); give fewer
+    dictionaries to leave more of the model as it is. Raises `UserError` where there are no prompts, no such
+    site, or the ablation was made for other prompts or sites. `whole` holds the target in the untouched model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: Mapping[Site, Dictionary],
+        target: Target,
+        prompts: Examples,
+        ablation: Ablation,
+    ):
+        if not len(prompts):
+            raise UserError("there are no prompts to score a circuit on; give some that discovery has not seen")
+        self.model, self.target, self.ablation = model, target, ablation
+        self.sites = covered_sites(dictionaries, target)
+        self.dictionaries = {site: dictionaries[site] for site in self.sites}
+        ablation.check(self.sites, len(prompts))
+        self.end = prompts.end.to(model.device)
+        tokens = prompts.tokens[:, : int(prompts.end.max()) + 1]
+        up_to_end = torch.arange(tokens.shape[1], device=model.device) <= self.end[:, None]
+        self.mask = model.content(tokens).to(model.device) & up_to_end
+        with torch.no_grad():
+            recorded = model.record(tokens, {self.sites[0], target.site})
+            self.start = recorded[self.sites[0]]
+            self.whole = self._read(recorded[target.site], torch.arange(len(prompts)))
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+    def everything(self) -> dict[Site, tuple[int, ...]]:
+        """All latents of all covered sites."""
+        return {site: tuple(range(len(d.directions))) for site, d in self.dictionaries.items()}
+
+    def without(self, members: Members) -> dict[Site, tuple[int, ...]]:
+        """All latents but the members."""
+        out = {site: set(own) for site, own in members.items()}
+        return {s: tuple(j for j in own if j not in out.get(s, ())) for s, own in self.everything().items()}
+
+    @torch.no_grad()
+    def values(self, circuits: Sequence[Members], errors: Errors) -> Float[Tensor, "circuits prompts"]:
+        """The target on every prompt with each circuit alone, in float64; a prompt's value is at its end."""
+        return self._values(self._kept(circuits), errors, 0, self.start)
+
+    @torch.no_grad()
+    def without_each(self, members: Members, errors: Errors) -> Float[Tensor, "members prompts"]:
+        """The target with the circuit less one member, for each in the order of `features_in(members)`.
+
+        A member's absence shows from its own site up: each run starts there, on the circuit's run. Prompts on
+        which the member has its ablated value anyway are not run.
+        """
+        kept = self._kept([members])
+        alone, below = self._values(kept, errors, 0, self.start), self._states(kept, errors)
+        found = [alone[:0]]
+        for number, site in enumerate(self.sites):
+            own = [int(j) for j in members.get(site, ())]
+            if own:
+                fewer = {other: mask.repeat(len(own), 1) for other, mask in kept.items()}
+                fewer[site][torch.arange(len(own)), own] = False
+                moved = self._moved(site, own, below[number])
+                values = self._values(fewer, errors, number, below[number], moved)
+                found.append(torch.where(moved.cpu(), values, alone))
+        return torch.cat(found)
+
+    def clean_run(self, prompts: Int[Tensor, "rows"]) -> tuple[dict[Site, Tensor], Float[Tensor, "rows"]]:
+        """Activations of some prompts at the covered sites, and the target; each is computed from the one before.
+
+        So that, where gradients are on, one backward pass gives the target's with respect to all of them.
+        """
+        h = self.start[prompts].detach().requires_grad_(torch.is_grad_enabled())
+        states = {}
+        for number, site in enumerate(self.sites):
+            states[site] = h
+            h = self._next(h, number)
+        return states, self._read(h, prompts)
+
+    @cached_property
+    def rows_at_once(self) -> int:
+        """Prompts, each under one circuit, that a pass may stack; the memory they take is measured."""
+        everything = self._kept([self.everything()])
+
+        def run(rows: int) -> None:
+            prompts = self.end.new_zeros(rows)
+            masks = {site: mask.expand(rows, -1) for site, mask in everything.items()}
+            *_, final = self._run(self.start[prompts], 0, prompts, masks, Errors.ABLATED)
+            self._read(final, prompts)
+
+        with torch.no_grad():
+            return rows_at_once(run)
+
+    # ---- inside ------------------------------------------------------------------------------------
+
+    def _values(
+        self,
+        kept: _Masks,
+        errors: Errors,
+        first: int,
+        h: Float[Tensor, "prompts pos d_model"],
+        asked: Bool[Tensor, "circuits prompts"] | None = None,
+    ) -> Float[Tensor, "circuits prompts"]:
+        """The target from the activations `h` at site number `first` on, under each of the circuits in `kept`.
+
+        Zero for pairs of circuit and prompt that are not asked for.
+        """
+        found = h.new_zeros(len(kept[self.sites[0]]), len(self), dtype=torch.float64)
+        asked = torch.ones_like(found, dtype=torch.bool) if asked is None else asked
+        by_length = self.end.argsort(stable=True)
+        places, circuits = asked[:, by_length].T.nonzero(as_tuple=True)
+        prompts = by_length[places]
+        for i, which in zip(prompts.split(self.rows_at_once), circuits.split(self.rows_at_once), strict=True):
+            if len(i):
+                masks = {site: mask[which] for site, mask in kept.items()}
+                *_, final = self._run(h[i, : int(self.end[i].max()) + 1], first, i, masks, errors)
+                found[which, i] = self._read(final, i).double()
+        return found.cpu()
+
+    def _moved(
+        self, site: Site, latents: list[int], h: Float[Tensor, "prompts pos d_model"]
+    ) -> Bool[Tensor, "k prompts"]:
+        """Whether a latent's value in `h` is not its ablated one, anywhere in the prompt."""
+        parts, dictionary = [], self.dictionaries[site]
+        for i in torch.arange(len(self), device=h.device).split(self.rows_at_once):
+            ablated, _ = self.ablation.at(site, dictionary, i, h.shape[1])
+            differs = dictionary.encode(h[i])[..., latents] != ablated[..., latents]
+            parts.append((differs & self.mask[i][..., None]).any(1))
+        return torch.cat(parts).T
+
+    def _states(self, kept: _Masks, errors: Errors) -> list[Float[Tensor, "prompts pos d_model"]]:
+        """The activations at every covered site, before it is edited, with one circuit alone."""
+        parts = []
+        for i in torch.arange(len(self), device=self.start.device).split(self.rows_at_once):
+            masks = {site: mask.expand(len(i), -1) for site, mask in kept.items()}
+            parts.append(list(islice(self._run(self.start[i], 0, i, masks, errors), len(self.sites) - 1)))
+        return [self.start, *(torch.cat(states) for states in zip(*parts, strict=True))]
+
+    def _run(
+        self,
+        h: Float[Tensor, "rows pos d_model"],
+        first: int,
+        prompts: Tensor,
+        kept: _Masks,
+        errors: Errors,
+    ) -> Iterator[Float[Tensor, "rows pos d"]]:
+        """The activations at the sites above number `first`, each before it is edited, and last those to be read."""
+        for number, site in enumerate(self.sites[first:], first):
+            dictionary = self.dictionaries[site]
+            codes, error = self.ablation.at(site, dictionary, prompts, h.shape[1])
+            mask = self.mask[prompts, : h.shape[1]]
+            edit = KeepOnly(site, dictionary, kept[site], codes, error if errors is Errors.ABLATED else None, mask)
+            h = self._next(edit(h), number)
+            yield h
+
+    def _next(self, h: Float[Tensor, "rows pos d_model"], number: int) -> Float[Tensor, "rows pos d"]:
+        """The activation at the next covered site, and after the last at the target's."""
+        here = self.sites[number]
+        above = self.sites[number + 1] if number + 1 < len(self.sites) else self.target.site
+        return h if above == here else self.model.resume(h, here.layer, [above])[above]
+
+    def _read(self, h: Float[Tensor, "rows pos d"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        prompts = prompts.to(h.device)
+        return self.target.read(at_end(h, self.end[prompts]), prompts)
+
+    def _kept(self, circuits: Sequence[Members]) -> _Masks:
+        """Circuits as masks; raises `UserError` for a member that no covered dictionary has."""
+        for site in sorted({site for members in circuits for site, own in members.items() if len(own)}):
+            if site not in self.dictionaries:
+                covered = ", ".join(map(str, self.sites))
+                raise UserError(f"latents of {site} cannot be members of this circuit, which covers {covered}")
+        masks = {}
+        for site, dictionary in self.dictionaries.items():
+            n_latents = len(dictionary.directions)
+            masks[site] = torch.zeros(len(circuits), n_latents, dtype=torch.bool, device=self.start.device)
+            for row, members in enumerate(circuits):
+                own = torch.tensor(list(members.get(site, ())), dtype=torch.long)
+                for latent in own[(own < 0) | (own >= n_latents)].tolist():
+                    raise UserError(f"no latent {latent} at {site}: its dictionary has {n_latents}, numbered from 0")
+                masks[site][row, own.to(self.start.device)] = True
+        return masks

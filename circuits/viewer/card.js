@@ -1,0 +1,192 @@
+"use strict";
+// What the panel shows: a feature's card, an arrow and its examples, or the run as a whole.
+subrank.card = (() => {
+  const { el, button, chip, running, visible, number, effect, percent, many } = subrank;
+  const BEFORE = 28; // tokens shown before an example's end, and after it
+  const AFTER = 6;
+  let open = {}; // {node(id), edge(cause, target), rename(id)}
+
+  const section = (title, ...children) => el("section", {}, el("h3", {}, title), ...children);
+  const link = (id, cls) => {
+    const name = subrank.names.of(id) || subrank.graph.node(id)?.label || subrank.list.label(id);
+    return el("button", { type: "button", class: `link ${cls || ""}`, "data-open": id, onclick: () => open.node(id) }, el("span", { class: "id" }, id), name ? el("bdi", {}, visible(name)) : null);
+  };
+
+  // ---- a feature ----
+
+  function feature(id, card, node) {
+    return [
+      head(id, card, node),
+      card ? facts(card) : node && nodeFacts(node),
+      card?.label && label(card.label),
+      subrank.graph.has(id) && relations(id),
+      card && examples(card),
+      card?.histogram && section("Activations", subrank.charts.histogram(card.histogram)),
+      card?.drops && section("Effect on a logit", subrank.charts.drops(card.drops)),
+      card && says(card),
+      card?.near?.length > 0 && section("Nearest features", el("ul", { class: "near" }, card.near.map((other) => el("li", {}, link(other.id), el("span", { class: "value" }, `cosine ${other.cosine.toFixed(2)}`))))),
+    ].filter(Boolean);
+  }
+
+  function head(id, card, node) {
+    const own = subrank.names.of(id);
+    const text = own || card?.label?.text || node?.label || "";
+    const { hidden, pinned } = subrank.names.view;
+    const inGraph = subrank.graph.has(id);
+    return el(
+      "header",
+      { class: "cardhead" },
+      el("div", { class: "row" }, el("span", { class: "id" }, id), el("span", { class: "site" }, card?.site || ""), el("span", { class: "grow" }),
+        inGraph && button(pinned.has(id) ? "unpin" : "pin", "Keep lit and its arrows drawn (p)", () => open.flip("pinned", id), { "aria-pressed": String(pinned.has(id)), id: "pin" }),
+        inGraph && button(hidden.has(id) ? "show" : "hide", "Take out of the picture (h)", () => open.flip("hidden", id), { "aria-pressed": String(hidden.has(id)), id: "hide" }),
+        button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
+        button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
+      el("h2", { id: "name", class: own ? "own" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || "no label")),
+      own && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.text))),
+      node?.tokens.length > 0 && !card && el("p", {}, node.tokens.map((token) => chip(token))),
+    );
+  }
+
+  function facts(card) {
+    const pairs = [
+      ["density", percent(card.density), "Share of tokens on which it is active"],
+      ["mean", number(card.mean_active), "Mean activation where active"],
+      ["largest", number(card.max), "Largest activation"],
+      ["at first position", percent(card.first_position), "Share of its summed activation on the first tokens of contexts"],
+      ["of the norm", percent(card.norm_share), "Share of the squared norm of the activations at its site"],
+      ["tokens", many(card.n_tokens || 0), "Tokens it was measured on"],
+    ];
+    return el("dl", { class: "facts" }, pairs.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value))));
+  }
+  const nodeFacts = (node) =>
+    node.kind === "feature" && el("dl", { class: "facts" }, el("div", {}, el("dt", {}, "density"), el("dd", {}, percent(node.density))));
+
+  // The label with its scores, each beside what a shuffled feature gets.
+  function label(own) {
+    const bar = (value, cls) => {
+      const made = el("i", { class: cls });
+      made.style.width = `${Math.round(100 * Math.min(1, Math.max(0, value || 0)))}%`;
+      return made;
+    };
+    const rows = ["precision", "recall", "correlation"].map((name) =>
+      el("div", { class: "score" }, el("span", {}, name), el("span", { class: "meter" }, bar(own[name], "own"), bar(own.control?.[name], "control")), el("b", {}, number(own[name], 2)), el("span", { class: "control" }, number(own.control?.[name], 2))),
+    );
+    const kind = own.kind === "pattern" ? "a pattern of tokens" : "a table of tokens";
+    return section("How well the label predicts it", ...rows, el("p", { class: "note" }, `The label is ${kind}, scored on text it was not made from; in grey, what the labels of other features score on this one.`));
+  }
+
+  function relations(id) {
+    const all = subrank.graph.around(id);
+    const list = (title, edges, end) =>
+      edges.length > 0 &&
+      section(title, el("ul", { class: "edges" }, edges.map((edge) => el("li", {},
+        el("button", { type: "button", class: `effect ${edge.effect >= 0 ? "supports" : "suppresses"}${edge.solid ? "" : " faint"}`, title: `${subrank.graph.edgeTitle(edge)}; show examples`, onclick: () => open.edge(edge.cause, edge.target) }, effect(edge.effect)),
+        link(edge[end])))));
+    return el("div", { class: "relations" }, list("Causes", all.filter((e) => e.target === id), "cause"), list("What it affects", all.filter((e) => e.cause === id), "target"));
+  }
+
+  // ---- examples: tokens shaded ----
+
+  function examples(card) {
+    const groups = new Map();
+    for (const example of card.examples) groups.set(example.group, [...(groups.get(example.group) || []), example]);
+    if (!groups.size) return section("Examples", el("p", { class: "note" }, "None was found."));
+    const shade = (span, value) => span.style.setProperty("--warm", Math.min(1, Math.max(0, value / (card.max || 1))).toFixed(3));
+    return section(
+      "Examples",
+      ...[...groups].map(([group, own], i) =>
+        el("details", { open: i === 0 }, el("summary", {}, group === "top" ? "strongest" : `quantile ${visible(group)} of its activations`, el("span", { class: "note" }, ` ${own.length}`)),
+          own.map((example) => text(example, (span, t) => shade(span, example.activations[t]), (t) => number(example.activations[t]), number(example.activations[example.end])))),
+      ),
+    );
+  }
+
+  function text(example, paint, title, value) {
+    const { tokens, end } = example;
+    const body = el("p", { class: "text", dir: "auto" });
+    const draw = (from, to) => {
+      const spans = [];
+      for (let t = from; t < to; t++) {
+        const span = el("bdi", { class: t === end ? "token end" : "token", title: `${visible(JSON.stringify(tokens[t]))}  ${title(t)}` }, running(tokens[t]));
+        paint(span, t);
+        spans.push(span);
+      }
+      const more = button("…", "Show the whole context", () => draw(0, tokens.length), { class: "more" });
+      const last = button("…", "Show the whole context", () => draw(0, tokens.length), { class: "more" });
+      body.replaceChildren(...(from > 0 ? [more] : []), ...spans, ...(to < tokens.length ? [last] : []));
+    };
+    draw(Math.max(0, end - BEFORE), Math.min(tokens.length, end + AFTER + 1));
+    return el("div", { class: "example" }, body, el("span", { class: "value" }, value));
+  }
+
+  // ---- what it says ----
+
+  function says(card) {
+    if (!card.promotes.length && !card.suppresses.length) return null;
+    const most = Math.max(...[...card.promotes, ...card.suppresses].map(([, value]) => Math.abs(value)), 1e-12);
+    const column = (title, rows, cls) =>
+      el("div", {}, el("h4", {}, title), el("ul", { class: `logits ${cls}` }, rows.map(([token, value]) => {
+        const meter = el("i", {});
+        meter.style.width = `${(100 * Math.abs(value)) / most}%`;
+        return el("li", {}, chip(token), el("span", { class: "meter" }, meter), el("span", { class: "value" }, effect(value)));
+      })));
+    return section("Direct effect on the logits", el("div", { class: "columns" }, column("promotes", card.promotes, "supports"), column("suppresses", card.suppresses, "suppresses")));
+  }
+
+  // ---- an arrow ----
+
+  function edge(own, found) {
+    const sign = own.effect >= 0 ? "supports" : "suppresses";
+    const error = own.error === null ? "" : ` ± ${number(own.error, 2)}`;
+    const rows = [
+      ["effect", `${effect(own.effect)}${error}`, "Share of the target's activation lost when the cause alone is ablated"],
+      ["chance", own.null === null ? "not drawn" : number(own.null, 2), "99th percentile of |effect| along random directions"],
+      ["active on", `${own.n_active} of ${own.n_examples}`, "Examples of the target on which the cause is active"],
+      ["cosine", number(own.cosine, 2), "Cosine of the two directions"],
+      own.direct !== null && ["directly", effect(own.direct), "The part of the effect that no block in between carries"],
+      ...own.offsets.map(([back, size]) => [back ? `${back} back` : "same token", effect(size), "Effect of ablating the cause at this one position, by how far before the target's"]),
+    ].filter(Boolean);
+    return [
+      el("header", { class: "cardhead" },
+        el("div", { class: "row" }, el("span", { class: `badge ${sign}` }, own.effect >= 0 ? "supports" : "holds down"), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
+        el("div", { class: "ends" }, link(own.cause), el("span", { class: "to" }, "→"), link(own.target))),
+      el("dl", { class: "facts" }, rows.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value)))),
+      !own.solid && el("p", { class: "note" }, "No stronger than a random direction would be: drawn faint."),
+      !own.certified && el("p", { class: "note" }, "Not certified: candidates were screened, and a stronger one may have been missed."),
+      section("Examples", ...(found ? pair(own, found) : [el("p", { class: "note" }, "No examples were kept for this arrow.")])),
+    ].filter(Boolean);
+  }
+
+  function pair(own, found) {
+    const most = (name) => Math.max(...found.flatMap((example) => example[name]), 1e-12);
+    const [cause, target] = [most("cause"), most("target")];
+    const paint = (example) => (span, t) => {
+      span.style.setProperty("--warm", Math.max(0, example.cause[t] / cause || 0).toFixed(3));
+      span.style.setProperty("--cool", Math.max(0, example.target[t] / target || 0).toFixed(3));
+    };
+    return [
+      el("p", { class: "note legendline" }, el("span", { class: "token warmkey" }, "shaded"), " the cause’s activation; ", el("span", { class: "token coolkey" }, "underlined"), " the target’s. The number: how the target changes when the cause is ablated."),
+      ...found.map((example) => text(example, paint(example), (t) => `cause ${number(example.cause[t])}, target ${number(example.target[t])}`, effect((-example.drop)))),
+    ];
+  }
+
+  // ---- the run ----
+
+  function overview(data) {
+    const graph = data.graph;
+    if (!graph) return [el("header", { class: "cardhead" }, el("h2", {}, `${many(data.features.n)} features`)), el("p", {}, "Choose one for its card.")];
+    const solid = graph.edges.filter((e) => e.solid).length;
+    const told = Object.entries(graph.facts);
+    return [
+      el("header", { class: "cardhead" }, el("div", { class: "id" }, "target"), el("h2", {}, link(graph.target))),
+      el("dl", { class: "facts four" }, [["nodes", graph.nodes.length], ["arrows", graph.edges.length], ["beyond chance", solid], ["features", many(data.features.n)]].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
+      el("p", {}, "An arrow says how much of its target’s activation is lost when its cause alone is ablated. Click a node for its card, an arrow for the examples behind it."),
+      section("Strongest arrows", el("ul", { class: "edges whole" }, [...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8).map((e) => el("li", {},
+        el("button", { type: "button", class: `effect ${e.effect >= 0 ? "supports" : "suppresses"}`, onclick: () => open.edge(e.cause, e.target) }, effect(e.effect)),
+        link(e.cause), el("span", { class: "to" }, "→"), link(e.target))))),
+      told.length > 0 && section("How it was found", el("dl", { class: "told" }, told.map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, typeof value === "number" ? many(value) : String(value))]))),
+    ].filter(Boolean);
+  }
+
+  return { start: (handlers) => (open = handlers), feature, edge, overview, link };
+})();

@@ -1,0 +1,364 @@
+"use strict";
+// The picture: boxes are HTML, so that text is cut and turned as it should be; arrows are one SVG behind them.
+subrank.graph = (() => {
+  const { el, svg, button, chip, number, effect, percent } = subrank;
+  const { width: W, height: H } = subrank.layout.SIZE;
+  const MANY = 80; // beyond so many nodes a tidy picture of about so many arrows is drawn at first
+  const FIRST = 60;
+
+  const nodes = new Map(); // id -> {data, box, edges, place, on}
+  let edges = []; // {data, group, size, share, on}, weakest first
+  let data = null;
+  let stage, world, rowLabels, layout;
+  let limit = 0; // smallest |effect| drawn
+  let onlyPinned = false;
+  let tidy = false; // whether only what leads to the target by arrows that are drawn has a place
+  let selected = null; // {node: id} or {edge: edge}
+  let hovered = null; // id of a node, or an arrow
+  let handlers = {};
+
+  const seen = () => subrank.names.view;
+  const sizeOf = (x) => Math.abs(x || 0);
+
+  // ---- building ----
+
+  function build(host, graph, on) {
+    [stage, data, handlers] = [host, graph, on];
+    world = el("div", { class: "world" });
+    const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
+    world.append(arrows);
+    const strongest = Math.max(...graph.edges.map((edge) => sizeOf(edge.effect)), 1e-12);
+    edges = graph.edges.map((edge) => ({ data: edge, size: sizeOf(edge.effect), share: sizeOf(edge.effect) / strongest, on: true }));
+    edges.sort((a, b) => a.size - b.size);
+    for (const node of graph.nodes) nodes.set(node.id, { data: node, edges: [], on: true });
+    for (const edge of edges) {
+      arrows.append((edge.group = arrow(edge)));
+      for (const end of ["cause", "target"]) nodes.get(edge.data[end]).edges.push(edge);
+    }
+    for (const node of nodes.values()) world.append((node.box = box(node)));
+    rowLabels = el("div", { class: "rows", "aria-hidden": "true" }, graph.rows.map((label) => el("span", {}, label)));
+    stage.append(world, rowLabels, controls(strongest), legend(), zoomButtons());
+    subrank.camera.start(stage, world, { size: () => layout, moved: labelRows, idle: handlers.nothing });
+    tidy = nodes.size > MANY;
+    const strengths = tidy ? [...reach().values()].sort((a, b) => b - a) : [];
+    setLimit(strengths[FIRST - 1] || 0);
+    place();
+  }
+
+  function box({ data: node }) {
+    const made = el(
+      "div",
+      {
+        class: `node ${node.kind}${node.id === data.target ? " target" : ""}`,
+        role: "button",
+        tabindex: node.id === data.target ? "0" : "-1",
+        "data-id": node.id,
+        onclick: () => handlers.node(node.id),
+        onmouseenter: () => hover(node.id),
+        onmouseleave: () => hover(null),
+        onfocus: () => roving(node.id),
+      },
+      el("div", { class: "head" }, el("span", { class: "id" }, node.id), el("span", { class: "share" }, node.kind === "feature" ? percent(node.density) : "")),
+      el("div", { class: "name" }),
+      el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
+    );
+    entitle(made, node);
+    return made;
+  }
+
+  function entitle(made, node) {
+    const own = subrank.names.of(node.id);
+    const name = own || node.label;
+    made.classList.toggle("own", Boolean(own));
+    made.classList.toggle("nameless", !name);
+    made.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
+    made.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
+    const says = node.promotes.length ? `\nsays ${node.promotes.map(subrank.shown).join("  ")}` : "";
+    made.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${says}`;
+  }
+  const plainName = (node) => ({ error: "not in the dictionary", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
+
+  function arrow(edge) {
+    const own = edge.data;
+    const group = svg(
+      "g",
+      { class: `edge ${own.effect >= 0 ? "supports" : "suppresses"}${own.solid ? "" : " faint"}`, "data-cause": own.cause, "data-target": own.target },
+      svg("path", { class: "line", "stroke-width": (1 + 5 * edge.share).toFixed(2) }),
+      svg("path", { class: "head" }),
+      svg("path", { class: "hit", onclick: () => handlers.edge(own.cause, own.target), onmouseenter: () => hover(edge), onmouseleave: () => hover(null) }, svg("title", {}, edgeTitle(own))),
+    );
+    group.style.opacity = (own.solid ? 0.3 + 0.7 * edge.share : 0.2 + 0.35 * edge.share).toFixed(3);
+    return group;
+  }
+
+  function edgeTitle(edge) {
+    const error = edge.error === null ? "" : ` ± ${number(edge.error, 2)}`;
+    return `${edge.cause} → ${edge.target}: ${effect(edge.effect)}${error}, active on ${edge.n_active} of ${edge.n_examples}`;
+  }
+
+  // ---- places ----
+
+  // Lay out all nodes and arrows, or, when tidy, those that are drawn; rows that are empty then take no room.
+  function place() {
+    const own = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || node.data.id === data.target)));
+    const arrows = edges.filter((edge) => !tidy || edge.on);
+    const rows = [...new Set(own.map((node) => node.data.row))].sort((a, b) => a - b);
+    const at = (node) => ({ id: node.data.id, row: rows.indexOf(node.data.row) });
+    layout = subrank.layout.arrange(own.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
+    for (const [id, node] of nodes) {
+      node.place = layout.places.get(id) || null;
+      node.box.hidden = !node.place || !node.on;
+      if (node.place) node.box.style.transform = `translate(${node.place.x - W / 2}px, ${node.place.y}px)`;
+    }
+    arrows.forEach((edge, i) => route(edge, layout.routes[i]));
+    [...rowLabels.children].forEach((label, row) => {
+      label.hidden = !rows.includes(row);
+      label.dataset.y = (rows.length - 1 - rows.indexOf(row)) * layout.step + H / 2;
+    });
+    subrank.camera.fit();
+    light();
+  }
+
+  function labelRows(view) {
+    for (const label of rowLabels.children) label.style.transform = `translateY(${view.y + label.dataset.y * view.k}px)`;
+  }
+
+  function route(edge, points) {
+    const tip = points.at(-1);
+    const head = 4.5 + 1.1 * (1 + 5 * edge.share);
+    let path = `M${points[0].x},${points[0].y}`;
+    for (let i = 1; i < points.length; i++) {
+      const [a, b] = [points[i - 1], i === points.length - 1 ? { x: tip.x, y: tip.y + head } : points[i]];
+      const bend = (a.y - b.y) / 2;
+      path += a.x === b.x ? `L${b.x},${b.y}` : `C${a.x},${a.y - bend} ${b.x},${b.y + bend} ${b.x},${b.y}`;
+    }
+    const [line, point, hit] = edge.group.children;
+    line.setAttribute("d", path);
+    hit.setAttribute("d", path);
+    point.setAttribute("d", `M${tip.x},${tip.y}l${-head * 0.55},${head * 1.15}h${head * 1.1}z`);
+  }
+
+  // ---- controls ----
+
+  function controls(strongest) {
+    const slider = el("input", {
+      id: "threshold",
+      type: "range",
+      min: 0,
+      max: 1000,
+      step: 1,
+      value: 0,
+      "aria-label": "Smallest effect shown",
+      oninput: (event) => setLimit(strongest * (event.target.value / 1000) ** 2), // finer where most effects are
+      onchange: () => tidy && place(),
+    });
+    return el(
+      "div",
+      { class: "controls" },
+      el("label", { for: "threshold" }, "|effect| ≥ ", el("output", { id: "limit" }, "0")),
+      slider,
+      el("span", { id: "count" }),
+      button("tidy", "Draw, and give room to, only what leads to the target (t)", () => tidyUp(), { id: "tidy" }),
+      button("only pinned", "Show only pinned nodes and the arrows among them", toggleOnly, { id: "only", hidden: true }),
+      button("", "Show hidden nodes again", showAll, { id: "unhide", hidden: true }),
+    );
+  }
+
+  function legend() {
+    const line = (cls, width) =>
+      svg("svg", { width: 34, height: 14, viewBox: "0 -2 34 14" }, svg("g", { class: `edge ${cls}` },
+        svg("path", { class: "line", d: `M2,5H${27 - width}`, "stroke-width": width }),
+        svg("path", { class: "head", d: `M33,5l-${7 + width},-${2.5 + width}v${5 + 2 * width}z` })));
+    return el(
+      "div",
+      { class: "legend" },
+      el("span", {}, line("supports", 2.6), "supports its target"),
+      el("span", {}, line("suppresses", 2.6), "holds it down"),
+      el("span", {}, line("grey", 1), line("grey", 4), "weak, strong effect"),
+      data.edges.some((edge) => !edge.solid) && el("span", {}, line("supports faint", 2.2), "no stronger than chance"),
+      data.nodes.some((node) => node.kind === "error") && el("span", {}, el("i", { class: "boxkey error" }), "error term"),
+    );
+  }
+
+  function zoomButtons() {
+    const { zoom, fit } = subrank.camera;
+    return el("div", { class: "zoom" }, button("+", "Zoom in (+)", () => zoom(1.25)), button("−", "Zoom out (−)", () => zoom(0.8)), button("⤢", "Fit (0)", fit));
+  }
+
+  // ---- what is drawn ----
+
+  function setLimit(value) {
+    limit = value;
+    const slider = stage.querySelector("#threshold");
+    const at = Math.floor(1000 * Math.sqrt(value / Math.max(edges.at(-1)?.size || 1, 1e-12)));
+    if (Math.abs(Number(slider.value) - at) > 1) slider.value = at;
+    stage.querySelector("#limit").textContent = number(value, 2);
+    refresh();
+  }
+
+  const allowed = (id) => !seen().hidden.has(id) && (!onlyPinned || seen().pinned.has(id));
+
+  // Per arrow the largest limit at which it is drawn with a way to the target: along the best way, the weakest arrow.
+  function reach() {
+    if (!allowed(data.target)) return new Map();
+    const [best, found] = [new Map([[data.target, Infinity]]), new Map()];
+    for (let again = true; again; ) {
+      again = false;
+      for (const edge of edges) {
+        const { cause, target } = edge.data;
+        const own = allowed(cause) ? Math.min(edge.size, best.get(target) ?? -1) : -1;
+        found.set(edge, own);
+        if (own > (best.get(cause) ?? -1)) again = best.set(cause, own);
+      }
+    }
+    return found;
+  }
+
+  function refresh() {
+    const reached = tidy ? reach() : new Map();
+    for (const [id, node] of nodes) [node.on, node.drawn] = [allowed(id), false];
+    let count = 0;
+    for (const edge of edges) {
+      const [from, to] = [nodes.get(edge.data.cause), nodes.get(edge.data.target)];
+      const kept = (reached.get(edge) ?? edge.size) >= limit || (seen().pinned.has(edge.data.cause) && seen().pinned.has(edge.data.target));
+      const on = kept && from.on && to.on;
+      if (on !== edge.on) edge.group.style.display = on ? "" : "none";
+      edge.on = on;
+      if (on) count += from.drawn = to.drawn = true;
+    }
+    for (const [id, { box: own, on, drawn, place: placed }] of nodes) {
+      own.hidden = !on || placed === null;
+      own.classList.toggle("alone", !drawn && id !== data.target);
+      own.classList.toggle("pinned", seen().pinned.has(id));
+    }
+    tell(count);
+    light();
+  }
+
+  function tell(count) {
+    const [unhide, only] = [stage.querySelector("#unhide"), stage.querySelector("#only")];
+    const hidden = [...seen().hidden].filter((id) => nodes.has(id)).length;
+    stage.querySelector("#count").textContent = `${count} of ${edges.length} arrows`;
+    unhide.hidden = hidden === 0;
+    unhide.textContent = `show ${hidden} hidden`;
+    only.hidden = ![...seen().pinned].some((id) => nodes.has(id)) && !onlyPinned;
+    only.setAttribute("aria-pressed", onlyPinned);
+    stage.querySelector("#tidy").setAttribute("aria-pressed", tidy);
+  }
+
+  function changed() {
+    subrank.names.keepView();
+    refresh();
+    if (tidy) place();
+  }
+  function toggleOnly() {
+    onlyPinned = !onlyPinned;
+    changed();
+  }
+  function showAll() {
+    seen().hidden.clear();
+    changed();
+  }
+  function flip(kind, id) {
+    const own = seen()[kind];
+    if (!own.delete(id)) own.add(id);
+    changed();
+  }
+  function tidyUp() {
+    tidy = !tidy;
+    refresh();
+    place();
+  }
+
+  // ---- what is lit: the selected node or arrow, or what the pointer is on ----
+
+  function hover(what) {
+    hovered = what;
+    light();
+  }
+  function select(what) {
+    selected = what;
+    light();
+  }
+
+  function light() {
+    if (!layout) return; // a page of cards alone
+    const at = hovered || selected?.node || edges.find((edge) => selected?.edge === edge.data) || null;
+    const ends = new Set();
+    const lit = [];
+    for (const edge of edges) {
+      const on = edge.on && at !== null && (edge === at || edge.data.cause === at || edge.data.target === at);
+      edge.group.classList.toggle("lit", on);
+      if (on) {
+        lit.push(edge);
+        ends.add(edge.data.cause).add(edge.data.target);
+      }
+    }
+    world.classList.toggle("focus", lit.length > 0 || Boolean(nodes.get(at)?.place));
+    for (const [id, node] of nodes) {
+      node.box.classList.toggle("lit", id === at || ends.has(id));
+      node.box.classList.toggle("selected", id === selected?.node);
+    }
+    sizes(lit);
+  }
+
+  // The effects of the arrows that are lit, where they are few enough to read, each on its own arrow.
+  function sizes(lit) {
+    world.querySelectorAll(".number").forEach((old) => old.remove());
+    if (lit.length > 16) return;
+    for (const edge of lit) {
+      const line = edge.group.firstChild;
+      const meeting = lit.filter((other) => other.data.target === edge.data.target).length > 1;
+      const point = line.getPointAtLength(line.getTotalLength() * (meeting ? 0.3 : 0.62));
+      const label = el("div", { class: `number ${edge.data.effect >= 0 ? "supports" : "suppresses"}` }, effect(edge.data.effect));
+      label.style.transform = `translate(${point.x}px, ${point.y}px) translate(-50%, -50%)`;
+      world.append(label);
+    }
+  }
+
+  // ---- keys ----
+
+  function roving(id) {
+    for (const [own, node] of nodes) node.box.tabIndex = own === id ? 0 : -1;
+  }
+
+  function reveal(id) {
+    const own = nodes.get(id)?.place;
+    if (own && !stage.hidden) subrank.camera.reveal(own.x, own.y + H / 2, W, H);
+  }
+
+  function focus(id) {
+    roving(id);
+    nodes.get(id).box.focus({ preventScroll: true });
+    reveal(id);
+  }
+  const focused = () => document.activeElement?.closest?.(".node")?.dataset.id || null;
+
+  // To the nearest visible node of the next row in that direction, or the next one in the same row.
+  function move(key) {
+    const visible = [...nodes.values()].filter((node) => !node.box.hidden);
+    const start = visible.find((node) => node.data.id === (focused() || selected?.node)) || visible.find((node) => node.data.id === data.target) || visible[0];
+    if (!start) return;
+    if (!focused()) return focus(start.data.id);
+    const dx = (node) => node.place.x - start.place.x;
+    const dy = (node) => start.data.row - node.data.row;
+    const sideways = key === "ArrowLeft" || key === "ArrowRight";
+    const sign = key === "ArrowLeft" || key === "ArrowUp" ? -1 : 1;
+    const ahead = visible.filter((node) => (sideways ? dy(node) === 0 && sign * dx(node) > 0 : sign * dy(node) > 0));
+    const far = (node) => (sideways ? Math.abs(dx(node)) : Math.abs(dy(node)) * 1e6 + Math.abs(dx(node)));
+    ahead.sort((a, b) => far(a) - far(b));
+    if (ahead.length) focus(ahead[0].data.id);
+  }
+
+  function renamed(id) {
+    const node = nodes.get(id);
+    if (node) entitle(node.box, node.data);
+  }
+
+  const edge = (cause, target) => edges.find((e) => e.data.cause === cause && e.data.target === target)?.data || null;
+  const around = (id) => (nodes.get(id)?.edges || []).map((e) => e.data).sort((a, b) => sizeOf(b.effect) - sizeOf(a.effect));
+  const has = (id) => nodes.has(id);
+  const node = (id) => nodes.get(id)?.data || null;
+
+  return { build, select, flip, tidyUp, focused, move, reveal, renamed, edge, around, has, node, edgeTitle };
+})();

@@ -1,0 +1,122 @@
+"use strict";
+// All features, searchable; only the rows in sight are in the page.
+subrank.list = (() => {
+  const { el, chip, percent, many, visible } = subrank;
+  const ROW = 40;
+  const SORTS = { order: "in order", dense: "densest first", rare: "rarest first", label: "by label" };
+  let host, body, spacer, count, onopen;
+  let rows = []; // [id, label, density, peaks]
+  let hay = null; // what is searched, row by row, lower case
+  let found = []; // numbers of the rows listed
+  let query = "";
+  let site = "";
+  let sort = "order";
+  let current = -1; // place in found
+  const number = new Map(); // id -> number of its row
+
+  function build(stage, handlers) {
+    host = stage;
+    onopen = handlers.node;
+    spacer = el("div", { class: "spacer" });
+    body = el("div", { class: "scroll", tabindex: "0", role: "listbox", "aria-label": "Features", onscroll: draw }, spacer);
+    count = el("span", { id: "found" });
+    const sites = el("select", { id: "site", "aria-label": "Site", onchange: (event) => ((site = event.target.value), search(query)) });
+    const order = el("select", { id: "sort", "aria-label": "Order", onchange: (event) => ((sort = event.target.value), search(query)) }, Object.entries(SORTS).map(([value, text]) => el("option", { value }, text)));
+    host.append(el("div", { class: "listbar" }, sites, order, count), body);
+    new ResizeObserver(draw).observe(body);
+  }
+
+  function fill(all) {
+    rows = all;
+    hay = null;
+    rows.forEach(([id], i) => number.set(id, i));
+    const sites = [...new Set(rows.map(([id]) => siteOf(id)))];
+    host.querySelector("#site").replaceChildren(el("option", { value: "" }, "all sites"), ...sites.map((own) => el("option", { value: own }, own)));
+    search(query);
+  }
+  const siteOf = (id) => {
+    const place = id.slice(0, id.lastIndexOf("_"));
+    return /^\d+$/.test(place) ? `resid_post.${place}` : place;
+  };
+
+  function haystack() {
+    hay ||= rows.map(([id, label, , peaks]) => `${id}\n${label}\n${peaks.join("\n")}`.toLowerCase());
+    return hay;
+  }
+
+  function search(text) {
+    query = text;
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    found = [];
+    const texts = words.length ? haystack() : null;
+    for (let i = 0; i < rows.length; i++) {
+      if (site && siteOf(rows[i][0]) !== site) continue;
+      if (words.length) {
+        const own = subrank.names.of(rows[i][0]);
+        const whole = own ? `${texts[i]}\n${own.toLowerCase()}` : texts[i];
+        if (!words.every((word) => whole.includes(word))) continue;
+      }
+      found.push(i);
+    }
+    const exact = number.get(text.trim());
+    const by = {
+      order: null,
+      dense: (a, b) => rows[b][2] - rows[a][2],
+      rare: (a, b) => rows[a][2] - rows[b][2],
+      label: (a, b) => (title(a) === "") - (title(b) === "") || (title(a) < title(b) ? -1 : title(a) > title(b) ? 1 : a - b),
+    }[sort];
+    if (by) found.sort(by);
+    if (exact !== undefined && found.includes(exact)) found = [exact, ...found.filter((i) => i !== exact)];
+    current = words.length && found.length ? 0 : -1;
+    count.textContent = found.length === rows.length ? `${many(rows.length)} features` : `${many(found.length)} of ${many(rows.length)}`;
+    spacer.style.height = `${found.length * ROW}px`;
+    body.scrollTop = 0;
+    draw();
+  }
+  const title = (i) => subrank.names.of(rows[i][0]) || rows[i][1];
+
+  function draw() {
+    if (!body || host.hidden) return;
+    const from = Math.max(0, Math.floor(body.scrollTop / ROW) - 4);
+    const to = Math.min(found.length, Math.ceil((body.scrollTop + body.clientHeight) / ROW) + 4);
+    const made = [];
+    for (let place = from; place < to; place++) made.push(row(place));
+    spacer.replaceChildren(...made);
+  }
+
+  function row(place) {
+    const [id, label, density, peaks] = rows[found[place]];
+    const own = subrank.names.of(id);
+    const made = el(
+      "div",
+      { class: `item${place === current ? " current" : ""}${own ? " own" : ""}`, role: "option", "data-id": id, "aria-selected": String(place === current), onclick: () => choose(place) },
+      el("span", { class: "id" }, id),
+      el("span", { class: "dot", title: subrank.graph.has(id) ? "in the circuit" : null, "data-in": subrank.graph.has(id) ? "" : null }),
+      el("span", { class: "name" }, el("bdi", {}, visible(own || label || ""))),
+      el("span", { class: "tokens" }, peaks.map((token) => chip(token))),
+      el("span", { class: "share" }, percent(density)),
+    );
+    made.style.transform = `translateY(${place * ROW}px)`;
+    return made;
+  }
+
+  function choose(place) {
+    current = place;
+    draw();
+    onopen(rows[found[place]][0]);
+  }
+
+  function move(step) {
+    if (!found.length) return;
+    current = Math.max(0, Math.min(found.length - 1, current + step));
+    const top = current * ROW;
+    if (top < body.scrollTop) body.scrollTop = top;
+    if (top + ROW > body.scrollTop + body.clientHeight) body.scrollTop = top + ROW - body.clientHeight;
+    draw();
+  }
+  const openCurrent = () => found.length && choose(Math.max(0, current));
+
+  const place = (id) => number.get(id); // a feature's number among all cards, undefined without a card
+  const label = (id) => rows[number.get(id)]?.[1] || "";
+  return { build, fill, search, draw, move, openCurrent, place, label };
+})();

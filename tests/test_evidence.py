@@ -1,0 +1,81 @@
+"""What stands behind an arrow, and where other examples come from."""
+
+import pytest
+import torch
+from handmade import Circuit
+
+from circuits.discovery import Discovery, DiscoveryConfig
+from circuits.edges import EdgeConfig
+from circuits.evidence import Evidence
+from circuits.features import survey
+from circuits.graph import Edge, ErrorTerm
+from circuits.sampling import OverRange, Redrawn
+from circuits.targets import FeatureTarget
+from sae_core.sites import FeatureId, Site
+
+ROOT = FeatureId(Site(3), 0)
+
+
+@pytest.fixture(scope="module")
+def circuit() -> Circuit:
+    return Circuit()
+
+
+@pytest.fixture(scope="module")
+def found(circuit):
+    """(evidence, edges of the root, its examples)."""
+    atlas = survey(circuit.model, circuit.dictionaries, circuit.contexts())
+    root, config = (
+        FeatureTarget(ROOT, circuit.dictionaries[Site(3)]),
+        DiscoveryConfig(EdgeConfig(n_null=0), max_targets=1),
+    )
+    (step,) = Discovery(circuit.model, circuit.dictionaries, atlas, config).run(root)
+    examples = atlas.examples(ROOT, 16)
+    return Evidence(circuit.model, circuit.dictionaries, lambda node: (root, examples), {}), step.edges, examples
+
+
+def test_the_examples_of_an_edge_are_those_on_which_it_shows_most(circuit, found):
+    evidence, edges, examples = found
+    edge = edges[0]
+    shown = evidence.of(edge, 4)
+    cause = Circuit.FEATURES[edge.cause.site.layer][edge.cause.index]
+    by_hand = []
+    for row in range(len(examples)):
+        alone = circuit.effect(cause, 8, examples.tokens[row, None], examples.end[row, None])
+        by_hand.append((abs(alone * float(examples.activation[row])), alone))
+    by_hand.sort(reverse=True)
+    assert [one.drop for one in shown] == pytest.approx([drop for _, drop in by_hand[:4]], abs=1e-4)
+    for one in shown:
+        assert len(one.tokens) == len(one.cause) == len(one.target) == one.end + 1
+        assert all(text.startswith(" t") for text in one.tokens) and max(map(abs, one.cause)) > 0
+    value = shown[0].to_json()
+    assert set(value) == {"tokens", "cause", "target", "end", "drop"} and isinstance(value["tokens"], list)
+
+
+def test_an_error_term_has_no_examples_of_its_own(found):
+    evidence, _, _ = found
+    assert evidence.of(Edge(ErrorTerm(Site(2)), ROOT, 0.1, 0.0, 1, 1)) == []
+
+
+def test_examples_drawn_anew_are_of_twice_as_many(circuit):
+    atlas = survey(circuit.model, circuit.dictionaries, circuit.contexts())
+    pool = {tuple(row) for row in atlas.examples(ROOT, 32).tokens.tolist()}
+    draws = [Redrawn(atlas, seed).examples(ROOT, 16) for seed in (0, 1)]
+    texts = [{tuple(row) for row in one.tokens.tolist()} for one in draws]
+    assert all(len(one) == 16 and text <= pool for one, text in zip(draws, texts, strict=True))
+    assert texts[0] != texts[1] and texts[0] == {tuple(r) for r in Redrawn(atlas, 0).examples(ROOT, 16).tokens.tolist()}
+    f = circuit.dictionaries[Site(3)].encode(circuit.model.record(draws[0].tokens, [Site(3)])[Site(3)])
+    assert torch.allclose(f[torch.arange(16), draws[0].end, 0], draws[0].activation, atol=1e-5)
+
+
+def test_examples_over_the_range_are_spread(circuit):
+    """One to a bin of equal width, read at their peaks, and not only the strongest."""
+    source = OverRange(circuit.model, circuit.dictionaries, circuit.contexts(), seed=0)
+    one = source.examples(ROOT, 8)
+    strongest = survey(circuit.model, circuit.dictionaries, circuit.contexts()).examples(ROOT, 8)
+    highest = float(strongest.activation.max())
+    bins = (one.activation / highest * 8).ceil().long().tolist()
+    assert len(set(bins)) == len(bins) >= 3 and bins == sorted(bins, reverse=True)
+    assert float(one.activation.min()) < 0.9 * float(strongest.activation.min())
+    f = circuit.dictionaries[Site(3)].encode(circuit.model.record(one.tokens, [Site(3)])[Site(3)])[..., 0]
+    assert torch.allclose(f.max(1).values, one.activation, atol=1e-5)
