@@ -11,14 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from editing.memory import budget_on, rows_at_once
 from editing.metrics import interval
 from editing.patching import DIFFERENCE, KL, PROBABILITY, SIZE, Patching, Trial
-from editing.tasks.pairs import at_end
-from sae_core.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -142,28 +139,3 @@ def default_counts(n: int) -> list[int]:
     """0, 1, ..., 16, then in steps that grow, up to `n`."""
     counts = [*range(17), 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384]
     return [count for count in counts if count < n] + [n]
-
-
-# ---- stacked changes of a residual -----------------------------------------------------------------
-
-
-def stacked_logits(
-    model: LanguageModel,
-    residual: Float[Tensor, "batch pos d"],
-    change: Float[Tensor, "trials batch pos d"],
-    layer: int,
-    end: Int[Tensor, "batch"],
-) -> Float[Tensor, "trials batch vocab"]:
-    """Logits at each prompt's end for every change of the residual after `layer`, run from there upward."""
-    n_trials, n_prompts = change.shape[:2]
-    base, rows = residual.repeat(n_trials, 1, 1), change.flatten(0, 1)
-    ends = end.to(residual.device).repeat(n_trials)
-
-    def run(part: slice) -> Float[Tensor, "rows vocab"]:
-        return model.unembed(at_end(model.final(base[part] + rows[part], layer), ends[part]))
-
-    if rows.requires_grad:  # one pass, whose graph the caller has asked for
-        return run(slice(None)).unflatten(0, (n_trials, n_prompts))
-    at_once = rows_at_once(lambda n: run(slice(min(n, len(rows)))), budget_on(rows.device))
-    parts = [run(slice(start, start + at_once)) for start in range(0, len(rows), at_once)]
-    return torch.cat(parts).unflatten(0, (n_trials, n_prompts))
