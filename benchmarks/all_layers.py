@@ -9,7 +9,7 @@ stops after the layer, vectors unshuffled. Nobody computes logits. What comes be
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, 
             seed=job.seed,
         )
         state = start(stream, config)
-        stream = replace(stream)  # one that has kept nothing: the language model's pass is to be timed
+        stream.forget()  # what `start` has read: the language model's pass is to be timed
         yield config.steps * batch, lambda stream=stream, state=state: [None for _ in train(stream, state)]
 
 

@@ -19,10 +19,10 @@ from sae_core import (
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 model = load_model("storybook")
-text = Text("storybook", n_ctx=128, prepend_bos=True, max_tokens=100_000)
+text = Text("storybook", n_ctx=128, prepend_bos=True, max_tokens=60_000)
 training, measuring = held_out(text.contexts(model))
 
-config = TrainConfig(TopK(k=16), tokens=80_000, batch=512)
+config = TrainConfig(TopK(k=16), tokens=50_000, batch=512, lr=3e-3)
 stream = ActivationStream(model, training, tuple(model.sites()), config.seed, config.batch)
 state = start(stream, config)
 for step in train(stream, state):

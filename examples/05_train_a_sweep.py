@@ -17,10 +17,10 @@ from sae_core import (
 )
 
 model, site = load_model("storybook"), Site(2)
-training, measuring = held_out(Text("storybook", 128, True, max_tokens=100_000).contexts(model))
+training, measuring = held_out(Text("storybook", 128, True, max_tokens=60_000).contexts(model))
 
 recipes = [TopK(k=8), TopK(k=16), TopK(k=32), BatchTopK(k=16), Matryoshka(k=16)]
-configs = [TrainConfig(recipe, tokens=100_000, batch=512, lr=3e-3) for recipe in recipes]
+configs = [TrainConfig(recipe, tokens=60_000, batch=512, lr=3e-3) for recipe in recipes]
 stream = ActivationStream(model, training, (site,), seed=0, batch=512)
 state = start(stream, *configs)  # one stream of activations feeds all members
 for _ in train(stream, state):

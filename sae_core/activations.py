@@ -27,20 +27,31 @@ from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
 
+_Buffers = dict[Site, Tensor]
+
+
 class _Latest:
-    """The rows of one block, the one asked for last."""
+    """The rows of one block, the one asked for last, and the memory that they are in.
+
+    Memory of this size would be given back to the system with every block and fetched anew, page by page.
+    """
 
     def __init__(self):
         self._place: int | None = None
         self._rows: dict[Site, Tensor] = {}
+        self._buffers: _Buffers = {}
 
-    def get(self, place: int, make: Callable[[], dict[Site, Tensor]]) -> dict[Site, Tensor]:
-        """The rows at `place`, made unless they are there; those of another are freed before."""
+    def get(self, place: int, make: Callable[[_Buffers], dict[Site, Tensor]]) -> dict[Site, Tensor]:
+        """The rows at `place`, made unless they are there, in the memory of those that were there before."""
         if place != self._place:
             self._place, self._rows = None, {}
-            self._rows = make()
+            self._rows = make(self._buffers)
             self._place = place
         return self._rows
+
+    def forget(self) -> None:
+        """Make the rows anew when they are asked for next."""
+        self._place, self._rows = None, {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,23 +86,34 @@ class ActivationStream:
 
     def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches `[batch, d_in]` of one block; BOS and special tokens are left out."""
-        yield from self.batches(block, self.rows(block))
+        yield from self.batches(block, lambda: self.rows(block))
 
     def rows(self, block: int) -> dict[Site, Tensor]:
-        """The activations `[tokens, d_in]` of one block, in the order of `tokens`; the last ones are kept."""
-        return self._latest.get(self.place(block), lambda: harvest(self.model, self.tokens(block), self.sites))
+        """The activations `[tokens, d_in]` of one block, in the order of `tokens`.
+
+        They are kept until another block is asked for, which overwrites them.
+        """
+
+        def make(buffers: _Buffers) -> dict[Site, Tensor]:
+            return harvest(self.model, self.tokens(block), self.sites, buffers)
+
+        return self._latest.get(self.place(block), make)
+
+    def forget(self) -> None:
+        """Run the language model again for the next rows, even those that were asked for last."""
+        self._latest.forget()
 
     def place(self, block: int) -> int:
         """Which rows a block has: its own, or those of block 0, if a block holds the whole text."""
         return 0 if self.block_contexts == len(self.contexts) else block
 
-    def batches(self, block: int, rows: Mapping[Site, Tensor]) -> Iterator[dict[Site, Tensor]]:
-        """The batches of one block, of which these are the rows."""
+    def batches(self, block: int, rows: Callable[[], Mapping[Site, Tensor]]) -> Iterator[dict[Site, Tensor]]:
+        """The batches of one block; `rows` gives its rows, and is asked for every batch: they may be overwritten."""
         content = self.model.content(self.tokens(block))
         order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
         for chosen in order.split(self.batch):
             if len(chosen) == self.batch:
-                yield {site: x[chosen] for site, x in rows.items()}
+                yield {site: x[chosen] for site, x in rows().items()}
 
 
 def spread(content: Bool[Tensor, "contexts pos"], *, generator: torch.Generator) -> Int[Tensor, "tokens"]:
@@ -124,16 +146,27 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 @torch.no_grad()
-def harvest(model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: tuple[Site, ...]) -> dict[Site, Tensor]:
-    """Activations `[tokens, d_in]` of all content tokens, in the order of the text."""
+def harvest(
+    model: LanguageModel,
+    contexts: Int[Tensor, "contexts pos"],
+    sites: tuple[Site, ...],
+    buffers: _Buffers | None = None,
+) -> dict[Site, Tensor]:
+    """Activations `[tokens, d_in]` of all content tokens, in the order of the text.
+
+    Written into `buffers` where these have room, which hold them afterwards in any case.
+    """
     content, rows, start = model.content(contexts), {}, 0
+    buffers = {} if buffers is None else buffers
     at_once = _contexts_at_once(model, contexts.shape[1])
     n_tokens = int(content.sum())
     for chunk, mask in zip(contexts.split(at_once), content.split(at_once), strict=True):
         places = mask.flatten().nonzero().squeeze(-1).to(model.device)
         for site, h in model.record(chunk, sites).items():
             if site not in rows:  # filled in place: parts would have to be held beside the whole
-                rows[site] = h.new_empty(n_tokens, h.shape[-1])
+                if site not in buffers or len(buffers[site]) < n_tokens:
+                    buffers[site] = h.new_empty(contexts.numel(), h.shape[-1])
+                rows[site] = buffers[site][:n_tokens]
             torch.index_select(h.flatten(0, 1), 0, places, out=rows[site][start : start + len(places)])
         start += len(places)
     return {site: rows[site] for site in sites}

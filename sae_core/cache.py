@@ -61,11 +61,11 @@ class CachedStream:
         path = self.folder / f"block-{self.stream.place(block):05}.safetensors"
         if path.exists():
             rows = self._read(path, block)
-        else:
-            rows = self.stream.rows(block)
-            with _writing(path):
-                write_tensors(path, {str(site): x for site, x in rows.items()})
-        yield from self.stream.batches(block, rows)
+            yield from self.stream.batches(block, lambda: rows)
+            return
+        with _writing(path):
+            write_tensors(path, {str(site): x for site, x in self.stream.rows(block).items()})
+        yield from self.stream.block(block)
 
     def _read(self, path: Path, block: int) -> dict[Site, Tensor]:
         try:

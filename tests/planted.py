@@ -28,12 +28,13 @@ def mean_max_cosine(truth: Tensor, found: Tensor) -> float:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """For long trainings: without the check of shapes, which takes most of their time. Shorter ones have it."""
+    """For long runs: without the check of shapes, which takes most of their time. The tests of their parts have it."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        config.update("jaxtyping_disable", False)
+        config.update("jaxtyping_disable", before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,7 +180,7 @@ def owners_of_batches(stream: ActivationStream) -> list[torch.Tensor]:
     for block in range(len(stream.contexts) // stream.block_contexts):
         tokens = stream.tokens(block)
         owner = torch.arange(len(tokens))[:, None].expand_as(tokens)[stream.model.content(tokens)]
-        found += [batch[Site(0)] for batch in stream.batches(block, {Site(0): owner})]
+        found += [batch[Site(0)] for batch in stream.batches(block, lambda: {Site(0): owner})]
     return found
 
 
@@ -288,3 +288,17 @@ def test_a_copy_of_a_stream_has_kept_nothing(model, monkeypatch):
     monkeypatch.setattr(activations, "harvest", lambda *_: {})
     assert stream.rows(0) is rows and other.rows(0) == {}
     assert stream.rows(1) == {}
+
+
+def test_blocks_share_their_memory_and_may_be_read_in_turns(model):
+    """Every block overwrites the one before, yet what is read of it is its own, whoever else reads."""
+    stream = make_stream(model)
+    one, other = ([batch[Site(0)] for batch in stream.block(b)] for b in (0, 1))
+    assert len(one) > 1 and not torch.equal(one[0], other[0])
+    first, second = stream.block(0), stream.block(1)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(next(first)[Site(0)], a) and torch.equal(next(second)[Site(0)], b)
+    place = stream.rows(0)[Site(0)].data_ptr()
+    assert stream.rows(1)[Site(0)].data_ptr() == place
+    stream.forget()
+    assert stream.rows(1)[Site(0)].data_ptr() == place

@@ -44,7 +44,9 @@ def small_set(tmp_path_factory) -> Path:
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    status = subrank.main([str(argument) for argument in arguments])
+    """A whole verb; every part of it has its shapes checked in tests of its own."""
+    with unchecked():
+        status = subrank.main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -178,9 +180,9 @@ def test_steer_chooses_a_feature_and_prompts_itself(small_set, tmp_path, capsys)
 
 
 def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
-    options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 400, "--max-targets", 1]
-    with unchecked():  # every part of it is checked in tests of its own
-        status, said, error = run(capsys, "demo", *options)
+    options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 200, "--max-targets", 1]
+    options += ["--sites", "resid_post.4", "resid_post.5"]
+    status, said, error = run(capsys, "demo", *options)
     assert status == 0, error
     page = (tmp_path / "index.html").read_text()
     for link in ("dictionaries/", "ioi/ioi.html", "circuit/circuit.html", "remove/remove.html"):
@@ -190,7 +192,7 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
     assert "asked for: kept" not in said
     model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
     folder = tmp_path / "dictionaries"
-    asked = Run("storybook", text, ("resid_post",), (TrainConfig(tokens=60_000),))
+    asked = Run("storybook", text, ("resid_post.4", "resid_post.5"), (TrainConfig(tokens=60_000),))
     assert prepare_demo(folder, model, asked) is False
     assert (folder / "set.json").exists()
     with pytest.raises(UserError, match="other settings"):  # neither passed off as this one nor deleted
@@ -301,8 +303,7 @@ def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
     sweep, again, kept = tmp_path / "sweep", tmp_path / "again", tmp_path / "kept"
     options = ["--tokens", 16_000, "--batch", 256, "--context", 32, "--sites", "resid_post.1", "attn_out.2"]
     kinds = ["--kind", "batchtopk", "tied", "-k", 8, "--cache", kept]
-    with unchecked():
-        status, said, error = run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)
+    status, said, error = run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)
     assert status == 0 and f"{kept} takes about" in said, error
     names = [path.name for path in sets_in(sweep)]
     assert names == ["batchtopk-n512-k8-seed0", "tied-n512-l12-seed0"]
@@ -318,8 +319,7 @@ def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
         and {row["member"] for row in rows} == {*names}
         and all(row["fvu"] > 0 for row in rows)
     )
-    with unchecked():
-        assert run(capsys, "train", "--config", sweep / "run.json", "--out", again, "--cache", kept)[0] == 0
+    assert run(capsys, "train", "--config", sweep / "run.json", "--out", again, "--cache", kept)[0] == 0
     for name in names:
         for site in ("resid_post.1", "attn_out.2"):
             file = f"{name}/{site}/sae_weights.safetensors"

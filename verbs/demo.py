@@ -24,6 +24,7 @@ def add(verbs: Verbs) -> None:
     """Declare `subrank demo`."""
     parser = verbs.add("demo", run, "the whole story on the bundled model, ending in one page", "./demo")
     parser.add_argument("--tokens", type=int, default=500_000, help="tokens to train the dictionaries on")
+    parser.add_argument("--sites", nargs="+", default=["resid_post"], help="where (default: every layer)")
     parser.add_argument("--prompts", type=int, default=None, help="test prompts per experiment, if not each one's own")
     parser.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples of features")
     parser.add_argument("--max-targets", type=int, default=15, help="features asked for their causes")
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     folder, argv = out / "dictionaries", vars(options)
     model = model_of("storybook", options.device)
     text, config = Text("storybook", 128, True, max_tokens=options.tokens), TrainConfig(tokens=options.tokens)
-    training = Run("storybook", text, ("resid_post",), (replace(config, seed=options.seed),))
+    training = Run("storybook", text, tuple(options.sites), (replace(config, seed=options.seed),))
     say("1/4  a dictionary for every layer")
     resume = prepare_demo(folder, model, training)
     if (folder / SET).exists():
