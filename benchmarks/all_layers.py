@@ -3,10 +3,12 @@
 Two packages train all layers from one pass of the model: ours and sparsify, whose own `Trainer.fit` runs
 here as it is, without its checkpoints. Others take one layer at a time, and pass through the model once
 for each. For them the model's part is written out here, cheaper than their own: a plain forward that
-stops after the layer, vectors unshuffled. Nobody computes logits. What comes before the first step
-(loading, the bias at the start) is not timed.
+stops after the layer, vectors unshuffled. dictionary-learning is run a second time as it ships, its
+trainer fed by its `ActivationBuffer`. Nobody computes logits. What comes before the first step (loading,
+the bias at the start) is not timed.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,6 +173,46 @@ def _passes(name: str, job: LayersJob) -> Iterator[tuple[int, Callable[[], None]
         yield contexts.numel(), work
 
 
+def _own_buffer(job: LayersJob) -> Iterator[tuple[int, Callable[[], None]]]:
+    """dictionary-learning's trainer with its own buffer, of two batches, so that nothing is read in vain.
+
+    It takes text; its words are other tokens than those of the job, as many.
+    """
+    from dictionary_learning.buffer import ActivationBuffer
+    from nnsight import LanguageModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer.pad_token = tokenizer.eos_token
+    traced = LanguageModel(AutoModelForCausalLM.from_pretrained(job.model), tokenizer=tokenizer)
+    contexts = job.contexts()
+    n_ctx, words = contexts.shape[1], [word for word in tokenizer.get_vocab() if word.isalpha()]
+    draw = random.Random(job.seed)
+    texts = [" ".join(draw.choices(words, k=n_ctx)) for _ in contexts]
+    assert {len(row) for row in tokenizer(texts)["input_ids"]} == {n_ctx}
+    batch = job.batch_contexts * n_ctx
+    single = Job("", job.n_latents, job.k, batch, lr=job.lr, warm_up=job.warm_up, seed=job.seed)
+    for layer in traced.gpt_neox.layers:
+        first = torch.randn(batch, traced.config.hidden_size)
+        contestant = ENTRIES["dictionary-learning"].new(single, [first])
+        contestant.batches = ActivationBuffer(
+            iter(texts),
+            traced,
+            layer,
+            d_submodule=first.shape[1],
+            n_ctxs=2 * job.batch_contexts,
+            ctx_len=n_ctx,
+            refresh_batch_size=job.batch_contexts,
+            out_batch_size=batch,
+        )
+
+        def work(contestant=contestant):
+            for _ in range(contexts.numel() // batch):
+                contestant.step()
+
+        yield contexts.numel(), work
+
+
 class _Halt(Exception):
     pass
 
@@ -216,4 +258,9 @@ TRAINERS: Mapping[str, LayersTrainer] = {
 TRAINERS |= {
     f"{name}, layer by layer": LayersTrainer(_layer_by_layer(name), ENTRIES[name].package, environment, share=0.2)
     for name, environment in (("dictionary-learning", "rivals"), ("SAELens", "saelens"))
+}
+TRAINERS |= {
+    "dictionary-learning, its own buffer": LayersTrainer(
+        lambda job: _timed(_own_buffer(job)), ENTRIES["dictionary-learning"].package, "rivals", share=0.2
+    )
 }

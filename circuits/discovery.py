@@ -9,7 +9,7 @@ lies between, a screen (`circuits/screens.py`) proposes the latents that are abl
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -94,6 +94,8 @@ class Discovery:
     config: DiscoveryConfig = field(default_factory=DiscoveryConfig)
     ablations: Mapping[Site, Ablation] = field(default_factory=dict)
     """What the latents of a site are set to, where it is not zero."""
+    among: Mapping[Site, Sequence[int]] | None = None
+    """The latents that may be causes, by site; None allows all."""
 
     def run(self, root: Target, examples: Examples | None = None, *, done: Iterable[Asked] = ()) -> Iterator[Asked]:
         """Yield each target with its kept edges; of the causes waiting, the one with the strongest edge is next.
@@ -124,9 +126,26 @@ class Discovery:
                 n_waited += 1
                 heapq.heappush(queue, (-abs(edge.effect), n_waited, edge.cause, depth + 1))
 
+    def within(self, members: Mapping[Site, Sequence[int]], root: Target, examples: Examples | None) -> Iterator[Asked]:
+        """Yield the root, and every member that has enough examples, with its strongest causes among the members.
+
+        Members without a cause or a target among the others are in no edge.
+        """
+        inside = replace(self, among={site: tuple(own) for site, own in members.items()})
+        if (step := inside._ask(root, examples, is_root=True)) is not None:
+            yield step
+        for site in sorted(members, reverse=True):
+            for latent in members[site]:
+                node = FeatureId(site, latent)
+                target = FeatureTarget(node, self.dictionaries[site])
+                if node != root.node and (step := inside._ask(target, None, is_root=False)) is not None:
+                    yield step
+
     def _ask(self, target: Target, examples: Examples | None, *, is_root: bool) -> Asked | None:
         """The causes of one target; None if it has none below it, or too few examples."""
         sites = causes_at(self.model, self.dictionaries, target, self.config.reach)
+        if self.among is not None:
+            sites = [site for site in sites if site in self.among]
         if not sites:
             return None
         if examples is None:
@@ -142,7 +161,7 @@ class Discovery:
         for site in sites:
             ablation = self.ablations.get(site, to_zero)
             causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)
-            found.append(find_edges(causes, self.config.edges))
+            found.append(find_edges(causes, self.config.edges, None if self.among is None else self.among[site]))
         edges = sorted(
             (self._compared(edge) for one in found for edge in one.edges), key=lambda edge: -abs(edge.effect)
         )
@@ -156,6 +175,19 @@ class Discovery:
         if len(directions) < 2 or directions[0].shape != directions[1].shape:
             return edge
         return replace(edge, cosine=float(directions[0] @ directions[1]))
+
+
+def merged(found: Iterable[Asked], more: Iterable[Asked]) -> list[Asked]:
+    """The steps of two searches: of a target that both asked, the edges of either, each cause once."""
+    steps = {step.target: step for step in found}
+    for step in more:
+        if (own := steps.get(step.target)) is not None:
+            known = {edge.cause for edge in own.edges}
+            edges = (*own.edges, *(edge for edge in step.edges if edge.cause not in known))
+            ordered = tuple(sorted(edges, key=lambda edge: -abs(edge.effect)))
+            step = replace(own, edges=ordered, n_pairs=own.n_pairs + step.n_pairs)
+        steps[step.target] = step
+    return list(steps.values())
 
 
 def causes_at(
@@ -177,8 +209,12 @@ def assemble(
     target: NodeId,
     asked: list[Asked],
     facts: Mapping[str, Any],
+    others: Iterable[FeatureId] = (),
 ) -> FeatureGraph:
-    """The graph of what was found, its nodes labelled from the atlas; `facts` say how it was found."""
+    """The graph of what was found, its nodes labelled from the atlas; `facts` say how it was found.
+
+    `others` are nodes whether or not an edge has them.
+    """
     edges = tuple(edge for step in asked for edge in step.edges)
     n_examples = {step.target: step.n_examples for step in asked}
     last = Site(model.n_layers - 1)
@@ -195,6 +231,8 @@ def assemble(
             n_examples.get(id, 0),
         )
 
+    ids = nodes_of(edges, target)
+    ids = [*ids, *(id for id in others if id not in ids)]
     measured = {
         "effect": "(sum a_clean - sum a_ablated) / |sum a_clean|",
         "exhaustive": all(edge.certified for edge in edges),
@@ -202,7 +240,7 @@ def assemble(
         "pairs_run": sum(step.n_pairs for step in asked),
         "audits": [{"target": str(step.target), **audit} for step in asked for audit in step.audits],
     }
-    return FeatureGraph(target, tuple(node(id) for id in nodes_of(edges, target)), edges, {**facts, **measured})
+    return FeatureGraph(target, tuple(node(id) for id in ids), edges, {**facts, **measured})
 
 
 def check_target(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], target: FeatureId) -> FeatureTarget:

@@ -1,5 +1,6 @@
 """The causes of a target at one site that are worth an arrow, and what an arrow says."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -69,16 +70,24 @@ class Found:
     """What drawing from the latents that no screen proposed showed; None where none was left out."""
 
 
-def find_edges(causes: Causes, config: EdgeConfig) -> Found:
-    """The strongest causes, the largest |effect| first; the error term, if it is kept, comes last."""
+def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None = None) -> Found:
+    """The strongest causes, the largest |effect| first; the error term, if it is kept, comes last.
+
+    With `among`, of these latents only: all of them are ablated, however far away.
+    """
     if config.search is Search.FIRST_ORDER:
         effect = first_order(causes)
+        if among is not None:
+            effect = torch.zeros_like(effect).index_copy_(0, _at(causes, among), effect[_at(causes, among)])
         unknown = Effects(
             causes.scene.source, effect, effect * torch.nan, torch.zeros(len(effect), dtype=torch.long), 0
         )
         best = _best(effect, config)
         return Found(tuple(_edge(causes, unknown, latent, certified=False) for latent in best), 0)
-    effects, audit = _searched(causes, config)
+    if among is None:
+        effects, audit = _searched(causes, config)
+    else:
+        effects, audit = ablation_effects(causes, _at(causes, among)), None
     best = _best(effects.effect, config)
     certified = audit is None or audit["n_rest"] == 0
     edges = [_edge(causes, effects, latent, certified=certified) for latent in best]
@@ -114,6 +123,10 @@ def _searched(causes: Causes, config: EdgeConfig) -> tuple[Effects, dict[str, An
     error[drawn], n_active[drawn] = more.error[drawn], more.n_active[drawn]
     both = Effects(effects.source, found, error, n_active, effects.n_pairs + more.n_pairs)
     return both, {"site": str(effects.source), "share": audit.share, **asdict(audit)}
+
+
+def _at(causes: Causes, latents: Sequence[int]) -> Tensor:
+    return torch.tensor(list(latents), dtype=torch.long, device=causes.scene.x.device)
 
 
 def _best(effect: Tensor, config: EdgeConfig) -> list[int]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from circuits.features import Examples
 from circuits.targets import Target
-from editing.memory import rows_at_once
+from editing.memory import budget_on, rows_at_once
 from sae_core.blocks import Block
 from sae_core.errors import UserError
 from sae_core.models import LanguageModel
@@ -301,7 +301,10 @@ def _agrees(closed: OneBlock) -> bool:
 
 
 def runs_at_once(route: Route, table: object, budget: int | None = None) -> int:
-    """How many runs of the longest example a call of `values` may have within `budget` bytes, by measurement."""
+    """How many runs of the longest example a call of `values` may have within `budget` bytes, by measurement.
+
+    By default the budget is that of the device.
+    """
     scene = route.scene
     i = int(scene.end.argmax())
     places = torch.arange(int(scene.end[i]) + 1, device=scene.x.device)
@@ -313,7 +316,7 @@ def runs_at_once(route: Route, table: object, budget: int | None = None) -> int:
             Change(i, n, run, position, torch.zeros_like(run), torch.full_like(run, 1e-3, dtype=scene.x.dtype)), table
         )
 
-    return rows_at_once(attempt, budget)
+    return rows_at_once(attempt, budget_on(scene.x.device) if budget is None else budget)
 
 
 @dataclass(frozen=True, eq=False)

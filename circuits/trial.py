@@ -20,7 +20,7 @@ from circuits.features import Examples
 from circuits.graph import NodeId
 from circuits.outside import Ablation, KeepOnly, residual_sites
 from circuits.targets import Target
-from editing.memory import rows_at_once
+from editing.memory import budget_on, rows_at_once
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries import Dictionary
 from sae_core.errors import UserError
@@ -154,6 +154,21 @@ class Trial:
             h = self._next(h, number)
         return states, self._read(h, prompts)
 
+    def circuit_run(
+        self, members: Members, prompts: Int[Tensor, "rows"]
+    ) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Float[Tensor, "rows"]]:
+        """Activations at the covered sites before and after all but the circuit is ablated, errors too; the target.
+
+        Each is computed from the one before, so that gradients reach all of them.
+        """
+        kept = {site: mask.expand(len(prompts), -1) for site, mask in self._kept([members]).items()}
+        h, before, after = self.start[prompts].detach().requires_grad_(torch.is_grad_enabled()), {}, {}
+        for number, site in enumerate(self.sites):
+            before[site] = h
+            after[site] = h = self._edit(number, prompts, kept, Errors.ABLATED, h.shape[1])(h)
+            h = self._next(h, number)
+        return before, after, self._read(h, prompts)
+
     @cached_property
     def rows_at_once(self) -> int:
         """Prompts, each under one circuit, that a pass may stack; the memory they take is measured."""
@@ -166,7 +181,7 @@ class Trial:
             self._read(final, prompts)
 
         with torch.no_grad():
-            return rows_at_once(run)
+            return rows_at_once(run, budget_on(self.start.device))
 
     # ---- inside ------------------------------------------------------------------------------------
 
@@ -222,13 +237,15 @@ class Trial:
         errors: Errors,
     ) -> Iterator[Float[Tensor, "rows pos d"]]:
         """The activations at the sites above number `first`, each before it is edited, and last those to be read."""
-        for number, site in enumerate(self.sites[first:], first):
-            dictionary = self.dictionaries[site]
-            codes, error = self.ablation.at(site, dictionary, prompts, h.shape[1])
-            mask = self.mask[prompts, : h.shape[1]]
-            edit = KeepOnly(site, dictionary, kept[site], codes, error if errors is Errors.ABLATED else None, mask)
-            h = self._next(edit(h), number)
+        for number in range(first, len(self.sites)):
+            h = self._next(self._edit(number, prompts, kept, errors, h.shape[1])(h), number)
             yield h
+
+    def _edit(self, number: int, prompts: Tensor, kept: _Masks, errors: Errors, width: int) -> KeepOnly:
+        site = self.sites[number]
+        codes, error = self.ablation.at(site, self.dictionaries[site], prompts, width)
+        error = error if errors is Errors.ABLATED else None
+        return KeepOnly(site, self.dictionaries[site], kept[site], codes, error, self.mask[prompts, :width])
 
     def _next(self, h: Float[Tensor, "rows pos d_model"], number: int) -> Float[Tensor, "rows pos d"]:
         """The activation at the next covered site, and after the last at the target's."""

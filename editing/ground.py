@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.contrast import Contrast
-from editing.memory import rows_at_once
+from editing.memory import budget_on, rows_at_once
 from editing.metrics import interval, resampled
 from editing.patch import FeaturePatch
 from editing.scaled import unscaled
@@ -228,7 +228,7 @@ class Ground:
             which = torch.arange(rows, device=ground.x.device) % len(prompts)
             return ground._scores(which, torch.ones_like(ground.x[which]))
 
-        return replace(ground, at_once=rows_at_once(run))
+        return replace(ground, at_once=rows_at_once(run, budget_on(ground.x.device)))
 
     @torch.no_grad()
     def on(self, prompts: Contrast) -> "Ground":
@@ -279,7 +279,8 @@ class Ground:
                 total = (self._scores(which, change) * weights[which]).sum()
             return torch.autograd.grad(total, change)[0]
 
-        at_once = rows_at_once(lambda n: of(self._everyone[:n]))  # a graph takes more than a pass
+        budget = budget_on(self.x.device)
+        at_once = rows_at_once(lambda n: of(self._everyone[:n]), budget)  # a graph takes more than a pass
         return torch.cat([of(which) for which in self._everyone.split(at_once)])
 
     def _scores(self, which: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows"]:

@@ -26,7 +26,6 @@ from sae_core.models import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
-
 _Buffers = dict[Site, Tensor]
 
 

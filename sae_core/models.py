@@ -197,9 +197,10 @@ class LanguageModel:
         return h if layer == last.layer else self.resume(h, layer, [last])[last]
 
     def unembed(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of final residuals: norm and unembedding, only where they are asked for."""
+        """Logits of final residuals: norm, unembedding and, where the model has one, its cap; only where asked for."""
         flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
-        return _widened(self.bridge.unembed(self.bridge.ln_final(flat))).reshape(*h.shape[:-1], -1)
+        logits = self.bridge.adapter.apply_output_logits_transform(self.bridge.unembed(self.bridge.ln_final(flat)))
+        return _widened(logits).reshape(*h.shape[:-1], -1)
 
     def _record(self, sites: Iterable[Site], given: Tensor, **how: Any) -> dict[Site, Tensor]:
         wanted = {self.check(site) for site in sites}

@@ -180,7 +180,8 @@ def owners_of_batches(stream: ActivationStream) -> list[torch.Tensor]:
     for block in range(len(stream.contexts) // stream.block_contexts):
         tokens = stream.tokens(block)
         owner = torch.arange(len(tokens))[:, None].expand_as(tokens)[stream.model.content(tokens)]
-        found += [batch[Site(0)] for batch in stream.batches(block, lambda: {Site(0): owner})]
+        rows = {Site(0): owner}
+        found += [batch[Site(0)] for batch in stream.batches(block, lambda rows=rows: rows)]
     return found
 
 

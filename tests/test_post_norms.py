@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from tiny import Edit, random_tokens
+from tiny import Edit, random_tokens, user_error
+from transformers import AutoModelForCausalLM
 
-from sae_core.models import LanguageModel, hook_name, load_model
+from sae_core.models import LanguageModel, _check_head, hook_name, load_model
 from sae_core.sites import Site, Stream
 
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory) -> LanguageModel:
-    """Three random layers; logits are not capped, as those of the published models are."""
-    from transformers import AutoModelForCausalLM, Gemma2Config
+    """Three random layers; logits are capped, as those of the published models are (there at 30)."""
+    from transformers import Gemma2Config
 
     from sae_core.storybook.train import build_tokenizer
 
@@ -23,7 +24,7 @@ def gemma(tmp_path_factory) -> LanguageModel:
         "num_key_value_heads": 2,
         "head_dim": 8,
     }
-    rest = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "final_logit_softcapping": None}
+    rest = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "final_logit_softcapping": 3.0}
     config = Gemma2Config(vocab_size=len(tokenizer), intermediate_size=64, max_position_embeddings=64, **size, **rest)
     model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
@@ -70,6 +71,19 @@ def test_an_edit_there_is_an_edit_of_what_is_added(gemma, tokens, layer):
     if layer:
         assert torch.equal(edited[Site(layer)], clean[Site(layer - 1)])
     assert (edited[Site(layer)] - clean[Site(layer)]).abs().max() > 0.5
+
+
+def test_logits_are_capped_as_the_models_own(gemma, tokens):
+    own = AutoModelForCausalLM.from_pretrained(gemma.name)(tokens).logits
+    assert torch.allclose(gemma.logits(tokens), own, atol=1e-4) and 2.5 < own.abs().max() < 3
+    uncapped = gemma.bridge.unembed(gemma.bridge.ln_final(gemma.record(tokens, [Site(2)])[Site(2)]))
+    assert uncapped.abs().max() > 3.5
+
+
+def test_a_model_that_does_something_else_after_its_last_block_is_refused(gemma, monkeypatch):
+    monkeypatch.setattr(gemma.bridge.adapter, "apply_output_logits_transform", lambda logits: logits)
+    with user_error("does more after its last block"):
+        _check_head(gemma)
 
 
 def test_the_name_written_into_files_leads_to_the_place(gemma):

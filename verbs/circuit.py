@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from circuits.page import Measured
     from circuits.targets import Target
     from sae_core.models import LanguageModel
+    from sae_core.sites import FeatureId
     from sae_core.storage import DictionarySet
 
 STEPS = "steps.jsonl"
@@ -50,6 +51,9 @@ def add(verbs: Verbs) -> None:
     how.add_argument(
         "--reach", choices=("adjacent", "all"), default="adjacent", help="sites at which causes are sought"
     )
+    how.add_argument(
+        "--nodes", type=int, default=0, help="complete the circuit to so many nodes, those that suffice; 0: as found"
+    )
     how.add_argument("--null", type=int, default=1000, help="random directions an edge is held against; 0: none")
     search = how.add_mutually_exclusive_group()
     search.add_argument("--exhaustive", action="store_true", help="ablate every feature over several blocks, too")
@@ -70,14 +74,15 @@ def run(options: argparse.Namespace) -> None:
 
     for name, least in (("keep", 0), ("examples", MIN_EXAMPLES), ("contexts", MIN_EXAMPLES), ("max_targets", 1)):
         at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
-    for name, least in (("held", 0), ("draws", 0), ("cards", 0), ("cover", 1)):
+    for name, least in (("held", 0), ("draws", 0), ("cards", 0), ("cover", 1), ("nodes", 0)):
         at_least(f"--{name}", getattr(options, name), least)
     if options.depth is not None:
         at_least("--depth", options.depth, 1)
     of_feature = options.target and not options.target.startswith(("logit:", "task:"))
     feature = FeatureId.parse(options.target) if of_feature else None
     names = read_names(options.names) if options.names else {}
-    config, after = discovery_config(options), After(options.held, options.cover, options.draws, options.cards, names)
+    config = discovery_config(options)
+    after = After(options.held, options.cover, options.draws, options.cards, names, options.nodes)
     out, model, dictionaries, contexts, measured = open_set(options)
     if feature:
         check_target(model, dictionaries.dictionaries, feature)
@@ -95,6 +100,8 @@ class After:
     n_draws: int = 3
     n_cards: int = 300
     names: Mapping[str, str] = field(default_factory=dict)
+    n_nodes: int = 0
+    """Nodes at the covered sites that the circuit is completed to, if it has fewer; 0 leaves it as found."""
 
 
 def discovery_config(options: argparse.Namespace) -> "DiscoveryConfig":
@@ -149,7 +156,11 @@ def circuit_into(
         say(f"  {step.target} <- " + (", ".join(f"{e.cause} {e.effect:+.2f}" for e in step.edges) or "nothing strong"))
     facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
     facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
-    graph = named(assemble(model, own, atlas, target.node, asked, facts), after.names)
+    others: list[FeatureId] = []
+    if after.n_nodes:
+        asked, others = completed(search, target, examples, asked, searched, after)
+        facts["completed_to"] = after.n_nodes
+    graph = named(assemble(model, own, atlas, target.node, asked, facts, others), after.names)
     judgement = judged(search, dictionaries, target, graph, held, how, after)
     numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
     save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
@@ -166,6 +177,27 @@ def circuit_into(
     body = link + circuit_section(graph, svg) + score + "<h2>The dictionaries</h2>" + dictionaries_section(measured)
     write_page(out / "circuit.html", f"The circuit of {graph.target}", body, assets=assets)
     return graph, svg, judgement
+
+
+def completed(
+    search: "Discovery",
+    target: "Target",
+    examples: "Examples | None",
+    asked: "list[Asked]",
+    contexts: "torch.Tensor",
+    after: After,
+) -> "tuple[list[Asked], list[FeatureId]]":
+    """The steps with those among the features that suffice, and these features."""
+    from circuits.discovery import merged
+    from circuits.pruning import complete
+    from circuits.scoring import by_site
+    from sae_core.sites import FeatureId
+
+    given = search.source.examples(target.node, search.config.n_examples) if examples is None else examples
+    found = [edge.cause for step in asked for edge in step.edges if isinstance(edge.cause, FeatureId)]
+    say(f"completing the circuit to {after.n_nodes} nodes that suffice")
+    chosen = complete(search, target, given, found, contexts, after.n_nodes, cover=after.cover)
+    return merged(asked, search.within(by_site(chosen), target, examples)), chosen
 
 
 def named(graph: "FeatureGraph", names: "Mapping[str, str]") -> "FeatureGraph":

@@ -5,8 +5,9 @@
 Or with the names that the subject-verb agreement files of feature-circuits (Marks et al. 2024) use: clean_prefix,
 patch_prefix, clean_answer, patch_answer. Optional: `rival`, the wrong answer for the model's own score (the foil,
 if left out); `split`, selection or test (also train, check or validation), on every line or on none; `template`,
-any label, what prompts share and a bootstrap resamples; `words`, a list of those that make lines alike. Other
-fields are left alone. A line that repeats another counts once.
+any label, what prompts share and a bootstrap resamples; `words`, a list of those that make lines alike; `label`,
+the class of the clean prompt, which removal needs where the answers of a file are more than one pair
+(`editing/capability.py`). Other fields are left alone. A line that repeats another counts once.
 
 Where no split is declared, lines are divided by hash, and those with a template, a word of `words`, or a prompt in
 common fall into one half. An answer that starts a word needs no space before it: one is put there.

@@ -1,0 +1,101 @@
+"""The few features that are enough: what is left when all that a target hardly needs is taken away.
+
+Discovery ablates one feature at a time, and finds what a target depends on; where several features carry the
+same, none of them may show. Here everything but a circuit is ablated at once. From all latents those are taken
+away, a share at a time, whose loss costs the target least to first order, in the run in which only the others
+are left; the rest decides again. (Iterative pruning by a first-order estimate, as of channels in Molchanov et al.
+2017; here of features, and signed.) What opposes the target is taken away like what it does not need: the
+circuit is what carries the target.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.discovery import Discovery
+from circuits.features import Examples
+from circuits.outside import MeanAblation, ResampleAblation
+from circuits.targets import Target
+from circuits.trial import Trial, covered_sites, features_in
+from sae_core.errors import UserError
+from sae_core.sites import FeatureId, Site
+
+SHARE = 0.2
+"""Of the latents that are left, taken away between two looks."""
+
+
+@torch.enable_grad()
+def supports(trial: Trial, members: dict[Site, tuple[int, ...]]) -> dict[Site, Float[Tensor, "_"]]:
+    """What the circuit's target loses, to first order, when a latent has its ablated value, for every latent.
+
+        mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
+
+    in units of the target, all in the run with only the circuit left, its error terms ablated. Latents that
+    are no members have their ablated value already: 0.
+    """
+    sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in trial.dictionaries.items()}
+    inside = {site: torch.tensor(own, dtype=torch.long) for site, own in members.items()}
+    for prompts in torch.arange(len(trial), device=trial.start.device).split(trial.rows_at_once):
+        before, after, values = trial.circuit_run(members, prompts)
+        gradients = torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True)
+        with torch.no_grad():
+            for (site, h), gradient in zip(before.items(), gradients, strict=True):
+                dictionary, own = trial.dictionaries[site], inside[site].to(h.device)
+                ablated, _ = trial.ablation.at(site, dictionary, prompts, h.shape[1])
+                change = (dictionary.encode(h) - ablated)[..., own] * trial.mask[prompts][..., None]
+                lost = change * (gradient @ dictionary.directions[own].T)
+                sums[site][own.cpu()] += lost.sum((0, 1)).double().cpu()
+    return {site: (total / len(trial)).float() for site, total in sums.items()}
+
+
+def complete(
+    search: Discovery,
+    target: Target,
+    examples: Examples,
+    found: Iterable[FeatureId],
+    contexts: Int[Tensor, "contexts pos"],
+    n: int,
+    *,
+    cover: int,
+    corrupted: Int[Tensor, "examples pos"] | None = None,
+) -> list[FeatureId]:
+    """Up to `n` features at the `cover` sites nearest to the target that carry it, those `found` there among them.
+
+    Everything else at these sites is ablated: to what it is in the `corrupted` prompts, if the examples have
+    such counterparts, to its mean over `contexts` otherwise. Where more than `n` were found, they are the answer.
+    """
+    sites = covered_sites(search.dictionaries, target)[-cover:]
+    covered = {site: search.dictionaries[site] for site in sites}
+    if corrupted is None:
+        ablation = MeanAblation.over_text(search.model, covered, contexts)
+    else:
+        ablation = ResampleAblation.paired(search.model, covered, examples, corrupted)
+    keep = {feature for feature in found if feature.site in covered}
+    trial = Trial(search.model, covered, target, examples, ablation)
+    return sufficient(trial, max(n, len(keep)), keep=keep)
+
+
+def sufficient(trial: Trial, n: int, *, keep: Iterable[FeatureId] = ()) -> list[FeatureId]:
+    """At most `n` features of the covered sites that together carry the target, those that it needs most first.
+
+    Fewer where fewer support it. Features in `keep` are among them whatever they are worth. Raises `UserError`
+    where more than `n` are to be kept.
+    """
+    kept = set(keep)
+    if n < max(1, len(kept)):
+        raise UserError(f"{len(kept)} features are to be kept, so {n} cannot be all; give a larger number")
+    members = trial.everything()
+    while True:
+        support = supports(trial, members)
+        worth = {feature: float(support[feature.site][feature.index]) for feature in features_in(members)}
+        ranked = sorted(worth, key=lambda feature: (feature in kept, worth[feature]), reverse=True)
+        if len(ranked) > n:
+            left = ranked[: max(n, int(len(ranked) * (1 - SHARE)))]
+            left = [feature for feature in left if feature in kept or worth[feature] != 0]
+        else:
+            left = [feature for feature in ranked if feature in kept or worth[feature] > 0]
+            if len(left) == len(ranked):
+                return sorted(ranked, key=lambda feature: -worth[feature])
+        members = {site: tuple(sorted(f.index for f in left if f.site == site)) for site in trial.sites}
