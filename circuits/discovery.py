@@ -126,20 +126,27 @@ class Discovery:
                 n_waited += 1
                 heapq.heappush(queue, (-abs(edge.effect), n_waited, edge.cause, depth + 1))
 
-    def within(self, members: Mapping[Site, Sequence[int]], root: Target, examples: Examples | None) -> Iterator[Asked]:
+    def within(
+        self,
+        members: Mapping[Site, Sequence[int]],
+        root: Target,
+        examples: Examples | None = None,
+        done: Iterable[Asked] = (),
+    ) -> Iterator[Asked]:
         """Yield the root, and every member that has enough examples, with its strongest causes among the members.
 
-        Members without a cause or a target among the others are in no edge.
+        Members without a cause or a target among the others are in no edge. Steps in `done` are taken over.
         """
         inside = replace(self, among={site: tuple(own) for site, own in members.items()})
-        if (step := inside._ask(root, examples, is_root=True)) is not None:
-            yield step
+        known = {step.target: step for step in done}
+        targets: list[Target] = [root]
         for site in sorted(members, reverse=True):
-            for latent in members[site]:
-                node = FeatureId(site, latent)
-                target = FeatureTarget(node, self.dictionaries[site])
-                if node != root.node and (step := inside._ask(target, None, is_root=False)) is not None:
-                    yield step
+            targets += [FeatureTarget(FeatureId(site, j), self.dictionaries[site]) for j in members[site]]
+        for target in targets:
+            own = examples if target is root else None
+            step = known.get(target.node) or inside._ask(target, own, is_root=target is root)
+            if step is not None:
+                yield step
 
     def _ask(self, target: Target, examples: Examples | None, *, is_root: bool) -> Asked | None:
         """The causes of one target; None if it has none below it, or too few examples."""
@@ -175,19 +182,6 @@ class Discovery:
         if len(directions) < 2 or directions[0].shape != directions[1].shape:
             return edge
         return replace(edge, cosine=float(directions[0] @ directions[1]))
-
-
-def merged(found: Iterable[Asked], more: Iterable[Asked]) -> list[Asked]:
-    """The steps of two searches: of a target that both asked, the edges of either, each cause once."""
-    steps = {step.target: step for step in found}
-    for step in more:
-        if (own := steps.get(step.target)) is not None:
-            known = {edge.cause for edge in own.edges}
-            edges = (*own.edges, *(edge for edge in step.edges if edge.cause not in known))
-            ordered = tuple(sorted(edges, key=lambda edge: -abs(edge.effect)))
-            step = replace(own, edges=ordered, n_pairs=own.n_pairs + step.n_pairs)
-        steps[step.target] = step
-    return list(steps.values())
 
 
 def causes_at(

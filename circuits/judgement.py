@@ -15,8 +15,9 @@ from circuits.features import Examples, ExampleSource, FeatureAtlas
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId
 from circuits.moves import Moves, intervene
 from circuits.outside import MeanAblation, ResampleAblation
+from circuits.pruning import sufficient_at
 from circuits.sampling import Redrawn
-from circuits.scoring import NodeCurve, Scale, Score, Share, node_curve, score
+from circuits.scoring import NodeCurve, Scale, Score, Share, by_site, node_curve, score
 from circuits.scoring_figure import scoring_section
 from circuits.targets import Target
 from circuits.trial import Errors, Trial, covered_sites, members_of
@@ -111,6 +112,7 @@ def judge(
     held: HeldOut,
     *,
     cover: int = 2,
+    chosen: Sequence[FeatureId] = (),
     seeds: Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[str | Judgement]:
@@ -118,7 +120,8 @@ def judge(
 
     Scored are the members at the `cover` sites nearest to the target, everything else at those sites being
     ablated: with every layer covered, a circuit must also carry what lower layers know of names and words, which
-    takes far more nodes than anybody can read. `seeds` are draws of examples with which the discovery is
+    takes far more nodes than anybody can read. `chosen` are the features that suffice, those needed most first, where
+    the circuit was found so and not by recursion. `seeds` are draws of examples with which the discovery is
     repeated; with fewer than two it is not. Raises `UserError` where nothing can be scored.
     """
     sites = covered_sites(search.dictionaries, target)
@@ -140,8 +143,10 @@ def judge(
         scores.append(score(scale, members))
         controls.append(compare(scale, members, density, generator=generator_for(seed, "controls", ablation.name)))
         if ablation is mean:
-            order = _by_strength(graph, set(covered))
-            curves.append(node_curve(scale, order, "the circuit's nodes, strongest edge first"))
+            order, by = _by_strength(graph, set(covered)), "strongest edge first"
+            if chosen:
+                order, by = [f for f in chosen if f.site in covered], "those that it needs most first"
+            curves.append(node_curve(scale, order, f"the circuit's nodes, {by}"))
             best = strongest(attribution(trial), max(60, len(order)))
             curves.append(node_curve(scale, best, "any features, largest attribution first"))
     moves = None
@@ -151,7 +156,7 @@ def judge(
     again = None
     if len(seeds) > 1:
         yield f"discovering again on {len(seeds)} draws of examples"
-        again = stability(lambda draw: _rediscovered(search, target, held, draw), seeds)
+        again = stability(lambda draw: _rediscovered(search, target, held, draw, len(chosen), cover), seeds)
     yield Judgement(tuple(reached), tuple(scores), tuple(controls), tuple(curves), again, moves)
 
 
@@ -194,15 +199,20 @@ def _moves(search: Discovery, target: Target, graph: FeatureGraph, held: HeldOut
     return intervene(search.model, search.dictionaries, edges, examples, readouts=readouts, generator=generator)
 
 
-def _rediscovered(search: Discovery, target: Target, held: HeldOut, draw: int) -> list:
-    """The edges that the same search finds with other examples."""
+def _rediscovered(search: Discovery, target: Target, held: HeldOut, draw: int, n: int, cover: int) -> list:
+    """The edges that the same search finds with other examples: by recursion, or among `n` features that suffice."""
     bare = replace(search.config, edges=replace(search.config.edges, n_null=0, errors=False), least=1)
     again = replace(search, source=Redrawn(search.source, draw), config=bare)
-    own = None
+    own, corrupted = None, None
     if not isinstance(target.node, FeatureId):
         rows = torch.randperm(len(held.prompts), generator=generator_for(draw, "prompts"))[
             : max(2, len(held.prompts) // 2)
         ]
         own = Examples(held.prompts.tokens[rows], held.prompts.end[rows], held.prompts.activation[rows])
         target = target.some(rows)
+        corrupted = None if held.corrupted is None else held.corrupted[rows]
+    if n:
+        given = again.source.examples(target.node, search.config.n_examples) if own is None else own
+        found = sufficient_at(again, target, given, held.contexts, n, cover=cover, corrupted=corrupted)
+        return [edge for step in again.within(by_site(found), target, own) for edge in step.edges]
     return [edge for step in again.run(target, own) for edge in step.edges]

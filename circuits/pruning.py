@@ -8,8 +8,6 @@ are left; the rest decides again. (Iterative pruning by a first-order estimate, 
 circuit is what carries the target.
 """
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,6 +22,8 @@ from sae_core.sites import FeatureId, Site
 
 SHARE = 0.2
 """Of the latents that are left, taken away between two looks."""
+NOTHING = 1e-5
+"""A support below this share of the largest is rounding."""
 
 
 @torch.enable_grad()
@@ -50,21 +50,20 @@ def supports(trial: Trial, members: dict[Site, tuple[int, ...]]) -> dict[Site, F
     return {site: (total / len(trial)).float() for site, total in sums.items()}
 
 
-def complete(
+def sufficient_at(
     search: Discovery,
     target: Target,
     examples: Examples,
-    found: Iterable[FeatureId],
     contexts: Int[Tensor, "contexts pos"],
     n: int,
     *,
     cover: int,
     corrupted: Int[Tensor, "examples pos"] | None = None,
 ) -> list[FeatureId]:
-    """Up to `n` features at the `cover` sites nearest to the target that carry it, those `found` there among them.
+    """Up to `n` features at the `cover` sites nearest to the target that together carry it.
 
     Everything else at these sites is ablated: to what it is in the `corrupted` prompts, if the examples have
-    such counterparts, to its mean over `contexts` otherwise. Where more than `n` were found, they are the answer.
+    such counterparts, to its mean over `contexts` otherwise.
     """
     sites = covered_sites(search.dictionaries, target)[-cover:]
     covered = {site: search.dictionaries[site] for site in sites}
@@ -72,30 +71,26 @@ def complete(
         ablation = MeanAblation.over_text(search.model, covered, contexts)
     else:
         ablation = ResampleAblation.paired(search.model, covered, examples, corrupted)
-    keep = {feature for feature in found if feature.site in covered}
-    trial = Trial(search.model, covered, target, examples, ablation)
-    return sufficient(trial, max(n, len(keep)), keep=keep)
+    return sufficient(Trial(search.model, covered, target, examples, ablation), n)
 
 
-def sufficient(trial: Trial, n: int, *, keep: Iterable[FeatureId] = ()) -> list[FeatureId]:
+def sufficient(trial: Trial, n: int) -> list[FeatureId]:
     """At most `n` features of the covered sites that together carry the target, those that it needs most first.
 
-    Fewer where fewer support it. Features in `keep` are among them whatever they are worth. Raises `UserError`
-    where more than `n` are to be kept.
+    Fewer where fewer support it. Raises `UserError` where `n` is no number of features.
     """
-    kept = set(keep)
-    if n < max(1, len(kept)):
-        raise UserError(f"{len(kept)} features are to be kept, so {n} cannot be all; give a larger number")
+    if n < 1:
+        raise UserError(f"a circuit has at least one node; got {n}")
     members = trial.everything()
     while True:
         support = supports(trial, members)
         worth = {feature: float(support[feature.site][feature.index]) for feature in features_in(members)}
-        ranked = sorted(worth, key=lambda feature: (feature in kept, worth[feature]), reverse=True)
+        ranked = sorted(worth, key=lambda feature: -worth[feature])
         if len(ranked) > n:
-            left = ranked[: max(n, int(len(ranked) * (1 - SHARE)))]
-            left = [feature for feature in left if feature in kept or worth[feature] != 0]
+            left = [f for f in ranked[: max(n, int(len(ranked) * (1 - SHARE)))] if worth[f] != 0]
         else:
-            left = [feature for feature in ranked if feature in kept or worth[feature] > 0]
+            least = NOTHING * max(worth.values(), default=0.0)
+            left = [feature for feature in ranked if worth[feature] > max(least, 0.0)]
             if len(left) == len(ranked):
-                return sorted(ranked, key=lambda feature: -worth[feature])
+                return ranked
         members = {site: tuple(sorted(f.index for f in left if f.site == site)) for site in trial.sites}

@@ -590,3 +590,20 @@ def test_a_command_line_that_makes_no_sense(arguments, words, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("subrank: ") and words in error
     assert len(error.splitlines()) == 1 and error.endswith(" --help\n")
+
+
+def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(small_set, tmp_path, capsys):
+    """Found on one half of the task's names and templates, scored on the other; the graph has all of its nodes."""
+    options = ["--target", "task: ioi", "--nodes", 30, "--cover", 1, "--contexts", 60, "--held", 40, "--examples", 16]
+    options += ["--null", 0, "--cards", 0, "--draws", 2]
+    status, said, error = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
+    assert status == 0 and "features that suffice" in said, error
+    result = json.loads((tmp_path / "result.json").read_text())
+    nodes = [node["id"] for node in result["circuit"]["nodes"] if node["id"].startswith("5_")]
+    assert 0 < len(nodes) <= 30 and result["circuit"]["facts"]["nodes"] == f"{len(nodes)} that suffice"
+    resampled = result["judgement"]["controls"][1]
+    own, drawn = (resampled[name] for name in ("circuit", "random"))
+    assert own["ablated"][0] > max(one["ablated"][0] for one in drawn)
+    assert "needs most first" in result["judgement"]["curves"][0]["order"]
+    assert result["judgement"]["stability"]["mean"]["nodes"] > 0.3
+    assert "--nodes" in one_line(capsys, "circuit", small_set, "--nodes", -1)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from verbs.explorer import pages_into
 from verbs.options import at_least
 from verbs.parsers import Verbs
-from verbs.questions import Search, ablation_of, other_prompts, question
+from verbs.questions import Question, Search, ablation_of, other_prompts, question
 from verbs.results import save_result
 from verbs.sets import open_set
 from verbs.terminal import last_of, say
@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
         "--reach", choices=("adjacent", "all"), default="adjacent", help="sites at which causes are sought"
     )
     how.add_argument(
-        "--nodes", type=int, default=0, help="complete the circuit to so many nodes, those that suffice; 0: as found"
+        "--nodes", type=int, default=0, help="not by recursion: so many features of the covered sites that suffice"
     )
     how.add_argument("--null", type=int, default=1000, help="random directions an edge is held against; 0: none")
     search = how.add_mutually_exclusive_group()
@@ -101,7 +101,7 @@ class After:
     n_cards: int = 300
     names: Mapping[str, str] = field(default_factory=dict)
     n_nodes: int = 0
-    """Nodes at the covered sites that the circuit is completed to, if it has fewer; 0 leaves it as found."""
+    """Features that suffice, in place of those that recursion finds; 0 for the latter."""
 
 
 def discovery_config(options: argparse.Namespace) -> "DiscoveryConfig":
@@ -142,7 +142,8 @@ def circuit_into(
     held = contexts[how.n_contexts : how.n_contexts + after.n_held]
     say(f"looking at every feature on {len(searched)} contexts")
     atlas = survey(model, own, searched, top=max(64, 4 * config.n_examples))
-    target, examples, source = question(model, dictionaries, searched, atlas, how, config)
+    about = question(model, dictionaries, searched, atlas, how, config)
+    target, examples, source = about.target, about.examples, about.source
     if examples is not None:
         config = replace(config, least=1)
         say(f"{target.node}: {float(examples.activation.mean()):+.2f} on average over {len(examples)} prompts")
@@ -150,18 +151,17 @@ def circuit_into(
         source = OverRange(model, own, searched, how.seed)
     ablations = {site: a for site, d in own.items() if (a := ablation_of(how, model, d, searched, site)) is not None}
     search = Discovery(model, own, source, config, ablations)
+    chosen = sufficing(search, about, searched, after) if after.n_nodes else []
+    found = {"how": str(how), "model": model.fingerprint(), "nodes": [str(feature) for feature in chosen]}
     asked = []
-    for step in remembered(out / STEPS, search, target, examples, {"how": str(how), "model": model.fingerprint()}):
+    for step in remembered(out / STEPS, search, target, examples, found, chosen):
         asked.append(step)
         say(f"  {step.target} <- " + (", ".join(f"{e.cause} {e.effect:+.2f}" for e in step.edges) or "nothing strong"))
     facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
     facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
-    others: list[FeatureId] = []
-    if after.n_nodes:
-        asked, others = completed(search, target, examples, asked, searched, after)
-        facts["completed_to"] = after.n_nodes
-    graph = named(assemble(model, own, atlas, target.node, asked, facts, others), after.names)
-    judgement = judged(search, dictionaries, target, graph, held, how, after)
+    facts |= {"nodes": f"{len(chosen)} that suffice" if chosen else "found by recursion"}
+    graph = named(assemble(model, own, atlas, target.node, asked, facts, chosen), after.names)
+    judgement = judged(search, dictionaries, target, graph, chosen, held, how, after)
     numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
     save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
     write_json(out / "circuit.json", graph.to_json())
@@ -179,25 +179,19 @@ def circuit_into(
     return graph, svg, judgement
 
 
-def completed(
-    search: "Discovery",
-    target: "Target",
-    examples: "Examples | None",
-    asked: "list[Asked]",
-    contexts: "torch.Tensor",
-    after: After,
-) -> "tuple[list[Asked], list[FeatureId]]":
-    """The steps with those among the features that suffice, and these features."""
-    from circuits.discovery import merged
-    from circuits.pruning import complete
-    from circuits.scoring import by_site
-    from sae_core.sites import FeatureId
+def sufficing(search: "Discovery", about: Question, contexts: "torch.Tensor", after: After) -> "list[FeatureId]":
+    """The features that suffice, in place of recursion."""
+    from circuits.pruning import sufficient_at
+    from sae_core.errors import UserError
 
-    given = search.source.examples(target.node, search.config.n_examples) if examples is None else examples
-    found = [edge.cause for step in asked for edge in step.edges if isinstance(edge.cause, FeatureId)]
-    say(f"completing the circuit to {after.n_nodes} nodes that suffice")
-    chosen = complete(search, target, given, found, contexts, after.n_nodes, cover=after.cover)
-    return merged(asked, search.within(by_site(chosen), target, examples)), chosen
+    given = about.examples
+    if given is None:
+        given = search.source.examples(about.target.node, search.config.n_examples)
+    if not len(given):
+        raise UserError(f"{about.target.node} is never active on this text; give more text or another target")
+    say(f"looking for {after.n_nodes} features that suffice")
+    asked = (search, about.target, given, contexts, after.n_nodes)
+    return sufficient_at(*asked, cover=after.cover, corrupted=about.corrupted)
 
 
 def named(graph: "FeatureGraph", names: "Mapping[str, str]") -> "FeatureGraph":
@@ -211,6 +205,7 @@ def judged(
     dictionaries: "DictionarySet",
     target: "Target",
     graph: "FeatureGraph",
+    chosen: "Sequence[FeatureId]",
     held: "torch.Tensor",
     how: Search,
     after: After,
@@ -235,9 +230,8 @@ def judged(
         else:
             target, prompts, corrupted = other_prompts(model, dictionaries, held, how, search.config)
         seen = HeldOut(prompts, corrupted, atlas, held, atlas)
-        found = last_of(
-            judge(search, target, graph, seen, cover=after.cover, seeds=range(after.n_draws), seed=how.seed)
-        )
+        more = {"cover": after.cover, "chosen": chosen, "seeds": range(after.n_draws), "seed": how.seed}
+        found = last_of(judge(search, target, graph, seen, **more))
     except UserError as error:
         say(f"not scored: {error}")
         return None
@@ -247,13 +241,19 @@ def judged(
 
 
 def remembered(
-    path: Path, search: "Discovery", target: "Target", examples: "Examples | None", about: dict[str, Any]
+    path: Path,
+    search: "Discovery",
+    target: "Target",
+    examples: "Examples | None",
+    about: dict[str, Any],
+    chosen: "Sequence[FeatureId]" = (),
 ) -> "Iterator[Asked]":
     """The steps of a search, each written down as it is found; those of an interrupted run are taken over.
 
-    What `path` holds of another search is written over.
+    Where features were `chosen`, these are asked, and no others. What `path` holds of another search is written over.
     """
     from circuits.discovery import Asked
+    from circuits.scoring import by_site
     from sae_core.files import write_text
 
     card = json.dumps(about | {"target": str(target.node), "config": asdict(search.config)}, sort_keys=True)
@@ -266,7 +266,10 @@ def remembered(
             except (ValueError, KeyError):  # cut off while it was written
                 break
     kept = [card]
-    for step in search.run(target, examples, done=done):
+    found = (
+        search.within(by_site(chosen), target, examples, done) if chosen else search.run(target, examples, done=done)
+    )
+    for step in found:
         yield step
         kept.append(json.dumps(step.to_json()))
         write_text(path, "\n".join(kept) + "\n")

@@ -30,6 +30,17 @@ class Search:
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is explained, on which examples of its own (None: those of the text), and whence the rest come."""
+
+    target: "Target"
+    examples: "Examples | None"
+    corrupted: "torch.Tensor | None"
+    """The counterparts of the examples, where these are a task's."""
+    source: "ExampleSource"
+
+
 def question(
     model: "LanguageModel",
     dictionaries: "DictionarySet",
@@ -37,8 +48,8 @@ def question(
     atlas: "FeatureAtlas",
     how: Search,
     config: "DiscoveryConfig",
-) -> "tuple[Target, Examples | None, ExampleSource]":
-    """What is explained, on which examples of its own (None: those of the text), and whence the rest come."""
+) -> Question:
+    """The question that the options ask."""
     from circuits.discovery import check_target
     from circuits.features import default_target
     from circuits.prompts import PromptSource
@@ -47,11 +58,11 @@ def question(
     own = dictionaries.dictionaries
     if how.target and how.target.startswith(("logit:", "task:")):
         n, prepend_bos = config.n_examples, dictionaries.text.prepend_bos
-        target, examples, _ = prompts_of(model, how, contexts, "selection", n, prepend_bos=prepend_bos)
-        return target, examples, PromptSource(model, own, examples)
+        target, examples, corrupted = prompts_of(model, how, contexts, "selection", n, prepend_bos=prepend_bos)
+        return Question(target, examples, corrupted, PromptSource(model, own, examples))
     storybook = dictionaries.model == "storybook"
     feature = FeatureId.parse(how.target) if how.target else default_target(model, own, atlas, storybook=storybook)
-    return check_target(model, own, feature), None, atlas
+    return Question(check_target(model, own, feature), None, None, atlas)
 
 
 def other_prompts(

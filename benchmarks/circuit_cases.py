@@ -1,0 +1,181 @@
+"""Two circuits of `storybook` held against the grammar, and how much of their targets they carry.
+
+    subrank demo                                              trains the dictionaries that are read here
+    python benchmarks/circuit_cases.py demo/dictionaries      a closing bracket, and the answer of IOI
+
+For each case 60 features that suffice are sought at the nearest 1, 2, 3 ... sites, on prompts of the selection; shown
+is, on others, their faithfulness with error terms ablated, everything else at these sites being ablated, beside the
+ceiling (all latents), the best of 20 random circuits of equal density, and the first-order circuit of equal size. A
+second circuit is discovered by recursion down to layer 0; of its features those are listed that agree best with what
+the grammar says of tokens (F1, label and threshold chosen on other documents). Brackets: mean ablation. IOI: the codes
+of the prompt with swapped roles; once with three names, once with forty, other names in the prompts that are scored.
+`--record` appends all of it to RESULTS.md, `--draw DIR` draws the circuits.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from train_throughput import Report, record
+
+from circuits.agreement import agreements
+from circuits.controls import attribution, first_order, random_circuits
+from circuits.discovery import Discovery, DiscoveryConfig, assemble
+from circuits.drawing import draw
+from circuits.edges import EdgeConfig
+from circuits.features import Examples, ExampleSource, FeatureAtlas, default_target, survey
+from circuits.outside import MeanAblation, ResampleAblation
+from circuits.prompts import PromptSource, from_task
+from circuits.pruning import sufficient_at
+from circuits.scoring import Scale, by_site
+from circuits.targets import FeatureTarget, Target
+from circuits.trial import Errors, Trial, covered_sites
+from editing.tasks.ioi import Corruption, IOITask
+from sae_core.dictionaries import Dictionary
+from sae_core.models import LanguageModel, load_model
+from sae_core.seeds import generator_for
+from sae_core.sites import FeatureId, Site
+from sae_core.storage import load_set
+from sae_core.storybook.truth import truth
+
+NAMES = ("Mary", "John", "Tom")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """A target on prompts, and their corrupted counterparts if they have any."""
+
+    target: Target
+    examples: Examples
+    corrupted: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is explained, and what its features are expected to be."""
+
+    title: str
+    kinds: tuple[str, ...]
+    """Of the grammar's labels."""
+    chosen_on: Prompts
+    scored_on: Prompts
+    source: ExampleSource
+
+
+def cases(
+    model: LanguageModel, own: dict[Site, Dictionary], atlas: FeatureAtlas, held: FeatureAtlas, *, prepend_bos: bool
+) -> Iterator[Case]:
+    """The closing bracket, and IOI with few names and with many."""
+    feature = default_target(model, own, atlas, storybook=True)
+    bracket = FeatureTarget(feature, own[feature.site])
+    seen, other = (Prompts(bracket, text.examples(feature, 32), None) for text in (atlas, held))
+    yield Case(f"a bracket closes now, {feature}", ("open", "inside", "innermost"), seen, other, atlas)
+    everyone = IOITask.of(model)
+    few = replace(everyone, names={split: [*NAMES] for split in everyone.names})
+    for task, who in ((few, "three names"), (everyone, "forty names, other ones scored")):
+        both = []
+        for split in ("selection", "test"):
+            pairs = task.pairs(model, Corruption.SWAP, split, 64, seed=0, prepend_bos=prepend_bos)
+            both.append(Prompts(*from_task(model, pairs), pairs.corrupted))
+        yield Case(f"IOI, {who}", ("name", "role"), *both, PromptSource(model, own, both[0].examples))
+
+
+def ablated(model: LanguageModel, covered: dict[Site, Dictionary], prompts: Prompts, contexts: Tensor):
+    """What is outside the circuit: means for a text, the corrupted prompts' codes for pairs."""
+    if prompts.corrupted is None:
+        return MeanAblation.over_text(model, covered, contexts)
+    return ResampleAblation.paired(model, covered, prompts.examples, prompts.corrupted)
+
+
+def carried(
+    report: Report,
+    search: Discovery,
+    case: Case,
+    contexts: Tensor,
+    held: FeatureAtlas,
+    n: int,
+) -> None:
+    """A row for each number of sites that are left to a circuit."""
+    model, own, rows = search.model, search.dictionaries, []
+    sites = covered_sites(own, case.chosen_on.target)
+    for cover in range(1, len(sites) + 1):
+        covered = {site: own[site] for site in sites[-cover:]}
+        given = (search, case.chosen_on.target, case.chosen_on.examples, contexts, n)
+        chosen = sufficient_at(*given, cover=cover, corrupted=case.chosen_on.corrupted)
+        on = case.scored_on
+        trial = Trial(model, covered, on.target, on.examples, ablated(model, covered, on, contexts))
+        scale, density = Scale(trial), {site: held.sites[site].density for site in covered}
+        members = by_site(chosen)
+        drawn = random_circuits(members, density, 20, generator=generator_for(0, "cases", case.title, cover))
+        circuits = [trial.everything(), members, first_order(attribution(trial), members), *drawn]
+        shares = [scale.share(v) for v in trial.values(circuits, Errors.ABLATED)]
+        ceiling, own_share, first = (share.value for share in shares[:3])
+        rows.append(
+            (
+                f"{sites[-cover]} to {sites[-1]}" if cover > 1 else str(sites[-1]),
+                f"{len(chosen)}",
+                f"{shares[1]}",
+                f"{ceiling:.3f}",
+                f"{own_share / ceiling:.2f}",
+                f"{first / ceiling:.2f}",
+                f"{max(share.value for share in shares[3:]) / ceiling:.2f}",
+            )
+        )
+    head = ("sites left to the circuit", "nodes", "faithfulness", "ceiling", "of it")
+    report.table((*head, "first order", "best of 20 random"), rows)
+
+
+def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
+    """All cases."""
+    found = load_set(folder)
+    model, own = load_model(found.model), found.dictionaries
+    contexts = found.text.contexts(model)
+    searched, other = contexts[:1000], contexts[1000:1400]
+    atlas, held = survey(model, own, searched), survey(model, own, other)
+    grammar = truth(model, 600)
+    everything = [FeatureId(site, j) for site, d in own.items() for j in range(len(d.directions))]
+    fits = {a.feature: a for a in agreements(model, own, everything, grammar.tokens, grammar.labels)}
+    for case in cases(model, own, atlas, held, prepend_bos=found.text.prepend_bos):
+        target, examples = case.chosen_on.target, case.chosen_on.examples
+        config = DiscoveryConfig(EdgeConfig(n_null=200), 32, least=8, max_targets=24)
+        search = Discovery(model, own, case.source, config)
+        report.say(f"### {case.title}: {len(case.scored_on.examples)} prompts scored")
+        carried(report, search, case, searched, held, n_nodes)
+        asked = list(search.run(target, examples))
+        graph = assemble(model, own, atlas, target.node, asked, {"ablation": "zero"})
+        members = [node.id for node in graph.nodes if isinstance(node.id, FeatureId) and node.id != target.node]
+        fitting = {f: a for f, a in fits.items() if a.f1 >= 0.8 and a.label.split(":")[0] in case.kinds}
+        best = sorted((fitting[f] for f in members if f in fitting), key=lambda a: -a.f1)
+        report.say(
+            f"Recursion finds {len(members)} features; {len(best)} of them agree with a label of "
+            f"{', '.join(case.kinds)} at F1 0.8 or more ({len(best) / len(members):.0%}; of all latents "
+            f"{len(fitting) / len(fits):.0%}): " + "; ".join(f"{a.feature} {a.label} {a.f1:.2f}" for a in best) + "."
+        )
+        report.say()
+        if out:
+            for made in draw(graph, out / case.title.replace(" ", "-").replace(",", "")):
+                print(made)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("demo/dictionaries"), help="a set of storybook")
+    parser.add_argument("--nodes", type=int, default=60, help="nodes at the covered sites")
+    parser.add_argument("--draw", type=Path, default=None, metavar="DIR", help="draw the circuits found by recursion")
+    parser.add_argument("--record", action="store_true", help="append the figures to RESULTS.md")
+    options = parser.parse_args(arguments)
+    report = Report()
+    torch.set_num_threads(2)
+    run(report, options.folder, options.nodes, options.draw)
+    if options.record:
+        shown = [str(options.folder), *(["--nodes", str(options.nodes)] if options.nodes != 60 else []), "--record"]
+        record(Path(__file__).with_name("RESULTS.md"), report, shown, script="circuit_cases.py")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,157 @@
+"""What suffices: known supports in a planted circuit, finite differences in real blocks, and graphs of members only."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from handmade import Circuit, random_topk
+from test_scoring import TRUE, WEIGHTS, Planted
+from tiny import Edit, random_tokens, user_error
+
+from circuits.discovery import Discovery, DiscoveryConfig, assemble
+from circuits.edges import EdgeConfig
+from circuits.features import Examples, survey
+from circuits.graph import Readout
+from circuits.outside import KeepOnly, MeanAblation
+from circuits.pruning import sufficient, sufficient_at, supports
+from circuits.scoring import Scale, by_site
+from circuits.targets import FeatureTarget, LogitTarget
+from circuits.trial import Errors, Trial, features_in
+from sae_core.saes import ReLUSAE
+from sae_core.sites import FeatureId, Site
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted()
+
+
+@pytest.fixture(scope="module")
+def trial(planted) -> Trial:
+    return planted.scale().trial
+
+
+def worth(planted: Planted) -> dict[int, float]:
+    """What the target loses with each planted feature, by the weights: all there is, the model being linear."""
+    return {feature: weight * planted.difference(feature) for feature, weight in WEIGHTS.items()}
+
+
+def test_supports_are_what_is_lost_where_the_model_is_linear(planted, trial):
+    members = TRUE | {Site(1): (4, 5, 9)}
+    found = supports(trial, members)
+    alone = trial.values([members], Errors.ABLATED)
+    lost = (alone - trial.without_each(members, Errors.ABLATED)).mean(1)
+    assert [float(found[f.site][f.index]) for f in features_in(members)] == pytest.approx(lost.tolist(), abs=1e-5)
+    for site, own in TRUE.items():
+        assert {j: float(found[site][j]) for j in own} == pytest.approx({j: worth(planted)[j] for j in own}, abs=1e-4)
+    outside = [float(found[site][j]) for site, own in members.items() for j in range(12) if j not in own]
+    assert set(outside) == {0.0}
+
+
+def test_exactly_what_supports_the_target_is_left(planted, trial):
+    own = worth(planted)
+    supporting = sorted((f for f in own if own[f] > 1e-6), key=lambda f: -own[f])
+    assert 0 < len(supporting) < 8, "some of the planted features oppose the target"
+    assert {f.index for f in sufficient(trial, 20)} == {*supporting}
+    assert {f.index for f in sufficient(trial, 3)} == {*supporting[:3]}
+    with user_error("at least one node"):
+        sufficient(trial, 0)
+
+
+def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
+    """In full forwards with hooks: the circuit alone, one member moved by +-eps (c_j - ablated c_j) d_j."""
+    model = tiny_models[kind]
+    generator = torch.Generator().manual_seed(0)  # ReLU: the codes of TopK jump
+    dictionaries = {s: ReLUSAE(32, 48, generator=generator).requires_grad_(False) for s in model.sites()[:2]}
+    tokens = random_tokens(model.n_vocab, 3, 6)
+    tokens[:, 0] = model.bos_id
+    prompts = Examples(tokens, torch.tensor([5, 4, 2]), torch.ones(3))
+    plus, minus = random_tokens(model.n_vocab, 2, 3, seed=2)
+    ablation = MeanAblation.over_text(model, dictionaries, random_tokens(model.n_vocab, 4, 8, seed=5))
+    trial = Trial(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
+    members = {site: tuple(range(site.layer, 48, 2)) for site in dictionaries}
+    found = supports(trial, members)
+    rows, mask, edits = torch.arange(3), trial.mask, {}
+    for site, dictionary in dictionaries.items():
+        kept = torch.zeros(1, 48, dtype=torch.bool)
+        kept[0, list(members[site])] = True
+        full = torch.zeros(3, 6, dtype=torch.bool)
+        full[:, : mask.shape[1]] = mask
+        codes, error = ablation.at(site, dictionary, rows, 6)
+        edits[site] = KeepOnly(site, dictionary, kept, codes, error, full)
+
+    def moved(site: Site, j: int, step: float) -> float:
+        def change(h):
+            c = dictionaries[site].encode(h)[..., j, None] - ablation.codes[site][j]
+            return edits[site](h) + step * c * dictionaries[site].directions[j] * edits[site].mask[..., None]
+
+        other = [edits[s] if s != site else Edit(site, change) for s in dictionaries]
+        with model.hooks(*other):
+            logits = model.logits(tokens)[rows, prompts.end]
+        return (logits[rows, plus] - logits[rows, minus]).double().mean().item()
+
+    for site in dictionaries:
+        for j in found[site].abs().topk(3).indices.tolist():
+            slope = (moved(site, j, 0.01) - moved(site, j, -0.01)) / 0.02
+            assert found[site][j].item() == pytest.approx(slope, rel=0.03, abs=3e-4)
+
+
+def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
+    """On prompts that it was not chosen on."""
+    dictionaries = {site: random_topk(128, 512, 32, seed=site.layer) for site in storybook.sites()[3:5]}
+    tokens = random_tokens(storybook.n_vocab, 48, 8)
+    tokens[:, 0] = storybook.bos_id
+    plus, minus = torch.full((24,), 30), torch.full((24,), 40)
+    ablation = MeanAblation.over_text(storybook, dictionaries, tokens)
+
+    def on(rows: slice) -> Trial:
+        target = LogitTarget(Readout("a - b"), storybook, plus, minus)
+        prompts = Examples(tokens[rows], torch.full((24,), 7), torch.ones(24))
+        return Trial(storybook, dictionaries, target, prompts, ablation)
+
+    chosen = sufficient(on(slice(24)), 100)
+    draw = torch.Generator().manual_seed(0)
+    drawn = [{site: torch.randperm(512, generator=draw)[:50].tolist() for site in dictionaries} for _ in range(5)]
+    held = on(slice(24, 48))
+    own, *others = held.values([by_site(chosen), *drawn], Errors.ABLATED).mean(1).tolist()
+    assert own > max(others) and Scale(held).nothing.mean() < own
+
+
+# ---- the graph of what suffices --------------------------------------------------------------------
+
+
+def searched(circuit: Circuit) -> tuple[Discovery, FeatureTarget]:
+    dictionaries = circuit.dictionaries
+    atlas = survey(circuit.model, dictionaries, circuit.contexts(40))
+    config = DiscoveryConfig(EdgeConfig(keep=1, n_null=0, errors=False), 16, least=4)
+    return Discovery(circuit.model, dictionaries, atlas, config), FeatureTarget(
+        FeatureId(Site(3), 0), dictionaries[Site(3)]
+    )
+
+
+def test_what_suffices_is_sought_at_the_sites_covered_and_on_the_ablation_given():
+    circuit = Circuit()
+    search, target = searched(circuit)
+    examples = search.source.examples(target.node, 16)
+    given = (search, target, examples, circuit.contexts(40), 4)
+    chosen = sufficient_at(*given, cover=2)
+    assert chosen and {f.site for f in chosen} == {Site(1), Site(2)}
+    assert {f.site for f in sufficient_at(*given, cover=1)} == {Site(2)}
+    assert sufficient_at(*given, cover=2, corrupted=examples.tokens) == [], "ablated to what it is, nothing is missed"
+
+
+def test_within_members_only_their_edges_are_found():
+    circuit = Circuit()
+    search, target = searched(circuit)
+    search = replace(search, config=replace(search.config, edges=EdgeConfig(3, n_null=0)))
+    members = {Site(2): (0, 1), Site(1): (0,)}
+    steps = list(search.within(members, target))
+    edges = {(str(edge.cause), str(edge.target)): edge for step in steps for edge in step.edges}
+    assert {*edges} == {("2_0", "3_0"), ("2_1", "3_0"), ("1_0", "2_0"), ("1_0", "2_1")}
+    assert all(edge.certified for edge in edges.values())
+    assert [edge.cause.index for edge in steps[0].edges] == [0, 1], "the strongest first"
+    given = (circuit.model, circuit.dictionaries, search.source, target.node)
+    graph = assemble(*given, steps, {}, [FeatureId(Site(0), 1)])
+    assert "0_1" in {str(node.id) for node in graph.nodes}, "a member without an edge is a node"
+    again = list(search.within(members, target, done=[replace(steps[0], edges=())]))
+    assert again[0].edges == () and again[1:] == steps[1:], "what is known is taken over"
