@@ -27,6 +27,7 @@ from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
 from sae_core.text import Text
 from sae_core.training import TrainConfig
+from verbs.circuit import After
 from verbs.demo import prepare_demo
 from verbs.terminal import progress
 
@@ -179,7 +180,8 @@ def test_steer_chooses_a_feature_and_prompts_itself(small_set, tmp_path, capsys)
     assert "choosing a feature" in said
 
 
-def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys):
+def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("verbs.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=20))
     options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 200, "--max-targets", 1]
     options += ["--sites", "resid_post.4", "resid_post.5"]
     status, said, error = run(capsys, "demo", *options)
@@ -594,13 +596,13 @@ def test_a_command_line_that_makes_no_sense(arguments, words, capsys):
 
 def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(small_set, tmp_path, capsys):
     """Found on one half of the task's names and templates, scored on the other; the graph has all of its nodes."""
-    options = ["--target", "task: ioi", "--nodes", 30, "--cover", 1, "--contexts", 60, "--held", 40, "--examples", 16]
+    options = ["--target", "task: ioi", "--nodes", 16, "--cover", 1, "--contexts", 40, "--held", 40, "--examples", 16]
     options += ["--null", 0, "--cards", 0, "--draws", 2]
     status, said, error = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
     assert status == 0 and "features that suffice" in said, error
     result = json.loads((tmp_path / "result.json").read_text())
     nodes = [node["id"] for node in result["circuit"]["nodes"] if node["id"].startswith("5_")]
-    assert 0 < len(nodes) <= 30 and result["circuit"]["facts"]["nodes"] == f"{len(nodes)} that suffice"
+    assert 0 < len(nodes) <= 16 and result["circuit"]["facts"]["nodes"] == f"{len(nodes)} that suffice"
     resampled = result["judgement"]["controls"][1]
     own, drawn = (resampled[name] for name in ("circuit", "random"))
     assert own["ablated"][0] > max(one["ablated"][0] for one in drawn)

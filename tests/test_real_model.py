@@ -47,6 +47,20 @@ def test_its_circuit_is_found_and_drawn(stories, tmp_path):
     assert (tmp_path / "circuit.svg").is_file()
 
 
+def test_the_circuit_of_she_against_he(stories, tmp_path):
+    """On places of the text that was not searched; two layers, held against random circuits of equal density."""
+    options = ["--target", "logit: she - he", "--nodes", "20", "--cover", "1", "--contexts", "100", "--held", "60"]
+    options += ["--null", "0", "--cards", "0", "--draws", "0"]
+    assert run(["circuit", str(stories), "--out", str(tmp_path), *options]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    score, controls = found["judgement"]["scores"][0], found["judgement"]["controls"][0]
+    assert score["m_whole"] > 2 > score["m_nothing"], (
+        "the model says she after a named girl, and not without its features"
+    )
+    drawn = max(one["ablated"][0] for one in controls["random"])
+    assert controls["circuit"]["ablated"][0] > max(0.3, drawn + 0.1)
+
+
 def test_pronouns_are_measured_with_names_of_several_tokens(stories, tmp_path):
     options = ["--site", "resid_post.4", "--prompts", "64"]
     assert run(["remove", str(stories), "--out", str(tmp_path), *options]) == 0
