@@ -101,7 +101,7 @@ def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, 
             seed=job.seed,
         )
         state = start(stream, config)
-        stream.forget()  # what `start` has read: the language model's pass is to be timed
+        stream.forget()  # what `start` has read, not the memory: the language model's pass is to be timed
         yield config.steps * batch, lambda stream=stream, state=state: [None for _ in train(stream, state)]
 
 
@@ -117,12 +117,14 @@ def ours_layer_by_layer(job: LayersJob) -> dict[str, float]:
 
 def model_alone(job: LayersJob) -> dict[str, float]:
     """Our pass through the language model, and nothing trained."""
-    from sae_core.activations import harvest
+    from sae_core.activations import ActivationStream
     from sae_core.models import load_model
 
     model, contexts = load_model(job.model, device="cpu"), job.contexts()
-    harvest(model, contexts[:1], tuple(model.sites()))
-    return _timed(iter([(contexts.numel(), lambda: harvest(model, contexts, tuple(model.sites())))]))
+    stream = ActivationStream(model, contexts, tuple(model.sites()), job.seed, job.batch_contexts * contexts.shape[1])
+    stream.rows(0)
+    stream.forget()  # its memory is there, as it is where training begins
+    return _timed(iter([(contexts.numel(), lambda: stream.rows(0))]))
 
 
 def _sparsify(job: LayersJob, optimizer: str) -> dict[str, float]:

@@ -150,9 +150,8 @@ class Discovery:
 
     def _ask(self, target: Target, examples: Examples | None, *, is_root: bool) -> Asked | None:
         """The causes of one target; None if it has none below it, or too few examples."""
-        sites = causes_at(self.model, self.dictionaries, target, self.config.reach)
-        if self.among is not None:
-            sites = [site for site in sites if site in self.among]
+        allowed = {s: d for s, d in self.dictionaries.items() if self.among is None or self.among.get(s)}
+        sites = causes_at(self.model, allowed, target, self.config.reach)
         if not sites:
             return None
         if examples is None:

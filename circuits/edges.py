@@ -78,7 +78,8 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
     if config.search is Search.FIRST_ORDER:
         effect = first_order(causes)
         if among is not None:
-            effect = torch.zeros_like(effect).index_copy_(0, _at(causes, among), effect[_at(causes, among)])
+            inside = _at(causes, among).to(effect.device)
+            effect = torch.zeros_like(effect).index_copy_(0, inside, effect[inside])
         unknown = Effects(
             causes.scene.source, effect, effect * torch.nan, torch.zeros(len(effect), dtype=torch.long), 0
         )

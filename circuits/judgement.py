@@ -113,6 +113,7 @@ def judge(
     *,
     cover: int = 2,
     chosen: Sequence[FeatureId] = (),
+    n_nodes: int = 0,
     seeds: Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[str | Judgement]:
@@ -121,15 +122,16 @@ def judge(
     Scored are the members at the `cover` sites nearest to the target, everything else at those sites being
     ablated: with every layer covered, a circuit must also carry what lower layers know of names and words, which
     takes far more nodes than anybody can read. `chosen` are the features that suffice, those needed most first, where
-    the circuit was found so and not by recursion. `seeds` are draws of examples with which the discovery is
-    repeated; with fewer than two it is not. Raises `UserError` where nothing can be scored.
+    the circuit was found so and not by recursion, `n_nodes` at most. `seeds` are draws of examples with which the
+    discovery is repeated; with fewer than two it is not. Raises `UserError` where nothing can be scored.
     """
     sites = covered_sites(search.dictionaries, target)
     nodes = [node.id for node in graph.nodes if node.id != target.node]
     members = {site: own for site, own in members_of(nodes, sites).items() if own}
     if not members:
         raise UserError(f"the circuit of {target.node} has no members at residual sites; there is nothing to score")
-    below = sorted((site for site in sites if not site < min(members)), reverse=True)
+    lowest = min(*members, *sites[-cover:]) if chosen else min(members)
+    below = sorted((site for site in sites if not site < lowest), reverse=True)
     yield f"scoring the circuit on {len(held.prompts)} other examples"
     reached = [_reached(search, target, held, below[: n + 1], members, seed) for n in range(len(below))]
     covered = {site: search.dictionaries[site] for site in below[:cover]}
@@ -156,7 +158,7 @@ def judge(
     again = None
     if len(seeds) > 1:
         yield f"discovering again on {len(seeds)} draws of examples"
-        again = stability(lambda draw: _rediscovered(search, target, held, draw, len(chosen), cover), seeds)
+        again = stability(lambda draw: _rediscovered(search, target, held, draw, n_nodes, cover), seeds)
     yield Judgement(tuple(reached), tuple(scores), tuple(controls), tuple(curves), again, moves)
 
 

@@ -173,6 +173,7 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> str:
     ]
     picture = f'<div class="wide">{_inline(svg)}</div>' if svg else "<p>No Graphviz: see circuit.dot.</p>"
     how = "every feature" if graph.facts["exhaustive"] else "what a screen proposed of the features"
+    how = "every other member" if graph.facts.get("among") == "members" else how
     return (
         f"<p>Target: <b>{escape(str(graph.target))}</b>. Each box is a feature, named layer_index, with the tokens "
         "on which its strongest examples peak; an arrow says how much of the target's activation is lost when "

@@ -16,7 +16,7 @@ from circuits.discovery import Discovery
 from circuits.features import Examples
 from circuits.outside import MeanAblation, ResampleAblation
 from circuits.targets import Target
-from circuits.trial import Trial, covered_sites, features_in
+from circuits.trial import Errors, Trial, covered_sites, features_in
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site
 
@@ -77,20 +77,29 @@ def sufficient_at(
 def sufficient(trial: Trial, n: int) -> list[FeatureId]:
     """At most `n` features of the covered sites that together carry the target, those that it needs most first.
 
-    Fewer where fewer support it. Raises `UserError` where `n` is no number of features.
+    To carry a target that is lower in the model than with everything ablated is to lower it. Fewer than `n` where
+    fewer support it. Raises `UserError` where `n` is no number of features, or no feature supports the target.
     """
     if n < 1:
         raise UserError(f"a circuit has at least one node; got {n}")
-    members = trial.everything()
+    lowered = trial.whole.double().mean() < trial.values([{}], Errors.ABLATED).mean()
+    members, last = trial.everything(), []
     while True:
         support = supports(trial, members)
-        worth = {feature: float(support[feature.site][feature.index]) for feature in features_in(members)}
+        worth = {f: (-1 if lowered else 1) * float(support[f.site][f.index]) for f in features_in(members)}
         ranked = sorted(worth, key=lambda feature: -worth[feature])
-        if len(ranked) > n:
+        if not any(worth.values()) and last:  # the last cut went too far: the target reads nothing any more
+            return last[:n]
+        least = NOTHING * max([0.0, *worth.values()])
+        if len(ranked) > n and any(worth.values()):
             left = [f for f in ranked[: max(n, int(len(ranked) * (1 - SHARE)))] if worth[f] != 0]
         else:
-            least = NOTHING * max(worth.values(), default=0.0)
-            left = [feature for feature in ranked if worth[feature] > max(least, 0.0)]
+            left = [feature for feature in ranked if worth[feature] > least]
+            if not left:
+                raise UserError(
+                    f"no feature at {', '.join(map(str, trial.sites))} carries {trial.target.node} on these prompts "
+                    "once error terms are ablated; cover fewer sites, or give other prompts or dictionaries"
+                )
             if len(left) == len(ranked):
                 return ranked
-        members = {site: tuple(sorted(f.index for f in left if f.site == site)) for site in trial.sites}
+        members, last = {site: tuple(sorted(f.index for f in left if f.site == site)) for site in trial.sites}, ranked

@@ -63,8 +63,9 @@ class CachedStream:
             rows = self._read(path, block)
             yield from self.stream.batches(block, lambda: rows)
             return
+        rows = self.stream.rows(block)
         with _writing(path):
-            write_tensors(path, {str(site): x for site, x in self.stream.rows(block).items()})
+            write_tensors(path, {str(site): x for site, x in rows.items()})
         yield from self.stream.block(block)
 
     def _read(self, path: Path, block: int) -> dict[Site, Tensor]:

@@ -1,6 +1,6 @@
 """What suffices: known supports in a planted circuit, finite differences in real blocks, and graphs of members only."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -31,6 +31,27 @@ def trial(planted) -> Trial:
     return planted.scale().trial
 
 
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Another target with the other sign."""
+
+    other: FeatureTarget
+
+    @property
+    def node(self):
+        return self.other.node
+
+    @property
+    def site(self):
+        return self.other.site
+
+    def read(self, h, example):
+        return -self.other.read(h, example)
+
+    def near(self, h):
+        return self
+
+
 def worth(planted: Planted) -> dict[int, float]:
     """What the target loses with each planted feature, by the weights: all there is, the model being linear."""
     return {feature: weight * planted.difference(feature) for feature, weight in WEIGHTS.items()}
@@ -54,6 +75,12 @@ def test_exactly_what_supports_the_target_is_left(planted, trial):
     assert 0 < len(supporting) < 8, "some of the planted features oppose the target"
     assert {f.index for f in sufficient(trial, 20)} == {*supporting}
     assert {f.index for f in sufficient(trial, 3)} == {*supporting[:3]}
+    (below,) = (f for f in own if own[f] == min(own.values()))
+    target = FeatureTarget(FeatureId(Site(3), 7), planted.dictionaries[Site(3)])  # what feature 4 drives
+    turned = Trial(planted.model, planted.dictionaries, Turned(target), planted.prompts, planted.pairs)
+    straight = Trial(planted.model, planted.dictionaries, target, planted.prompts, planted.pairs)
+    assert sufficient(turned, 20) == sufficient(straight, 20) != [], "a target that is lowered is carried as well"
+    assert below in (1, 7)
     with user_error("at least one node"):
         sufficient(trial, 0)
 
@@ -113,8 +140,9 @@ def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
     draw = torch.Generator().manual_seed(0)
     drawn = [{site: torch.randperm(512, generator=draw)[:50].tolist() for site in dictionaries} for _ in range(5)]
     held = on(slice(24, 48))
-    own, *others = held.values([by_site(chosen), *drawn], Errors.ABLATED).mean(1).tolist()
-    assert own > max(others) and Scale(held).nothing.mean() < own
+    scale = Scale(held)
+    own, *others = (scale.share(v).value for v in held.values([by_site(chosen), *drawn], Errors.ABLATED))
+    assert own > 0 and own > max(others)
 
 
 # ---- the graph of what suffices --------------------------------------------------------------------
@@ -137,7 +165,8 @@ def test_what_suffices_is_sought_at_the_sites_covered_and_on_the_ablation_given(
     chosen = sufficient_at(*given, cover=2)
     assert chosen and {f.site for f in chosen} == {Site(1), Site(2)}
     assert {f.site for f in sufficient_at(*given, cover=1)} == {Site(2)}
-    assert sufficient_at(*given, cover=2, corrupted=examples.tokens) == [], "ablated to what it is, nothing is missed"
+    with user_error("no feature at resid_post.1, resid_post.2 carries 3_0"):  # ablated to what it is
+        sufficient_at(*given, cover=2, corrupted=examples.tokens)
 
 
 def test_within_members_only_their_edges_are_found():
@@ -153,5 +182,7 @@ def test_within_members_only_their_edges_are_found():
     given = (circuit.model, circuit.dictionaries, search.source, target.node)
     graph = assemble(*given, steps, {}, [FeatureId(Site(0), 1)])
     assert "0_1" in {str(node.id) for node in graph.nodes}, "a member without an edge is a node"
+    over = list(search.within({Site(2): (), Site(1): (0,)}, target))
+    assert [(str(e.cause), str(e.target)) for e in over[0].edges] == [("1_0", "3_0")], "over a layer without members"
     again = list(search.within(members, target, done=[replace(steps[0], edges=())]))
     assert again[0].edges == () and again[1:] == steps[1:], "what is known is taken over"

@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
         "--reach", choices=("adjacent", "all"), default="adjacent", help="sites at which causes are sought"
     )
     how.add_argument(
-        "--nodes", type=int, default=0, help="not by recursion: so many features of the covered sites that suffice"
+        "--nodes", type=int, default=0, help="not by recursion (--depth, --max-targets): so many features that suffice"
     )
     how.add_argument("--null", type=int, default=1000, help="random directions an edge is held against; 0: none")
     search = how.add_mutually_exclusive_group()
@@ -160,6 +160,9 @@ def circuit_into(
     facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
     facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
     facts |= {"nodes": f"{len(chosen)} that suffice" if chosen else "found by recursion"}
+    if chosen:
+        outside = "the corrupted prompts' codes" if about.corrupted is not None else "means"
+        facts |= {"among": "members", "chosen_against": f"all else at {after.cover} sites set to {outside}, errors too"}
     graph = named(assemble(model, own, atlas, target.node, asked, facts, chosen), after.names)
     judgement = judged(search, dictionaries, target, graph, chosen, held, how, after)
     numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
@@ -230,8 +233,8 @@ def judged(
         else:
             target, prompts, corrupted = other_prompts(model, dictionaries, held, how, search.config)
         seen = HeldOut(prompts, corrupted, atlas, held, atlas)
-        more = {"cover": after.cover, "chosen": chosen, "seeds": range(after.n_draws), "seed": how.seed}
-        found = last_of(judge(search, target, graph, seen, **more))
+        more = {"cover": after.cover, "chosen": chosen, "n_nodes": after.n_nodes}
+        found = last_of(judge(search, target, graph, seen, **more, seeds=range(after.n_draws), seed=how.seed))
     except UserError as error:
         say(f"not scored: {error}")
         return None

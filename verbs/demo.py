@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from verbs.circuit import After, Search, circuit_into
 from verbs.ioi import ioi_config, ioi_into
-from verbs.options import model_of, writable
+from verbs.options import model_of, sites_of, writable
 from verbs.parsers import Verbs
 from verbs.remove import removal_config, removal_into
 from verbs.sets import prepared
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     model = model_of("storybook", options.device)
     text, config = Text("storybook", 128, True, max_tokens=options.tokens), TrainConfig(tokens=options.tokens)
     training = Run("storybook", text, tuple(options.sites), (replace(config, seed=options.seed),))
-    say("1/4  a dictionary for every layer")
+    say("1/4  dictionaries")
     resume = prepare_demo(folder, model, training)
     if (folder / SET).exists():
         say(f"the dictionaries in {folder} are the ones asked for: kept")
@@ -90,8 +90,9 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     try:
         if (folder / SET).exists():
             found = load_set(folder)
-            mine = (run.text, run.members[0], model.fingerprint())
-            same, resume = (found.text, found.training, found.fingerprint) == mine, False
+            mine = (run.text, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
+            same = (found.text, found.training, found.fingerprint, set(found.dictionaries)) == mine
+            resume = False
         else:
             begun = Run.from_json(read_json(folder / RUN))
             same = resume = begun == run and read_checkpoint(folder)["fingerprint"] == model.fingerprint()

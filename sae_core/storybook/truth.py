@@ -15,7 +15,7 @@ from sae_core.models import LanguageModel, pad
 from sae_core.storybook.grammar import CLOSING, END, NAMES, Grammar, Token, female
 from sae_core.storybook.measure import HELD_OUT_SEED
 
-BRACKETS = "([{"
+BRACKETS = ("(", "[", "{")
 _Says = Callable[[Token], bool]
 
 
@@ -29,7 +29,7 @@ class Truth:
 
 def labels() -> dict[str, _Says]:
     """What can be said of a token, by kind: `open`, `inside`, `close`, `name` and `role`, before the colon."""
-    said: dict[str, _Says] = {"open: any bracket": lambda t: t.text in BRACKETS and t.register == "code"}
+    said: dict[str, _Says] = {"open: any bracket": lambda t: t.text in BRACKETS}
     said["inside: any bracket"] = lambda t: any(b in t.open for b in BRACKETS)
     said["close: any bracket"] = lambda t: t.role == "close" and t.text != '"'
     for mark in CLOSING:
@@ -38,7 +38,7 @@ def labels() -> dict[str, _Says]:
         said[f"innermost: {mark}"] = lambda t, m=mark: t.open[-1:] == m
         said[f"close: {CLOSING[mark]}"] = lambda t, m=mark: t.role == "close" and t.open[-1:] == m
     for depth in (1, 2, 3):
-        said[f"inside: {depth} deep"] = lambda t, d=depth: len(t.open) == d
+        said[f"inside: {depth} brackets"] = lambda t, d=depth: sum(b in BRACKETS for b in t.open) == d
     said["name: any"] = lambda t: t.text in NAMES
     said["name: of a woman"] = lambda t: t.text in NAMES and female(t.text)
     said["name: of a man"] = lambda t: t.text in NAMES and not female(t.text)
