@@ -9,8 +9,8 @@ ceiling (all latents), the circuit of as many features per site that has the lar
 untouched model, on the selection too, and the best of 20 random circuits of equal density. A second circuit is
 discovered by recursion down to layer 0; of its features those are listed that agree best with what the grammar says of
 tokens (F1, label and threshold chosen on other documents), and that say it on the prompts. Brackets: mean ablation;
-IOI: the codes of the prompt with swapped roles; once with three names, once with forty, other names in the prompts that are
-scored. `--record` appends all of it to RESULTS.md, `--draw DIR` draws the circuits.
+IOI: the codes of the prompt with swapped roles; once with three names, once with forty, other names in the prompts that
+are scored. `--record` appends all of it to RESULTS.md, `--draw DIR` draws the circuits.
 """
 
 import argparse

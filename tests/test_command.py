@@ -199,6 +199,8 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys, m
     assert (folder / "set.json").exists()
     with pytest.raises(UserError, match="other settings"):  # neither passed off as this one nor deleted
         prepare_demo(folder, model, replace(asked, members=(TrainConfig(tokens=60_000, seed=1),)))
+    with pytest.raises(UserError, match="other settings"):
+        prepare_demo(folder, model, replace(asked, sites=("resid_post",)))
     assert (folder / "set.json").exists()
 
 
