@@ -11,7 +11,7 @@ found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_circuit")
 model = load_model("storybook")
 
-atlas = survey(model, found.dictionaries, found.text.contexts(model)[:200])
+atlas = survey(model, found.dictionaries, found.text.contexts(model)[:120])
 target = default_target(model, found.dictionaries, atlas, storybook=True)
 search = Discovery(model, found.dictionaries, atlas, DiscoveryConfig(max_targets=3))
 asked = list(search.run(FeatureTarget(target, found.dictionaries[target.site])))

@@ -118,8 +118,8 @@ def test_ioi_states_the_models_own_score_first(small_set, tmp_path, capsys):
 
 def test_circuit_is_written_as_json_dot_svg_and_png(small_set, tmp_path, capsys):
     target = f"5_{_most_active(small_set)}"
-    options = ["--target", target, "--contexts", 120, "--max-targets", 2, "--examples", 16, "--null", 20]
-    options += ["--held", 40, "--cards", 20, "--draws", 2]
+    options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 20]
+    options += ["--held", 24, "--cards", 20, "--draws", 2]
     status, printed, said = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
     assert status == 0, said
     result = json.loads((tmp_path / "result.json").read_text())
@@ -445,7 +445,7 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
 def test_an_interrupted_search_goes_on_where_it_was(small_set, tmp_path, capsys, monkeypatch):
     """The second run takes the first step over, and ends with the same circuit as one that was never stopped."""
     target = f"5_{_most_active(small_set)}"
-    options = ["--target", target, "--contexts", 120, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
+    options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
     assert run(capsys, "circuit", small_set, "--out", tmp_path / "whole", *options)[0] == 0
     ask, asked = Discovery._ask, []
 
