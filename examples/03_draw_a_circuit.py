@@ -11,9 +11,9 @@ found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_circuit")
 model = load_model("storybook")
 
-atlas = survey(model, found.dictionaries, found.text.contexts(model)[:120])
+atlas = survey(model, found.dictionaries, found.text.contexts(model)[:100])
 target = default_target(model, found.dictionaries, atlas, storybook=True)
-search = Discovery(model, found.dictionaries, atlas, DiscoveryConfig(max_targets=3))
+search = Discovery(model, found.dictionaries, atlas, DiscoveryConfig(max_targets=2))
 asked = list(search.run(FeatureTarget(target, found.dictionaries[target.site])))
 graph = assemble(model, found.dictionaries, atlas, target, asked, {"ablation": "zero"})
 for edge in graph.edges:

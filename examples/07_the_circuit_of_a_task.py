@@ -1,6 +1,6 @@
 """The circuit of a task: `python examples/07_the_circuit_of_a_task.py [SET [OUT]]`.
 
-Which features carry logit(IO) - logit(S) in "When Mary and John ..., John gave ... to"? Sixty are sought that suffice
+Which features carry logit(IO) - logit(S) in "When Mary and John ..., John gave ... to"? Forty are sought that suffice
 when everything else in two layers is what it is in the prompt with swapped roles, and scored on other prompts.
 """
 
@@ -21,7 +21,7 @@ from sae_core import Site, load_model, load_set
 found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_task_circuit")
 model, own = load_model("storybook"), found.dictionaries
-contexts = found.text.contexts(model)[:100]
+contexts = found.text.contexts(model)[:40]
 
 task = IOITask.of(model)
 task = replace(task, names={split: ["Mary", "John", "Tom"] for split in task.names})
@@ -29,7 +29,7 @@ chosen_on, scored_on = (task.pairs(model, Corruption.SWAP, split, 32, seed=0) fo
 target, examples = from_task(model, chosen_on)
 config = DiscoveryConfig(EdgeConfig(n_null=0, errors=False), 16, least=8)
 search = Discovery(model, own, PromptSource(model, own, examples), config)
-circuit = sufficient_at(search, target, examples, contexts, 60, cover=2, corrupted=chosen_on.corrupted)
+circuit = sufficient_at(search, target, examples, contexts, 40, cover=2, corrupted=chosen_on.corrupted)
 steps = list(search.within(by_site(circuit), target, examples))
 graph = assemble(model, own, survey(model, own, contexts), target.node, steps, {"ablation": "zero"}, circuit)
 for made in draw(graph, out):
@@ -43,5 +43,5 @@ scale, shares = Scale(trial), {}
 for name, members in (("circuit", by_site(circuit)), ("all latents", trial.everything())):
     shares[name] = scale.share(trial.values([members], Errors.ABLATED)[0])
     print(f"faithfulness on other prompts, errors ablated, {name}: {shares[name]}")
-assert len(circuit) <= 60 and shares["circuit"].value > 0.5 * shares["all latents"].value
+assert len(circuit) <= 40 and shares["circuit"].value > 0.5 * shares["all latents"].value
 assert (out / "circuit.dot").is_file()

@@ -20,6 +20,7 @@ import subrank
 import verbs.train
 from circuits.discovery import Discovery
 from circuits.schema import faults
+from editing.removal import RemovalConfig
 from sae_core.errors import UserError
 from sae_core.models import load_model
 from sae_core.runs import Run
@@ -119,7 +120,7 @@ def test_ioi_states_the_models_own_score_first(small_set, tmp_path, capsys):
 def test_circuit_is_written_as_json_dot_svg_and_png(small_set, tmp_path, capsys):
     target = f"5_{_most_active(small_set)}"
     options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 20]
-    options += ["--held", 24, "--cards", 20, "--draws", 2]
+    options += ["--held", 24, "--cards", 16, "--draws", 2, "--cover", 1]
     status, printed, said = run(capsys, "circuit", small_set, "--out", tmp_path, *options)
     assert status == 0, said
     result = json.loads((tmp_path / "result.json").read_text())
@@ -181,8 +182,10 @@ def test_steer_chooses_a_feature_and_prompts_itself(small_set, tmp_path, capsys)
 
 
 def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("verbs.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=20))
-    options = ["--out", tmp_path, "--tokens", 60_000, "--prompts", 8, "--contexts", 200, "--max-targets", 1]
+    few = RemovalConfig(8, 8, 8, shortlist=6, max_features=4, text_contexts=16, random_draws=1, strengths=(0.0, 1.0))
+    monkeypatch.setattr("verbs.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=16, cover=1))
+    monkeypatch.setattr("verbs.demo.removal_config", lambda *_: few)
+    options = ["--out", tmp_path, "--tokens", 30_000, "--prompts", 8, "--contexts", 100, "--max-targets", 1]
     options += ["--sites", "resid_post.4", "resid_post.5"]
     status, said, error = run(capsys, "demo", *options)
     assert status == 0, error
@@ -192,13 +195,13 @@ def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys, m
     assert page.count("plotly-graph-div") == 5 and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     assert "asked for: kept" not in said
-    model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=60_000)
+    model, text = load_model("storybook"), Text("storybook", 128, True, max_tokens=30_000)
     folder = tmp_path / "dictionaries"
-    asked = Run("storybook", text, ("resid_post.4", "resid_post.5"), (TrainConfig(tokens=60_000),))
+    asked = Run("storybook", text, ("resid_post.4", "resid_post.5"), (TrainConfig(tokens=30_000),))
     assert prepare_demo(folder, model, asked) is False
     assert (folder / "set.json").exists()
     with pytest.raises(UserError, match="other settings"):  # neither passed off as this one nor deleted
-        prepare_demo(folder, model, replace(asked, members=(TrainConfig(tokens=60_000, seed=1),)))
+        prepare_demo(folder, model, replace(asked, members=(TrainConfig(tokens=30_000, seed=1),)))
     with pytest.raises(UserError, match="other settings"):
         prepare_demo(folder, model, replace(asked, sites=("resid_post",)))
     assert (folder / "set.json").exists()

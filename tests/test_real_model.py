@@ -40,7 +40,7 @@ def test_dictionaries_of_a_real_model_explain_most_of_it(stories):
 
 
 def test_its_circuit_is_found_and_drawn(stories, tmp_path):
-    light = ["--max-targets", "1", "--contexts", "150", "--cards", "30", "--draws", "0"]
+    light = ["--max-targets", "1", "--contexts", "150", "--held", "50", "--cards", "20", "--draws", "0", "--null", "50"]
     assert run(["circuit", str(stories), "--out", str(tmp_path), *light]) == 0
     graph = json.loads((tmp_path / "circuit.json").read_text())
     causes = [edge["cause"] for edge in graph["edges"]]

@@ -5,6 +5,7 @@ from math import log
 import pytest
 import torch
 from handmade import HandModel, random_topk
+from planted import unchecked
 from tiny import random_tokens
 
 from circuits.effects import Causes, ablation_effects
@@ -60,7 +61,9 @@ def test_integrated_gradients_add_up_to_all_latents_ablated_at_once(tiny, source
             h = tiny.record(causes.scene.tokens[i, None, :width], [Site(2)])[Site(2)][:, -1]
         drop += float(causes.scene.clean[i] - causes.scene.target.read(h, rows[i, None]))
     whole = drop / causes.total
-    assert float(integrated(causes, steps=40).sum()) == pytest.approx(whole, abs=0.03 * abs(whole) + 2e-3)
+    with unchecked():
+        total = float(integrated(causes, steps=20).sum())
+    assert total == pytest.approx(whole, abs=0.03 * abs(whole) + 2e-3)
     assert abs(whole) > 1e-3
 
 
