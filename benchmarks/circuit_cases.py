@@ -28,7 +28,7 @@ from circuits.discovery import Discovery, DiscoveryConfig, assemble
 from circuits.drawing import draw
 from circuits.edges import EdgeConfig
 from circuits.features import Examples, ExampleSource, FeatureAtlas, default_target, survey
-from circuits.outside import MeanAblation, ResampleAblation
+from circuits.outside import usual
 from circuits.prompts import PromptSource, from_task
 from circuits.pruning import sufficient_at
 from circuits.scoring import Scale, by_site
@@ -84,13 +84,6 @@ def cases(
         yield Case(f"IOI, {who}", ("name", "role"), *both, PromptSource(model, own, both[0].examples))
 
 
-def ablated(model: LanguageModel, covered: dict[Site, Dictionary], prompts: Prompts, contexts: Tensor):
-    """What is outside the circuit: means for a text, the corrupted prompts' codes for pairs."""
-    if prompts.corrupted is None:
-        return MeanAblation.over_text(model, covered, contexts)
-    return ResampleAblation.paired(model, covered, prompts.examples, prompts.corrupted)
-
-
 def carried(
     report: Report,
     search: Discovery,
@@ -106,14 +99,14 @@ def carried(
         covered = {site: own[site] for site in sites[-cover:]}
         given = (search, case.chosen_on.target, case.chosen_on.examples, contexts, n)
         chosen = sufficient_at(*given, cover=cover, corrupted=case.chosen_on.corrupted)
-        on = case.scored_on
-        trial = Trial(model, covered, on.target, on.examples, ablated(model, covered, on, contexts))
-        by = case.chosen_on
-        seen = attribution(Trial(model, covered, by.target, by.examples, ablated(model, covered, by, contexts)))
+        seen, trial = (
+            Trial(model, covered, p.target, p.examples, usual(model, covered, p.examples, contexts, p.corrupted))
+            for p in (case.chosen_on, case.scored_on)
+        )
         scale, density = Scale(trial), {site: held.sites[site].density for site in covered}
         members = by_site(chosen)
         drawn = random_circuits(members, density, 20, generator=generator_for(0, "cases", case.title, cover))
-        circuits = [trial.everything(), members, first_order(seen, members), *drawn]
+        circuits = [trial.everything(), members, first_order(attribution(seen), members), *drawn]
         shares = [scale.share(v) for v in trial.values(circuits, Errors.ABLATED)]
         ceiling, own_share, first = (share.value for share in shares[:3])
         rows.append(

@@ -63,24 +63,27 @@ def _like(site: Site, members: Sequence[int], density: Tensor, generator: torch.
 
 
 @torch.enable_grad()
-def attribution(trial: Trial) -> dict[Site, Float[Tensor, "_"]]:
+def attribution(trial: Trial, members: Members | None = None) -> dict[Site, Float[Tensor, "_"]]:
     """First-order estimate of the effect of ablating each latent alone, for every covered site.
 
         mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
 
-    in units of the target, positive where the latent supports it; taken in the untouched model, with all
-    paths to the target open. One forward and one backward pass.
+    in units of the target, positive where the latent supports it, with all paths to the target open. In the
+    untouched model; with `members`, in the run in which only these are left and error terms are ablated, where all
+    others have their ablated value already: 0. One forward and one backward pass.
     """
+    kept, errors = (trial.everything(), Errors.KEPT) if members is None else (members, Errors.ABLATED)
     sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in trial.dictionaries.items()}
     for prompts in torch.arange(len(trial), device=trial.start.device).split(trial.rows_at_once):
-        states, values = trial.clean_run(prompts)
-        gradients = torch.autograd.grad(values.sum(), list(states.values()))
+        before, after, values = trial.circuit_run(kept, errors, prompts)
+        gradients = torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True)
         with torch.no_grad():
-            for (site, h), gradient in zip(states.items(), gradients, strict=True):
-                dictionary = trial.dictionaries[site]
+            for (site, h), gradient in zip(before.items(), gradients, strict=True):
+                dictionary, own = trial.dictionaries[site], torch.tensor(list(kept.get(site, ())), dtype=torch.long)
                 ablated, _ = trial.ablation.at(site, dictionary, prompts, h.shape[1])
-                change = (dictionary.encode(h) - ablated) * trial.mask[prompts][..., None]
-                sums[site] += (change * (gradient @ dictionary.directions.T)).sum((0, 1)).double().cpu()
+                change = (dictionary.encode(h) - ablated)[..., own] * trial.mask[prompts][..., None]
+                lost = change * (gradient @ dictionary.directions[own].T)
+                sums[site][own] += lost.sum((0, 1)).double().cpu()
     return {site: (total / len(trial)).float() for site, total in sums.items()}
 
 

@@ -170,6 +170,19 @@ class ResampleAblation:
         return cls("resample: another prompt, same position", taken)
 
 
+def usual(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    prompts: Examples,
+    contexts: Int[Tensor, "contexts pos"],
+    corrupted: Int[Tensor, "examples pos"] | None,
+) -> Ablation:
+    """The codes of the prompts' corrupted counterparts, where there are some; else means over a text."""
+    if corrupted is None:
+        return MeanAblation.over_text(model, dictionaries, contexts)
+    return ResampleAblation.paired(model, dictionaries, prompts, corrupted)
+
+
 @torch.no_grad()
 def _means(
     model: LanguageModel, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, counted: Tensor, at_once: int = 16

@@ -8,46 +8,22 @@ are left; the rest decides again. (Iterative pruning by a first-order estimate, 
 circuit is what carries the target.
 """
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from circuits.controls import attribution
 from circuits.discovery import Discovery
 from circuits.features import Examples
-from circuits.outside import MeanAblation, ResampleAblation
+from circuits.outside import usual
 from circuits.targets import Target
 from circuits.trial import Errors, Trial, covered_sites, features_in
 from sae_core.errors import UserError
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId
 
 SHARE = 0.2
 """Of the latents that are left, taken away between two looks."""
 NOTHING = 1e-5
 """A support below this share of the largest is rounding."""
-
-
-@torch.enable_grad()
-def supports(trial: Trial, members: dict[Site, tuple[int, ...]]) -> dict[Site, Float[Tensor, "_"]]:
-    """What the circuit's target loses, to first order, when a latent has its ablated value, for every latent.
-
-        mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
-
-    in units of the target, all in the run with only the circuit left, its error terms ablated. Latents that
-    are no members have their ablated value already: 0.
-    """
-    sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in trial.dictionaries.items()}
-    inside = {site: torch.tensor(own, dtype=torch.long) for site, own in members.items()}
-    for prompts in torch.arange(len(trial), device=trial.start.device).split(trial.rows_at_once):
-        before, after, values = trial.circuit_run(members, prompts)
-        gradients = torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True)
-        with torch.no_grad():
-            for (site, h), gradient in zip(before.items(), gradients, strict=True):
-                dictionary, own = trial.dictionaries[site], inside[site].to(h.device)
-                ablated, _ = trial.ablation.at(site, dictionary, prompts, h.shape[1])
-                change = (dictionary.encode(h) - ablated)[..., own] * trial.mask[prompts][..., None]
-                lost = change * (gradient @ dictionary.directions[own].T)
-                sums[site][own.cpu()] += lost.sum((0, 1)).double().cpu()
-    return {site: (total / len(trial)).float() for site, total in sums.items()}
 
 
 def sufficient_at(
@@ -67,10 +43,7 @@ def sufficient_at(
     """
     sites = covered_sites(search.dictionaries, target)[-cover:]
     covered = {site: search.dictionaries[site] for site in sites}
-    if corrupted is None:
-        ablation = MeanAblation.over_text(search.model, covered, contexts)
-    else:
-        ablation = ResampleAblation.paired(search.model, covered, examples, corrupted)
+    ablation = usual(search.model, covered, examples, contexts, corrupted)
     return sufficient(Trial(search.model, covered, target, examples, ablation), n)
 
 
@@ -85,7 +58,7 @@ def sufficient(trial: Trial, n: int) -> list[FeatureId]:
     lowered = trial.whole.double().mean() < trial.values([{}], Errors.ABLATED).mean()
     members, last = trial.everything(), []
     while True:
-        support = supports(trial, members)
+        support = attribution(trial, members)
         worth = {f: (-1 if lowered else 1) * float(support[f.site][f.index]) for f in features_in(members)}
         ranked = sorted(worth, key=lambda feature: -worth[feature])
         if not any(worth.values()) and last:  # the last cut went too far: the target reads nothing any more

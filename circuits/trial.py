@@ -142,22 +142,10 @@ class Trial:
                 found.append(torch.where(moved.cpu(), values, alone))
         return torch.cat(found)
 
-    def clean_run(self, prompts: Int[Tensor, "rows"]) -> tuple[dict[Site, Tensor], Float[Tensor, "rows"]]:
-        """Activations of some prompts at the covered sites, and the target; each is computed from the one before.
-
-        So that, where gradients are on, one backward pass gives the target's with respect to all of them.
-        """
-        h = self.start[prompts].detach().requires_grad_(torch.is_grad_enabled())
-        states = {}
-        for number, site in enumerate(self.sites):
-            states[site] = h
-            h = self._next(h, number)
-        return states, self._read(h, prompts)
-
     def circuit_run(
-        self, members: Members, prompts: Int[Tensor, "rows"]
+        self, members: Members, errors: Errors, prompts: Int[Tensor, "rows"]
     ) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Float[Tensor, "rows"]]:
-        """Activations at the covered sites before and after all but the circuit is ablated, errors too; the target.
+        """Activations at the covered sites before and after all but the circuit is ablated, and the target.
 
         Each is computed from the one before, so that gradients reach all of them.
         """
@@ -165,7 +153,7 @@ class Trial:
         h, before, after = self.start[prompts].detach().requires_grad_(torch.is_grad_enabled()), {}, {}
         for number, site in enumerate(self.sites):
             before[site] = h
-            after[site] = h = self._edit(number, prompts, kept, Errors.ABLATED, h.shape[1])(h)
+            after[site] = h = self._edit(number, prompts, kept, errors, h.shape[1])(h)
             h = self._next(h, number)
         return before, after, self._read(h, prompts)
 

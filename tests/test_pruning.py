@@ -8,12 +8,13 @@ from handmade import Circuit, random_topk
 from test_scoring import TRUE, WEIGHTS, Planted
 from tiny import Edit, random_tokens, user_error
 
+from circuits.controls import attribution
 from circuits.discovery import Discovery, DiscoveryConfig, assemble
 from circuits.edges import EdgeConfig
 from circuits.features import Examples, survey
 from circuits.graph import Readout
 from circuits.outside import KeepOnly, MeanAblation
-from circuits.pruning import sufficient, sufficient_at, supports
+from circuits.pruning import sufficient, sufficient_at
 from circuits.scoring import Scale, by_site
 from circuits.targets import FeatureTarget, LogitTarget
 from circuits.trial import Errors, Trial, features_in
@@ -59,7 +60,7 @@ def worth(planted: Planted) -> dict[int, float]:
 
 def test_supports_are_what_is_lost_where_the_model_is_linear(planted, trial):
     members = TRUE | {Site(1): (4, 5, 9)}
-    found = supports(trial, members)
+    found = attribution(trial, members)
     alone = trial.values([members], Errors.ABLATED)
     lost = (alone - trial.without_each(members, Errors.ABLATED)).mean(1)
     assert [float(found[f.site][f.index]) for f in features_in(members)] == pytest.approx(lost.tolist(), abs=1e-5)
@@ -97,7 +98,7 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
     ablation = MeanAblation.over_text(model, dictionaries, random_tokens(model.n_vocab, 4, 8, seed=5))
     trial = Trial(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
     members = {site: tuple(range(site.layer, 48, 2)) for site in dictionaries}
-    found = supports(trial, members)
+    found = attribution(trial, members)
     rows, mask, edits = torch.arange(3), trial.mask, {}
     for site, dictionary in dictionaries.items():
         kept = torch.zeros(1, 48, dtype=torch.bool)

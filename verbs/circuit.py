@@ -157,13 +157,10 @@ def circuit_into(
     for step in remembered(out / STEPS, search, target, examples, found, chosen):
         asked.append(step)
         say(f"  {step.target} <- " + (", ".join(f"{e.cause} {e.effect:+.2f}" for e in step.edges) or "nothing strong"))
-    facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
-    facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
-    facts |= {"nodes": f"{len(chosen)} that suffice" if chosen else "found by recursion"}
-    if chosen:
-        outside = "the corrupted prompts' codes" if about.corrupted is not None else "means"
-        facts |= {"among": "members", "chosen_against": f"all else at {after.cover} sites set to {outside}, errors too"}
-    graph = named(assemble(model, own, atlas, target.node, asked, facts, chosen), after.names)
+    graph = named(
+        assemble(model, own, atlas, target.node, asked, how_found(how, config, about, chosen, after), chosen),
+        after.names,
+    )
     judgement = judged(search, dictionaries, target, graph, chosen, held, how, after)
     numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
     save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
@@ -180,6 +177,19 @@ def circuit_into(
     body = link + circuit_section(graph, svg) + score + "<h2>The dictionaries</h2>" + dictionaries_section(measured)
     write_page(out / "circuit.html", f"The circuit of {graph.target}", body, assets=assets)
     return graph, svg, judgement
+
+
+def how_found(
+    how: Search, config: "DiscoveryConfig", about: Question, chosen: "Sequence[FeatureId]", after: After
+) -> dict[str, Any]:
+    """What a graph says of how it was found."""
+    facts = {"ablation": f"{how.ablation}, at all positions up to the target's, error term kept"}
+    facts |= {"reach": str(config.reach), "search": str(config.edges.search), "random_directions": config.edges.n_null}
+    facts |= {"nodes": f"{len(chosen)} that suffice" if chosen else "found by recursion"}
+    if chosen:
+        outside = "the corrupted prompts' codes" if about.corrupted is not None else "means"
+        facts |= {"among": "members", "chosen_against": f"all else at {after.cover} sites set to {outside}, errors too"}
+    return facts
 
 
 def sufficing(search: "Discovery", about: Question, contexts: "torch.Tensor", after: After) -> "list[FeatureId]":
