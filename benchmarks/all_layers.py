@@ -82,10 +82,10 @@ PYTHIA_70M = {
 
 def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, Callable[[], None]]]:
     """(tokens, work) for each pass: `layers` names the sites of the passes, a list of tuples."""
-    from sae_core.activations import ActivationStream
-    from sae_core.models import load_model
-    from sae_core.objectives import TopK
-    from sae_core.training import TrainConfig, start, train
+    from sae_core.data.activations import ActivationStream
+    from sae_core.model.language_model import load_model
+    from sae_core.training.loop import TrainConfig, start, train
+    from sae_core.training.objectives import TopK
 
     model, contexts = load_model(job.model, device="cpu"), job.contexts()
     batch = job.batch_contexts * contexts.shape[1]
@@ -117,8 +117,8 @@ def ours_layer_by_layer(job: LayersJob) -> dict[str, float]:
 
 def model_alone(job: LayersJob) -> dict[str, float]:
     """Our pass through the language model, and nothing trained."""
-    from sae_core.activations import ActivationStream
-    from sae_core.models import load_model
+    from sae_core.data.activations import ActivationStream
+    from sae_core.model.language_model import load_model
 
     model, contexts = load_model(job.model, device="cpu"), job.contexts()
     stream = ActivationStream(model, contexts, tuple(model.sites()), job.seed, job.batch_contexts * contexts.shape[1])

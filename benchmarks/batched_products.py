@@ -2,7 +2,7 @@
 
 The encoder's product is most of a step, and all that batching could speed up: the rest is sparse. So time
 six encoders one after the other against one batched product of six, alternating, and print the ratio. Where
-it stays near 1 or below, members and sites train one after the other, as `sae_core/training.py` does.
+it stays near 1 or below, members and sites train one after the other, as `sae_core/training/loop.py` does.
 """
 
 import argparse

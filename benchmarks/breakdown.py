@@ -45,7 +45,7 @@ def _marked() -> Iterator[None]:
     """
     from torch.profiler import record_function
 
-    sparse = sys.modules.get("sae_core.sparse")
+    sparse = sys.modules.get("sae_core.dictionaries.sparse")
     if sparse is None:  # the environment of another package
         yield
         return

@@ -22,21 +22,21 @@ import torch
 from torch import Tensor
 from train_throughput import Report, record
 
-from circuits.agreement import agreements
-from circuits.controls import attribution, first_order, random_circuits
-from circuits.discovery import Discovery, DiscoveryConfig, assemble
+from circuits.discovery.edges import EdgeConfig
+from circuits.discovery.prompts import PromptSource, from_task
+from circuits.discovery.pruning import sufficient_at
+from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
 from circuits.drawing import draw
-from circuits.edges import EdgeConfig
-from circuits.features import Examples, ExampleSource, FeatureAtlas, default_target, survey
-from circuits.outside import usual
-from circuits.prompts import PromptSource, from_task
-from circuits.pruning import sufficient_at
-from circuits.scoring import Scale, by_site
-from circuits.targets import FeatureTarget, Target
-from circuits.trial import Errors, Trial, covered_sites
+from circuits.effects.targets import FeatureTarget, Target
+from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas, default_target, survey
+from circuits.features.label_agreement import agreements
+from circuits.scoring.ablations import usual
+from circuits.scoring.circuit_runs import Errors, Trial, covered_sites
+from circuits.scoring.controls import attribution, first_order, random_circuits
+from circuits.scoring.faithfulness import Scale, by_site
 from editing.tasks.ioi import Corruption, IOITask
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel, load_model
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import load_set

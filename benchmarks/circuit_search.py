@@ -13,7 +13,7 @@ ratio of sums; nothing but the effects is computed (no null, no error terms, no 
     loop      pairs of latent and example only where the latent is active; again from the source's layer, no further
               than the target's, cut at the target's position, stacked under a budget of memory; the target's
               latent alone is read where that is possible. Our own `Rerun`, so that only the route differs
-    ours      what `circuits/routes.py` chooses
+    ours      what `circuits/effects/exact_routes.py` chooses
 
 A position-layer-forward (PLF) is one position through one block: rows of the modules q, k, v, o and MLP are counted
 by hooks, weighted by their parameters. Scores, norms, backward passes and our arithmetic outside of these modules
@@ -41,16 +41,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from train_throughput import Report, record
 
-from circuits.effects import Ablation, Causes, ToMean, ablation_effects, to_zero
-from circuits.features import Examples
+from circuits.effects.ablation_effects import Ablation, Causes, ToMean, ablation_effects, to_zero
+from circuits.effects.exact_routes import Rerun, Scene
+from circuits.effects.screens import audited, shortlist
+from circuits.effects.targets import LogitTarget, Target
+from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.routes import Rerun, Scene
-from circuits.screens import audited, shortlist
-from circuits.targets import LogitTarget, Target
-from editing.memory import peak_bytes
-from editing.patch import ablate
-from sae_core.models import LanguageModel
-from sae_core.saes import SAE
+from editing.engine.batching import peak_bytes
+from editing.interventions.patch import ablate
+from sae_core.dictionaries.saes import SAE
+from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 

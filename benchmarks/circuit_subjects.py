@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features import Examples, FeatureAtlas, survey
-from circuits.targets import FeatureTarget
-from sae_core.activations import ActivationStream, harvest
-from sae_core.measures import fvu
-from sae_core.models import LanguageModel, load_model
-from sae_core.objectives import TopK
-from sae_core.saes import SAE, ReLUSAE, TopKSAE
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import Examples, FeatureAtlas, survey
+from sae_core.data.activations import ActivationStream, harvest
+from sae_core.data.text import Text
+from sae_core.dictionaries.saes import SAE, ReLUSAE, TopKSAE
+from sae_core.evaluation.reconstruction import fvu
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 from sae_core.storybook.train import build_tokenizer
-from sae_core.text import Text
-from sae_core.training import TrainConfig, start, train
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import TopK
 
 MODELS = {"storybook": "parallel", "GPT-2 shape": "sequential", "Llama shape": "sequential"}
 """The bundled model, and random ones as large as it; what their blocks are like."""

@@ -83,12 +83,12 @@ class Rows:
 
 
 class Subrank:
-    """`sae_core.training.train` at one site."""
+    """`sae_core.training.loop.train` at one site."""
 
     def __init__(self, job: Job, batches: list[Tensor], bfloat16: bool | None = None):
-        from sae_core.objectives import TopK
         from sae_core.sites import Site
-        from sae_core.training import TrainConfig, start, train
+        from sae_core.training.loop import TrainConfig, start, train
+        from sae_core.training.objectives import TopK
 
         self.site, d_in = Site(0), batches[0].shape[1]
         config = TrainConfig(

@@ -27,16 +27,16 @@ from all_layers import PYTHIA_70M, write_model
 from torch import Tensor
 from train_throughput import Report, record
 
-from editing.experiment import PatchExperiment
-from editing.patch import FeaturePatch
-from editing.patching import SIZE
+from editing.interventions.patch import FeaturePatch
+from editing.ioi.curve import trace
+from editing.ioi.feature_sets import SIZE
+from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs, at_end
-from editing.tradeoff import trace
-from sae_core.activations import harvest
-from sae_core.dictionaries import Dictionary, pca
-from sae_core.models import LanguageModel, load_model
-from sae_core.saes import TopKSAE
+from sae_core.data.activations import harvest
+from sae_core.dictionaries.baselines import Dictionary, pca
+from sae_core.dictionaries.saes import TopKSAE
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

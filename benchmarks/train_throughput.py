@@ -32,7 +32,7 @@ from contestants import ENTRIES, FLOAT32, LIMIT, OURS, Job
 from vectors import planted, storybook, write_splits
 from worker import Worker
 
-from sae_core.measures import fvu
+from sae_core.evaluation.reconstruction import fvu
 from sae_core.seeds import generator_for
 
 RATES = (3e-4, 1e-3, 3e-3, 8e-3)

@@ -32,10 +32,10 @@ def planted(
 
 def storybook(layer: int, rows: int) -> Tensor:
     """Activations `[rows, d_in]` of the bundled model after a block, in the order of the text."""
-    from sae_core.activations import harvest
-    from sae_core.models import load_model
+    from sae_core.data.activations import harvest
+    from sae_core.data.text import Text
+    from sae_core.model.language_model import load_model
     from sae_core.sites import Site
-    from sae_core.text import Text
 
     model, site = load_model("storybook", device="cpu"), Site(layer)
     contexts = Text("storybook", 128, True, max_tokens=rows + rows // 16 + 2**10).contexts(model)

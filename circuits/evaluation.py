@@ -2,25 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.controls import Controls, Stability, attribution, compare, stability, strongest
-from circuits.discovery import Discovery
-from circuits.features import Examples, ExampleSource, FeatureAtlas
+from circuits.discovery.pruning import sufficient_at
+from circuits.discovery.recursive import Discovery
+from circuits.discovery.sampling import Redrawn
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId
-from circuits.moves import Moves, intervene
-from circuits.outside import MeanAblation, ResampleAblation
-from circuits.pruning import sufficient_at
-from circuits.sampling import Redrawn
-from circuits.scoring import NodeCurve, Scale, Score, Share, by_site, node_curve, score
-from circuits.scoring_figure import scoring_section
-from circuits.targets import Target
-from circuits.trial import Errors, Trial, covered_sites, members_of
+from circuits.scoring.ablations import MeanAblation, ResampleAblation
+from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, members_of
+from circuits.scoring.controls import Controls, Stability, attribution, compare, stability, strongest
+from circuits.scoring.edge_check import Moves, intervene
+from circuits.scoring.faithfulness import NodeCurve, Scale, Score, Share, by_site, node_curve, score
 from sae_core.errors import UserError
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
@@ -71,14 +69,6 @@ class Judgement:
         for one in (self.stability, self.moves):
             found += one.lines() if one else []
         return found
-
-    def section(self) -> str:
-        """The same as a piece of a page."""
-        far = "".join(f"<li>{escape(one.line())}</li>" for one in self.reached)
-        opening = (
-            f"<p>The more layers are left to the circuit alone, the less of the target it carries:</p><ul>{far}</ul>"
-        )
-        return opening + scoring_section(self.scores, self.controls, self.curves, self.stability, self.moves)
 
     def to_json(self) -> dict[str, Any]:
         """All numbers."""

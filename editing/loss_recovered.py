@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.patch import ActivationPatch, codes
-from editing.positions import Mask, where
-from sae_core.dictionaries import Dictionary
-from sae_core.measures import finite
-from sae_core.models import Intervention, LanguageModel
+from editing.interventions.masks import Mask, where
+from editing.interventions.patch import ActivationPatch, codes
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.evaluation.reconstruction import finite
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 LOGITS_AT_ONCE = 2**24
@@ -28,7 +28,7 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Splice:
-    """The reconstruction x_hat in place of the activation x; `editing.patch.splice_with_error` keeps the error."""
+    """The reconstruction x_hat in place of the activation x; `patch.splice_with_error` keeps the error."""
 
     site: Site
     dictionary: Dictionary

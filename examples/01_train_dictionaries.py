@@ -3,19 +3,13 @@
 import sys
 from pathlib import Path
 
-from sae_core import (
-    ActivationStream,
-    DictionarySet,
-    Text,
-    TopK,
-    TrainConfig,
-    held_out,
-    load_model,
-    quality,
-    save_set,
-    start,
-    train,
-)
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import Text, held_out
+from sae_core.evaluation.reconstruction import quality
+from sae_core.model.language_model import load_model
+from sae_core.storage import DictionarySet, save_set
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import TopK
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 model = load_model("storybook")

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
-from editing import FeaturePatch, kl_divergence
-from sae_core import Site, load_model, load_set
+from editing.interventions.patch import FeaturePatch
+from editing.metrics import kl_divergence
+from sae_core.model.language_model import load_model
+from sae_core.sites import Site
+from sae_core.storage import load_set
 
 dictionaries = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")).dictionaries
 model, site = load_model("storybook"), Site(3)

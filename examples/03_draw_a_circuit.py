@@ -3,9 +3,12 @@
 import sys
 from pathlib import Path
 
-from circuits import Discovery, DiscoveryConfig, FeatureTarget, assemble, draw, survey
-from circuits.features import default_target
-from sae_core import load_model, load_set
+from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.drawing import draw
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import default_target, survey
+from sae_core.model.language_model import load_model
+from sae_core.storage import load_set
 
 found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_circuit")

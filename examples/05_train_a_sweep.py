@@ -1,20 +1,13 @@
 """Several architectures and sparsities from one pass of the model: `python examples/05_train_a_sweep.py`."""
 
-from sae_core import (
-    ActivationStream,
-    BatchTopK,
-    Matryoshka,
-    Site,
-    Text,
-    TopK,
-    TrainConfig,
-    calibrate_thresholds,
-    held_out,
-    load_model,
-    quality,
-    start,
-    train,
-)
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import Text, held_out
+from sae_core.evaluation.reconstruction import quality
+from sae_core.model.language_model import load_model
+from sae_core.sites import Site
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import BatchTopK, Matryoshka, TopK
+from sae_core.training.run import calibrate_thresholds
 
 model, site = load_model("storybook"), Site(2)
 training, measuring = held_out(Text("storybook", 128, True, max_tokens=60_000).contexts(model))

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import torch
 
-from editing import Splice
-from sae_core import ActivationStream, Site, Text, TrainConfig, held_out, load_foreign, load_model, start, train
-from sae_core.formats import save_sparsify
+from editing.loss_recovered import Splice
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import Text, held_out
+from sae_core.formats.readers import load_foreign, save_sparsify
+from sae_core.model.language_model import load_model
+from sae_core.sites import Site
+from sae_core.training.loop import TrainConfig, start, train
 
 model, site = load_model("storybook"), Site(2)
 training, measuring = held_out(Text("storybook", 128, True, max_tokens=60_000).contexts(model))

@@ -8,15 +8,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from circuits import Discovery, DiscoveryConfig, assemble, draw, survey
-from circuits.edges import EdgeConfig
-from circuits.outside import ResampleAblation
-from circuits.prompts import PromptSource, from_task
-from circuits.pruning import sufficient_at
-from circuits.scoring import Scale, by_site
-from circuits.trial import Errors, Trial
+from circuits.discovery.edges import EdgeConfig
+from circuits.discovery.prompts import PromptSource, from_task
+from circuits.discovery.pruning import sufficient_at
+from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.drawing import draw
+from circuits.features.atlas import survey
+from circuits.scoring.ablations import ResampleAblation
+from circuits.scoring.circuit_runs import Errors, Trial
+from circuits.scoring.faithfulness import Scale, by_site
 from editing.tasks.ioi import Corruption, IOITask
-from sae_core import Site, load_model, load_set
+from sae_core.model.language_model import load_model
+from sae_core.sites import Site
+from sae_core.storage import load_set
 
 found = load_set(Path(sys.argv[1] if len(sys.argv) > 1 else "example_set"))
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_task_circuit")

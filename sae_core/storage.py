@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_core.data.text import Text
+from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
-from sae_core.formats import CENTRED, load_foreign
-from sae_core.models import LanguageModel, hook_name
-from sae_core.normed import Centred, LayerNormed, Normed, NormRescaled
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.formats.readers import CENTRED, load_foreign
+from sae_core.model.language_model import LanguageModel, hook_name
 from sae_core.sites import Site
-from sae_core.text import Text
-from sae_core.training import Member, TrainConfig, TrainState, check_finite, site_state
+from sae_core.training.loop import Member, TrainConfig, TrainState, check_finite, site_state
 
 SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
 _ARCHITECTURES = {"topk": TopKSAE, "standard": ReLUSAE, "jumprelu": JumpReLUSAE, "gated": GatedSAE}

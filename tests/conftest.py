@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import KINDS, write_tiny
 
-from sae_core.models import LanguageModel, load_model
+from sae_core.model.language_model import LanguageModel, load_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,29 +4,29 @@ import pytest
 import torch
 from handmade import random_topk
 from planted import Planted, planted_directions
-from test_training import EVERY, config, memory
+from trained import EVERY, config, memory
 
-from editing.directions import AddDirection
-from editing.dose import DoseConfig, dose_response
-from editing.erase import mean_difference
-from editing.experiment import PatchExperiment
-from editing.joint import JointExperiment
-from editing.patch import patch_features, scale
-from editing.positions import Onward
-from editing.scaled import Scaled
-from editing.selection import SELECTORS, SelectionConfig
-from editing.sizes import edit_sizes
-from editing.splice import Splice
-from editing.steer import Mode, read_features
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.compose import Scaled
+from editing.interventions.edit_size import edit_sizes
+from editing.interventions.erase import mean_difference
+from editing.interventions.masks import Onward
+from editing.interventions.patch import patch_features, scale
+from editing.ioi.curve import trace
+from editing.ioi.feature_selection import SELECTORS, SelectionConfig
+from editing.ioi.joint_experiment import JointExperiment
+from editing.ioi.site_experiment import PatchExperiment
+from editing.loss_recovered import Splice
+from editing.steering.dose_response import DoseConfig, dose_response
+from editing.steering.steer import Mode, read_features
 from editing.tasks.ioi import Corruption, IOITask, Role
-from editing.tradeoff import trace
-from sae_core import sparse
-from sae_core.generation import Sampling, generate
-from sae_core.models import LanguageModel, load_model
-from sae_core.objectives import BatchTopK, TopK
+from sae_core.data.text import Text
+from sae_core.dictionaries import sparse
+from sae_core.model.generation import Sampling, generate
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import FeatureId, Site
-from sae_core.text import Text
-from sae_core.training import TrainConfig, TrainState, start, step, train
+from sae_core.training.loop import TrainConfig, TrainState, start, step, train
+from sae_core.training.objectives import BatchTopK, TopK
 
 pytestmark = [
     pytest.mark.gpu,

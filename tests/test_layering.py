@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ("sae_core", "editing", "circuits", "verbs", "subrank")
+FLOORS = ("sae_core", "editing", "circuits", "subrank")
 
 
 def imported(path: Path) -> set[str]:
@@ -28,7 +29,32 @@ def packages(path: Path) -> set[str]:
 
 
 def files(floor: str) -> list[Path]:
-    return sorted((ROOT / floor).rglob("*.py")) if (ROOT / floor).is_dir() else [ROOT / f"{floor}.py"]
+    return sorted((ROOT / floor).rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def arrows() -> nx.DiGraph:
+    """Which module of ours imports which, inside functions as well; a package's `__init__` imports nothing of ours."""
+    modules = {dotted(path): path for floor in FLOORS for path in files(floor)}
+    graph = nx.DiGraph()
+    for module, path in modules.items():
+        for name in imported(path):
+            if name in modules and not any(other.startswith(f"{name}.") for other in imported(path) & set(modules)):
+                graph.add_edge(module, name)
+    return graph
+
+
+def room(module: str) -> str:
+    """The folder in a package that a module stands in, or the module itself where it stands beside the rooms."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 else module
+
+
+def circles(graph: nx.DiGraph) -> list[set[str]]:
+    return [part for part in nx.strongly_connected_components(graph) if len(part) > 1]
 
 
 @pytest.mark.parametrize("floor", FLOORS)
@@ -39,9 +65,23 @@ def test_no_floor_imports_from_above(floor):
         assert not packages(path) & above, path
 
 
+def test_no_circles_among_modules_nor_among_rooms():
+    graph = arrows()
+    assert graph.number_of_edges() > 100
+    rooms = nx.DiGraph((room(a), room(b)) for a, b in graph.edges if room(a) != room(b))
+    assert not circles(graph) and not circles(rooms)
+
+
+def test_a_circle_would_be_seen():
+    """Control for the test above."""
+    assert circles(nx.DiGraph([("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")])) == [{"a", "b", "c"}]
+
+
 def test_the_parser_sees_imports(tmp_path):
     """Control for the tests above."""
-    (tmp_path / "a.py").write_text("def f():\n    from editing.patch import x\n    import circuits.graph as g\n")
+    (tmp_path / "a.py").write_text(
+        "def f():\n    from editing.interventions.patch import x\n    import circuits.graph as g\n"
+    )
     assert packages(tmp_path / "a.py") == {"editing", "circuits"}
     assert "sae_core" in packages(ROOT / "sae_core" / "storage.py")
 
@@ -50,11 +90,10 @@ def test_only_models_knows_the_model_library():
     knowing = {
         path.relative_to(ROOT) for floor in FLOORS for path in files(floor) if "transformer_lens" in packages(path)
     }
-    assert knowing == {Path("sae_core/models.py")}
+    assert knowing == {Path("sae_core/model/language_model.py")}
 
 
-SAE_CORE = sorted(f"sae_core.{path.stem}" for path in (ROOT / "sae_core").glob("*.py") if path.stem != "__init__")
-LIGHT = [*SAE_CORE, "sae_core.storybook.grammar", "sae_core.storybook.train", "sae_core.storybook.measure"]
+LIGHT = sorted(dotted(path) for path in files("sae_core"))
 HEAVY = {"transformer_lens", "transformers", "datasets", "accelerate", "huggingface_hub"}
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from planted import unchecked
 
-import subrank
-from sae_core import Site, load_set
+from sae_core.sites import Site
+from sae_core.storage import load_set
+from subrank.cli import command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL, TEXT = SHARED / "models" / "stories260k", SHARED / "data" / "tinystories.jsonl"
@@ -22,7 +23,7 @@ pytestmark = [
 
 def run(arguments: list[str]) -> int:
     with unchecked():  # the parts of every verb have their shapes checked in tests of their own
-        return subrank.main(arguments)
+        return command.main(arguments)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from circuits.effects import Ablation, Causes, to_zero
-from circuits.features import Examples
+from circuits.effects.ablation_effects import Ablation, Causes, to_zero
+from circuits.effects.exact_routes import Change
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId
-from circuits.routes import Change
-from circuits.targets import Target
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
 

@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.effects import Causes, Effects, ablation_effects, effects_by_position, error_effect, null_effects
-from circuits.features import Examples
+from circuits.effects.ablation_effects import (
+    Causes,
+    Effects,
+    ablation_effects,
+    effects_by_position,
+    error_effect,
+    null_effects,
+)
+from circuits.effects.exact_routes import Rerun
+from circuits.effects.screens import audited, first_order, shortlist
+from circuits.features.atlas import Examples
 from circuits.graph import Edge, ErrorTerm
-from circuits.routes import Rerun
-from circuits.screens import audited, first_order, shortlist
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId
 

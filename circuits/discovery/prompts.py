@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.features import Examples
+from circuits.effects.targets import LogitTarget
+from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.targets import LogitTarget
 from editing.tasks.pairs import PromptPairs
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel, pad
 from sae_core.sites import FeatureId, Site
 
 

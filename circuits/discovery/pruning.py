@@ -11,12 +11,12 @@ circuit is what carries the target.
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.controls import attribution
-from circuits.discovery import Discovery
-from circuits.features import Examples
-from circuits.outside import usual
-from circuits.targets import Target
-from circuits.trial import Errors, Trial, covered_sites, features_in
+from circuits.discovery.recursive import Discovery
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples
+from circuits.scoring.ablations import usual
+from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, features_in
+from circuits.scoring.controls import attribution
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId
 

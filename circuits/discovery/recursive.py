@@ -5,7 +5,7 @@ the few with the largest effect, and ask the same of each, down to the lowest si
 examples of its own, the cause with the strongest edge is asked first, and no feature is asked twice.
 
 Edges between neighbours are what exhaustive ablation finds, and say `certified`. Where more than one block
-lies between, a screen (`circuits/screens.py`) proposes the latents that are ablated, unless all are asked for.
+lies between, a screen (`circuits/effects/screens.py`) proposes the latents that are ablated, unless all are asked for.
 """
 
 import heapq
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from circuits.edges import EdgeConfig, find_edges
-from circuits.effects import Ablation, Causes, to_zero
-from circuits.features import Examples, ExampleSource, FeatureAtlas
+from circuits.discovery.edges import EdgeConfig, find_edges
+from circuits.effects.ablation_effects import Ablation, Causes, to_zero
+from circuits.effects.targets import FeatureTarget, Target
+from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas
 from circuits.graph import (
     Edge,
     ErrorTerm,
@@ -28,10 +29,9 @@ from circuits.graph import (
     nodes_of,
     parse_node,
 )
-from circuits.targets import FeatureTarget, Target
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 MIN_EXAMPLES = 16

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.features import Examples, ExampleSource
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel
+from circuits.features.atlas import Examples, ExampleSource
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 

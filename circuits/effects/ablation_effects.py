@@ -8,7 +8,7 @@ that is read, the error term kept. Its standard error is that of a ratio of sums
 sqrt(n / (n - 1) sum_i (d_i - r a_i)^2) / |sum a|, d_i being the drop on one example.
 
 What cannot matter is not run: a pair of latent and example in which the ablated value is the clean one at
-every position has no effect, exactly. How the rest is computed is `circuits/routes.py`'s.
+every position has no effect, exactly. How the rest is computed is `circuits/effects/exact_routes.py`'s.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.features import Examples
-from circuits.routes import Change, Route, Scene, route, runs_at_once
-from circuits.targets import Target
-from sae_core.dictionaries import Dictionary
+from circuits.effects.exact_routes import Change, Route, Scene, route, runs_at_once
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features import Examples
-from circuits.targets import Target
-from editing.memory import budget_on, rows_at_once
-from sae_core.blocks import Block
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples
+from editing.engine.batching import budget_on, rows_at_once
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.block import Block, block_of
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 AGREES = 1e-4
@@ -282,7 +282,7 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
     if scene.adds() and (source == into or (read_at_residual and gap == 0)):
         return SamePlace(scene)
     if scene.adds() and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
-        block = model.block(into.layer, scene.tokens.shape[1])
+        block = block_of(model, into.layer, scene.tokens.shape[1])
         if block is not None:
             closed = OneBlock(scene, block)
             if _agrees(closed):

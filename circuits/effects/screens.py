@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.effects import Causes, Effects, ablation_effects
+from circuits.effects.ablation_effects import Causes, Effects, ablation_effects
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

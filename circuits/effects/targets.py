@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.graph import NodeId, Readout
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel
-from sae_core.saes import SAE, TopKSAE
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.saes import SAE, TopKSAE
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
 

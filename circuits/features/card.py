@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.explainer import Label
-from circuits.histograms import Drops, Histogram
+from circuits.features.explanations import Label
+from circuits.features.histograms import Drops, Histogram
 from sae_core.sites import FeatureId
 
 TOP = "top"

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.cards import TOP, Card, Example, Spot, example, spots
-from circuits.explainer import (
+from circuits.features.atlas import direct_effect
+from circuits.features.card import TOP, Card, Example, Spot, example, spots
+from circuits.features.explanations import (
     Explanation,
     Label,
     Score,
@@ -25,15 +26,14 @@ from circuits.explainer import (
     table_scores,
     token_tables,
 )
-from circuits.features import direct_effect
-from circuits.geometry import nearest, written
-from circuits.histograms import activation_histogram, logit_drops
-from circuits.patterns import Probe, find_patterns
-from circuits.tallies import AFTER, BEFORE, Tally, activations, tally
-from editing.steer import check_features
-from sae_core.dictionaries import Dictionary
+from circuits.features.geometry import nearest, written
+from circuits.features.histograms import activation_histogram, logit_drops
+from circuits.features.patterns import Probe, find_patterns
+from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
+from editing.steering.steer import check_features
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.tallies import Pairs, SiteTally
-from sae_core.models import LanguageModel
+from circuits.features.statistics import Pairs, SiteTally
+from sae_core.model.language_model import LanguageModel
 
 _SHOWN = 6
 """Tokens of a table that its text names."""

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.dictionaries import Dictionary, Rectified
-from sae_core.models import LanguageModel
+from sae_core.dictionaries.baselines import Dictionary, Rectified
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 _NEAR = 3

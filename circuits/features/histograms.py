@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.patch import ablate
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel
+from editing.interventions.patch import ablate
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 N_BINS = 20

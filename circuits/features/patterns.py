@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.explainer import Kind, spelled
-from sae_core.dictionaries import Dictionary
-from sae_core.models import LanguageModel, pad
+from circuits.features.explanations import Kind, spelled
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import LanguageModel, pad
 from sae_core.sites import FeatureId
 
 LONGEST = 16

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features import FeatureAtlas, SiteStatistics
-from sae_core.dictionaries import Dictionary
+from circuits.features.atlas import FeatureAtlas, SiteStatistics
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
 BEFORE, AFTER = 11, 4

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.features import Examples
-from editing.patch import codes as codes_of
-from editing.positions import Mask, where
-from sae_core.dictionaries import Dictionary
+from circuits.features.atlas import Examples
+from editing.interventions.masks import Mask, where
+from editing.interventions.patch import codes as codes_of
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 

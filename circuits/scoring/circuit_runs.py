@@ -1,7 +1,7 @@
 """Prompts run again with only a circuit left of the model.
 
 At every site that the circuit covers, from the lowest up, codes and error are read from the run as it has
-been edited below; what is outside the circuit takes its ablated value there (`circuits/outside.py`). BOS and
+been edited below; what is outside the circuit takes its ablated value there (`circuits/scoring/ablations.py`). BOS and
 other special tokens keep their activation. Cost: the prompts are recorded once; a circuit then takes the
 blocks from the lowest covered site to the target on, one encoding and one decoding per covered site, and
 one position read. Circuits and prompts are stacked into passes of a measured size.
@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.features import Examples
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples
 from circuits.graph import NodeId
-from circuits.outside import Ablation, KeepOnly, residual_sites
-from circuits.targets import Target
-from editing.memory import budget_on, rows_at_once
+from circuits.scoring.ablations import Ablation, KeepOnly, residual_sites
+from editing.engine.batching import budget_on, rows_at_once
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
 Members = Mapping[Site, Sequence[int]]

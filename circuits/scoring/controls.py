@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.scoring import Scale, Share
-from circuits.trial import Errors, Members, Trial
+from circuits.scoring.circuit_runs import Errors, Members, Trial
+from circuits.scoring.faithfulness import Scale, Share
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site
 

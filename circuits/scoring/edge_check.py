@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.features import Examples
+from circuits.effects.targets import FeatureTarget, Target
+from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId, parse_node
-from circuits.targets import FeatureTarget, Target
-from editing.patch import scale
+from editing.interventions.patch import scale
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.measures import finite
-from sae_core.models import Intervention, LanguageModel
+from sae_core.evaluation.reconstruction import finite
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 FACTORS = (0.0, 0.5, 2.0)

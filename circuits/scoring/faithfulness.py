@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.trial import Errors, Members, Trial, features_in
+from circuits.scoring.circuit_runs import Errors, Members, Trial, features_in
 from editing.metrics import interval, resampled
 from sae_core.errors import UserError
-from sae_core.measures import finite
+from sae_core.evaluation.reconstruction import finite
 from sae_core.sites import FeatureId
 
 SAME = 1e-5

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.tasks.pairs import at_end
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 

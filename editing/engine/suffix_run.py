@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_core.blocks import Block
-from sae_core.models import LanguageModel
+from sae_core.model.block import Block, block_of
+from sae_core.model.language_model import LanguageModel
 
 WIDTHS = 4
 """Rows are run together whose numbers of columns to run lie within so many of each other."""
@@ -120,7 +120,7 @@ def tail_of(
     changed, the model's own pass must agree.
     """
     above = range(layer + 1, model.n_layers)
-    blocks = [model.block(number, tokens.shape[1]) for number in above]
+    blocks = [block_of(model, number, tokens.shape[1]) for number in above]
     if not blocks or any(block is None or block.gain.dtype is not torch.float32 for block in blocks):
         return None
     if 2 * len(blocks) * tokens.numel() * model.d_model * torch.float32.itemsize > HELD:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.positions import Mask, check_width, ended, reach, where
+from editing.interventions.masks import Mask, check_width, ended, reach, where
 from sae_core.sites import Site
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.positions import Mask, edited
-from sae_core.models import Intervention, LanguageModel
+from editing.interventions.masks import Mask, edited
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 

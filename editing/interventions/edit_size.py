@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.positions import reach_of
-from sae_core.models import Intervention, LanguageModel
+from editing.interventions.masks import reach_of
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.positions import Mask, check_width, where
+from editing.interventions.masks import Mask, check_width, where
 from sae_core.errors import UserError
 from sae_core.sites import Site
 

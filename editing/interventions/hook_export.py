@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from editing import plain_hook
-from editing.saved import Card, described, separate
+from editing.interventions import plain_hook
+from editing.interventions.save import Card, described, separate
 from sae_core.errors import UserError
 from sae_core.files import write_tensors, write_text
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 _BLANK = "EDITS = []  # replaced when an edit is exported: module and kind of each edit"

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_core.errors import UserError
-from sae_core.models import Intervention
+from sae_core.model.language_model import Intervention
 from sae_core.sites import Site
 
 

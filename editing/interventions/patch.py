@@ -13,7 +13,7 @@ those of the run as it has been edited upstream.
 
 Positions. Without a mask an edit touches every position, also those generated after a prompt; a mask
 touches the positions it names and no generated one, `Onward(mask)` those and all generated ones; targets
-given position by position end with the prompt (`editing/positions.py` says it in full).
+given position by position end with the prompt (`editing/interventions/masks.py` says it in full).
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.positions import Mask, check_width, ended, reach, reach_of, where
-from sae_core.dictionaries import Dictionary
+from editing.interventions.masks import Mask, check_width, ended, reach, reach_of, where
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import Intervention
+from sae_core.model.language_model import Intervention
 from sae_core.sites import FeatureId, Site
 
 Latents = Sequence[int | FeatureId] | Int[Tensor, "k"]

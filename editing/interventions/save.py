@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.erase import Erasure
-from editing.patch import FeaturePatch
-from editing.scaled import Scaled, Spared
-from sae_core.dictionaries import Basis, Dictionary, Rectified, Unmixing
+from editing.interventions.compose import Scaled, Spared
+from editing.interventions.erase import Erasure
+from editing.interventions.patch import FeaturePatch
+from sae_core.dictionaries.baselines import Basis, Dictionary, Rectified, Unmixing
+from sae_core.dictionaries.normalised import LayerNormed, Normed, NormRescaled
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
-from sae_core.models import Intervention
-from sae_core.normed import LayerNormed, Normed, NormRescaled
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.model.language_model import Intervention
 from sae_core.sites import Site
 
 CARD, TENSORS = "edit.json", "edit.safetensors"

@@ -6,7 +6,7 @@ from enum import StrEnum
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.dictionaries import Dictionary, ica, neurons, nonnegative_pca, pca, random_basis
+from sae_core.dictionaries.baselines import Dictionary, ica, neurons, nonnegative_pca, pca, random_basis
 from sae_core.seeds import generator_for
 
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editing.ioi.feature_sets import DIFFERENCE, KL, PROBABILITY, SIZE, Patching, Trial
 from editing.metrics import interval
-from editing.patching import DIFFERENCE, KL, PROBABILITY, SIZE, Patching, Trial
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Trace:
 
     counts: tuple[int, ...]
     readout: Float[Tensor, "points batch 4"]
-    """The columns of `editing/patching.py`: KL, logit difference, probability, edit size."""
+    """The columns of `editing/ioi/feature_sets.py`: KL, logit difference, probability, edit size."""
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editing.ioi.curve import Curve, Trace
+from editing.ioi.feature_sets import KL, SIZE
 from editing.metrics import interval
-from editing.patching import KL, SIZE
-from editing.tradeoff import Curve, Trace
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from editing.patching import KL, Patching, Trial
+from editing.ioi.feature_sets import KL, Patching, Trial
 from sae_core.errors import UserError
 from sae_core.seeds import generator_for
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.memory import budget_on, rows_at_once
+from editing.engine.batching import budget_on, rows_at_once
 from sae_core.sites import FeatureId
 
 KL, DIFFERENCE, PROBABILITY, SIZE = range(4)

@@ -5,14 +5,14 @@ from html import escape
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from editing.baselines import SHOWN, Baseline
-from editing.ioi import IOIResult
-from editing.selection import Selector
+from editing.ioi.baselines import SHOWN, Baseline
+from editing.ioi.feature_selection import Selector
+from editing.ioi.study import IOIResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
 
-    from editing.tradeoff import Curve
+    from editing.ioi.curve import Curve
 
 Labels = Mapping[str, Mapping[str, str]]
 """What features respond to, in words: by the name of their curve, then by their own (`str(FeatureId)`)."""

@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.experiment import Answers, check_features, edited_places, gradients
-from editing.patch import ActivationPatch
-from editing.patching import KL, Patching
-from editing.positions import where
-from editing.sizes import Measured
+from editing.engine.resumed_run import Change, Upward
+from editing.interventions.edit_size import Measured
+from editing.interventions.masks import where
+from editing.interventions.patch import ActivationPatch
+from editing.ioi.feature_sets import KL, Patching
+from editing.ioi.site_experiment import Answers, check_features, edited_places, gradients
 from editing.tasks.pairs import Place, PromptPairs, at_end
-from editing.upward import Change, Upward
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
 

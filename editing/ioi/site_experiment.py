@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.memory import budget_on, rows_at_once
+from editing.engine.batching import budget_on, rows_at_once
+from editing.engine.resumed_run import Change, Upward, adds
+from editing.engine.suffix_run import tail_of
+from editing.ioi.feature_sets import KL, Patching
 from editing.metrics import logit_difference
-from editing.patching import KL, Patching
-from editing.tail import tail_of
 from editing.tasks.pairs import Place, PromptPairs, at_end
-from editing.upward import Change, Upward, adds
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
 ENCODED_AT_ONCE = 2**24
@@ -127,7 +127,7 @@ class PatchExperiment:
         return self.upward.edited(prompts, [Change(self.site, change)])
 
     def read(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows 4"]:
-        """What such changes do, in one forward pass: the columns of a readout (`editing/patching.py`)."""
+        """What such changes do, in one forward pass: the columns of a readout (`editing/ioi/feature_sets.py`)."""
         return self.answers.read(self.run(prompts, change), prompts, self.sizes(change, prompts))
 
     @cached_property

@@ -8,21 +8,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.baselines import SHOWN, Baseline, baselines
-from editing.curve_comparison import CurveComparison, compare
-from editing.experiment import PatchExperiment
-from editing.joint import JointExperiment
+from editing.ioi.baselines import SHOWN, Baseline, baselines
+from editing.ioi.curve import Curve, Trace, default_counts, floor, summary, trace
+from editing.ioi.curve_comparison import CurveComparison, compare
+from editing.ioi.feature_selection import SELECTORS, Selection, SelectionConfig, Selector
+from editing.ioi.feature_sets import KL, SIZE, Patching
+from editing.ioi.joint_experiment import JointExperiment
+from editing.ioi.site_experiment import PatchExperiment
 from editing.metrics import resampled
-from editing.patching import KL, SIZE, Patching
-from editing.selection import SELECTORS, Selection, SelectionConfig, Selector
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import OwnScore, Place, PromptPairs, own_score
-from editing.tradeoff import Curve, Trace, default_counts, floor, summary, trace
-from sae_core.activations import harvest
-from sae_core.dictionaries import Dictionary
+from sae_core.data.activations import harvest
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.measures import finite
-from sae_core.models import LanguageModel
+from sae_core.evaluation.reconstruction import finite
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 NAMED = 1024
@@ -162,7 +162,7 @@ class IOIStudy:
 
         Without `site`, the residual or MLP site is taken at which the 16 features of highest estimate leave the
         least KL on the selection prompts, with the best of the sets; several sites are patched jointly. `positions`
-        as in `editing.experiment.edited_places`.
+        as in `editing.ioi.site_experiment.edited_places`.
         """
         prompts = self.prompts(corruption)
         yield f"{corruption}: {prompts.own.sentence()}"

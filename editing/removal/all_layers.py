@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from editing.candidates import affordable_strength
-from editing.capability import Capability
-from editing.contrast import Contrast
-from editing.erasers import ERASERS, fit_everywhere
-from editing.ground import Elsewhere, Runs, up_to_end
-from editing.judging import Method
-from editing.rivals import at_size, random_edits
-from editing.scaled import Scaled
+from editing.interventions.compose import Scaled
+from editing.removal.cached_runs import Elsewhere, Runs, up_to_end
+from editing.removal.capability import Capability
+from editing.removal.erasers import ERASERS, fit_everywhere
+from editing.removal.evaluation import Method
+from editing.removal.feature_search import affordable_strength
+from editing.removal.random_controls import at_size, random_edits
+from editing.removal.two_class_prompts import Contrast
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries import Dictionary
-from sae_core.models import Intervention, LanguageModel
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 FITTED = 1024

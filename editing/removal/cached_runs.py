@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.contrast import Contrast
-from editing.memory import budget_on, rows_at_once
+from editing.engine.batching import budget_on, rows_at_once
+from editing.engine.resumed_run import Upward, adds
+from editing.engine.suffix_run import Tail, tail_of
+from editing.interventions.compose import unscaled
+from editing.interventions.edit_size import Measured
+from editing.interventions.patch import FeaturePatch
+from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import interval, resampled
-from editing.patch import FeaturePatch
-from editing.scaled import unscaled
-from editing.sizes import Measured
-from editing.splice import LOGITS_AT_ONCE
-from editing.tail import Tail, tail_of
-from editing.upward import Upward, adds
+from editing.removal.two_class_prompts import Contrast
 from sae_core.errors import UserError
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 NOT_DUE = 0.01

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from editing.contrast import Contrast, model_score, together
+from editing.removal.two_class_prompts import Contrast, model_score, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
 from editing.tasks.task import TASKS, task_of
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 EVERYTHING = 10**6  # more prompts than any task has
 ABLE = 0.75
@@ -180,7 +180,7 @@ def _positive(pairs: PromptPairs, labels: Mapping[str, str] | None) -> Bool[Tens
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """The `label` of every clean prompt in a file of pairs (`editing.tasks.own`), by its text; empty if none has one.
+    """The `label` of every clean prompt in a file of pairs, by its text; empty if none has one.
 
     Raises `UserError` unless all lines have one, the same for the same prompt, and there are two in all.
     """

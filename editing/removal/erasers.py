@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.contrast import Contrast
-from editing.erase import Erasure, fit_leace, mean_difference, project_out
-from editing.ground import up_to_end
-from editing.judging import Method
+from editing.interventions.erase import Erasure, fit_leace, mean_difference, project_out
+from editing.removal.cached_runs import up_to_end
+from editing.removal.evaluation import Method
+from editing.removal.two_class_prompts import Contrast
 from editing.tasks.pairs import at_end
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 AT_ONCE = 256

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.contrast import Contrast, Span, span
-from editing.ground import Elsewhere, Harm, Runs, up_to_end
+from editing.interventions.compose import unscaled
+from editing.interventions.patch import FeaturePatch
 from editing.metrics import auroc
-from editing.patch import FeaturePatch
-from editing.scaled import unscaled
+from editing.removal.cached_runs import Elsewhere, Harm, Runs, up_to_end
+from editing.removal.two_class_prompts import Contrast, Span, span
 from editing.tasks.pairs import at_end
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
 GONE = 0.05  # AUROC within this of 0.5

@@ -20,22 +20,22 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from editing.capability import Capability, capability_of
-from editing.choice import Choice
-from editing.comparison import LeaceComparison
-from editing.contrast import model_score
-from editing.erase import Erasure
-from editing.erasers import fit_at
-from editing.everywhere import at_all_layers
-from editing.frontier import Frontier
-from editing.ground import REMOVABLE, Elsewhere
-from editing.judging import Judge, Judged, Method, Removal
-from editing.removal_result import FEWEST_CONTEXTS, RemovalConfig, RemovalResult
-from editing.rivals import at_size, mean_of, random_edits
-from editing.scaled import Scaled
-from sae_core.dictionaries import Dictionary
+from editing.interventions.compose import Scaled
+from editing.interventions.erase import Erasure
+from editing.removal.all_layers import at_all_layers
+from editing.removal.cached_runs import REMOVABLE, Elsewhere
+from editing.removal.capability import Capability, capability_of
+from editing.removal.erasers import fit_at
+from editing.removal.evaluation import Judge, Judged, Method, Removal
+from editing.removal.frontier import Frontier
+from editing.removal.random_controls import at_size, mean_of, random_edits
+from editing.removal.result import FEWEST_CONTEXTS, RemovalConfig, RemovalResult
+from editing.removal.site_and_strength import Choice
+from editing.removal.two_class_prompts import model_score
+from editing.removal.versus_leace import LeaceComparison
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 Stages = Generator[str, None, "_Measured"]

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from editing.contrast import Contrast
-from editing.erase import Erasure
-from editing.ground import CODES_AT_ONCE, Elsewhere, Ground
-from editing.scaled import Scaled
-from sae_core.dictionaries import Dictionary
+from editing.interventions.compose import Scaled
+from editing.interventions.erase import Erasure
+from editing.removal.cached_runs import CODES_AT_ONCE, Elsewhere, Ground
+from editing.removal.two_class_prompts import Contrast
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import Intervention
+from sae_core.model.language_model import Intervention
 from sae_core.sites import Site
 
 GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(51))

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from editing.frontier import Frontier
-from editing.judging import GONE, Method, Removal
-from editing.removal_result import RemovalResult
+from editing.removal.evaluation import GONE, Method, Removal
+from editing.removal.frontier import Frontier
+from editing.removal.result import RemovalResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

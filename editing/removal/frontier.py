@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from editing.contrast import Span
-from editing.judging import GONE, Judge, Judged, Method, site_of
-from editing.scaled import Scaled
+from editing.interventions.compose import Scaled
+from editing.removal.evaluation import GONE, Judge, Judged, Method, site_of
+from editing.removal.two_class_prompts import Span
 from sae_core.errors import UserError
-from sae_core.models import Intervention
+from sae_core.model.language_model import Intervention
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 

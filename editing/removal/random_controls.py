@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from editing.candidates import like_density, random_projection
-from editing.ground import Elsewhere, Harm, Runs, changes
-from editing.judging import Judged, Method, Removal
-from editing.patch import ablate
-from editing.scaled import Scaled
-from sae_core.dictionaries import Dictionary
-from sae_core.models import Intervention
+from editing.interventions.compose import Scaled
+from editing.interventions.patch import ablate
+from editing.removal.cached_runs import Elsewhere, Harm, Runs, changes
+from editing.removal.evaluation import Judged, Method, Removal
+from editing.removal.feature_search import like_density, random_projection
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.model.language_model import Intervention
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

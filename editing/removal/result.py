@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any
 
-from editing.comparison import LeaceComparison, verdict
-from editing.frontier import STRENGTHS, Frontier
-from editing.judging import GONE, Removal
+from editing.removal.evaluation import GONE, Removal
+from editing.removal.frontier import STRENGTHS, Frontier
+from editing.removal.versus_leace import LeaceComparison, verdict
 from editing.tasks.pairs import OwnScore
 from sae_core.errors import UserError
-from sae_core.models import Intervention
+from sae_core.model.language_model import Intervention
 
 HIDDEN = 0.15  # within sentences, where some dozen prompts leave chance a wide berth
 FEWEST_CONTEXTS = 4

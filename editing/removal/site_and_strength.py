@@ -3,18 +3,18 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from editing.candidates import choose_features, meeting_strength
-from editing.capability import Capability
-from editing.erase import Erasure
-from editing.erasers import TUNED, fit_at
-from editing.ground import Elsewhere, Ground
-from editing.judging import Method
-from editing.patch import ablate
-from editing.removal_result import RemovalConfig
-from editing.scaled import Scaled
-from sae_core.dictionaries import Dictionary
+from editing.interventions.compose import Scaled
+from editing.interventions.erase import Erasure
+from editing.interventions.patch import ablate
+from editing.removal.cached_runs import Elsewhere, Ground
+from editing.removal.capability import Capability
+from editing.removal.erasers import TUNED, fit_at
+from editing.removal.evaluation import Method
+from editing.removal.feature_search import choose_features, meeting_strength
+from editing.removal.result import RemovalConfig
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
 
 

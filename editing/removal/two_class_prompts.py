@@ -11,7 +11,7 @@ from torch import Tensor
 from editing.metrics import auroc, interval, resampled
 from editing.tasks.pairs import OwnScore, PromptPairs, end_logits, wilson_interval
 from editing.tasks.pronouns import PronounPrompts
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 FEWEST = 3
 """Prompts of each class that there must be for an AUROC of a part: one of each is told apart by any accident."""

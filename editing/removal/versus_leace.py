@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from editing.contrast import Span
-from editing.judging import EVERYWHERE, Judged
 from editing.metrics import interval, resampled
+from editing.removal.evaluation import EVERYWHERE, Judged
+from editing.removal.two_class_prompts import Span
 
 
 @dataclass(frozen=True)

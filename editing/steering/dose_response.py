@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from editing.interventions.edit_size import Measured
+from editing.interventions.masks import Mask
+from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import bootstrap, kl_divergence
-from editing.positions import Mask
-from editing.sizes import Measured
-from editing.splice import LOGITS_AT_ONCE
-from editing.steer import FeatureText, Mode, promoted, random_directions, redirected, steering
-from sae_core.dictionaries import Dictionary
+from editing.steering.steer import FeatureText, Mode, promoted, random_directions, redirected, steering
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.models import Intervention, LanguageModel
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from editing.directions import AddDirection
-from editing.patch import FeaturePatch, FeatureScale, clamp, scale
-from editing.positions import Mask, Onward
-from sae_core.dictionaries import Dictionary
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.masks import Mask, Onward
+from editing.interventions.patch import FeaturePatch, FeatureScale, clamp, scale
+from sae_core.dictionaries.baselines import Dictionary
 from sae_core.errors import UserError
-from sae_core.generation import Sampling, check_room, generate, pieces
-from sae_core.models import LanguageModel, pad
+from sae_core.model.generation import Sampling, check_room, generate, pieces
+from sae_core.model.language_model import LanguageModel, pad
 from sae_core.sites import FeatureId, Site, Stream
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from editing.tasks import names
 from editing.tasks.pairs import PATIENCE, PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 
 class BracketTemplate(NamedTuple):

@@ -20,7 +20,7 @@ from enum import StrEnum
 from editing.tasks import names
 from editing.tasks.pairs import END, PATIENCE, Mention, PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 PUBLISHED = (
     "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",

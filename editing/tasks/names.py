@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 FEMALE = (
     "Mary Anna Alice Emma Lucy Sarah Jane Kate Laura Julia Maria Sophie Amy Rachel Helen Ruth Diana Grace "

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from editing.tasks.brackets import BracketTask
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.own import OwnPairs
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, Split, pronoun_pairs
+from editing.tasks.user_pairs import OwnPairs
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 MOST = 2048
 """Pairs drawn at a time: who asks for all there are wants no millions, and words combine to millions."""

@@ -7,7 +7,7 @@ patch_prefix, clean_answer, patch_answer. Optional: `rival`, the wrong answer fo
 if left out); `split`, selection or test (also train, check or validation), on every line or on none; `template`,
 any label, what prompts share and a bootstrap resamples; `words`, a list of those that make lines alike; `label`,
 the class of the clean prompt, which removal needs where the answers of a file are more than one pair
-(`editing/capability.py`). Other fields are left alone. A line that repeats another counts once.
+(`editing/removal/capability.py`). Other fields are left alone. A line that repeats another counts once.
 
 Where no split is declared, lines are divided by hash, and those with a template, a word of `words`, or a prompt in
 common fall into one half. An answer that starts a word needs no space before it: one is put there.
@@ -23,7 +23,7 @@ from typing import Any
 
 from editing.tasks.pairs import PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 FIELDS = ("clean", "corrupted", "answer", "foil")
 _THEIRS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")

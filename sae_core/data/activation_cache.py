@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sae_core.activations import ActivationStream
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.sites import Site
-from sae_core.text import digest
 
 CARD = "cache.json"
 VERSION = 1

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 

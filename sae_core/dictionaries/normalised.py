@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_core.saes import SAE
+from sae_core.dictionaries.saes import SAE
 
 _EPS = 1e-5
 

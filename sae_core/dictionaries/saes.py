@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_core.dictionaries.sparse import top
 from sae_core.errors import UserError
-from sae_core.sparse import top
 
 _ROWS = 512
 """Directions at once where all are passed over several times: as many as stay in a processor's cache."""

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core import places
-from sae_core.dictionaries import Dictionary
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
+from sae_core.dictionaries.saes import SAE, TopKSAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, write_json, write_tensors
-from sae_core.folding import Raw, convert
-from sae_core.normed import Centred, LayerNormed, Normed, NormRescaled
-from sae_core.saes import SAE, TopKSAE
+from sae_core.formats import hook_names as places
+from sae_core.formats.tensor_files import Source, listed, locate, read
+from sae_core.formats.unit_norm import Raw, convert
 from sae_core.sites import Site, Stream
-from sae_core.sources import Source, listed, locate, read
 
 log = logging.getLogger(__name__)
 CENTRED = "center_writing_weights"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 
@@ -73,8 +73,9 @@ class Block:
 @torch.no_grad()
 def block_of(model: LanguageModel, layer: int, n_pos: int) -> Block | None:
     """A block's parts, for up to `n_pos` positions; None if the block is not made of these parts."""
-    bridge, config = model.bridge, model.bridge.cfg
-    block = bridge.blocks[layer]
+    if model.bridge is None:  # a model made by hand
+        return None
+    config, block = model.bridge.cfg, model.bridge.blocks[layer]
     parts = {name: getattr(block, name, None) for name in ("ln1", "ln2", "attn", "mlp")}
     linear = {name: getattr(parts["attn"], name, None) for name in "qkvo"}
     if any(part is None for part in (*parts.values(), *linear.values())) or not hasattr(parts["ln1"], "weight"):

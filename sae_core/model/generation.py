@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_core.errors import UserError
-from sae_core.models import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel, pad
 from sae_core.seeds import generator_for
 
 

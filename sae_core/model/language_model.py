@@ -25,9 +25,7 @@ from sae_core.sites import Site, Stream
 if TYPE_CHECKING:
     from transformers import Cache
 
-    from sae_core.blocks import Block
-
-STORYBOOK = Path(__file__).parent / "storybook" / "model"
+STORYBOOK = Path(__file__).parents[1] / "storybook" / "model"
 _HOOK = {
     Stream.RESID_POST: "blocks.{}.hook_out",
     Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
@@ -246,12 +244,6 @@ class LanguageModel:
     @property
     def _dtype(self) -> torch.dtype:
         return self.bridge.cfg.dtype
-
-    def block(self, layer: int, n_pos: int) -> "Block | None":
-        """A block in parts (`sae_core/blocks.py`), for up to `n_pos` positions; None if it has not these parts."""
-        from sae_core.blocks import block_of
-
-        return block_of(self, layer, n_pos)
 
     def fingerprint(self) -> str:
         """A short hash of the architecture and of a sample of every weight; equal on every device."""

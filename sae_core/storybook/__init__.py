@@ -1,0 +1,1 @@
+"""The bundled model: its grammar, its words, how it was trained, and what is true of each token."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.saes import JumpReLUSAE
+from sae_core.dictionaries.saes import JumpReLUSAE
 
 
 def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -> Float[Tensor, "d_in"]:

@@ -17,13 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sae_core import checks, sparse
+from sae_core import checks
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
-from sae_core.estimates import geometric_median
-from sae_core.objectives import Moment, Outcome, Recipe, TopK, recipe_from_json, recipe_to_json
-from sae_core.saes import SAE
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
+from sae_core.training.calibration import geometric_median
+from sae_core.training.objectives import Moment, Outcome, Recipe, TopK, recipe_from_json, recipe_to_json
 
 LOOK = 32
 """Steps between looks at what lies on the device."""

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_core import checks, sparse
+from sae_core import checks
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
+from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
-from sae_core.sparse import Codes
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,16 +8,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core import checks
-from sae_core.activations import ActivationStream, harvest
-from sae_core.downstream import ContextStream, Divergence
+from sae_core.data.activations import ActivationStream, harvest
+from sae_core.data.text import Text
+from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
-from sae_core.estimates import calibrate
-from sae_core.models import LanguageModel
-from sae_core.objectives import BatchTopK, Matryoshka
-from sae_core.saes import SAE
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
-from sae_core.text import Text
-from sae_core.training import Downstream, Stream, TrainConfig
+from sae_core.training.calibration import calibrate
+from sae_core.training.kl import ContextStream, Divergence
+from sae_core.training.loop import Downstream, Stream, TrainConfig
+from sae_core.training.objectives import BatchTopK, Matryoshka
 
 _PARTS = ("model", "text", "sites", "members", "memory")
 

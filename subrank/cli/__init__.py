@@ -1,6 +1,1 @@
-"""The verbs of the command `subrank`, one module each: `add` declares its options, `run` does the work.
-
-Nothing heavy is imported before a verb runs.
-"""
-
-__version__ = "0.1.0"
+"""The command `subrank`: one module per verb; `add` declares its options, `run` does the work."""

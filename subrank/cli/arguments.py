@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
 
 
@@ -37,7 +37,7 @@ def model_of(name: str, device: str | None) -> "LanguageModel":
     import torch
 
     from sae_core.errors import UserError
-    from sae_core.models import load_model
+    from sae_core.model.language_model import load_model
 
     try:
         torch.zeros(1, device=device)

@@ -3,30 +3,30 @@
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs.explorer import pages_into
-from verbs.options import at_least
-from verbs.parsers import Verbs
-from verbs.questions import Question, Search, ablation_of, other_prompts, question
-from verbs.results import save_result
-from verbs.sets import open_set
-from verbs.terminal import last_of, say
+from subrank.cli.arguments import at_least
+from subrank.cli.explorer import pages_into
+from subrank.cli.parsers import Verbs
+from subrank.cli.request import After, Question, Search, ablation_of, other_prompts, question
+from subrank.cli.results import save_result
+from subrank.cli.sets import open_set
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
     import torch
 
-    from circuits.discovery import Asked, Discovery, DiscoveryConfig
-    from circuits.features import Examples
+    from circuits.discovery.recursive import Asked, Discovery, DiscoveryConfig
+    from circuits.effects.targets import Target
+    from circuits.evaluation import Judgement
+    from circuits.features.atlas import Examples
     from circuits.graph import FeatureGraph
-    from circuits.judgement import Judgement
-    from circuits.page import Measured
-    from circuits.targets import Target
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import FeatureId
     from sae_core.storage import DictionarySet
+    from subrank.pages.page import Measured
 
 STEPS = "steps.jsonl"
 
@@ -68,9 +68,9 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank circuit`."""
-    from circuits.discovery import MIN_EXAMPLES, check_target
-    from circuits.names import read_names
+    from circuits.discovery.recursive import MIN_EXAMPLES, check_target
     from sae_core.sites import FeatureId
+    from subrank.pages.names import read_names
 
     for name, least in (("keep", 0), ("examples", MIN_EXAMPLES), ("contexts", MIN_EXAMPLES), ("max_targets", 1)):
         at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
@@ -91,23 +91,10 @@ def run(options: argparse.Namespace) -> None:
     say(f"results: {out}")
 
 
-@dataclass(frozen=True)
-class After:
-    """What is made of a circuit once it is found."""
-
-    n_held: int = 400
-    cover: int = 2
-    n_draws: int = 3
-    n_cards: int = 300
-    names: Mapping[str, str] = field(default_factory=dict)
-    n_nodes: int = 0
-    """Features that suffice, in place of those that recursion finds; 0 for the latter."""
-
-
 def discovery_config(options: argparse.Namespace) -> "DiscoveryConfig":
     """The settings that the options say."""
-    from circuits import edges
-    from circuits.discovery import DiscoveryConfig, Reach
+    from circuits.discovery import edges
+    from circuits.discovery.recursive import DiscoveryConfig, Reach
 
     kinds = {(True, False): edges.Search.EXHAUSTIVE, (False, True): edges.Search.FIRST_ORDER}
     search = kinds.get((options.exhaustive, options.screen_only), edges.Search.SCREENED)
@@ -131,12 +118,13 @@ def circuit_into(
     assets: Path | None = None,
 ) -> "tuple[FeatureGraph, str | None, Judgement | None]":
     """Discover a circuit, score it, draw it; write numbers, pictures, `circuit.html` and the page in `explore/`."""
-    from circuits.discovery import Discovery, assemble
+    from circuits.discovery.recursive import Discovery, assemble
+    from circuits.discovery.sampling import OverRange
     from circuits.drawing import draw
-    from circuits.features import survey
-    from circuits.page import circuit_section, dictionaries_section, write_page
-    from circuits.sampling import OverRange
+    from circuits.features.atlas import survey
     from sae_core.files import write_json
+    from subrank.pages.page import circuit_section, dictionaries_section, write_page
+    from subrank.pages.scores import evaluation_section
 
     own, searched = dictionaries.dictionaries, contexts[: how.n_contexts]
     held = contexts[how.n_contexts : how.n_contexts + after.n_held]
@@ -172,7 +160,7 @@ def circuit_into(
     if after.n_cards:
         own_examples = {} if examples is None else {target.node: (target, examples)}
         pages_into(out, search, contexts, graph, own_examples, after)
-    score = f"<h2>How good it is</h2>{judgement.section()}" if judgement else ""
+    score = f"<h2>How good it is</h2>{evaluation_section(judgement)}" if judgement else ""
     link = '<p><a href="explore/index.html">Explore it: cards, examples, all features</a></p>' if after.n_cards else ""
     body = link + circuit_section(graph, svg) + score + "<h2>The dictionaries</h2>" + dictionaries_section(measured)
     write_page(out / "circuit.html", f"The circuit of {graph.target}", body, assets=assets)
@@ -194,7 +182,7 @@ def how_found(
 
 def sufficing(search: "Discovery", about: Question, contexts: "torch.Tensor", after: After) -> "list[FeatureId]":
     """The features that suffice, in place of recursion."""
-    from circuits.pruning import sufficient_at
+    from circuits.discovery.pruning import sufficient_at
     from sae_core.errors import UserError
 
     given = about.examples
@@ -224,9 +212,9 @@ def judged(
     after: After,
 ) -> "Judgement | None":
     """How good the circuit is on contexts or prompts that were not searched; None, with a line, where nothing is."""
-    from circuits.discovery import MIN_EXAMPLES
-    from circuits.features import survey
-    from circuits.judgement import HeldOut, judge
+    from circuits.discovery.recursive import MIN_EXAMPLES
+    from circuits.evaluation import HeldOut, judge
+    from circuits.features.atlas import survey
     from sae_core.errors import UserError
     from sae_core.sites import FeatureId
 
@@ -265,8 +253,8 @@ def remembered(
 
     Where features were `chosen`, these are asked, and no others. What `path` holds of another search is written over.
     """
-    from circuits.discovery import Asked
-    from circuits.scoring import by_site
+    from circuits.discovery.recursive import Asked
+    from circuits.scoring.faithfulness import by_site
     from sae_core.files import write_text
 
     card = json.dumps(about | {"target": str(target.node), "config": asdict(search.config)}, sort_keys=True)

@@ -7,8 +7,9 @@ ends with one line and exit status 2; results appear whole or not at all.
 import argparse
 import sys
 
-from verbs import __version__, circuit, demo, evaluate, features, importing, ioi, remove, steer, train
-from verbs.parsers import Parser, Verbs
+from subrank import __version__
+from subrank.cli import circuit, demo, evaluate, features, importing, ioi, remove, steer, train
+from subrank.cli.parsers import Parser, Verbs
 
 
 def build_parser() -> argparse.ArgumentParser:

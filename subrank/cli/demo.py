@@ -6,18 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.circuit import After, Search, circuit_into
-from verbs.ioi import ioi_config, ioi_into
-from verbs.options import model_of, sites_of, writable
-from verbs.parsers import Verbs
-from verbs.remove import removal_config, removal_into
-from verbs.sets import prepared
-from verbs.terminal import say
-from verbs.train import RUN, train_into
+from subrank.cli.arguments import model_of, sites_of, writable
+from subrank.cli.circuit import circuit_into
+from subrank.cli.ioi import ioi_config, ioi_into
+from subrank.cli.parsers import Verbs
+from subrank.cli.remove import removal_config, removal_into
+from subrank.cli.request import After, Search
+from subrank.cli.sets import prepared
+from subrank.cli.terminal import say
+from subrank.cli.train import RUN, train_into
 
 if TYPE_CHECKING:
-    from sae_core.models import LanguageModel
-    from sae_core.runs import Run
+    from sae_core.model.language_model import LanguageModel
+    from sae_core.training.run import Run
 
 
 def add(verbs: Verbs) -> None:
@@ -32,14 +33,14 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`."""
-    from circuits.discovery import DiscoveryConfig
-    from circuits.edges import EdgeConfig
-    from circuits.page import circuit_section, demo_page, dictionaries_section, ioi_section, removal_section
+    from circuits.discovery.edges import EdgeConfig
+    from circuits.discovery.recursive import DiscoveryConfig
     from editing.tasks.ioi import Corruption
-    from sae_core.runs import Run
+    from sae_core.data.text import Text
     from sae_core.storage import SET, load_set
-    from sae_core.text import Text
-    from sae_core.training import TrainConfig
+    from sae_core.training.loop import TrainConfig
+    from sae_core.training.run import Run
+    from subrank.pages.page import circuit_section, demo_page, dictionaries_section, ioi_section, removal_section
 
     started, out = time.time(), writable(options.out or Path("demo"))
     folder, argv = out / "dictionaries", vars(options)
@@ -84,8 +85,8 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     """Whether to resume; raises `UserError` where the folder holds anything else than this demo's dictionaries."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
-    from sae_core.runs import Run
     from sae_core.storage import CHECKPOINT, SET, load_set, read_checkpoint
+    from sae_core.training.run import Run
 
     try:
         if (folder / SET).exists():

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.options import at_least, model_of, writable
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.terminal import say
+from subrank.cli.arguments import at_least, model_of, writable
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.terminal import say
 
 if TYPE_CHECKING:
+    from sae_core.data.text import Text
     from sae_core.storage import DictionarySet
-    from sae_core.text import Text
 
 
 def add(verbs: Verbs) -> None:
@@ -33,14 +33,14 @@ def run(options: argparse.Namespace) -> None:
     """`subrank evaluate`."""
     import torch
 
-    from circuits.page import write_page
-    from circuits.report import Evaluation, evaluation_page
-    from editing.splice import splice_reports
+    from editing.loss_recovered import splice_reports
+    from sae_core.data.text import held_out
+    from sae_core.evaluation.reconstruction import profiles
+    from sae_core.evaluation.similarity import compare
     from sae_core.files import write_tensors
-    from sae_core.measures import profiles
-    from sae_core.similarity import compare
     from sae_core.storage import load_set, sets_in
-    from sae_core.text import held_out
+    from subrank.pages.page import write_page
+    from subrank.pages.report import Evaluation, evaluation_page
 
     at_least("--contexts", options.contexts, 1)
     at_least("--spliced", options.spliced, 1)

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs.terminal import last_of, say
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
     import torch
 
-    from circuits.catalogue import Catalogue
-    from circuits.discovery import Discovery
-    from circuits.evidence import Evidence
-    from circuits.features import Examples
+    from circuits.discovery.edge_examples import Evidence
+    from circuits.discovery.recursive import Discovery
+    from circuits.effects.targets import Target
+    from circuits.features.atlas import Examples
+    from circuits.features.catalogue import Catalogue
     from circuits.graph import FeatureGraph, NodeId
-    from circuits.targets import Target
-    from verbs.circuit import After
+    from subrank.cli.request import After
 
 Questions = "Mapping[NodeId, tuple[Target, Examples]]"
 
@@ -24,11 +24,11 @@ def pages_into(
     out: Path, search: "Discovery", contexts: "torch.Tensor", graph: "FeatureGraph", own: Questions, after: "After"
 ) -> None:
     """Write `explore/`, `node_link.json` and `neuronpedia/`; `own` are targets that have prompts of their own."""
-    from circuits.catalogue import read_catalogue
-    from circuits.evidence import Evidence
-    from circuits.explore import explore
+    from circuits.discovery.edge_examples import Evidence
     from circuits.exports import node_link
+    from circuits.features.catalogue import read_catalogue
     from sae_core.files import write_json
+    from subrank.pages.explorer import explore
 
     n = min(after.n_cards, max(1, 4 * len(contexts) // 5))
     training, held = contexts[:n], contexts[n : n + max(2, n // 4)]
@@ -50,7 +50,7 @@ def pages_into(
 
 def _asked(search: "Discovery", node: "NodeId") -> "tuple[Target, Examples]":
     """A feature with the examples that its causes were sought on."""
-    from circuits.targets import FeatureTarget
+    from circuits.effects.targets import FeatureTarget
 
     return FeatureTarget(node, search.dictionaries[node.site]), search.source.examples(node, search.config.n_examples)
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs.options import at_least, site_of
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import open_set
-from verbs.terminal import last_of, say
+from subrank.cli.arguments import at_least, site_of
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import open_set
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
-    from circuits.cards import Card
-    from circuits.catalogue import Catalogue
+    from circuits.features.card import Card
+    from circuits.features.catalogue import Catalogue
     from sae_core.sites import FeatureId, Site
 
 CHUNK = 256
@@ -36,7 +36,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank features`."""
-    from editing.steer import check_features
+    from editing.steering.steer import check_features
     from sae_core.errors import UserError
     from sae_core.sites import FeatureId
     from sae_core.storage import load_set
@@ -56,10 +56,10 @@ def run(options: argparse.Namespace) -> None:
 
 def features_into(out: Path, model, found, contexts, measured, features, site, options, *, argv) -> "list[Card]":
     """Read all features; write `features/`, `result.json` and `features.html`. Returns the full cards."""
-    from circuits.card_figure import cards_section
-    from circuits.catalogue import read_catalogue
-    from circuits.page import dictionaries_section, write_page
-    from sae_core.text import held_out
+    from circuits.features.catalogue import read_catalogue
+    from sae_core.data.text import held_out
+    from subrank.pages.cards import cards_section
+    from subrank.pages.page import dictionaries_section, write_page
 
     training, held = held_out(contexts)
     training, held = training[: options.contexts], held[: max(2, options.contexts // 4)]
@@ -118,8 +118,8 @@ def drawn(catalogue: "Catalogue", sites: "Sequence[Site]", n: int) -> "list[Feat
 
 def neurons_of(catalogue: "Catalogue", features: "Sequence[FeatureId]") -> "dict[FeatureId, Card]":
     """For each feature the card of the coordinate whose axis is closest to its direction."""
-    from circuits.catalogue import read_catalogue
-    from circuits.geometry import coordinates
+    from circuits.features.catalogue import read_catalogue
+    from circuits.features.geometry import coordinates
     from sae_core.sites import FeatureId
 
     model = catalogue.model

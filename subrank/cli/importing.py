@@ -6,19 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.options import model_of, writable
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import measure
-from verbs.terminal import say
+from subrank.cli.arguments import model_of, writable
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import measure
+from subrank.cli.terminal import say
 
 if TYPE_CHECKING:
-    from sae_core.dictionaries import Dictionary
-    from sae_core.formats import Foreign
-    from sae_core.models import LanguageModel
+    from sae_core.data.text import Text
+    from sae_core.dictionaries.baselines import Dictionary
+    from sae_core.formats.readers import Foreign
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet
-    from sae_core.text import Text
 
 
 def add(verbs: Verbs) -> None:
@@ -45,12 +45,12 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank import`."""
+    from sae_core.data.text import Text, held_out
     from sae_core.errors import UserError
     from sae_core.files import write_json
-    from sae_core.formats import load_foreign
+    from sae_core.formats.readers import load_foreign
     from sae_core.sites import Site
     from sae_core.storage import QUALITY, SET, save_set
-    from sae_core.text import Text, held_out
 
     out = writable(options.out or Path("imported"))
     if (out / SET).exists():
@@ -88,7 +88,7 @@ def import_set(
     Without `at` the files must say so themselves. Raises `UserError`, which names the file, where one cannot
     be loaded or is of another width than the model, and where two are for one site.
     """
-    from sae_core.formats import load_foreign
+    from sae_core.formats.readers import load_foreign
 
     return gather(files, [load_foreign(file) for file in files], model, text, at)
 
@@ -128,7 +128,7 @@ def _own(dictionary: "Dictionary", model: "LanguageModel") -> "Dictionary":
     """The dictionary as it is meant for this model: TransformerLens centres only those that cannot tell."""
     import torch
 
-    from sae_core.normed import Centred
+    from sae_core.dictionaries.normalised import Centred
 
     if not isinstance(dictionary, Centred):
         return dictionary

@@ -8,19 +8,19 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.evaluate import check_one_model, names_of, text_of
-from verbs.options import at_least, model_of, sites_of, writable
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import prepared
-from verbs.terminal import last_of, say
+from subrank.cli.arguments import at_least, model_of, sites_of, writable
+from subrank.cli.evaluate import check_one_model, names_of, text_of
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import prepared
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
-    from circuits.page import Measured
-    from editing.ioi import IOIConfig, IOIResult, IOIStudy
+    from editing.ioi.study import IOIConfig, IOIResult, IOIStudy
     from editing.tasks.pairs import Place
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
     from sae_core.storage import DictionarySet
+    from subrank.pages.page import Measured
 
 
 def add(verbs: Verbs) -> None:
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
 
 def ioi_config(options: argparse.Namespace, dictionaries: "DictionarySet") -> "IOIConfig":
     """How much of IOI to run: what is asked for, and else what `IOIConfig` has by default."""
-    from editing.ioi import IOIConfig
+    from editing.ioi.study import IOIConfig
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     for name, least in (("prompts", 2), ("thresholds", 1)):
@@ -115,8 +115,8 @@ def ioi_into(out: Path, model, dictionaries, contexts, measured, kinds, config, 
 
 def _study(model: "LanguageModel", sets: "Mapping[str, DictionarySet]", contexts, config: "IOIConfig") -> "IOIStudy":
     """The experiments; baselines see what the dictionaries saw."""
-    from editing.ioi import IOIStudy
-    from sae_core.text import held_out
+    from editing.ioi.study import IOIStudy
+    from sae_core.data.text import held_out
 
     return IOIStudy(model, {name: one.dictionaries for name, one in sets.items()}, held_out(contexts)[0][:256], config)
 
@@ -131,7 +131,7 @@ def _write(
     assets=None,
 ) -> None:
     """Say what was found, and write `result.json` and `ioi.html`."""
-    from circuits.page import dictionaries_section, ioi_section, write_page
+    from subrank.pages.page import dictionaries_section, ioi_section, write_page
 
     for result in results:
         for sentence in result.sentences():
@@ -158,7 +158,7 @@ def _alone(by_set: dict[str, dict]) -> dict:
 
 def _labels(study: "IOIStudy", results: "Sequence[IOIResult]") -> dict[str, dict[str, str]]:
     """The tokens that the first 64 features of each curve respond to, by set and name of the feature."""
-    from circuits.features import survey
+    from circuits.features.atlas import survey
     from sae_core.sites import FeatureId
 
     found = {}

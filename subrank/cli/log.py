@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_core.training import TrainState, TrainStep
+    from sae_core.training.loop import TrainState, TrainStep
 
 
 class Log:
@@ -19,7 +19,7 @@ class Log:
 
     def __init__(self, path: Path, state: "TrainState"):
         from sae_core.files import write_text
-        from sae_core.training import LOOK
+        from sae_core.training.loop import LOOK
 
         self._path, self._state, self._every, self._started = path, state, LOOK, time.monotonic()
         lines = path.read_text(encoding="utf-8").splitlines() if state.step and path.is_file() else []

@@ -5,17 +5,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.options import at_least, site_of
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import open_set
-from verbs.terminal import last_of, say
+from subrank.cli.arguments import at_least, site_of
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import open_set
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
     import torch
 
-    from editing.removal import RemovalConfig, RemovalResult
-    from sae_core.models import LanguageModel
+    from editing.removal.experiment import RemovalConfig, RemovalResult
+    from sae_core.model.language_model import LanguageModel
     from sae_core.storage import DictionarySet
 
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
 def removal_config(options: argparse.Namespace, dictionaries: "DictionarySet") -> "RemovalConfig":
     """How much of the removal to run."""
-    from editing.removal import RemovalConfig
+    from editing.removal.experiment import RemovalConfig
 
     config = RemovalConfig(seed=options.seed, prepend_bos=dictionaries.text.prepend_bos)
     if options.prompts is None:  # the demo, which has minutes
@@ -63,10 +63,10 @@ def removal_into(
     out: Path, model, dictionaries, contexts, measured, config, *, task="pronouns", site=None, argv, assets=None
 ) -> "RemovalResult":
     """Remove a capability; write `result.json`, `remove.html`, and the edit into `edit/` and `hook/`."""
-    from circuits.page import dictionaries_section, removal_section, write_page
-    from editing.capability import capability_of
-    from editing.removal import remove
-    from sae_core.text import held_out
+    from editing.removal.capability import capability_of
+    from editing.removal.experiment import remove
+    from sae_core.data.text import held_out
+    from subrank.pages.page import dictionaries_section, removal_section, write_page
 
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
     known = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
@@ -87,9 +87,9 @@ def write_edit(out: Path, model: "LanguageModel", result: "RemovalResult", text:
 
     With `text`, contexts that begin with BOS, it spares BOS as the measurement did.
     """
-    from editing.hook_export import export_hook
-    from editing.saved import save_edit
-    from editing.scaled import spare_bos
+    from editing.interventions.compose import spare_bos
+    from editing.interventions.hook_export import export_hook
+    from editing.interventions.save import save_edit
     from sae_core.errors import UserError
 
     edits = list(result.edits) if text is None else spare_bos(model, list(result.edits), text)

@@ -1,18 +1,19 @@
 """What a circuit explains, from what the options say: a feature, a logit, a task; and on which examples."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-    from circuits.discovery import DiscoveryConfig
-    from circuits.effects import Ablation
-    from circuits.features import Examples, ExampleSource, FeatureAtlas
-    from circuits.targets import LogitTarget, Target
-    from sae_core.dictionaries import Dictionary
-    from sae_core.models import LanguageModel
+    from circuits.discovery.recursive import DiscoveryConfig
+    from circuits.effects.ablation_effects import Ablation
+    from circuits.effects.targets import LogitTarget, Target
+    from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas
+    from sae_core.dictionaries.baselines import Dictionary
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet
 
@@ -28,6 +29,19 @@ class Search:
     """Whether examples are spread over the range of activations; the strongest otherwise."""
     n_contexts: int = 1000
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class After:
+    """What is made of a circuit once it is found."""
+
+    n_held: int = 400
+    cover: int = 2
+    n_draws: int = 3
+    n_cards: int = 300
+    names: Mapping[str, str] = field(default_factory=dict)
+    n_nodes: int = 0
+    """Features that suffice, in place of those that recursion finds; 0 for the latter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +64,9 @@ def question(
     config: "DiscoveryConfig",
 ) -> Question:
     """The question that the options ask."""
-    from circuits.discovery import check_target
-    from circuits.features import default_target
-    from circuits.prompts import PromptSource
+    from circuits.discovery.prompts import PromptSource
+    from circuits.discovery.recursive import check_target
+    from circuits.features.atlas import default_target
     from sae_core.sites import FeatureId
 
     own = dictionaries.dictionaries
@@ -78,7 +92,7 @@ def prompts_of(
     model: "LanguageModel", how: Search, contexts: "torch.Tensor", split: str, n: int, *, prepend_bos: bool
 ) -> "tuple[LogitTarget, Examples, torch.Tensor | None]":
     """A target read from the logits, its prompts, and their corrupted counterparts if it is a task's."""
-    from circuits.prompts import from_lines, from_task, from_text
+    from circuits.discovery.prompts import from_lines, from_task, from_text
     from editing.tasks.task import task_of
     from sae_core.errors import UserError
 
@@ -99,8 +113,8 @@ def ablation_of(
     how: Search, model: "LanguageModel", dictionary: "Dictionary", contexts: "torch.Tensor", site: "Site"
 ) -> "Ablation | None":
     """What the latents of a site are set to; None for zero."""
-    from circuits.effects import ToMean, ToOthers
-    from sae_core.activations import harvest
+    from circuits.effects.ablation_effects import ToMean, ToOthers
+    from sae_core.data.activations import harvest
 
     if how.ablation == "zero":
         return None

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs import __version__
+from subrank import __version__
 
 if TYPE_CHECKING:
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
 
 
 def save_result(out: Path, numbers: dict[str, Any], model: "LanguageModel", settings: dict[str, Any]) -> None:

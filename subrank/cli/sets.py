@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.options import model_of, writable
-from verbs.terminal import say
+from subrank.cli.arguments import model_of, writable
+from subrank.cli.terminal import say
 
 if TYPE_CHECKING:
     import torch
 
-    from circuits.page import Measured
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
     from sae_core.storage import DictionarySet
+    from subrank.pages.page import Measured
 
 
 def open_set(options: argparse.Namespace) -> "tuple[Path, LanguageModel, DictionarySet, torch.Tensor, Measured]":
@@ -33,11 +33,11 @@ def prepared(
 
     Checks the set against `model` and moves its dictionaries to the model's device.
     """
-    from circuits.page import Measured
+    from sae_core.data.text import held_out
     from sae_core.errors import UserError
     from sae_core.files import read_json
     from sae_core.storage import QUALITY
-    from sae_core.text import held_out
+    from subrank.pages.page import Measured
 
     dictionaries.check(model)
     for dictionary in dictionaries.dictionaries.values():
@@ -56,9 +56,9 @@ def prepared(
 
 def measure(model: "LanguageModel", dictionaries: "DictionarySet", contexts: "torch.Tensor") -> "Measured":
     """Quality and splice cost of every dictionary on at most 64 contexts."""
-    from circuits.page import Measured
-    from editing.splice import splice_costs
-    from sae_core.measures import quality
+    from editing.loss_recovered import splice_costs
+    from sae_core.evaluation.reconstruction import quality
+    from subrank.pages.page import Measured
 
     own, few = dictionaries.dictionaries, contexts[:64]
     return Measured(quality(model, own, contexts), splice_costs(model, own, few))

@@ -8,19 +8,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs.options import at_least
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import open_set
-from verbs.terminal import last_of, say
+from subrank.cli.arguments import at_least
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import open_set
+from subrank.cli.terminal import last_of, say
 
 if TYPE_CHECKING:
     import torch
 
-    from editing.dose import DoseResponse
-    from editing.steer import Continuation, Mode
-    from sae_core.dictionaries import Dictionary
-    from sae_core.models import LanguageModel
+    from editing.steering.dose_response import DoseResponse
+    from editing.steering.steer import Continuation, Mode
+    from sae_core.dictionaries.baselines import Dictionary
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import FeatureId, Site
 
 READ = 256
@@ -49,10 +49,10 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank steer`."""
-    from editing.dose import DoseConfig
-    from editing.steer import Mode, check_features
+    from editing.steering.dose_response import DoseConfig
+    from editing.steering.steer import Mode, check_features
     from sae_core.errors import UserError
-    from sae_core.generation import Sampling, check_room
+    from sae_core.model.generation import Sampling, check_room
     from sae_core.sites import FeatureId
     from sae_core.storage import load_set
 
@@ -80,11 +80,11 @@ def steer_into(
     out: Path, model, found, contexts, measured, features, mode, strengths, prompts, config, writing, *, argv
 ) -> "DoseResponse":
     """Steer; write `result.json` and `steer.html`. Features and prompts are chosen where there are none."""
-    from circuits.page import dictionaries_section, write_page
-    from circuits.steering import described, steering_section
-    from editing.dose import dose_response
-    from editing.steer import check_active, continuations, example_prompts, read_features
-    from sae_core.text import held_out
+    from editing.steering.dose_response import dose_response
+    from editing.steering.steer import check_active, continuations, example_prompts, read_features
+    from sae_core.data.text import held_out
+    from subrank.pages.page import dictionaries_section, write_page
+    from subrank.pages.steering import described, steering_section
 
     dictionaries = found.dictionaries
     reading, measuring = (part[:READ] for part in held_out(contexts))
@@ -111,7 +111,7 @@ def strengths_of(mode: "Mode", given: Sequence[str] | None) -> tuple[float, ...]
     """The strengths asked for, or those that the mode has by default."""
     import math
 
-    from editing.steer import DEFAULT_STRENGTHS, Mode
+    from editing.steering.steer import DEFAULT_STRENGTHS, Mode
     from sae_core.errors import UserError
 
     if given is None:
@@ -147,7 +147,7 @@ def default_feature(
     model: "LanguageModel", dictionaries: "dict[Site, Dictionary]", contexts: "torch.Tensor"
 ) -> "FeatureId":
     """The rare feature of the last residual site with the largest direct effect on one token's logit."""
-    from circuits.features import strongest_writer, survey
+    from circuits.features.atlas import strongest_writer, survey
     from sae_core.errors import UserError
     from sae_core.sites import Stream
 
@@ -163,7 +163,7 @@ def default_feature(
 
 def show(texts: "Sequence[Continuation]", *, colour: bool) -> None:
     """Print every prompt and below it a block per strength, changed tokens as `{+these+}`, as git marks words."""
-    from circuits.steering import label
+    from subrank.pages.steering import label
 
     start, end = ("\033[32m", "\033[0m") if colour else ("", "")
     for prompt, group in groupby(texts, key=lambda text: text.prompt):

@@ -6,22 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs.description import check_same, described, flag, run_of
-from verbs.log import Log
-from verbs.options import model_of, sites_of, writable
-from verbs.parsers import Verbs
-from verbs.results import save_result
-from verbs.sets import measure
-from verbs.terminal import interruptible, progress, say
+from subrank.cli.arguments import model_of, sites_of, writable
+from subrank.cli.log import Log
+from subrank.cli.parsers import Verbs
+from subrank.cli.results import save_result
+from subrank.cli.sets import measure
+from subrank.cli.terminal import interruptible, progress, say
+from subrank.cli.train_options import check_same, described, flag, run_of
 
 if TYPE_CHECKING:
     import torch
 
-    from sae_core.models import LanguageModel
-    from sae_core.runs import Run
+    from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet
-    from sae_core.training import Stream, TrainState
+    from sae_core.training.loop import Stream, TrainState
+    from sae_core.training.run import Run
 
 RUN, LOG = "run.json", "log.jsonl"
 _KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied")
@@ -91,7 +91,7 @@ def _config(options: argparse.Namespace) -> "Run | None":
     """The run in the file that --config names, if it does."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
-    from sae_core.runs import Run
+    from sae_core.training.run import Run
 
     if options.config is None:
         return None
@@ -104,8 +104,8 @@ def _resumed(options: argparse.Namespace, config: "Run | None", out: Path) -> "t
     """Model and run of the checkpoint in `out`; raises `UserError` where another run is asked for."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
-    from sae_core.runs import Run
     from sae_core.storage import read_checkpoint
+    from sae_core.training.run import Run
 
     card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
     model = model_of(config.model if config else options.model or found.model, options.device)
@@ -137,12 +137,12 @@ def train_into(
     """
     import shutil
 
+    from sae_core.data.text import digest, held_out
     from sae_core.errors import UserError
     from sae_core.files import write_json
-    from sae_core.runs import calibrate_thresholds
     from sae_core.storage import CHECKPOINT, DictionarySet, save_checkpoint, save_set
-    from sae_core.text import digest, held_out
-    from sae_core.training import start, train
+    from sae_core.training.loop import start, train
+    from sae_core.training.run import calibrate_thresholds
 
     sites = sites_of(model, run.sites)
     if cache and run.downstream(model):
@@ -186,8 +186,8 @@ def _stream(
     run: "Run", model: "LanguageModel", contexts: "torch.Tensor", sites: "tuple[Site, ...]", cache: Path | None
 ) -> "Stream":
     """The activations that the run trains on, from the cache if there is one; says what they cost."""
-    from sae_core.activations import ActivationStream
-    from sae_core.cache import CachedStream, disk_bytes
+    from sae_core.data.activation_cache import CachedStream, disk_bytes
+    from sae_core.data.activations import ActivationStream
 
     stream = run.stream(model, contexts, sites)
     if isinstance(stream, ActivationStream) and stream.block_contexts < min(stream.batch, len(contexts)):
@@ -204,7 +204,7 @@ def _checkpoint(out: Path, model: "LanguageModel", read: str, source: str) -> "T
     """The state to go on from; raises `UserError` unless the text is what it was (`read` is its digest)."""
     from sae_core.errors import UserError
     from sae_core.storage import load_checkpoint, read_checkpoint
-    from sae_core.training import in_bfloat16
+    from sae_core.training.loop import in_bfloat16
 
     if read_checkpoint(out)["contexts"] != read:
         raise UserError(

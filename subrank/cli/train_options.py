@@ -6,12 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbs.options import sites_of
+from subrank.cli.arguments import sites_of
 
 if TYPE_CHECKING:
-    from sae_core.models import LanguageModel
-    from sae_core.objectives import Recipe
-    from sae_core.runs import Run
+    from sae_core.model.language_model import LanguageModel
+    from sae_core.training.objectives import Recipe
+    from sae_core.training.run import Run
 
 _BESIDE = {"model", "out", "device", "cache", "config", "save_every", "resume", "run", "verb", "parser"}
 """Options that say where or how often, not what."""
@@ -29,9 +29,9 @@ def flag(name: str) -> str:
 
 def run_of(options: argparse.Namespace, model: "LanguageModel") -> "Run":
     """The run that the options describe: a member for each combination of those with several values."""
-    from sae_core.runs import Run
-    from sae_core.text import Text
-    from sae_core.training import TrainConfig
+    from sae_core.data.text import Text
+    from sae_core.training.loop import TrainConfig
+    from sae_core.training.run import Run
 
     n_ctx = min(128, model.n_ctx) if options.context is None else options.context
     text = Text(options.text, n_ctx, options.prepend_bos, options.tokens, options.column)
@@ -56,8 +56,8 @@ def run_of(options: argparse.Namespace, model: "LanguageModel") -> "Run":
 
 def check_same(options: argparse.Namespace, model: "LanguageModel", run: "Run", out: Path) -> None:
     """Raise `UserError`, naming them, where options on the command line describe another run than this one."""
+    from sae_core.data.text import Text
     from sae_core.errors import UserError
-    from sae_core.text import Text
 
     asked = vars(options) | {
         "text": Text(options.text, 2, True).source,
@@ -82,7 +82,7 @@ def check_same(options: argparse.Namespace, model: "LanguageModel", run: "Run", 
 
 def _values(run: "Run", model: "LanguageModel") -> dict[str, list[Any]]:
     """The values by which each option would describe a run; none for one that no member has a use for."""
-    from sae_core.objectives import recipe_to_json
+    from sae_core.training.objectives import recipe_to_json
 
     recipes = [recipe_to_json(member.recipe) for member in run.members]
     seeds = [member.seed for member in run.members]
@@ -118,7 +118,7 @@ def _memory(options: argparse.Namespace) -> int:
 
 def _recipes(options: argparse.Namespace) -> "Iterator[Recipe]":
     """The architectures asked for, each with every value of the option that sets its sparsity."""
-    from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
+    from sae_core.training.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 
     by_k = {"batchtopk": BatchTopK, "matryoshka": Matryoshka, "jumprelu": JumpReLU}
     for kind in options.kind:

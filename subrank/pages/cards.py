@@ -6,10 +6,10 @@ from itertools import groupby, pairwise
 from math import log10
 from typing import TYPE_CHECKING, Any
 
-from circuits.cards import TOP, Card, Example
-from circuits.explainer import Label
-from circuits.page import plot, table
+from circuits.features.card import TOP, Card, Example
+from circuits.features.explanations import Label
 from sae_core.sites import FeatureId
+from subrank.pages.page import plot, table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

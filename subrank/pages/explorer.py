@@ -17,11 +17,11 @@ from string import Template
 from typing import Any
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout, edge_to_json
-from circuits.names import check_names
 from sae_core.errors import UserError
+from sae_core.evaluation.reconstruction import finite
 from sae_core.files import write_text
-from sae_core.measures import finite
 from sae_core.sites import Stream
+from subrank.pages.names import check_names
 
 _VIEWER = Path(__file__).parent / "viewer"
 CARDS, BYTES = 256, 1_000_000

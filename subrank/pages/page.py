@@ -8,15 +8,15 @@ from html import escape
 from pathlib import Path
 
 from circuits.graph import FeatureGraph
-from editing.figures import Labels, ioi_figure, selection_figure
-from editing.ioi import IOIResult
-from editing.judging import Method, Removal
-from editing.removal import RemovalResult
-from editing.removal_figure import removal_figure
-from editing.splice import SpliceCost
-from editing.tradeoff import Curve
+from editing.ioi.curve import Curve
+from editing.ioi.figure import Labels, ioi_figure, selection_figure
+from editing.ioi.study import IOIResult
+from editing.loss_recovered import SpliceCost
+from editing.removal.evaluation import Method, Removal
+from editing.removal.experiment import RemovalResult
+from editing.removal.figure import removal_figure
+from sae_core.evaluation.reconstruction import Quality, finite
 from sae_core.files import write_text
-from sae_core.measures import Quality, finite
 from sae_core.sites import Site
 
 _STYLE = """

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from circuits.page import plot, table
-from editing.splice import Hurt, Loss, SpliceReport
-from sae_core.measures import Profile
-from sae_core.similarity import Likeness
+from editing.loss_recovered import Hurt, Loss, SpliceReport
+from sae_core.evaluation.reconstruction import Profile
+from sae_core.evaluation.similarity import Likeness
 from sae_core.sites import Site
+from subrank.pages.page import plot, table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from circuits.controls import Control, Controls, Stability
-from circuits.moves import Moves
-from circuits.page import plot, table
-from circuits.scoring import NodeCurve, Score, Share
-from circuits.trial import Errors
+from circuits.evaluation import Judgement
+from circuits.scoring.circuit_runs import Errors
+from circuits.scoring.controls import Control, Controls, Stability
+from circuits.scoring.edge_check import Moves
+from circuits.scoring.faithfulness import NodeCurve, Score, Share
+from subrank.pages.page import plot, table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -100,6 +101,14 @@ def _bars(shares: Sequence[Share]) -> dict:
     up = [max(0.0, share.high - share.value) for share in shares]
     down = [max(0.0, share.value - share.low) for share in shares]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 0.8, "width": 0}
+
+
+def evaluation_section(evaluation: Judgement) -> str:
+    """All that is known of how good a circuit is, for its page."""
+    far = "".join(f"<li>{escape(one.line())}</li>" for one in evaluation.reached)
+    opening = f"<p>The more layers are left to the circuit alone, the less of the target it carries:</p><ul>{far}</ul>"
+    parts = (evaluation.scores, evaluation.controls, evaluation.curves, evaluation.stability, evaluation.moves)
+    return opening + scoring_section(*parts)
 
 
 def scoring_section(

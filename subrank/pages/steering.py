@@ -5,10 +5,10 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from circuits.page import plot, table
-from editing.dose import Along, DoseResponse, Estimate
-from editing.figures import styled
-from editing.steer import Continuation, Mode
+from editing.ioi.figure import styled
+from editing.steering.dose_response import Along, DoseResponse, Estimate
+from editing.steering.steer import Continuation, Mode
+from subrank.pages.page import plot, table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

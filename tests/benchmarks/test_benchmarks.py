@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_core.measures import fvu
+from sae_core.evaluation.reconstruction import fvu
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_choosing_latents_is_counted_as_that_and_as_nothing_else():
     """Where it works by groups: pooling was counted as the rest, and looking up their members as gradients."""
     from breakdown import shares
 
-    from sae_core import sparse
+    from sae_core.dictionaries import sparse
 
     pre, before = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)), sparse.top
     for own in (pre, pre.double()):
@@ -84,7 +84,7 @@ def test_the_language_models_pass_is_timed_with_the_training(tmp_path, monkeypat
     import all_layers
     from safetensors.torch import save_file
 
-    from sae_core.models import LanguageModel
+    from sae_core.model.language_model import LanguageModel
 
     size = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
     all_layers.write_model(tmp_path / "model", num_attention_heads=4, **size)

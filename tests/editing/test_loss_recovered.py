@@ -5,15 +5,15 @@ import math
 
 import pytest
 import torch
+from comparing import close, n_hooks
 from handmade import Zero, complete_basis, random_topk
-from test_models import close, n_hooks
 from tiny import random_tokens
 
+from editing.interventions.patch import ActivationPatch, ErrorPatch
+from editing.loss_recovered import Loss, Splice, SpliceCost, SpliceReport, splice_costs, splice_reports
 from editing.metrics import kl_divergence
-from editing.patch import ActivationPatch, ErrorPatch
-from editing.splice import Loss, Splice, SpliceCost, SpliceReport, splice_costs, splice_reports
-from sae_core.dictionaries import Basis
-from sae_core.measures import profiles
+from sae_core.dictionaries.baselines import Basis
+from sae_core.evaluation.reconstruction import profiles
 from sae_core.sites import Site, Stream
 
 SITES = (Site(1), Site(0, Stream.MLP_OUT), Site(2, Stream.ATTN_OUT))
@@ -162,7 +162,7 @@ def test_a_report_shows_neither_the_chunks_nor_what_else_was_measured(tiny, toke
     whole = splice_reports(tiny, sets, means, tokens)
     chunked = splice_reports(tiny, sets, means, tokens, at_once=1)
     alone = {"large": splice_reports(tiny, {"large": sets["large"]}, means, tokens)["large"]}
-    monkeypatch.setattr("editing.splice.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
+    monkeypatch.setattr("editing.loss_recovered.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
     for other in (chunked, alone, splice_reports(tiny, sets, means, tokens)):
         for name, own in other.items():
             for site, got in own.items():

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from planted import unchecked
+from random_saes import KINDS, random_sae
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_saes import KINDS, random_sae
-from test_training import PLACES, config, every, finish, memory, same, small
 from tiny import user_error, write_tiny
+from trained import PLACES, config, every, finish, memory, same, small
 
 from sae_core import files as disk
 from sae_core import storage
-from sae_core.dictionaries import Dictionary
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.normalised import Centred, LayerNormed, NormRescaled
+from sae_core.dictionaries.saes import TopKSAE
 from sae_core.files import write_json, write_text
-from sae_core.models import load_model
-from sae_core.normed import Centred, LayerNormed, NormRescaled
-from sae_core.objectives import Matryoshka, TopK
-from sae_core.saes import TopKSAE
+from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
 from sae_core.storage import (
     DictionarySet,
@@ -33,8 +33,8 @@ from sae_core.storage import (
     save_set,
     sets_in,
 )
-from sae_core.text import Text
-from sae_core.training import TrainConfig, start, train
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import Matryoshka, TopK
 
 TEXT = Text("storybook", 12, True)
 SITES = (Site(0), Site(2, Stream.MLP_HIDDEN))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_core.dictionaries import Basis, Dictionary, random_basis
-from sae_core.models import LanguageModel
-from sae_core.saes import TopKSAE
+from sae_core.dictionaries.baselines import Basis, Dictionary, random_basis
+from sae_core.dictionaries.saes import TopKSAE
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 
@@ -59,6 +59,7 @@ class HandModel(LanguageModel):
 
     def __init__(self, embedding: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]):
         self.embedding, self.blocks = embedding, list(blocks)
+        self.bridge = None  # its blocks are of no known parts
         self.name, self.tokenizer, self.device = "by hand", None, torch.device("cpu")
         self.n_layers, self.n_ctx = len(self.blocks), 64
         self.n_vocab, self.d_model = embedding.shape
@@ -75,9 +76,6 @@ class HandModel(LanguageModel):
 
     def unembed(self, h: Tensor) -> Tensor:
         return h @ self.embedding.T
-
-    def block(self, layer: int, n_pos: int) -> None:
-        """Its blocks are of no known parts."""
 
     def token_text(self, token: int) -> str:
         return f" t{token}"

@@ -4,13 +4,13 @@ import pytest
 import torch
 from handmade import Circuit
 
-from circuits.discovery import Discovery, DiscoveryConfig
-from circuits.edges import EdgeConfig
-from circuits.evidence import Evidence
-from circuits.features import survey
+from circuits.discovery.edge_examples import Evidence
+from circuits.discovery.edges import EdgeConfig
+from circuits.discovery.recursive import Discovery, DiscoveryConfig
+from circuits.discovery.sampling import OverRange, Redrawn
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import survey
 from circuits.graph import Edge, ErrorTerm
-from circuits.sampling import OverRange, Redrawn
-from circuits.targets import FeatureTarget
 from sae_core.sites import FeatureId, Site
 
 ROOT = FeatureId(Site(3), 0)

@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from handmade import Circuit, random_topk
-from test_scoring import TRUE, WEIGHTS, Planted
+from planted_circuit import TRUE, WEIGHTS, Planted
 from tiny import Edit, random_tokens, user_error
 
-from circuits.controls import attribution
-from circuits.discovery import Discovery, DiscoveryConfig, assemble
-from circuits.edges import EdgeConfig
-from circuits.features import Examples, survey
+from circuits.discovery.edges import EdgeConfig
+from circuits.discovery.pruning import sufficient, sufficient_at
+from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import Examples, survey
 from circuits.graph import Readout
-from circuits.outside import KeepOnly, MeanAblation
-from circuits.pruning import sufficient, sufficient_at
-from circuits.scoring import Scale, by_site
-from circuits.targets import FeatureTarget, LogitTarget
-from circuits.trial import Errors, Trial, features_in
-from sae_core.saes import ReLUSAE
+from circuits.scoring.ablations import KeepOnly, MeanAblation
+from circuits.scoring.circuit_runs import Errors, Trial, features_in
+from circuits.scoring.controls import attribution
+from circuits.scoring.faithfulness import Scale, by_site
+from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import FeatureId, Site
 
 

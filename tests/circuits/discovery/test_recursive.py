@@ -8,12 +8,19 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
-from circuits.discovery import Asked, Discovery, DiscoveryConfig, Reach, assemble, causes_at, check_target
-from circuits.edges import EdgeConfig, Search
-from circuits.features import FeatureAtlas, default_target, direct_effect, most_predictive, strongest_writer, survey
+from circuits.discovery.edges import EdgeConfig, Search
+from circuits.discovery.recursive import Asked, Discovery, DiscoveryConfig, Reach, assemble, causes_at, check_target
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import (
+    FeatureAtlas,
+    default_target,
+    direct_effect,
+    most_predictive,
+    strongest_writer,
+    survey,
+)
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout, nodes_of
-from circuits.targets import FeatureTarget, LogitTarget
-from sae_core.dictionaries import Basis
+from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site, Stream
 
 

@@ -7,8 +7,8 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
-from circuits import effects
-from circuits.effects import (
+from circuits.effects import ablation_effects as effects
+from circuits.effects.ablation_effects import (
     Causes,
     Effects,
     ToMean,
@@ -18,9 +18,9 @@ from circuits.effects import (
     error_effect,
     null_effects,
 )
-from circuits.features import Examples
-from circuits.targets import FeatureTarget
-from editing.patch import ErrorPatch, FeaturePatch, ablate
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import Examples
+from editing.interventions.patch import ErrorPatch, FeaturePatch, ablate
 from sae_core.sites import FeatureId, Site, Stream
 
 LATENTS = 24

@@ -5,16 +5,16 @@ import torch
 from handmade import random_topk
 from tiny import random_tokens, user_error, write_tiny
 
-from circuits import routes
-from circuits.effects import Causes, ablation_effects, to_zero
-from circuits.features import Examples
+from circuits.effects import exact_routes as routes
+from circuits.effects.ablation_effects import Causes, ablation_effects, to_zero
+from circuits.effects.exact_routes import OneBlock, Rerun, SamePlace, Scene, route
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.routes import OneBlock, Rerun, SamePlace, Scene, route
-from circuits.targets import FeatureTarget, LogitTarget
-from editing.patch import ablate
-from sae_core.dictionaries import random_basis
-from sae_core.models import LanguageModel, load_model
-from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE
+from editing.interventions.patch import ablate
+from sae_core.dictionaries.baselines import random_basis
+from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import FeatureId, Site, Stream
 
 ENDS = torch.tensor([8, 3, 5, 7, 2, 8])

@@ -8,12 +8,12 @@ from handmade import HandModel, random_topk
 from planted import unchecked
 from tiny import random_tokens
 
-from circuits.effects import Causes, ablation_effects
-from circuits.features import Examples
-from circuits.screens import Audit, audited, first_order, integrated, shortlist, squared_norms
-from circuits.targets import FeatureTarget
-from sae_core.dictionaries import Basis, Rectified
-from sae_core.saes import ReLUSAE
+from circuits.effects.ablation_effects import Causes, ablation_effects
+from circuits.effects.screens import Audit, audited, first_order, integrated, shortlist, squared_norms
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import Examples
+from sae_core.dictionaries.baselines import Basis, Rectified
+from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import FeatureId, Site, Stream
 
 

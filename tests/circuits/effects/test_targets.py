@@ -5,12 +5,12 @@ import torch
 from handmade import normal, random_topk
 from tiny import random_tokens, user_error
 
-from circuits.features import Examples
+from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.prompts import PromptSource, from_lines, from_task, from_text
-from circuits.targets import FeatureTarget, LogitTarget
 from editing.tasks.task import task_of
-from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
+from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
 from sae_core.sites import FeatureId, Site
 
 

@@ -11,24 +11,24 @@ from handmade import Circuit, Zero, normal, random_topk
 from tiny import random_tokens, user_error
 from torch import Tensor
 
-import circuits.tallies
-import subrank
-import verbs.features
-from circuits.card_figure import activation_figure, card_html, cards_section, drops_figure
-from circuits.cards import TOP, Card, spots
-from circuits.catalogue import Catalogue, read_catalogue
-from circuits.geometry import coordinates, nearest, written
-from circuits.histograms import N_BINS, N_TOKENS, activation_histogram, logit_drops
-from circuits.page import Measured, write_page
-from circuits.tallies import AFTER, BEFORE, Tally, activations, tally
-from editing.patch import ablate
-from editing.splice import SpliceCost
-from sae_core.dictionaries import Basis
+import circuits.features.statistics
+import subrank.cli.features
+from circuits.features.card import TOP, Card, spots
+from circuits.features.catalogue import Catalogue, read_catalogue
+from circuits.features.geometry import coordinates, nearest, written
+from circuits.features.histograms import N_BINS, N_TOKENS, activation_histogram, logit_drops
+from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
+from editing.interventions.patch import ablate
+from editing.loss_recovered import SpliceCost
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import Basis
+from sae_core.evaluation.reconstruction import Quality
 from sae_core.files import write_json
-from sae_core.measures import Quality
 from sae_core.sites import FeatureId, Site, Stream
 from sae_core.storage import QUALITY, DictionarySet, save_set
-from sae_core.text import Text
+from subrank.cli import command
+from subrank.pages.cards import activation_figure, card_html, cards_section, drops_figure
+from subrank.pages.page import Measured, write_page
 
 NASTY = ("<script>alert(1)</script>", '" onload="x', "שלום", "🙂", "\n", "</div>")
 SITES = (Site(0), Site(1), Site(1, Stream.MLP_OUT), Site(2))
@@ -113,8 +113,8 @@ def test_the_chunks_do_not_show(tiny_models, monkeypatch):
     """Contexts one or many at a time, codes in small pieces, sums merged at once or late."""
     model, own, text = tiny_models["gpt2"], dictionaries(), contexts(21)
     one = last(model, own, text)
-    monkeypatch.setattr(circuits.tallies, "_CODES_AT_ONCE", 18 * 48 * 2)
-    monkeypatch.setattr(circuits.tallies, "_MERGE_FROM", 16)
+    monkeypatch.setattr(circuits.features.statistics, "_CODES_AT_ONCE", 18 * 48 * 2)
+    monkeypatch.setattr(circuits.features.statistics, "_MERGE_FROM", 16)
     two = last(model, own, text, at_once=5)
     for site in SITES:
         a, b = one.sites[site], two.sites[site]
@@ -218,11 +218,11 @@ def test_the_same_seed_gives_the_same_cards(catalogue, full):
 
 
 def test_features_are_drawn_evenly_over_the_sites(catalogue, monkeypatch):
-    monkeypatch.setattr(verbs.features, "_SEEN_OFTEN", 20)
-    found = verbs.features.drawn(catalogue, SITES, 6)
+    monkeypatch.setattr(subrank.cli.features, "_SEEN_OFTEN", 20)
+    found = subrank.cli.features.drawn(catalogue, SITES, 6)
     assert found == sorted(found) and [sum(f.site == site for f in found) for site in SITES] == [2, 2, 1, 1]
-    assert {f.site for f in verbs.features.drawn(catalogue, SITES[1:2], 5)} == {SITES[1]}
-    everything = verbs.features.drawn(catalogue, SITES, 10**6)
+    assert {f.site for f in subrank.cli.features.drawn(catalogue, SITES[1:2], 5)} == {SITES[1]}
+    everything = subrank.cli.features.drawn(catalogue, SITES, 10**6)
     often = {f for f in everything if catalogue.tally.sites[f.site].active[f.index] >= 20}
     assert often == {*everything} and len(everything) == len(often) > 20
 
@@ -487,7 +487,7 @@ def folder(storybook, tmp_path_factory):
 def test_the_command_writes_cards_of_all_features_and_a_page(folder, capsys):
     out = folder / "features"
     asked = ["features", str(folder), "--contexts", "16", "--full", "2", "--neurons", "--device", "cpu"]
-    assert subrank.main(asked) == 0, capsys.readouterr().err
+    assert command.main(asked) == 0, capsys.readouterr().err
     result, index = (json.loads((out / name).read_text()) for name in ("result.json", "features/index.json"))
     assert len(result["features"]) == 2 == len(index["full"])
     assert index["features"] == {"resid_post.1": 300, "resid_post.2": 300} and index["chunk"] == 256
@@ -521,6 +521,6 @@ def test_the_command_writes_cards_of_all_features_and_a_page(folder, capsys):
     ],
 )
 def test_mistakes_are_answered_in_one_line(folder, capsys, arguments, words):
-    assert subrank.main(["features", str(folder), "--device", "cpu", *arguments]) == 2
+    assert command.main(["features", str(folder), "--device", "cpu", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(word in said for word in words)

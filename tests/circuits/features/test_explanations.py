@@ -9,11 +9,20 @@ from handmade import HandModel, normal, random_topk
 from tiny import random_tokens
 from torch import Tensor
 
-from circuits.cards import spots
-from circuits.catalogue import Catalogue, read_catalogue
-from circuits.explainer import Kind, Score, TokenTable, mean_score, score, spelled, table_scores, token_tables
-from circuits.patterns import Pattern, Patterns, Probe, _chosen, _merged, find_patterns
-from circuits.tallies import Tally, activations, tally
+from circuits.features.card import spots
+from circuits.features.catalogue import Catalogue, read_catalogue
+from circuits.features.explanations import (
+    Kind,
+    Score,
+    TokenTable,
+    mean_score,
+    score,
+    spelled,
+    table_scores,
+    token_tables,
+)
+from circuits.features.patterns import Pattern, Patterns, Probe, _chosen, _merged, find_patterns
+from circuits.features.statistics import Tally, activations, tally
 from sae_core.sites import FeatureId, Site
 
 A, B, C, D, E = 3, 4, 5, 6, 7

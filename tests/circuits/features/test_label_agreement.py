@@ -7,7 +7,7 @@ import torch
 from handmade import Circuit
 from tiny import user_error
 
-from circuits.agreement import agreements
+from circuits.features.label_agreement import agreements
 from sae_core.sites import FeatureId, Site
 from sae_core.storybook.grammar import CLOSING, END, Grammar
 from sae_core.storybook.truth import labels, truth

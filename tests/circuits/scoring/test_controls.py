@@ -9,7 +9,12 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import Edit, random_tokens, user_error
 
-from circuits.controls import (
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import Examples
+from circuits.graph import Readout
+from circuits.scoring.ablations import MeanAblation, ResampleAblation
+from circuits.scoring.circuit_runs import Errors, Trial
+from circuits.scoring.controls import (
     Controls,
     Overlap,
     Stability,
@@ -21,13 +26,8 @@ from circuits.controls import (
     stability,
     strongest,
 )
-from circuits.features import Examples
-from circuits.graph import Readout
-from circuits.outside import MeanAblation, ResampleAblation
-from circuits.scoring import Scale
-from circuits.targets import FeatureTarget, LogitTarget
-from circuits.trial import Errors, Trial
-from sae_core.dictionaries import Basis
+from circuits.scoring.faithfulness import Scale
+from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
 
 # ---- random circuits -------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
-from circuits.features import Examples
+from circuits.effects.targets import LogitTarget
+from circuits.features.atlas import Examples
 from circuits.graph import Edge, ErrorTerm, Readout
-from circuits.moves import Move, Moves, intervene
-from circuits.targets import LogitTarget
-from editing.patch import codes
+from circuits.scoring.edge_check import Move, Moves, intervene
+from editing.interventions.patch import codes
 from sae_core.sites import FeatureId, Site, Stream
 
 NAMES = {i: FeatureId(Site(layer), own.index(i)) for layer, own in enumerate(Circuit.FEATURES) for i in own}

@@ -5,61 +5,26 @@ import math
 
 import pytest
 import torch
-from handmade import Circuit, complete_basis, random_topk
+from handmade import complete_basis, random_topk
+from planted_circuit import TRUE, WEIGHTS, Planted
 from tiny import Edit, random_tokens, user_error
 
-from circuits.controls import Control, Controls, Overlap, Stability, compare
-from circuits.features import Examples
+from circuits.effects.targets import FeatureTarget, LogitTarget
+from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.moves import Move, Moves
-from circuits.outside import MeanAblation, ResampleAblation
-from circuits.scoring import NodeCurve, Scale, Score, Share, by_site, default_counts, node_curve, score
-from circuits.scoring_figure import scoring_figure, scoring_section
-from circuits.targets import FeatureTarget, LogitTarget
-from circuits.trial import Errors, Trial, covered_sites, features_in, members_of
-from sae_core.dictionaries import Basis
+from circuits.scoring.ablations import MeanAblation, ResampleAblation
+from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, features_in, members_of
+from circuits.scoring.controls import Control, Controls, Overlap, Stability, compare
+from circuits.scoring.edge_check import Move, Moves
+from circuits.scoring.faithfulness import NodeCurve, Scale, Score, Share, by_site, default_counts, node_curve, score
+from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site, Stream
+from subrank.pages.scores import scoring_figure, scoring_section
 
 ABLATED, KEPT = Errors
 NASTY = "<script>alert(1)</script>"
 
 # ---- a planted circuit -----------------------------------------------------------------------------
-
-TRUE = {Site(0): (0, 1, 2, 3), Site(1): (4, 5), Site(2): (6, 7)}
-"""The members behind feature 8, with a complete dictionary at every layer, in which latent i is feature i."""
-WEIGHTS = {0: 0.875, 1: -0.4375, 2: 1.6, 3: 0.000875, 4: 0.875, 5: 2.0, 6: 1.0, 7: -0.25}
-"""What one unit of each feature adds to feature 8; feature 2 acts one position later."""
-
-
-class Planted:
-    """Prompts of tokens with much of feature 0 and 2, beside others with little: there is something to explain."""
-
-    def __init__(self):
-        self.circuit = Circuit()
-        self.model = self.circuit.model
-        self.dictionaries = {site: Basis(self.circuit.d, torch.zeros(12)) for site in self.model.sites()}
-        strong = self.circuit.given[1:, [0, 2]].sum(-1).argsort(descending=True) + 1
-        generator = torch.Generator().manual_seed(3)
-        self.clean, self.corrupted = (
-            own[torch.randint(len(own), (12, 7), generator=generator)] for own in (strong[:20], strong[-20:])
-        )
-        self.clean[:, 0] = self.corrupted[:, 0] = 0
-        self.end = torch.randint(2, 7, (12,), generator=generator)
-        self.prompts = Examples(self.clean, self.end, torch.ones(12))
-        self.target = FeatureTarget(FeatureId(Site(3), 8), self.dictionaries[Site(3)])
-        self.pairs = ResampleAblation.paired(self.model, self.dictionaries, self.prompts, self.corrupted)
-
-    def scale(self, ablation=None, dictionaries=None) -> Scale:
-        dictionaries = dictionaries or self.dictionaries
-        return Scale(Trial(self.model, dictionaries, self.target, self.prompts, ablation or self.pairs))
-
-    def difference(self, feature: int) -> float:
-        """Mean over prompts of what the feature loses when it is resampled, where feature 8 notices it."""
-        at = self.end - int(feature == 2)
-        clean, corrupted = (
-            self.circuit.activation(feature, tokens)[torch.arange(12), at] for tokens in (self.clean, self.corrupted)
-        )
-        return (clean - corrupted).mean().item()
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comparing import close
 from handmade import normal
-from test_models import close
-from test_tradeoff import random_pairs
+from plain_patching import random_pairs
 from tiny import random_tokens
 
-from editing.experiment import PatchExperiment
-from editing.tail import Tail, tail_of
+from editing.engine.resumed_run import Change, Upward, adds
+from editing.engine.suffix_run import Tail, tail_of
+from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import at_end
-from editing.upward import Change, Upward, adds
-from sae_core.models import LanguageModel, load_model
+from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import Site, Stream
 
 END = torch.tensor([8, 5, 6])
@@ -75,7 +75,7 @@ def test_there_is_no_short_way_where_parts_do_not_say_all(tiny, tokens, monkeypa
     assert tail_of(tiny, tokens, END, 1) is not None and tail_of(tiny, tokens, END, 2) is None
     held = 2 * tokens.numel() * 32 * 4
     for budget, fits in ((held, True), (held - 1, False)):
-        monkeypatch.setattr("editing.tail.HELD", budget)
+        monkeypatch.setattr("editing.engine.suffix_run.HELD", budget)
         assert (tail_of(tiny, tokens, END, 1) is not None) is fits
     monkeypatch.undo()
     block = type(tiny).block
@@ -89,7 +89,7 @@ def test_there_is_no_short_way_where_parts_do_not_say_all(tiny, tokens, monkeypa
 def test_without_a_short_way_the_model_runs_itself(tiny, tokens, monkeypatch):
     pairs, change = random_pairs(tiny), normal(3, 9, 32)
     short = PatchExperiment(tiny, pairs, Site(0))
-    monkeypatch.setattr("editing.experiment.tail_of", lambda *given: None)
+    monkeypatch.setattr("editing.ioi.site_experiment.tail_of", lambda *given: None)
     long = PatchExperiment(tiny, pairs, Site(0))
     assert short.tail is not None and long.tail is None
     close(short.read(torch.arange(3), change), long.read(torch.arange(3), change), 1e-4)

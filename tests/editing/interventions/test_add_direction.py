@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from comparing import close
 from handmade import normal
-from test_models import close
 from tiny import random_tokens
 
-from editing.directions import AddDirection
+from editing.interventions.add_direction import AddDirection
 from sae_core.sites import Site, Stream
 
 SITE = Site(1)

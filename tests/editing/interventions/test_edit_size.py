@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from comparing import close, n_hooks
 from handmade import normal, random_topk
-from test_models import close, n_hooks
 from tiny import Edit, random_tokens, user_error
 
-from editing.directions import AddDirection
-from editing.patch import ActivationPatch, Together, ablate, patch_features, scale, splice_with_error
-from editing.positions import Onward
-from editing.sizes import Measured, edit_sizes
-from sae_core.generation import Sampling, generate
-from sae_core.models import Intervention
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.edit_size import Measured, edit_sizes
+from editing.interventions.masks import Onward
+from editing.interventions.patch import ActivationPatch, Together, ablate, patch_features, scale, splice_with_error
+from sae_core.model.generation import Sampling, generate
+from sae_core.model.language_model import Intervention
 from sae_core.sites import Site, Stream
 
 RESID, MLP = Site(1), Site(1, Stream.MLP_OUT)

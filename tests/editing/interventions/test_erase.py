@@ -8,9 +8,9 @@ from handmade import normal, random_topk
 from sklearn.linear_model import LogisticRegression
 from tiny import random_tokens, user_error
 
-from editing.directions import AddDirection
-from editing.erase import fit_leace, mean_difference, orthogonal, project_out
-from editing.patch import ablate
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.erase import fit_leace, mean_difference, orthogonal, project_out
+from editing.interventions.patch import ablate
 from sae_core.sites import Site, Stream
 
 SITE, N, D = Site(0), 400, 12

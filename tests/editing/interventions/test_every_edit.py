@@ -12,9 +12,12 @@ import torch
 from handmade import normal, random_topk
 from tiny import KINDS, random_tokens
 
-from editing.directions import AddDirection
-from editing.erase import fit_leace, mean_difference, orthogonal, project_out
-from editing.patch import (
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.compose import Scaled, spare_bos
+from editing.interventions.edit_size import Measured, edit_sizes
+from editing.interventions.erase import fit_leace, mean_difference, orthogonal, project_out
+from editing.interventions.masks import Onward
+from editing.interventions.patch import (
     ActivationPatch,
     ErrorPatch,
     Together,
@@ -26,13 +29,10 @@ from editing.patch import (
     scale,
     splice_with_error,
 )
-from editing.positions import Onward
-from editing.scaled import Scaled, spare_bos
-from editing.sizes import Measured, edit_sizes
-from editing.splice import Splice
-from editing.steer import Redirected
-from sae_core.generation import Sampling, generate
-from sae_core.models import Intervention, pad
+from editing.loss_recovered import Splice
+from editing.steering.steer import Redirected
+from sae_core.model.generation import Sampling, generate
+from sae_core.model.language_model import Intervention, pad
 from sae_core.sites import Site
 
 SITE, D, LENGTHS, N_NEW = Site(1), 32, (7, 4), 3

@@ -7,11 +7,11 @@ import torch
 from handmade import normal, random_topk
 from tiny import random_tokens, user_error
 
-from editing.directions import AddDirection
-from editing.patch import ActivationPatch, Together, patch_features
-from editing.positions import Onward, edited, ended, reach_of, where
-from editing.scaled import Scaled
-from sae_core.generation import Sampling, generate
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.compose import Scaled
+from editing.interventions.masks import Onward, edited, ended, reach_of, where
+from editing.interventions.patch import ActivationPatch, Together, patch_features
+from sae_core.model.generation import Sampling, generate
 from sae_core.sites import Site, Stream
 
 SITE, MLP, N_NEW = Site(1), Site(0, Stream.MLP_OUT), 3

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comparing import close, n_hooks, reference_points
 from handmade import complete_basis, normal, random_topk
-from test_models import close, n_hooks, reference_points
 from tiny import Edit, random_tokens, user_error
 
-from editing.directions import AddDirection
-from editing.erase import project_out
-from editing.patch import (
+from editing.interventions.add_direction import AddDirection
+from editing.interventions.erase import project_out
+from editing.interventions.patch import (
     ActivationPatch,
     ErrorPatch,
     FeaturePatch,
@@ -24,10 +24,10 @@ from editing.patch import (
     scale,
     splice_with_error,
 )
-from editing.splice import Splice
-from sae_core.dictionaries import Basis, Rectified, Unmixing
-from sae_core.normed import LayerNormed, NormRescaled
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from editing.loss_recovered import Splice
+from sae_core.dictionaries.baselines import Basis, Rectified, Unmixing
+from sae_core.dictionaries.normalised import LayerNormed, NormRescaled
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.sites import FeatureId, Site, Stream
 
 RESID, MLP = Site(1), Site(1, Stream.MLP_OUT)

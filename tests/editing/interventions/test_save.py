@@ -9,24 +9,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comparing import close
 from handmade import complete_basis, random_topk
-from test_models import close
 from tiny import random_tokens, user_error
 
-from editing import plain_hook
-from editing.erase import Erasure, mean_difference
-from editing.hook_export import export_hook, module_of
-from editing.patch import ErrorPatch, ablate, clamp, patch_features
-from editing.saved import CARD, TENSORS, described, load_edit, save_edit
-from editing.scaled import Scaled, Spared, spare_bos
-from sae_core.dictionaries import Rectified, Unmixing
-from sae_core.generation import Sampling, generate
-from sae_core.models import load_model
-from sae_core.normed import LayerNormed, NormRescaled
-from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE
+from editing.interventions import plain_hook
+from editing.interventions.compose import Scaled, Spared, spare_bos
+from editing.interventions.erase import Erasure, mean_difference
+from editing.interventions.hook_export import export_hook, module_of
+from editing.interventions.patch import ErrorPatch, ablate, clamp, patch_features
+from editing.interventions.save import CARD, TENSORS, described, load_edit, save_edit
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import Rectified, Unmixing
+from sae_core.dictionaries.normalised import LayerNormed, NormRescaled
+from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE
+from sae_core.model.generation import Sampling, generate
+from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
-from sae_core.text import Text
-from verbs.remove import write_edit
+from subrank.cli.remove import write_edit
 
 SITE = Site(1)
 

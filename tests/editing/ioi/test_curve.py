@@ -7,23 +7,29 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from comparing import close
 from handmade import complete_basis, normal, random_topk
-from test_models import close
-from tiny import random_tokens, user_error
+from plain_patching import RESID, full_logits, plain_kl, random_pairs
+from tiny import user_error
 
-from editing import memory
-from editing.experiment import PatchExperiment
-from editing.memory import peak_bytes, rows_at_once
+from editing.engine import batching as memory
+from editing.engine.batching import peak_bytes, rows_at_once
+from editing.engine.resumed_run import Change
+from editing.interventions.patch import ActivationPatch
+from editing.ioi.curve import CurvePoint, default_counts, floor, summary, trace
+from editing.ioi.feature_sets import KL, PROBABILITY
+from editing.ioi.site_experiment import PatchExperiment
 from editing.metrics import interval, resampled
-from editing.patch import ActivationPatch, FeaturePatch
-from editing.patching import KL, PROBABILITY
-from editing.tasks.pairs import PromptPairs, at_end
-from editing.tradeoff import CurvePoint, default_counts, floor, summary, trace
-from editing.upward import Change
-from sae_core.dictionaries import nonnegative_pca, pca
+from editing.tasks.pairs import at_end
+from sae_core.dictionaries.baselines import nonnegative_pca, pca
 from sae_core.sites import Site, Stream
 
-RESID = Site(1)
+
+@pytest.fixture
+def experiment(tiny) -> PatchExperiment:
+    return PatchExperiment(tiny, random_pairs(tiny), RESID)
+
+
 PLACES = [
     RESID,
     Site(0, Stream.MLP_OUT),
@@ -34,48 +40,15 @@ PLACES = [
 SITES = pytest.mark.parametrize("site", PLACES, ids=str)
 
 
-def random_pairs(model, n: int = 3) -> PromptPairs:
-    """Prompts of different lengths that begin with BOS and differ from position 2 on."""
-    clean, corrupted = (random_tokens(model.n_vocab, n, 9, seed=seed) for seed in (1, 2))
-    clean[:, 0] = model.bos_id
-    corrupted[:, :2] = clean[:, :2]
-    answer, foil = torch.arange(2, 2 + n), torch.arange(20, 20 + n)
-    return PromptPairs("random", clean, corrupted, answer, foil, foil, torch.tensor([8, 5, 6])[:n])
-
-
-@pytest.fixture
-def experiment(tiny) -> PatchExperiment:
-    return PatchExperiment(tiny, random_pairs(tiny), RESID)
-
-
 @pytest.fixture(scope="module")
 def one(tiny_models) -> PatchExperiment:
     return PatchExperiment(tiny_models["neox"], random_pairs(tiny_models["neox"]), RESID)
-
-
-def full_logits(experiment: PatchExperiment, *edits) -> torch.Tensor:
-    """Logits at the answer, from the tokens of the corrupted run."""
-    with experiment.model.hooks(*edits):
-        return at_end(experiment.model.logits(experiment.pairs.corrupted), experiment.pairs.end)
-
-
-def patch(experiment: PatchExperiment, dictionary, latents: list[int]) -> FeaturePatch:
-    """The latents to their clean codes, at the content positions up to the answer."""
-    latents = torch.tensor(latents, dtype=torch.long)
-    codes = dictionary.encode(experiment.x)[..., latents]
-    return FeaturePatch(experiment.site, dictionary, latents, codes, experiment.mask)
 
 
 def curve(experiment: PatchExperiment, dictionary, order, counts) -> tuple[CurvePoint, ...]:
     """The points of a curve."""
     found, weights = trace(experiment.patching(dictionary), order, counts), resampled(experiment.pairs.groups, 0)
     return summary(experiment.clean, experiment.corrupted, found, weights)
-
-
-def plain_kl(clean: torch.Tensor, edited: torch.Tensor) -> float:
-    """Mean KL(clean || edited) over prompts, by torch's own."""
-    p, q = clean.log_softmax(-1), edited.log_softmax(-1)
-    return F.kl_div(q, p, log_target=True, reduction="batchmean").item()
 
 
 def reference(experiment: PatchExperiment, dictionary, latents: list[int]) -> torch.Tensor:

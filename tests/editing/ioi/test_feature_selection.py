@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from handmade import HandModel, random_topk
-from test_tradeoff import full_logits, patch, plain_kl, random_pairs
+from plain_patching import full_logits, patch, plain_kl, random_pairs
 from tiny import user_error
 
-from editing.experiment import PatchExperiment
-from editing.patching import KL, Patching
-from editing.selection import SELECTORS, SelectionConfig, attribution, greedy, random, threshold
+from editing.ioi.curve import trace
+from editing.ioi.feature_selection import SELECTORS, SelectionConfig, attribution, greedy, random, threshold
+from editing.ioi.feature_sets import KL, Patching
+from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import PromptPairs
-from editing.tradeoff import trace
-from sae_core.dictionaries import Basis, random_basis
+from sae_core.dictionaries.baselines import Basis, random_basis
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from comparing import close
 from handmade import complete_basis, random_topk
-from test_models import close
-from test_tradeoff import plain_kl, random_pairs
+from plain_patching import plain_kl, random_pairs
 from tiny import user_error
 
-from editing.experiment import PatchExperiment
-from editing.joint import JointExperiment, JointPatching
-from editing.patching import KL, SIZE
-from editing.selection import SELECTORS, SelectionConfig, Selector
+from editing.ioi.curve import floor, trace
+from editing.ioi.feature_selection import SELECTORS, SelectionConfig, Selector
+from editing.ioi.feature_sets import KL, SIZE
+from editing.ioi.joint_experiment import JointExperiment, JointPatching
+from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import at_end
-from editing.tradeoff import floor, trace
 from sae_core.sites import FeatureId, Site, Stream
 
 LOWER, HIDDEN, UPPER = Site(0, Stream.MLP_OUT), Site(1, Stream.MLP_HIDDEN), Site(1)

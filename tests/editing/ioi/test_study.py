@@ -12,24 +12,24 @@ from handmade import random_topk
 from planted import unchecked
 from tiny import user_error
 
-import verbs.ioi as verb
-from editing.baselines import SHOWN, Baseline
-from editing.curve_comparison import compare
-from editing.experiment import PatchExperiment
-from editing.figures import ioi_figure, selection_figure
-from editing.ioi import IOIConfig, IOIResult, IOIStudy, run_ioi
+import subrank.cli.ioi as verb
+from editing.ioi.baselines import SHOWN, Baseline
+from editing.ioi.curve import Trace, default_counts
+from editing.ioi.curve_comparison import compare
+from editing.ioi.feature_selection import SELECTORS, SelectionConfig, Selector, greedy
+from editing.ioi.feature_sets import KL, SIZE
+from editing.ioi.figure import ioi_figure, selection_figure
+from editing.ioi.site_experiment import PatchExperiment
+from editing.ioi.study import IOIConfig, IOIResult, IOIStudy, run_ioi
 from editing.metrics import resampled
-from editing.patching import KL, SIZE
-from editing.selection import SELECTORS, SelectionConfig, Selector, greedy
 from editing.tasks.ioi import Corruption, IOITask, Role
 from editing.tasks.pairs import own_score
-from editing.tradeoff import Trace, default_counts
-from sae_core.activations import ActivationStream, harvest
-from sae_core.dictionaries import pca
+from sae_core.data.activations import ActivationStream, harvest
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import pca
 from sae_core.sites import Site, Stream
-from sae_core.text import Text
-from sae_core.training import TrainConfig, start, train
-from verbs.parsers import Verbs
+from sae_core.training.loop import TrainConfig, start, train
+from subrank.cli.parsers import Verbs
 
 SEARCH = SelectionConfig(n_greedy=3, shortlist=6, n_thresholds=2)
 CONFIG = IOIConfig(6, 8, SEARCH, selectors=("greedy", "random"), baselines=("pca",), random_draws=2)
@@ -183,8 +183,8 @@ def test_sites_patched_jointly(storybook, few_contexts):
 
 def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, few_contexts, dictionaries, monkeypatch):
     harvested, scored = [], []
-    monkeypatch.setattr("editing.ioi.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
-    monkeypatch.setattr("editing.ioi.own_score", lambda *given: scored.append(given) or own_score(*given))
+    monkeypatch.setattr("editing.ioi.study.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
+    monkeypatch.setattr("editing.ioi.study.own_score", lambda *given: scored.append(given) or own_score(*given))
     study = IOIStudy(storybook, dictionaries, few_contexts, replace(CONFIG, selectors=("attribution",)))
     study.baselines([Site(1), Site(3)])
     kinds, sites = (Corruption.IO, Corruption.SWAP), (Site(1), Site(3))

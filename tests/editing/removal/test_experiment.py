@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import close
 from handmade import HandModel, Zero, random_topk
-from test_models import close
 from tiny import random_tokens, user_error
 
-from editing import candidates, capability, ground
-from editing.candidates import (
+from editing.interventions.compose import Scaled, unscaled
+from editing.interventions.erase import fit_leace
+from editing.interventions.patch import ablate, clamp
+from editing.metrics import auroc
+from editing.removal import cached_runs as ground
+from editing.removal import capability
+from editing.removal import feature_search as candidates
+from editing.removal.cached_runs import Elsewhere, Ground, Harm, Runs, changes, up_to_end
+from editing.removal.capability import NO_CONCEPT, Capability, capability_of, of_pairs
+from editing.removal.erasers import ERASERS, fit_at, fit_everywhere
+from editing.removal.evaluation import GONE, Judge, Method, Removal, probe
+from editing.removal.experiment import RemovalConfig, RemovalResult, remove, remove_pronouns
+from editing.removal.feature_search import (
     GRID,
     affordable_strength,
     choose_features,
@@ -21,26 +32,17 @@ from editing.candidates import (
     like_density,
     meeting_strength,
 )
-from editing.capability import NO_CONCEPT, Capability, capability_of, of_pairs
-from editing.comparison import LeaceComparison, verdict
-from editing.contrast import Contrast
-from editing.erase import fit_leace
-from editing.erasers import ERASERS, fit_at, fit_everywhere
-from editing.frontier import Frontier, FrontierPoint
-from editing.ground import Elsewhere, Ground, Harm, Runs, changes, up_to_end
-from editing.judging import GONE, Judge, Method, Removal, probe
-from editing.metrics import auroc
-from editing.patch import ablate, clamp
-from editing.removal import RemovalConfig, RemovalResult, remove, remove_pronouns
-from editing.rivals import at_size, mean_of
-from editing.scaled import Scaled, unscaled
+from editing.removal.frontier import Frontier, FrontierPoint
+from editing.removal.random_controls import at_size, mean_of
+from editing.removal.two_class_prompts import Contrast
+from editing.removal.versus_leace import LeaceComparison, verdict
 from editing.tasks.pairs import PromptPairs, at_end
 from editing.tasks.pronouns import PRONOUNS
-from sae_core.activations import harvest
-from sae_core.dictionaries import Basis, pca
-from sae_core.models import Intervention, load_model
+from sae_core.data.activations import harvest
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import Basis, pca
+from sae_core.model.language_model import Intervention, load_model
 from sae_core.sites import Site, Stream
-from sae_core.text import Text
 
 LAST, MIDDLE, MLP = Site(5), Site(3), Site(1, Stream.MLP_OUT)
 CONFIG = RemovalConfig(
@@ -712,7 +714,7 @@ def test_text_for_choosing_and_for_reporting_are_two_halves(world, monkeypatch):
             seen.append(tokens)
             return Elsewhere(model, tokens, due)
 
-    monkeypatch.setattr("editing.removal.Elsewhere", Spied)
+    monkeypatch.setattr("editing.removal.experiment.Elsewhere", Spied)
     world.removed({Site(0): world.whole}, text_contexts=10)
     assert torch.equal(seen[0], world.contexts[:5]) and torch.equal(seen[1], world.contexts[5:10])
 
@@ -771,7 +773,7 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
     rest = torch.randn(127, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     basis = torch.linalg.qr(torch.cat([(ahead - behind)[None], rest]).T).Q.T.float().contiguous()
     planted = {LAST: Basis(basis, (ahead + behind).float() / 2), MIDDLE: Zero(128)}
-    monkeypatch.setattr("editing.removal.capability_of", lambda *_, **__: task)
+    monkeypatch.setattr("editing.removal.experiment.capability_of", lambda *_, **__: task)
     *_, result = remove_pronouns(storybook, planted, contexts, CONFIG)
     assert result.own_auroc >= 0.99 and result.own.n == CONFIG.test_prompts == 48 and result.everywhere == ()
     features = named(result)[Method.FEATURES]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editing.contrast import Contrast, model_score, together
 from editing.metrics import auroc, resampled
+from editing.removal.two_class_prompts import Contrast, model_score, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, Split, pronoun_prompts
 

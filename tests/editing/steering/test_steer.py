@@ -8,11 +8,11 @@ import torch
 from handmade import HandModel, Zero, normal, random_topk
 from tiny import random_tokens, user_error
 
-from editing.dose import Along, DoseConfig, dose_response, slope
-from editing.memory import peak_bytes
-from editing.positions import Onward
-from editing.sizes import Measured
-from editing.steer import (
+from editing.engine.batching import peak_bytes
+from editing.interventions.edit_size import Measured
+from editing.interventions.masks import Onward
+from editing.steering.dose_response import Along, DoseConfig, dose_response, slope
+from editing.steering.steer import (
     Mode,
     _written,
     changed_tokens,
@@ -25,8 +25,8 @@ from editing.steer import (
     redirected,
     steering,
 )
-from sae_core.dictionaries import Rectified, random_basis
-from sae_core.generation import Sampling, generate
+from sae_core.dictionaries.baselines import Rectified, random_basis
+from sae_core.model.generation import Sampling, generate
 from sae_core.sites import FeatureId, Site, Stream
 
 SITE = Site(0)
@@ -184,7 +184,7 @@ def test_a_feature_that_is_silent_on_held_out_text_has_no_doses(toy):
 
 def test_responses_do_not_depend_on_how_many_logits_are_there_at_once(toy, monkeypatch):
     whole = toy.respond(Mode.CLAMP, (0.5, 2.0))
-    monkeypatch.setattr("editing.dose.LOGITS_AT_ONCE", 7 * toy.model.n_vocab)
+    monkeypatch.setattr("editing.steering.dose_response.LOGITS_AT_ONCE", 7 * toy.model.n_vocab)
     parts = toy.respond(Mode.CLAMP, (0.5, 2.0))
     assert parts.likelier == whole.likelier and parts.n_neutral_places == whole.n_neutral_places > 7
     for ours, theirs in zip(parts.doses, whole.doses, strict=True):
@@ -198,7 +198,7 @@ def test_memory_for_logits_is_bounded(toy, monkeypatch):
     """Logits of a few places at a time, of either kind, before and after: all are never there together."""
     toy.respond(Mode.CLAMP, (2.0,))
     places, vocab = 2 * 30 * 12, toy.model.n_vocab
-    monkeypatch.setattr("editing.dose.LOGITS_AT_ONCE", 20 * vocab)
+    monkeypatch.setattr("editing.steering.dose_response.LOGITS_AT_ONCE", 20 * vocab)
     assert peak_bytes(lambda: toy.respond(Mode.CLAMP, (2.0,))) < 4 * vocab * places / 2
 
 

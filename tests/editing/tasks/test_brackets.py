@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_tasks import Pieces
+from pieces import Pieces
 from tiny import user_error
 
 from editing.tasks import brackets

@@ -3,36 +3,23 @@
 import re
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import Pieces
 from tiny import user_error
 
-from editing.contrast import Contrast, model_score
+from editing.removal.two_class_prompts import Contrast, model_score
 from editing.tasks import ioi, names, pronouns
 from editing.tasks.ioi import Corruption, IOITask, Role
 from editing.tasks.pairs import Mention, OwnScore, PromptPairs, TextPair, as_tokens, at_end, own_score, wilson_interval
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_pairs, pronoun_prompts
-from sae_core.models import LanguageModel
+from sae_core.model.language_model import LanguageModel
 
 N = 64
 EVERYONE = {*names.FEMALE, *names.MALE}
-
-
-class Pieces(LanguageModel):
-    """Only a tokenizer: words fall into pieces of at most `size` letters; no BOS, no unknown word."""
-
-    def __init__(self, size: int):
-        self.name, self.bos_id, self.special_ids, self.size, self.table = "pieces", None, frozenset(), size, {}
-        self.n_ctx = 128
-        self.tokenizer = SimpleNamespace(unk_token_id=None, eos_token_id=None)
-
-    def to_ids(self, text: str) -> list[int]:
-        pieces = re.findall(f" ?[A-Za-z]{{1,{self.size}}}|[^A-Za-z]", text)
-        return [self.table.setdefault(piece, len(self.table)) for piece in pieces]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny import user_error
 
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.own import Line, OwnPairs, continued, divide, load_pairs, read_lines
 from editing.tasks.pairs import TextPair, own_score
 from editing.tasks.task import task_of
+from editing.tasks.user_pairs import Line, OwnPairs, continued, divide, load_pairs, read_lines
 
 AGREEMENT = {"clean": "The dogs", "corrupted": "The dog", "answer": "were", "foil": "was"}
 THEIRS = {"clean_prefix": "The dogs", "patch_prefix": "The dog", "clean_answer": "were", "patch_answer": "was"}

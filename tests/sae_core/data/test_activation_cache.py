@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_activations import make_stream, same
+from streams import make_stream, same
 from tiny import user_error
 
-from sae_core.activations import ActivationStream
-from sae_core.cache import CachedStream, disk_bytes
+from sae_core.data.activation_cache import CachedStream, disk_bytes
+from sae_core.data.activations import ActivationStream
 from sae_core.sites import Site, Stream
 
 

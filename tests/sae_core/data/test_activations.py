@@ -7,26 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import SITES, make_stream, same
 from tiny import random_tokens
 
-from sae_core import activations
-from sae_core.activations import ActivationStream, harvest, spread
-from sae_core.models import load_model
+from sae_core.data import activations
+from sae_core.data.activations import ActivationStream, harvest, spread
+from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
-
-SITES = (Site(0), Site(2, Stream.MLP_OUT))
-
-
-def make_stream(model, *, sites=SITES, budget=2**16) -> ActivationStream:
-    """40 contexts of 12 tokens, the first and some later ones BOS; 21 contexts and 3 batches to a block.
-
-    No two contexts begin alike, so that no activation occurs twice.
-    """
-    contexts = random_tokens(model.n_vocab, 40, 12)
-    contexts[:, 1] = torch.arange(2, 42)
-    contexts[:, 0] = model.bos_id
-    contexts[::3, 6] = model.bos_id
-    return ActivationStream(model, contexts, sites, seed=3, batch=64, budget=budget)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +28,6 @@ def stream(model):
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 # ---- blocks ----------------------------------------------------------------------------------------

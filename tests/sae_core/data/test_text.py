@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import user_error
 
-from sae_core import models, text
-from sae_core.models import LanguageModel
+from sae_core.data import text
+from sae_core.data.text import Text, documents, held_out, looks_like_file
+from sae_core.model import language_model as models
+from sae_core.model.language_model import LanguageModel
 from sae_core.storybook.grammar import Grammar, vocabulary
-from sae_core.text import Text, documents, held_out, looks_like_file
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from tiny import user_error
 
-from sae_core.dictionaries import (
+from sae_core.dictionaries.baselines import (
     Basis,
     Dictionary,
     Rectified,
@@ -19,8 +19,8 @@ from sae_core.dictionaries import (
     pca,
     random_basis,
 )
-from sae_core.measures import fvu
-from sae_core.saes import TopKSAE
+from sae_core.dictionaries.saes import TopKSAE
+from sae_core.evaluation.reconstruction import fvu
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -5,49 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import generator
+from random_saes import D_IN, KINDS, N_LATENTS, K, normal, random_sae
 from tiny import user_error
 
-from sae_core import saes
-from sae_core.dictionaries import Dictionary
-from sae_core.measures import l0
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
-
-D_IN, N_LATENTS, K = 8, 24, 3
-KINDS = {
-    "relu": ReLUSAE,
-    "tied": TiedSAE,
-    "topk": lambda *sizes, generator: TopKSAE(*sizes, K, generator=generator),
-    "jumprelu": JumpReLUSAE,
-    "gated": GatedSAE,
-}
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=generator(seed))
-
-
-def random_sae(kind: str = "topk", seed: int = 0) -> SAE:
-    """A dictionary of which nothing is at its initial value, as in the middle of training."""
-    sae = KINDS[kind](D_IN, N_LATENTS, generator=generator(seed))
-    with torch.no_grad():
-        for i, (name, parameter) in enumerate(sae.named_parameters()):
-            parameter += 0.3 * normal(*parameter.shape, seed=10 * seed + i + 1)
-            if name == "threshold":
-                parameter.abs_()
-        sae.normalise()
-    return sae
-
-
-def random_topk(seed: int = 0, *, k: int = K) -> TopKSAE:
-    sae = random_sae("topk", seed)
-    sae.k = k
-    return sae
+from sae_core.dictionaries import saes
+from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.saes import SAE, ReLUSAE, TopKSAE
+from sae_core.evaluation.reconstruction import l0
 
 
 @pytest.fixture(params=KINDS)
 def sae(request) -> SAE:
     """Each of the architectures in turn."""
     return random_sae(request.param)
+
+
+def random_topk(seed: int = 0, *, k: int = K) -> TopKSAE:
+    sae = random_sae("topk", seed)
+    sae.k = k
+    return sae
 
 
 # ---- codes -------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_core import sparse
-from sae_core.sparse import Codes, Scratch, batch_top, top
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.sparse import Codes, Scratch, batch_top, top
 
 WIDE, NARROW = torch.float64, torch.float32
 TOLERANCE = {WIDE: 1e-10, NARROW: 1e-5}

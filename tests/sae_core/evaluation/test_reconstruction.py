@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_tokens, user_error
 
-from sae_core.activations import ActivationStream, harvest
-from sae_core.dictionaries import Basis, neurons, pca
-from sae_core.measures import _Cells, _Moments, _Tally, fvu, l0, profiles, quality
-from sae_core.objectives import BatchTopK, TopK
-from sae_core.saes import TopKSAE
+from sae_core.data.activations import ActivationStream, harvest
+from sae_core.dictionaries.baselines import Basis, neurons, pca
+from sae_core.dictionaries.saes import TopKSAE
+from sae_core.evaluation.reconstruction import _Cells, _Moments, _Tally, fvu, l0, profiles, quality
 from sae_core.sites import Site, Stream
-from sae_core.training import TrainConfig, start, train
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import BatchTopK, TopK
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,7 +127,7 @@ def test_a_profile_does_not_show_how_the_text_was_split_nor_what_else_was_measur
     whole = profiles(model, sets, contexts, at_once=len(contexts))
     alone = {"large": profiles(model, {"large": sets["large"]}, contexts)["large"]}
     chunked = [profiles(model, sets, contexts, at_once=at_once) for at_once in (1, 7)]
-    monkeypatch.setattr("sae_core.measures.CODES_AT_ONCE", 96 * 13)  # thirteen tokens at a time
+    monkeypatch.setattr("sae_core.evaluation.reconstruction.CODES_AT_ONCE", 96 * 13)  # thirteen tokens at a time
     for other in (*chunked, alone, profiles(model, sets, contexts)):
         for name, own in other.items():
             for site, got in own.items():

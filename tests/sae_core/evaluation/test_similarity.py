@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from handmade import normal, random_topk
 
-from sae_core.similarity import coactivity, compare, correlation, expected_max_cosine, random_baseline, similarity
+from sae_core.evaluation.similarity import (
+    coactivity,
+    compare,
+    correlation,
+    expected_max_cosine,
+    random_baseline,
+    similarity,
+)
 from sae_core.sites import Site
 
 
@@ -67,7 +74,7 @@ def test_mutual_neighbours_by_hand():
 def test_the_blocks_do_not_show(limit, monkeypatch):
     a, b = directions(50), directions(70, seed=1)
     whole = similarity(a, b, exact_up_to=limit)
-    monkeypatch.setattr("sae_core.similarity._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("sae_core.evaluation.similarity._ROWS_AT_ONCE", 7)
     blocked = similarity(a, b, exact_up_to=limit)
     assert (blocked.a_in_b, blocked.b_in_a) == pytest.approx((whole.a_in_b, whole.b_in_a), abs=1e-6)
     torch.testing.assert_close(blocked.pairs, whole.pairs, rtol=0, atol=1e-6)

@@ -8,33 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_files import METADATA, D, K, N, linear, sae_lens_card, tensors, without, write
 from handmade import normal
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import random_tokens, user_error, write_tiny
 from torch import Tensor
 
 from sae_core import files
-from sae_core.formats import load_foreign, save_sparsify
-from sae_core.normed import Centred, LayerNormed, NormRescaled
-from sae_core.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.dictionaries.normalised import Centred, LayerNormed, NormRescaled
+from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.formats.readers import load_foreign, save_sparsify
 from sae_core.sites import Site, Stream
 
-D, N, K = 12, 40, 5
 X = 2 * normal(300, D, seed=99).double() + 0.5
-
-
-def tensors(*, unit: bool = False, d_in: int = D, seed: int = 0) -> dict[str, Tensor]:
-    """W_enc, b_enc, W_dec, b_dec and a threshold, with decoder norms between 0.3 and 3 unless `unit`."""
-    W_dec = torch.nn.functional.normalize(normal(N, d_in, seed=seed), dim=-1)
-    if not unit:
-        W_dec *= (0.3 * 10 ** torch.linspace(0, 1, N))[:, None]
-    return {
-        "W_enc": 0.3 * normal(d_in, N, seed=seed + 1),
-        "b_enc": 0.3 * normal(N, seed=seed + 2),
-        "W_dec": W_dec,
-        "b_dec": 0.5 * normal(d_in, seed=seed + 3),
-        "threshold": 0.4 * normal(N, seed=seed + 4).abs(),
-    }
 
 
 def topk(pre: Tensor, k: int = K) -> Tensor:
@@ -55,56 +41,15 @@ def check(dictionary, codes: Tensor, x_hat: Tensor, *, norms: Tensor | None = No
     assert (dictionary.directions.norm(dim=-1) - 1).abs().max() < 2e-5
 
 
-def write(folder: Path, name: str, values: dict[str, Tensor], card: dict | None = None, *, at="cfg.json") -> Path:
-    """A folder as another tool writes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if name.endswith(".safetensors"):
-        save_file({key: value.contiguous() for key, value in values.items()}, folder / name)
-    elif name.endswith(".npz"):
-        np.savez(folder / name, **{key: value.numpy() for key, value in values.items()})
-    else:
-        torch.save(values, folder / name)
-    if card is not None:
-        (folder / at).write_text(json.dumps(card))
-    return folder
-
-
 def w64(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.double() for key, value in values.items() if isinstance(value, Tensor)}
 
 
 # ---- SAELens ---------------------------------------------------------------------------------------
 
-METADATA = {
-    "sae_lens_version": "6.54.12",
-    "model_name": "pythia-70m",
-    "hook_name": "blocks.2.hook_resid_post",
-    "hook_head_index": None,
-    "prepend_bos": False,
-    "context_size": 64,
-}
-
-
-def sae_lens_card(architecture: str, **more) -> dict:
-    return {
-        "architecture": architecture,
-        "d_in": D,
-        "d_sae": N,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": METADATA,
-    } | more
-
 
 def sae_lens(folder: Path, values: dict[str, Tensor], card: dict) -> Path:
     return write(folder, "sae_weights.safetensors", values, card)
-
-
-def without(values: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def gated_values(**kwargs) -> dict[str, Tensor]:
@@ -292,7 +237,7 @@ def test_centred_writing_weights_are_centred_activations(tmp_path, kind):
 
 def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
     """Centred writing weights take the mean out of what goes to the residual; the other processing changes nothing."""
-    from sae_core.models import load_model
+    from sae_core.model.language_model import load_model
 
     streams = Stream.RESID_POST, Stream.MLP_OUT, Stream.ATTN_OUT
     for kind in ("gpt2", "neox"):
@@ -395,8 +340,8 @@ def test_what_sae_lens_can_say_and_we_cannot(tmp_path, word):
 
 
 def save_as_set(folder: Path, saes: dict) -> None:
+    from sae_core.data.text import Text
     from sae_core.storage import DictionarySet, save_set
-    from sae_core.text import Text
 
     save_set(DictionarySet("m", "0", Text("storybook", 8, True), saes), folder)
 
@@ -730,16 +675,6 @@ def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, monkeypatch):
 
 
 # ---- dictionary_learning ---------------------------------------------------------------------------
-
-
-def linear(bias: str = "bias", *, d_in: int = D) -> dict[str, Tensor]:
-    w = tensors(d_in=d_in)
-    values = {
-        "encoder.weight": w["W_enc"].T.clone(),
-        "encoder.bias": w["b_enc"],
-        "decoder.weight": w["W_dec"].T.clone(),
-    }
-    return values | {bias: w["b_dec"]}
 
 
 THRESHOLDED = {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.6)}

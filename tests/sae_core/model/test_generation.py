@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import Edit, random_tokens, user_error
 
-from sae_core.generation import Sampling, generate, pieces
+from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.sites import Site, Stream
 
 GREEDY = Sampling(temperature=0.0)

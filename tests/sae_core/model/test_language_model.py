@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+from comparing import close, n_hooks, reference_points
 from tiny import Edit, random_tokens, user_error, write_tiny
 
-from sae_core import models
-from sae_core.models import hook_name, hub_answers, load_model, pad
+from sae_core.model import language_model as models
+from sae_core.model.language_model import hook_name, hub_answers, load_model, pad
 from sae_core.sites import Site, Stream
 
 
@@ -35,25 +36,6 @@ def tokens(tiny):
     return random_tokens(tiny.n_vocab, 3, 12)
 
 
-def reference_points(reference) -> dict[Site, tuple[torch.nn.Module, bool]]:
-    """Where each site is in the plain model: a module, and whether its input is meant."""
-    points = {}
-    kind = reference.config.model_type
-    base = {"gpt_neox": "gpt_neox", "gpt2": "transformer", "llama": "model"}[kind]
-    attention, output = {
-        "gpt_neox": ("attention", "dense_4h_to_h"),
-        "gpt2": ("attn", "c_proj"),
-        "llama": ("self_attn", "down_proj"),
-    }[kind]
-    body = getattr(reference, base)
-    for layer, block in enumerate(body.h if kind == "gpt2" else body.layers):
-        points[Site(layer, Stream.RESID_POST)] = block, False
-        points[Site(layer, Stream.ATTN_OUT)] = getattr(block, attention), False
-        points[Site(layer, Stream.MLP_OUT)] = block.mlp, False
-        points[Site(layer, Stream.MLP_HIDDEN)] = getattr(block.mlp, output), True
-    return points
-
-
 def record_by_hand(reference, tokens) -> dict[Site, torch.Tensor]:
     kept = {}
     with ExitStack() as undo, torch.no_grad():
@@ -72,10 +54,6 @@ def all_sites(model) -> list[Site]:
     return [site for stream in Stream for site in model.sites(stream)]
 
 
-def n_hooks(model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.bridge.modules())
-
-
 @contextmanager
 def counting_calls(model):
     """Calls of the attention and MLP modules and all that is in them, by layer."""
@@ -89,12 +67,6 @@ def counting_calls(model):
 
                 undo.callback(part.register_forward_hook(count).remove)
         yield calls
-
-
-def close(a, b, tolerance=1e-5):
-    """Equal up to float32 rounding of numbers as large as those in `b`."""
-    assert a.shape == b.shape
-    assert (a - b).abs().max().item() <= tolerance * max(1.0, b.abs().max().item())
 
 
 # ---- forward passes --------------------------------------------------------------------------------

@@ -5,16 +5,16 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from comparing import n_hooks
 from planted import generator, unchecked
-from test_models import n_hooks
 from tiny import Edit, random_tokens, user_error
 
-from sae_core.activations import harvest
-from sae_core.downstream import ContextBatch, ContextStream, Divergence
-from sae_core.objectives import Recipe, ReLU, TopK
+from sae_core.data.activations import harvest
+from sae_core.data.text import Text
 from sae_core.sites import Site, Stream
-from sae_core.text import Text
-from sae_core.training import TrainConfig, start, train
+from sae_core.training.kl import ContextBatch, ContextStream, Divergence
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import Recipe, ReLU, TopK
 
 SITES = (Site(1), Site(0, Stream.MLP_OUT), Site(2, Stream.ATTN_OUT))
 

@@ -9,18 +9,19 @@ import torch
 from planted import Planted, Rows, generator, mean_max_cosine, planted_directions, unchecked
 from tiny import random_tokens, user_error
 from torch import Tensor
+from trained import BATCH, EVERY, PLACES, config, every, finish, memory, same, small
 
-from editing.memory import peak_bytes
-from sae_core import sparse
-from sae_core.activations import ActivationStream
-from sae_core.estimates import calibrate, geometric_median
-from sae_core.measures import fvu, l0
-from sae_core.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, Moment, ReLU, TopK
-from sae_core.saes import JumpReLUSAE
+from editing.engine.batching import peak_bytes
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import Text
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.saes import JumpReLUSAE
+from sae_core.evaluation.reconstruction import fvu, l0
 from sae_core.sites import Site, Stream
 from sae_core.storage import load_checkpoint, save_checkpoint
-from sae_core.text import Text
-from sae_core.training import LOOK, TrainConfig, TrainState, start, train
+from sae_core.training.calibration import calibrate, geometric_median
+from sae_core.training.loop import LOOK, TrainConfig, TrainState, start, train
+from sae_core.training.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, Moment, ReLU, TopK
 
 # ---- planted directions ----------------------------------------------------------------------------
 
@@ -71,70 +72,11 @@ def test_tied_encoders_are_found_with_their_directions():
 
 # ---- many in one pass ------------------------------------------------------------------------------
 
-BATCH, PLACES = 64, (Site(0), Site(2, Stream.MLP_OUT))
-EVERY = {
-    "topk": TopK(2),
-    "batchtopk": BatchTopK(2),
-    "matryoshka": Matryoshka(2),
-    "jumprelu": JumpReLU(2),
-    "gated": Gated(1.0),
-    "relu": ReLU(1.0),
-    "tied": ReLU(1.0, tied=True),
-}
-
-
-def config(recipe=EVERY["topk"], *, steps: int = 50, **rest) -> TrainConfig:
-    defaults = {
-        "expansion": 4,
-        "tokens": steps * BATCH,
-        "batch": BATCH,
-        "warm_up": 3,
-        "lr": 3e-3,
-        "dead_after": 300,
-        "bfloat16": False,
-    }
-    return TrainConfig(recipe, **(defaults | rest))
-
-
-def every(**rest) -> list[TrainConfig]:
-    """A member of each architecture, and TopK once more with Multi-TopK, another width and a clipped gradient."""
-    other = config(TopK(2, multi=1 / 8), **(rest | {"expansion": 3, "clip": 0.5, "seed": 1}))
-    return [*(config(recipe, **rest) for recipe in EVERY.values()), other]
-
-
-def small(sites=PLACES, *, dtype=torch.float32, batches: int = 5) -> Planted:
-    directions = planted_directions(30, 12).to(dtype)
-    return Planted(directions, sites, batch=BATCH, batches=batches)
-
 
 def trained(stream, *configs: TrainConfig) -> TrainState:
     state = start(stream, *configs)
     finish(stream, state)
     return state
-
-
-def finish(stream, state: TrainState) -> None:
-    with unchecked():
-        for _ in train(stream, state):
-            pass
-
-
-def memory(state: TrainState) -> dict[str, Tensor]:
-    """Every tensor that training goes on from."""
-    found = {}
-    for member in state.members:
-        for site, own in member.sites.items():
-            place = f"{member.name} {site}"
-            found |= {f"{place} {name}": tensor for name, tensor in own.sae.state_dict().items()}
-            found |= {f"{place} {name}": getattr(own, name) for name in ("silent", "dead", "threshold", "lost")}
-            for name, weight in own.weights.items():
-                moments = own.optimizer.state.get(weight, {})
-                found |= {f"{place} {name} {key}": moment for key, moment in moments.items()}
-    return found
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from planted import Planted, generator, planted_directions, unchecked
-from test_saes import normal
+from random_saes import normal
 from tiny import user_error
 from torch import Tensor
 
-from sae_core import sparse
-from sae_core.measures import fvu, l0
-from sae_core.objectives import (
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE
+from sae_core.evaluation.reconstruction import fvu, l0
+from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.objectives import (
     RECIPES,
     BatchTopK,
     Gated,
@@ -24,8 +26,6 @@ from sae_core.objectives import (
     recipe_from_json,
     recipe_to_json,
 )
-from sae_core.saes import SAE, GatedSAE, JumpReLUSAE
-from sae_core.training import TrainConfig, start, train
 
 D_IN, N_LATENTS, K, BATCH = 8, 40, 3, 64
 NONE, SOME = torch.tensor([], dtype=torch.long), torch.tensor([4, 11, 12, 30, 31, 32, 39])

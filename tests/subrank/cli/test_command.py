@@ -16,22 +16,23 @@ import pytest
 import torch
 from planted import unchecked
 
-import subrank
-import verbs.train
-from circuits.discovery import Discovery
+import subrank.cli.train
+from circuits.discovery.recursive import Discovery
 from circuits.schema import faults
-from editing.removal import RemovalConfig
+from editing.removal.experiment import RemovalConfig
+from sae_core.data.text import Text
 from sae_core.errors import UserError
-from sae_core.models import load_model
-from sae_core.runs import Run
+from sae_core.model.language_model import load_model
 from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
-from sae_core.text import Text
-from sae_core.training import TrainConfig
-from verbs.circuit import After
-from verbs.demo import prepare_demo
-from verbs.terminal import progress
+from sae_core.training.loop import TrainConfig
+from sae_core.training.run import Run
+from subrank.cli import command
+from subrank.cli.circuit import After
+from subrank.cli.demo import prepare_demo
+from subrank.cli.terminal import progress
 
+ROOT = Path(__file__).resolve().parents[3]
 VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
 TRAIN = ["--tokens", "24000", "--batch", "256", "--context", "64"]
 
@@ -41,14 +42,14 @@ def small_set(tmp_path_factory) -> Path:
     """Dictionaries for every layer of storybook, barely trained."""
     folder = tmp_path_factory.mktemp("set")
     with unchecked():
-        assert subrank.main(["train", "storybook", "--out", str(folder), *TRAIN]) == 0
+        assert command.main(["train", "storybook", "--out", str(folder), *TRAIN]) == 0
     return folder
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     """A whole verb; every part of it has its shapes checked in tests of its own."""
     with unchecked():
-        status = subrank.main([str(argument) for argument in arguments])
+        status = command.main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -64,7 +65,7 @@ def result_of(folder: Path) -> dict:
 
 def test_help_answers_in_under_a_second_without_heavy_imports():
     code = (
-        "import sys, subrank\ntry: subrank.main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom subrank.cli import command\ntry: command.main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'sae_core'} & {*sys.modules}"
     )
     started = time.perf_counter()
@@ -76,15 +77,15 @@ def test_help_answers_in_under_a_second_without_heavy_imports():
 
 def test_version_is_the_packages(capsys):
     with pytest.raises(SystemExit) as stop:
-        subrank.main(["--version"])
-    text = (Path(subrank.__file__).parent / "pyproject.toml").read_text()
+        command.main(["--version"])
+    text = (ROOT / "pyproject.toml").read_text()
     assert stop.value.code == 0 and f'version = "{capsys.readouterr().out.split()[1]}"' in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_the_common_options(verb, capsys):
     with pytest.raises(SystemExit) as stop:
-        subrank.main([verb, "--help"])
+        command.main([verb, "--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and all(option in said for option in ("--seed", "--device", "--out"))
 
@@ -183,8 +184,8 @@ def test_steer_chooses_a_feature_and_prompts_itself(small_set, tmp_path, capsys)
 
 def test_demo_ends_in_one_page_and_runs_again_on_what_it_has(tmp_path, capsys, monkeypatch):
     few = RemovalConfig(8, 8, 8, shortlist=6, max_features=4, text_contexts=16, random_draws=1, strengths=(0.0, 1.0))
-    monkeypatch.setattr("verbs.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=16, cover=1))
-    monkeypatch.setattr("verbs.demo.removal_config", lambda *_: few)
+    monkeypatch.setattr("subrank.cli.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=16, cover=1))
+    monkeypatch.setattr("subrank.cli.demo.removal_config", lambda *_: few)
     options = ["--out", tmp_path, "--tokens", 30_000, "--prompts", 8, "--contexts", 100, "--max-targets", 1]
     options += ["--sites", "resid_post.4", "resid_post.5"]
     status, said, error = run(capsys, "demo", *options)
@@ -212,7 +213,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     options = ["--sites", "resid_post.0", "mlp_out.2", "--tokens", 8192, "--batch", 512, "--context", 64]
     assert run(capsys, "train", "storybook", "--out", whole, *options)[0] == 0
 
-    real = verbs.train.progress
+    real = subrank.cli.train.progress
 
     def interrupted(steps, total, done):
         for step in real(steps, total, done):
@@ -222,11 +223,11 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
                 signal.raise_signal(signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(verbs.train, "progress", interrupted)
+    monkeypatch.setattr(subrank.cli.train, "progress", interrupted)
     status, said, _ = run(capsys, "train", "storybook", "--out", halves, *options)
     assert status == 130 and "--resume" in said.splitlines()[-1]
     assert not (halves / "set.json").exists()
-    monkeypatch.setattr(verbs.train, "progress", real)
+    monkeypatch.setattr(subrank.cli.train, "progress", real)
     assert run(capsys, "train", "storybook", "--out", halves, "--resume")[0] == 0
     one, other = load_set(whole), load_set(halves)
     for site, sae in one.dictionaries.items():
@@ -243,9 +244,9 @@ def begun(tmp_path_factory) -> tuple[Path, Path]:
     text.write_text("Anna gave the book to Ben. He read it at home.\n" * 900)
     options = ["--sites", "resid_post.0", "--tokens", 8192, "--batch", 512, "--context", 64, "-k", 8]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs.train, "interruptible", lambda: nullcontext(lambda: True))
+        patch.setattr(subrank.cli.train, "interruptible", lambda: nullcontext(lambda: True))
         asked = ["train", "storybook", "--out", out, "--text", text, *options]
-        assert subrank.main([str(argument) for argument in asked]) == 130
+        assert command.main([str(argument) for argument in asked]) == 130
     return out, text
 
 
@@ -294,7 +295,7 @@ def test_a_resumed_run_can_be_named_again_or_by_its_config(begun, tmp_path, caps
 
 
 def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, monkeypatch):
-    from sae_core import sparse
+    from sae_core.dictionaries import sparse
     from sae_core.storage import read_checkpoint
 
     out = shutil.copytree(begun[0], tmp_path / "out")
@@ -423,7 +424,7 @@ def test_a_missing_model_or_text(tmp_path, capsys):
 
 
 def test_a_hub_that_does_not_answer(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sae_core.models.hub_answers", lambda *a, **k: False)
+    monkeypatch.setattr("sae_core.model.language_model.hub_answers", lambda *a, **k: False)
     started = time.perf_counter()
     assert "hub does not answer" in one_line(capsys, "train", "nobody/nothing", "--out", tmp_path)
     assert "hub does not answer" in one_line(capsys, "train", "storybook", "--text", "nobody/text", "--out", tmp_path)
@@ -434,7 +435,7 @@ def test_the_hub_is_asked_from_a_fresh_interpreter(tmp_path):
     """It used to fail there: huggingface_hub loads its parts only when somebody imports them."""
     call = [sys.executable, "-m", "subrank", "train", "nobody/nothing", "--out", str(tmp_path)]
     unreachable = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(call, capture_output=True, text=True, env=unreachable, cwd=Path(subrank.__file__).parent)
+    done = subprocess.run(call, capture_output=True, text=True, env=unreachable, cwd=ROOT)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "hub does not answer" in done.stderr
 
@@ -538,7 +539,9 @@ def test_damaged_weights(small_set, tmp_path, capsys):
 
 def test_an_out_that_cannot_be_written_is_found_before_work_starts(small_set, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("sae_core.models.load_model", lambda *a, **k: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(
+        "sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("the model was loaded first")
+    )
     for verb in (["train", "storybook"], ["ioi", small_set], ["demo"]):
         assert "cannot be written" in one_line(capsys, *verb, "--out", tmp_path / "file" / "out")
 
@@ -593,7 +596,7 @@ def test_settings_that_make_no_sense(options, tmp_path, capsys):
 def test_a_command_line_that_makes_no_sense(arguments, words, capsys):
     """It used to be answered with a page of usage."""
     with pytest.raises(SystemExit) as stop:
-        subrank.main(arguments)
+        command.main(arguments)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("subrank: ") and words in error
     assert len(error.splitlines()) == 1 and error.endswith(" --help\n")

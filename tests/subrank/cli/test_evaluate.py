@@ -11,12 +11,12 @@ from handmade import random_topk
 from safetensors.torch import load_file
 from tiny import user_error
 
-from sae_core.measures import quality
+from sae_core.data.text import Text, held_out
+from sae_core.evaluation.reconstruction import quality
 from sae_core.sites import Site, Stream
 from sae_core.storage import DictionarySet, load_set, save_set
-from sae_core.text import Text, held_out
-from verbs import evaluate
-from verbs.parsers import Verbs
+from subrank.cli import evaluate
+from subrank.cli.parsers import Verbs
 
 SITES = (Site(0), Site(1, Stream.MLP_OUT))
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from test_formats import METADATA, K, N, linear, sae_lens_card, without, write
+from foreign_files import METADATA, K, N, linear, sae_lens_card, without, write
 from tiny import random_tokens, user_error
 
-from editing.splice import Splice
+from editing.loss_recovered import Splice
+from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.sites import Site, Stream
-from sae_core.text import Text
-from verbs.importing import import_set
+from subrank.cli.importing import import_set
 
 TEXT = Text("storybook", 16, True, max_tokens=2000)
 
@@ -29,7 +29,7 @@ def found(tmp_path, model):
 
 
 def of_width(d_in: int, hook: str = "blocks.2.hook_resid_post"):
-    from test_formats import tensors
+    from foreign_files import tensors
 
     card = sae_lens_card("topk", d_in=d_in, k=K) | {"metadata": METADATA | {"hook_name": hook}}
     return without(tensors(d_in=d_in), "threshold"), card
@@ -86,8 +86,8 @@ def test_a_dictionary_of_the_hidden_layer(model, tmp_path):
 
 def test_centred_activations_are_for_models_that_cannot_tell(tiny_models, tmp_path):
     """TransformerLens leaves a model with RMSNorm as it is, whatever the file says it was asked for."""
-    from sae_core.normed import Centred
-    from sae_core.saes import TopKSAE
+    from sae_core.dictionaries.normalised import Centred
+    from sae_core.dictionaries.saes import TopKSAE
 
     values, card = of_width(32)
     card["metadata"] |= {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
@@ -103,8 +103,8 @@ def command(*arguments: str):
     """`subrank import` alone, without the door."""
     import argparse
 
-    from verbs import importing
-    from verbs.parsers import Verbs
+    from subrank.cli import importing
+    from subrank.cli.parsers import Verbs
 
     parser = argparse.ArgumentParser()
     importing.add(Verbs(parser))
@@ -175,14 +175,13 @@ def test_verbs_run_on_an_imported_set(tmp_path, capsys):
 
     from handmade import random_topk
 
-    import subrank
-    from sae_core.formats import save_sparsify
+    from sae_core.formats.readers import save_sparsify
 
     save_sparsify(random_topk(128, 256, 16), tmp_path / "layers.3")
     out = tmp_path / "theirs"
 
     def run(*arguments) -> dict:
-        assert subrank.main([str(argument) for argument in arguments]) == 0
+        assert command.main([str(argument) for argument in arguments]) == 0
         return json.loads((Path(arguments[arguments.index("--out") + 1]) / "result.json").read_text())
 
     run("import", tmp_path / "layers.3", "--model", "storybook", "--context", 32, "--tokens", 10_000, "--out", out)

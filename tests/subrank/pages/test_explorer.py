@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from chromium import CHROMIUM, Page, chromium
 
-from circuits import explore as module
-from circuits.explore import CARDS, explore, graph_value
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
-from circuits.names import read_names, write_names
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site, Stream
+from subrank.pages import explorer as module
+from subrank.pages.explorer import CARDS, explore, graph_value
+from subrank.pages.names import read_names, write_names
 
 VIEWER = Path(module.__file__).parent / "viewer"
 HOSTILE = (
@@ -42,7 +42,7 @@ HOSTILE = (
 
 
 def card(name: str, label: str | None = None, word: str = " she", **changes: Any) -> dict[str, Any]:
-    """A card as `circuits/cards.py` makes them."""
+    """A card as `circuits/features/card.py` makes them."""
     numbers = {"precision": 0.9, "recall": 0.8, "correlation": 0.7}
     control = {"precision": 0.1, "recall": 0.2, "correlation": 0.0}
     value = {
@@ -286,8 +286,8 @@ def test_the_pages_own_files_write_no_markup_and_ask_no_network():
 
 
 def test_the_pages_own_files_are_part_of_the_package():
-    project = tomllib.loads((VIEWER.parents[1] / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["circuits"]
+    project = tomllib.loads((VIEWER.parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["subrank.pages"]
     packaged = {path for pattern in patterns for path in VIEWER.parent.glob(pattern)}
     assert set(VIEWER.iterdir()) <= packaged
 

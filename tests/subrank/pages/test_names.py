@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuits.names import LONGEST, check_names, read_names, write_names
 from sae_core.errors import UserError
+from subrank.pages.names import LONGEST, check_names, read_names, write_names
 
 NODES = ("5_17", "mlp_out.3_2", "error.resid_post.3", "logit: she - he")
 

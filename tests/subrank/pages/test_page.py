@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 
 from circuits.graph import Edge, FeatureGraph, Node
-from circuits.page import (
+from editing.ioi.curve import Curve, CurvePoint
+from editing.ioi.study import IOIResult
+from editing.loss_recovered import SpliceCost
+from editing.removal.evaluation import Method
+from editing.removal.experiment import Removal, RemovalResult
+from editing.tasks.ioi import Corruption
+from editing.tasks.pairs import OwnScore
+from sae_core.evaluation.reconstruction import Quality
+from sae_core.sites import FeatureId, Site
+from subrank.pages.page import (
     Measured,
     circuit_section,
     dictionaries_section,
@@ -15,15 +24,6 @@ from circuits.page import (
     table,
     write_page,
 )
-from editing.ioi import IOIResult
-from editing.judging import Method
-from editing.removal import Removal, RemovalResult
-from editing.splice import SpliceCost
-from editing.tasks.ioi import Corruption
-from editing.tasks.pairs import OwnScore
-from editing.tradeoff import Curve, CurvePoint
-from sae_core.measures import Quality
-from sae_core.sites import FeatureId, Site
 
 NASTY = "<script>alert(1)</script>"
 OWN = OwnScore(accuracy=0.5, top1=0.1, logit_difference=0.0, n=64)

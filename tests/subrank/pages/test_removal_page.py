@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from circuits.page import removal_section
-from editing.comparison import LeaceComparison
-from editing.frontier import Frontier, FrontierPoint
-from editing.judging import EVERYWHERE, Method, Removal
-from editing.removal_figure import LEAST, removal_figure
-from editing.removal_result import RemovalResult
+from editing.removal.evaluation import EVERYWHERE, Method, Removal
+from editing.removal.figure import LEAST, removal_figure
+from editing.removal.frontier import Frontier, FrontierPoint
+from editing.removal.result import RemovalResult
+from editing.removal.versus_leace import LeaceComparison
 from editing.tasks.pairs import OwnScore
+from subrank.pages.page import removal_section
 
 HERE, THERE, NASTY = "resid_post.1", "resid_post.2", "<script>alert(1)</script>"
 OWN = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)

@@ -8,12 +8,12 @@ import torch
 from handmade import random_topk
 from tiny import random_tokens
 
-from circuits.page import write_page
-from circuits.report import Evaluation, evaluation_page, frontier_figure, site_figure
-from editing.splice import Hurt, Loss, SpliceReport, splice_reports
-from sae_core.measures import Part, Profile, Quality, profiles
-from sae_core.similarity import compare
+from editing.loss_recovered import Hurt, Loss, SpliceReport, splice_reports
+from sae_core.evaluation.reconstruction import Part, Profile, Quality, profiles
+from sae_core.evaluation.similarity import compare
 from sae_core.sites import Site, Stream
+from subrank.pages.page import write_page
+from subrank.pages.report import Evaluation, evaluation_page, frontier_figure, site_figure
 
 NASTY = "<script>alert(1)</script>"
 SITES = (Site(0), Site(1, Stream.MLP_OUT))

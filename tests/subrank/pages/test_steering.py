@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from circuits.steering import steering_figure, steering_section, texts_section
-from editing.dose import Along, Dose, DoseResponse, Estimate
-from editing.steer import Continuation, Mode
+from editing.steering.dose_response import Along, Dose, DoseResponse, Estimate
+from editing.steering.steer import Continuation, Mode
+from subrank.pages.steering import steering_figure, steering_section, texts_section
 
 NASTY = "<script>alert(1)</script>"
 

@@ -1,0 +1,1 @@
+"""From a target to its circuit: `recursive.py` finds causes of causes, `pruning.py` the features that suffice."""

@@ -1,0 +1,1 @@
+"""How much of a target a circuit carries, beside control circuits."""

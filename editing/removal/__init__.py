@@ -1,0 +1,1 @@
+"""Removing a capability by ablating features, beside LEACE: `experiment.py` tells it whole."""

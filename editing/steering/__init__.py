@@ -1,0 +1,1 @@
+"""Text with features turned up, down or off, and what each strength does."""

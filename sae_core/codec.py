@@ -1,0 +1,47 @@
+"""Results as JSON and back: one converter for every frozen dataclass of numbers and names.
+
+Fields keep their names. A type with a `parse` (`Site`, `FeatureId`) is written as its text, enums as their values,
+tuples as lists, mappings with the text of their keys, and a number that is not finite as null, which reads as NaN.
+"""
+
+import math
+from functools import cache
+from typing import Any, TypeVar
+
+from sae_core.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as what `json.dumps` takes; `from_plain` is the inverse."""
+    return _converter().unstructure(value)
+
+
+def from_plain(kind: type[T], value: Any) -> T:
+    """The value of type `kind` that `to_plain` made `value` of; raises `UserError` where it cannot be one."""
+    try:
+        return _converter().structure(value, kind)
+    except UserError:
+        raise
+    except Exception as error:  # cattrs raises groups of whatever its hooks raise
+        raise UserError(f"this is no {kind.__name__}: {_first(error)}") from error
+
+
+def _first(error: BaseException) -> str:
+    """The innermost cause of a cattrs error, in words."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"missing {error}" if isinstance(error, KeyError) else str(error)
+
+
+@cache
+def _converter():
+    from cattrs import Converter  # here, so that training imports with torch alone
+
+    converter = Converter()
+    converter.register_unstructure_hook(float, lambda x: x if math.isfinite(x) else None)
+    converter.register_structure_hook(float, lambda x, _: math.nan if x is None else float(x))
+    converter.register_unstructure_hook_func(lambda kind: hasattr(kind, "parse"), str)
+    converter.register_structure_hook_func(lambda kind: hasattr(kind, "parse"), lambda text, kind: kind.parse(text))
+    return converter

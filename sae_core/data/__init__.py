@@ -1,0 +1,1 @@
+"""From text to activations: contexts of tokens, streams of mixed activations, and their cache on disk."""

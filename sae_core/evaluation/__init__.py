@@ -1,0 +1,1 @@
+"""What dictionaries are worth by themselves: reconstruction, density, similarity to each other."""

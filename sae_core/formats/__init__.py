@@ -1,0 +1,1 @@
+"""Other people's files: their layouts, tensors, hook names and scalings."""

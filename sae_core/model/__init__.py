@@ -1,0 +1,1 @@
+"""The language model: logits, recorded activations, edited runs, generation; its blocks taken apart."""

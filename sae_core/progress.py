@@ -1,0 +1,39 @@
+"""What long work says of itself while it runs: the stage that begins, and how many there are.
+
+Functions that take long accept `on_progress`, call it before each stage, and return their result. Who calls them
+makes a bar, a line or nothing of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stage that begins."""
+
+    stage: str
+    """What is done next, in words."""
+    done: int
+    """Stages of this piece of work that are finished."""
+    total: int | None
+    """How many there are; None where that shows only at the end."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """An `on_progress` that says nothing."""
+
+
+class Stages:
+    """Counts the stages of one piece of work and reports each as it begins."""
+
+    def __init__(self, on_progress: OnProgress = silent, total: int | None = None):
+        self._report, self._total, self._done = on_progress, total, 0
+
+    def begin(self, stage: str) -> None:
+        """Report that the stage before is finished, and that `stage` begins."""
+        self._report(Progress(stage, self._done, self._total))
+        self._done += 1

@@ -1,0 +1,1 @@
+"""Training: the loop, the objective of each kind of dictionary, and a whole run as one value."""

@@ -1,0 +1,1 @@
+"""The pages that people open: reports and the explorer. Pages know numbers, numbers never know pages."""
