@@ -5,10 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sae_core.progress import Progress
+
 
 def say(line: str) -> None:
     """One line of progress."""
     print(line, flush=True)
+
+
+def report(progress: Progress) -> None:
+    """One line for each stage that begins."""
+    say("  " + progress.stage)
 
 
 def last_of(stages: Iterator[Any]) -> Any:
