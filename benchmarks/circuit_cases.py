@@ -35,7 +35,7 @@ from circuits.scoring.circuit_runs import Errors, Trial, covered_sites
 from circuits.scoring.controls import attribution, first_order, random_circuits
 from circuits.scoring.faithfulness import Scale, by_site
 from editing.tasks.ioi import Corruption, IOITask
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site

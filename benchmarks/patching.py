@@ -34,7 +34,8 @@ from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs, at_end
 from sae_core.data.activations import harvest
-from sae_core.dictionaries.baselines import Dictionary, pca
+from sae_core.dictionaries.baselines import pca
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for

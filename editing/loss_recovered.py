@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editing.interventions.masks import Mask, where
 from editing.interventions.patch import ActivationPatch, codes
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site

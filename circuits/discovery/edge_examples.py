@@ -11,7 +11,7 @@ from circuits.effects.exact_routes import Change
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 

@@ -11,7 +11,7 @@ from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
 from editing.tasks.pairs import PromptPairs
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel, pad
 from sae_core.sites import FeatureId, Site

@@ -29,7 +29,7 @@ from circuits.graph import (
     nodes_of,
     parse_node,
 )
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream

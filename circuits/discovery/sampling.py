@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.features.atlas import Examples, ExampleSource
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site

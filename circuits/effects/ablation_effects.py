@@ -21,7 +21,7 @@ from torch import Tensor
 from circuits.effects.exact_routes import Change, Route, Scene, route, runs_at_once
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for

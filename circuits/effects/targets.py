@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.graph import NodeId, Readout
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import SAE, TopKSAE
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site

@@ -31,7 +31,7 @@ from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
 from editing.steering.steer import check_features
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for

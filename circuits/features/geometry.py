@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.dictionaries.baselines import Dictionary, Rectified
+from sae_core.dictionaries.baselines import Rectified
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.interventions.patch import ablate
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.features.explanations import Kind, spelled
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel, pad
 from sae_core.sites import FeatureId
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from circuits.features.atlas import Examples
 from editing.interventions.masks import Mask, where
 from editing.interventions.patch import codes as codes_of
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream

@@ -22,7 +22,7 @@ from circuits.graph import NodeId
 from circuits.scoring.ablations import Ablation, KeepOnly, residual_sites
 from editing.engine.batching import budget_on, rows_at_once
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site

@@ -23,7 +23,7 @@ from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId, parse_node
 from editing.interventions.patch import scale
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import Intervention, LanguageModel

@@ -18,7 +18,8 @@ from torch import Tensor
 from editing.interventions.compose import Scaled, Spared
 from editing.interventions.erase import Erasure
 from editing.interventions.patch import FeaturePatch
-from sae_core.dictionaries.baselines import Basis, Dictionary, Rectified, Unmixing
+from sae_core.dictionaries.baselines import Basis, Rectified, Unmixing
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import LayerNormed, Normed, NormRescaled
 from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_core.errors import UserError

@@ -6,7 +6,8 @@ from enum import StrEnum
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_core.dictionaries.baselines import Dictionary, ica, neurons, nonnegative_pca, pca, random_basis
+from sae_core.dictionaries.baselines import ica, neurons, nonnegative_pca, pca, random_basis
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.seeds import generator_for
 
 

@@ -18,7 +18,7 @@ from editing.interventions.patch import ActivationPatch
 from editing.ioi.feature_sets import KL, Patching
 from editing.ioi.site_experiment import Answers, check_features, edited_places, gradients
 from editing.tasks.pairs import Place, PromptPairs, at_end
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site

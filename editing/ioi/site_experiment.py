@@ -17,7 +17,7 @@ from editing.engine.suffix_run import tail_of
 from editing.ioi.feature_sets import KL, Patching
 from editing.metrics import logit_difference
 from editing.tasks.pairs import Place, PromptPairs, at_end
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site

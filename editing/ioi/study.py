@@ -19,7 +19,7 @@ from editing.metrics import resampled
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import OwnScore, Place, PromptPairs, own_score
 from sae_core.data.activations import harvest
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import LanguageModel

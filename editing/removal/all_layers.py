@@ -12,7 +12,7 @@ from editing.removal.feature_search import affordable_strength
 from editing.removal.random_controls import at_size, random_edits
 from editing.removal.two_class_prompts import Contrast
 from editing.tasks.pairs import at_end
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 

@@ -33,7 +33,7 @@ from editing.removal.result import FEWEST_CONTEXTS, RemovalConfig, RemovalResult
 from editing.removal.site_and_strength import Choice
 from editing.removal.two_class_prompts import model_score
 from editing.removal.versus_leace import LeaceComparison
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream

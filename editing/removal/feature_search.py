@@ -18,7 +18,7 @@ from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure
 from editing.removal.cached_runs import CODES_AT_ONCE, Elsewhere, Ground
 from editing.removal.two_class_prompts import Contrast
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
 from sae_core.sites import Site

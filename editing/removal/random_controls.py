@@ -8,7 +8,7 @@ from editing.interventions.patch import ablate
 from editing.removal.cached_runs import Elsewhere, Harm, Runs, changes
 from editing.removal.evaluation import Judged, Method, Removal
 from editing.removal.feature_search import like_density, random_projection
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention
 from sae_core.seeds import generator_for
 from sae_core.sites import Site

@@ -12,7 +12,7 @@ from editing.removal.erasers import TUNED, fit_at
 from editing.removal.evaluation import Method
 from editing.removal.feature_search import choose_features, meeting_strength
 from editing.removal.result import RemovalConfig
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site

@@ -21,7 +21,7 @@ from editing.interventions.masks import Mask
 from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import bootstrap, kl_divergence
 from editing.steering.steer import FeatureText, Mode, promoted, random_directions, redirected, steering
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.seeds import generator_for

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.masks import Mask, Onward
 from editing.interventions.patch import FeaturePatch, FeatureScale, clamp, scale
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.generation import Sampling, check_room, generate, pieces
 from sae_core.model.language_model import LanguageModel, pad

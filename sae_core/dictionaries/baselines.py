@@ -1,13 +1,8 @@
-"""What a dictionary is, and those that need no training: PCA, ICA, neurons, a random basis.
-
-Everything that edits, measures or draws features takes any `Dictionary`, so that a baseline goes through
-the same code as a sparse autoencoder.
-"""
+"""Dictionaries that need no training: PCA, ICA, neurons, a random basis."""
 
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,24 +11,6 @@ from torch import Tensor
 from sae_core.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Dictionary(Protocol):
-    """Encoder, decoder, and unit directions: `decode(f) = f @ directions + const`."""
-
-    @property
-    def directions(self) -> Tensor:
-        """Decoder directions d_j, unit rows `[n_latents, d_in]`."""
-        ...
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Latent activations `[..., n_latents]` of activations `[..., d_in]`."""
-        ...
-
-    def decode(self, f: Tensor) -> Tensor:
-        """Reconstruction `[..., d_in]` of latent activations."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
 from sae_core.dictionaries.saes import SAE, TopKSAE
 from sae_core.errors import UserError

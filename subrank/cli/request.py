@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from circuits.effects.ablation_effects import Ablation
     from circuits.effects.targets import LogitTarget, Target
     from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas
-    from sae_core.dictionaries.baselines import Dictionary
+    from sae_core.dictionaries.dictionary import Dictionary
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from editing.steering.dose_response import DoseResponse
     from editing.steering.steer import Continuation, Mode
-    from sae_core.dictionaries.baselines import Dictionary
+    from sae_core.dictionaries.dictionary import Dictionary
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import FeatureId, Site
 

@@ -18,7 +18,7 @@ from trained import PLACES, config, every, finish, memory, same, small
 from sae_core import files as disk
 from sae_core import storage
 from sae_core.data.text import Text
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred, LayerNormed, NormRescaled
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.files import write_json, write_text

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_core.dictionaries.baselines import Basis, Dictionary, random_basis
+from sae_core.dictionaries.baselines import Basis, random_basis
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream

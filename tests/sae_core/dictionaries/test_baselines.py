@@ -10,7 +10,6 @@ from tiny import user_error
 
 from sae_core.dictionaries.baselines import (
     Basis,
-    Dictionary,
     Rectified,
     ica,
     identity_relu,
@@ -19,6 +18,7 @@ from sae_core.dictionaries.baselines import (
     pca,
     random_basis,
 )
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.evaluation.reconstruction import fvu
 

@@ -9,7 +9,7 @@ from random_saes import D_IN, KINDS, N_LATENTS, K, normal, random_sae
 from tiny import user_error
 
 from sae_core.dictionaries import saes
-from sae_core.dictionaries.baselines import Dictionary
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import SAE, ReLUSAE, TopKSAE
 from sae_core.evaluation.reconstruction import l0
 
