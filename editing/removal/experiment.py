@@ -13,7 +13,6 @@ leftovers that cancel only across sentences) and the probability of the two answ
 simply have destroyed. Edits are chosen for small differences within sentences as well as over all.
 """
 
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,9 +35,8 @@ from editing.removal.versus_leace import LeaceComparison
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
-
-Stages = Generator[str, None, "_Measured"]
 
 
 def remove_pronouns(
@@ -48,11 +46,12 @@ def remove_pronouns(
     config: RemovalConfig,
     *,
     site: Site | None = None,
-) -> Iterator[str | RemovalResult]:
+    on_progress: OnProgress = silent,
+) -> RemovalResult:
     """`remove` for the choice between "she" and "he"."""
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
     task = capability_of("pronouns", model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
-    yield from remove(model, task, dictionaries, contexts, config, site=site)
+    return remove(model, task, dictionaries, contexts, config, site=site, on_progress=on_progress)
 
 
 @torch.no_grad()
@@ -64,23 +63,26 @@ def remove(
     config: RemovalConfig,
     *,
     site: Site | None = None,
-) -> Iterator[str | RemovalResult]:
-    """Yield a line of progress before each stage, and the `RemovalResult` last.
+    on_progress: OnProgress = silent,
+) -> RemovalResult:
+    """What ablating features leaves of the task and what it costs, beside LEACE and random edits.
 
     `contexts` are text on which nothing was trained. Without `site`, the one is taken at which ablating
     features ranks best (`Trial.rank`) on the check prompts and the other half of the text. There the
     features are chosen anew, as many, on selection and check prompts together.
     """
+    sites = _sites(dictionaries, site)
+    stages = Stages(on_progress, _n_stages(sites))
+    stages.begin(f"{task.name}: the model's own score on {len(task.test)} prompts")
     own, own_auroc = model_score(model, task.test)
-    yield f"{task.name}: {own.sentence()}; AUROC {own_auroc:.3f}"
     halves = _halves(contexts[: config.text_contexts])
     choosing, tested = (Elsewhere(model, half, task.due) for half in halves)
     choice = Choice(model, task, dictionaries, choosing, config)
-    edits, best = yield from choice.at(_sites(dictionaries, site))
-    found = yield from _Measuring(choice, edits, best, tested).run()
+    edits, best = choice.at(sites, stages)
+    found = _Measuring(choice, edits, best, tested).run(sites, stages)
     at_best = [removal for removal, _ in found.at[best].values()]
     gone = [m for m in at_best if m.gone]
-    yield RemovalResult(
+    return RemovalResult(
         own=own,
         own_auroc=own_auroc,
         site=str(best),
@@ -119,6 +121,11 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
     if not sites:
         raise UserError(f"removal needs a resid_post or mlp_out site; this set has {', '.join(map(str, dictionaries))}")
     return sites
+
+
+def _n_stages(sites: list[Site]) -> int:
+    """The model's score; choosing and measuring at each site, choosing again, the frontier; all layers together."""
+    return 2 * len(sites) + 3 + (sum(site.stream is Stream.RESID_POST for site in sites) > 1)
 
 
 # ---- measuring -------------------------------------------------------------------------------------
@@ -160,12 +167,16 @@ class _Measuring:
         nothing = Scaled(edits[best].edit, 0.0)
         self.unedited: Judged = self.judge.judge([nothing], Method.NONE)
 
-    def run(self) -> Stages:
-        """Everything there is to measure; progress while it goes on."""
+    def run(self, sites: list[Site], stages: Stages) -> _Measured:
+        """Everything there is to measure; the sites are those at which features were looked for."""
         at: dict[Site, dict[Method, Judged]] = {}
         frontiers: list[Frontier] = []
-        for site, edit in self.edits.items():
-            yield f"{self.task.name}: measuring at {site}"
+        for site in sites:
+            if site not in self.edits:
+                stages.begin(f"{self.task.name}: {site} is skipped, no feature supports the task within the budget")
+                continue
+            stages.begin(f"{self.task.name}: measuring at {site}")
+            edit = self.edits[site]
             plain: dict[Method, Intervention] = {Method.FEATURES: edit, **self.erasers[site]}
             at[site] = {method: self.judge.judge([one], method) for method, one in plain.items()}
             if site == self.best:
@@ -175,13 +186,13 @@ class _Measuring:
             draws = {method: [judge([one], method) for one in own] for method, own in random.items()}
             at[site] |= {method: mean_of(own) for method, own in draws.items()}
             if site == self.best:
-                yield f"{self.task.name}: weaker and stronger edits at {site}"
+                stages.begin(f"{self.task.name}: weaker and stronger edits at {site}")
                 curves = {method: [one] for method, one in plain.items()} | {m: own[:1] for m, own in random.items()}
                 frontiers += self._frontiers(curves, at[site] | {method: own[0] for method, own in draws.items()})
         everywhere: dict[Method, Judged] = {}
         stacked = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
         if len(stacked) > 1:
-            yield f"{self.task.name}: all layers at once"
+            stages.begin(f"{self.task.name}: all layers at once")
             methods = self._at_all_layers(stacked)
             everywhere = {method: self.judge.judge(edits, method) for method, edits in methods.items()}
             few = {method: methods[method] for method in (Method.FEATURES, Method.LEACE) if method in methods}

@@ -1,6 +1,6 @@
 """Which features of which site to ablate, and how strongly: a choice that never sees the test prompts."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from editing.interventions.compose import Scaled
@@ -15,6 +15,7 @@ from editing.removal.result import RemovalConfig
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.progress import Stages
 from sae_core.sites import Site
 
 
@@ -47,16 +48,16 @@ class Choice:
     """Where damage is measured while choosing."""
     config: RemovalConfig
 
-    def at(self, sites: Sequence[Site]) -> Generator[str, None, tuple[dict[Site, Scaled], Site]]:
-        """The features' edit at every site that has one, and the site of the best; progress while it goes on."""
+    def at(self, sites: Sequence[Site], stages: Stages) -> tuple[dict[Site, Scaled], Site]:
+        """The features' edit at every site that has one, and the site of the best.
+
+        Raises `UserError` where no site has one. Begins a stage for each site and one more.
+        """
         found: dict[Site, Trial] = {}
         for site in sites:
-            yield f"{self.task.name}: choosing features at {site}"
-            tried = self._tried(site)
-            if tried:
+            stages.begin(f"{self.task.name}: choosing features at {site}")
+            if tried := self._tried(site):
                 found[site] = min(tried, key=Trial.rank)
-            else:
-                yield f"{self.task.name}: no feature at {site} supports them within the budget"
         if not found:
             raise UserError(
                 f"no feature at any site supports the task ({self.task.name}) within the budget of "
@@ -64,7 +65,7 @@ class Choice:
             )
         best = min(found, key=lambda site: found[site].rank())
         edits = {site: trial.edit for site, trial in found.items()}
-        yield f"{self.task.name}: choosing again at {best}, on all but the test prompts"
+        stages.begin(f"{self.task.name}: choosing again at {best}, on all but the test prompts")
         return edits | {best: self._again(best, edits[best])}, best
 
     def _tried(self, site: Site) -> list[Trial]:

@@ -9,7 +9,7 @@ from subrank.cli.arguments import at_least, site_of
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
 from subrank.cli.sets import open_set
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def removal_into(
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
     known = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
     text = held_out(contexts)[1]
-    result = last_of(remove(model, known, dictionaries.dictionaries, text, config, site=site))
+    result = remove(model, known, dictionaries.dictionaries, text, config, site=site, on_progress=report)
     numbers = {"own_score": asdict(result.own), "dictionaries": measured.to_json(), "removal": result.to_json()}
     save_result(out, numbers, model, argv)
     write_edit(out, model, result, text[: config.text_contexts] if config.prepend_bos else None)

@@ -42,6 +42,7 @@ from sae_core.data.activations import harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import Basis, pca
 from sae_core.model.language_model import Intervention, load_model
+from sae_core.progress import Progress
 from sae_core.sites import Site, Stream
 
 LAST, MIDDLE, MLP = Site(5), Site(3), Site(1, Stream.MLP_OUT)
@@ -611,8 +612,11 @@ class World:
 
     def removed(self, dictionaries: dict, task: Capability | None = None, **fields) -> RemovalResult:
         config = replace(CONFIG, **fields)
-        *lines, result = remove(self.model, task or self.capability(), dictionaries, self.contexts, config)
-        assert lines and all(isinstance(line, str) and "\n" not in line for line in lines)
+        stages: list[Progress] = []
+        task = task or self.capability()
+        result = remove(self.model, task, dictionaries, self.contexts, config, on_progress=stages.append)
+        assert [stage.done for stage in stages] == list(range(len(stages)))
+        assert {stage.total for stage in stages} <= {len(stages), len(stages) + 1}  # all layers may turn out to be one
         return result
 
 
@@ -721,7 +725,7 @@ def test_text_for_choosing_and_for_reporting_are_two_halves(world, monkeypatch):
 
 def test_too_little_text_is_refused(world):
     with user_error("at least 8 held-out contexts", "there are 7"):
-        [*remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts[:7], CONFIG)]
+        remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts[:7], CONFIG)
 
 
 def test_classes_that_are_no_concept_are_neither_erased_nor_read(world):
@@ -755,7 +759,7 @@ def test_sites_that_cannot_be_edited_or_are_not_there_are_refused(world):
     with user_error("resid_post", "attn_out.1"):
         world.removed({Site(1, Stream.ATTN_OUT): world.whole})
     with user_error("resid_post.4", "resid_post.0"):
-        [*remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts, CONFIG, site=Site(4))]
+        remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts, CONFIG, site=Site(4))
 
 
 def test_a_budget_that_allows_nothing_is_said(world):
@@ -774,7 +778,7 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
     basis = torch.linalg.qr(torch.cat([(ahead - behind)[None], rest]).T).Q.T.float().contiguous()
     planted = {LAST: Basis(basis, (ahead + behind).float() / 2), MIDDLE: Zero(128)}
     monkeypatch.setattr("editing.removal.experiment.capability_of", lambda *_, **__: task)
-    *_, result = remove_pronouns(storybook, planted, contexts, CONFIG)
+    result = remove_pronouns(storybook, planted, contexts, CONFIG)
     assert result.own_auroc >= 0.99 and result.own.n == CONFIG.test_prompts == 48 and result.everywhere == ()
     features = named(result)[Method.FEATURES]
     assert features.features[0] == "5_0" and abs(features.auroc - 0.5) < 0.3
@@ -786,7 +790,7 @@ def test_pairs_of_many_answers_are_no_concept_and_can_be_removed(storybook, comp
     monkeypatch.setattr(capability, "EVERYTHING", 48)
     task = capability_of("brackets", storybook, n_selection=24, n_test=32, seed=0)
     assert not task.concept and "pairs of answers" in task.notes[-1]
-    *_, result = remove(storybook, task, {MIDDLE: components[MIDDLE]}, contexts, CONFIG)
+    result = remove(storybook, task, {MIDDLE: components[MIDDLE]}, contexts, CONFIG)
     assert result.task == "brackets" and result.own_auroc > 0.9 and Method.LEACE not in named(result)
     assert result.resampled == "templates, then prompts" and NO_CONCEPT[-40:] in result.notes[-1]
 
