@@ -1,6 +1,6 @@
 """The IOI experiment from end to end: choose a site and features on one half of the prompts, report on the other."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
 
 NAMED = 1024
@@ -108,16 +109,14 @@ class IOIResult:
 
 def run_ioi(
     model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary] | Mapping[str, Mapping[Site, Dictionary]],
+    dictionaries: Mapping[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     corruption: Corruption,
     config: IOIConfig,
-    *,
-    site: Site | Sequence[Site] | None = None,
-    positions: Sequence[Place] | None = None,
-) -> Iterator[str | IOIResult]:
-    """Yield a line of progress before each stage, and the `IOIResult` last: `IOIStudy` with one experiment."""
-    yield from IOIStudy(model, dictionaries, contexts, config).run(corruption, site=site, positions=positions)
+    on_progress: OnProgress = silent,
+) -> IOIResult:
+    """The experiment with one set of dictionaries, at the site that is best; `IOIStudy` compares several sets."""
+    return IOIStudy(model, {"dictionary": dictionaries}, contexts, config).run(corruption, on_progress=on_progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,21 +131,20 @@ class _Prompts:
 class IOIStudy:
     """Experiments of several corruptions at several sites, with what they share: prompts, own scores, baselines.
 
-    `dictionaries` are those of one set, by site, or several sets by name. `contexts` are those on which baselines
-    are fitted.
+    `sets` are the dictionaries to compare: by the name of their set, then by site. `contexts` are those on which
+    baselines are fitted.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        dictionaries: Mapping[Site, Dictionary] | Mapping[str, Mapping[Site, Dictionary]],
+        sets: Mapping[str, Mapping[Site, Dictionary]],
         contexts: Int[Tensor, "contexts pos"],
         config: IOIConfig,
     ):
-        if not dictionaries:
+        if not any(sets.values()):
             raise UserError("IOI needs at least one set of dictionaries")
-        alone = isinstance(next(iter(dictionaries)), Site)
-        self.sets: dict[str, Mapping[Site, Dictionary]] = {"dictionary": dictionaries} if alone else dict(dictionaries)
+        self.sets = dict(sets)
         self.model, self.contexts, self.config, self.task = model, contexts, config, IOITask.of(model)
         self._prompts: dict[Corruption, _Prompts] = {}
         self._baselines: dict[Site, dict[str, Dictionary]] = {}
@@ -157,26 +155,31 @@ class IOIStudy:
         *,
         site: Site | Sequence[Site] | None = None,
         positions: Sequence[Place] | None = None,
-    ) -> Iterator[str | IOIResult]:
-        """Yield a line of progress before each stage, and the `IOIResult` last.
+        on_progress: OnProgress = silent,
+    ) -> IOIResult:
+        """What every method reaches on the test prompts.
 
         Without `site`, the residual or MLP site is taken at which the 16 features of highest estimate leave the
         least KL on the selection prompts, with the best of the sets; several sites are patched jointly. `positions`
         as in `editing.ioi.site_experiment.edited_places`.
         """
+        config, places = self.config, self._places(site)
+        n_methods = len(self.sets) * len(config.selectors) + len(config.baselines)
+        stages = Stages(on_progress, 1 + (len(places) > 1) + bool(config.baselines) + n_methods)
+        stages.begin(f"{corruption}: the model on the prompts, unedited")
         prompts = self.prompts(corruption)
-        yield f"{corruption}: {prompts.own.sentence()}"
-        places = self._places(site)
         if len(places) > 1:
-            yield f"{corruption}: choosing the site"
+            stages.begin(f"{corruption}: choosing the site")
         selection, site_kl = self._chosen(prompts.selection, places, positions)
+        if config.baselines:
+            stages.begin(f"{corruption}: {_joined(selection.sites)}, fitting the baselines")
         test = _experiment(self.model, prompts.test, selection.sites, positions)
         methods = self.sets | self.baselines(test.sites)
         weights, curves, traces, floors = resampled(prompts.test.groups, self.config.seed), [], {}, {}
         for name, dictionaries in methods.items():
             choosing, testing = (_patching(one, dictionaries) for one in (selection, test))
             for selector in self.config.selectors if name in self.sets else self.config.selectors[:1]:
-                yield f"{corruption}: {_joined(test.sites)}, {name}, {selector}"
+                stages.begin(f"{corruption}: {_joined(test.sites)}, {name}, {selector}")
                 chosen, found = self._traced(choosing, testing, selector)
                 points = summary(test.clean, test.corrupted, found, weights)
                 named = self._names(name, testing, chosen.order[:NAMED])
@@ -185,7 +188,7 @@ class IOIStudy:
             if name in self.sets:
                 floors[name] = floor(testing)
         full = testing.whole()[:, SIZE].mean().item()
-        yield IOIResult(
+        return IOIResult(
             corruption=corruption,
             own=prompts.own,
             site=_joined(test.sites),

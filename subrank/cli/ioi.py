@@ -13,7 +13,7 @@ from subrank.cli.evaluate import check_one_model, names_of, text_of
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
 from subrank.cli.sets import prepared
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     from editing.ioi.study import IOIConfig, IOIResult, IOIStudy
@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> None:
     study = _study(model, sets, contexts, config)
     if options.sites:
         study.baselines(places)  # of all sites in one pass
-    results = [last_of(study.run(kind, site=place, positions=positions)) for kind in kinds for place in places]
+    results = [
+        study.run(kind, site=place, positions=positions, on_progress=report) for kind in kinds for place in places
+    ]
     _write(out, study, results, measured, argv=vars(options) | {"dirs": [str(folder) for folder in folders]})
     say(f"results: {out}")
 
@@ -108,7 +110,7 @@ def ioi_config(options: argparse.Namespace, dictionaries: "DictionarySet") -> "I
 def ioi_into(out: Path, model, dictionaries, contexts, measured, kinds, config, *, argv, assets=None):
     """Run IOI on one set, at the site that is best, and write `result.json` and `ioi.html`."""
     study = _study(model, {"dictionary": dictionaries}, contexts, config)
-    results = [last_of(study.run(kind)) for kind in kinds]
+    results = [study.run(kind, on_progress=report) for kind in kinds]
     _write(out, study, results, {"dictionary": measured}, argv=argv, assets=assets)
     return results
 
@@ -134,6 +136,7 @@ def _write(
     from subrank.pages.page import dictionaries_section, ioi_section, write_page
 
     for result in results:
+        say(f"  {result.corruption}: {result.own.sentence()}")
         for sentence in result.sentences():
             say(f"  {result.corruption} at {result.site}: {sentence}")
     labels = _labels(study, results)

@@ -27,6 +27,7 @@ from editing.tasks.pairs import own_score
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import pca
+from sae_core.progress import Progress
 from sae_core.sites import Site, Stream
 from sae_core.training.loop import TrainConfig, start, train
 from subrank.cli.parsers import Verbs
@@ -46,24 +47,26 @@ def dictionaries(storybook, few_contexts):
     return {Site(1): pca(x), Site(3): random_topk(128, 96, 8), Site(2, Stream.ATTN_OUT): random_topk(128)}
 
 
-def run(storybook, contexts, dictionaries, corruption=Corruption.IO, config=CONFIG, **where):
+def run(storybook, contexts, sets, corruption=Corruption.IO, config=CONFIG, **where) -> IOIResult:
+    """The experiment with several sets by name, or with one, by site."""
+    sets = sets if "small" in sets or "a" in sets else {"dictionary": sets}
     with unchecked():  # what takes its time has its types checked in the tests of its parts, and below
-        *lines, result = run_ioi(storybook, dictionaries, contexts, corruption, config, **where)
-    assert all(isinstance(line, str) for line in lines) and isinstance(result, IOIResult)
-    return result
+        return IOIStudy(storybook, sets, contexts, config).run(corruption, **where)
 
 
 @pytest.mark.parametrize("corruption", Corruption)
 def test_every_corruption_begins_with_the_models_own_score(storybook, few_contexts, dictionaries, corruption):
     config = replace(CONFIG, selectors=("attribution",), baselines=())
-    *_, result = run_ioi(storybook, dictionaries, few_contexts, corruption, config, site=Site(3))
+    result = run_ioi(storybook, {Site(3): dictionaries[Site(3)]}, few_contexts, corruption, config)
     assert result.own.accuracy >= 0.99 and result.own.n == result.n_test == 8 and result.n_selection == 6
     assert result.corruption is corruption and result.comparisons == () and result.sentences() == []
 
 
 def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
     config = replace(CONFIG, selectors=tuple(SELECTORS), baselines=IOIConfig().baselines)
-    result = run(storybook, few_contexts, dictionaries, config=config)
+    stages: list[Progress] = []
+    result = run(storybook, few_contexts, dictionaries, config=config, on_progress=stages.append)
+    assert [(stage.done, stage.total) for stage in stages] == [(done, len(stages)) for done in range(len(stages))]
     names = [(c.name, c.selection) for c in result.curves]
     assert names == [("dictionary", how) for how in SELECTORS] + [(SHOWN[b], "greedy") for b in config.baselines]
     assert set(result.site_kl) == {"resid_post.1", "resid_post.3"}  # the usual streams
@@ -185,10 +188,10 @@ def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, fe
     harvested, scored = [], []
     monkeypatch.setattr("editing.ioi.study.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
     monkeypatch.setattr("editing.ioi.study.own_score", lambda *given: scored.append(given) or own_score(*given))
-    study = IOIStudy(storybook, dictionaries, few_contexts, replace(CONFIG, selectors=("attribution",)))
+    study = IOIStudy(storybook, {"dictionary": dictionaries}, few_contexts, replace(CONFIG, selectors=("attribution",)))
     study.baselines([Site(1), Site(3)])
     kinds, sites = (Corruption.IO, Corruption.SWAP), (Site(1), Site(3))
-    found = [[*study.run(kind, site=site)][-1] for kind in kinds for site in sites]
+    found = [study.run(kind, site=site) for kind in kinds for site in sites]
     assert harvested == [(Site(1), Site(3))] and len(scored) == 2
     assert [(one.corruption, one.site) for one in found] == [(kind, str(site)) for kind in kinds for site in sites]
     assert found[-1] == run(storybook, few_contexts, dictionaries, Corruption.SWAP, study.config, site=Site(3))
