@@ -164,8 +164,7 @@ def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
         )
         report.say()
         if out:
-            for made in draw(graph, out / case.title.replace(" ", "-").replace(",", "")):
-                print(made)
+            print(*draw(graph, out / case.title.replace(" ", "-").replace(",", "")).paths, sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

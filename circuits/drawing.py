@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -140,13 +140,22 @@ def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
     }
 
 
-def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Iterator[Path | str]:
-    """Write DOT, SVG and PNG; yields their paths, or one line instead of a picture that could not be made."""
+@dataclass(frozen=True)
+class Drawing:
+    """The files of a drawn circuit."""
+
+    paths: tuple[Path, ...]
+    """The DOT file, then the pictures that could be made."""
+    problem: str = ""
+    """One line on the pictures that could not be made, and what to do about it."""
+
+
+def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Drawing:
+    """Write the circuit as DOT, SVG and PNG; without a working Graphviz the DOT file alone."""
     source = dot_source(graph)
     path = folder / f"{name}.dot"
     write_text(path, source)
-    yield path
-    failed = []
+    paths, failed = [path], []
     for kind in ("svg", "png"):
         picture = folder / f"{name}.{kind}"
         partial = picture.with_name(f".{picture.name}")
@@ -156,9 +165,9 @@ def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Iterator[P
             failed.append(f"no {kind} picture ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
             continue
         partial.replace(picture)
-        yield picture
-    if failed:
-        yield f"Graphviz could not be run: {', '.join(failed)}; {path} can be drawn with any Graphviz"
+        paths.append(picture)
+    problem = f"Graphviz could not be run: {', '.join(failed)}; {path} can be drawn with any Graphviz" if failed else ""
+    return Drawing(tuple(paths), problem)
 
 
 def render(source: str, kind: str) -> bytes:

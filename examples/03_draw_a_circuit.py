@@ -23,7 +23,6 @@ for edge in graph.edges:
     print(
         f"{edge.cause} -> {edge.target}: ablating the cause takes {edge.effect:+.0%} ± {edge.error:.0%} of the target"
     )
-for made in draw(graph, out):
-    print(made)
+print(*draw(graph, out).paths, sep="\n")
 assert graph.edges and all(edge.cause.site.layer == edge.target.site.layer - 1 for edge in graph.edges)
 assert (out / "circuit.dot").is_file()

@@ -36,8 +36,7 @@ search = Discovery(model, own, PromptSource(model, own, examples), config)
 circuit = sufficient_at(search, target, examples, contexts, 40, cover=2, corrupted=chosen_on.corrupted)
 steps = list(search.within(by_site(circuit), target, examples))
 graph = assemble(model, own, survey(model, own, contexts), target.node, steps, {"ablation": "zero"}, circuit)
-for made in draw(graph, out):
-    print(made)
+print(*draw(graph, out).paths, sep="\n")
 
 target, examples = from_task(model, scored_on)
 covered = {site: own[site] for site in (Site(4), Site(5))}

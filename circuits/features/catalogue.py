@@ -29,11 +29,12 @@ from circuits.features.explanations import (
 from circuits.features.geometry import nearest, written
 from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
-from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
+from circuits.features.statistics import AFTER, BEFORE, Chunks, Tally, activations, tally
 from editing.steering.steer import check_features
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 
@@ -263,27 +264,31 @@ def read_catalogue(
     held: Int[Tensor, "held pos"],
     *,
     seed: int = 0,
-) -> Iterator[str | Catalogue]:
-    """Read all features of a set on a text: yields lines of progress, and the catalogue last."""
-    counted = []
-    n_read, told = 0, 0
-    total = len(training) + len(held)
-    for contexts, top in ((training, 8), (held, 1)):
-        for stage in tally(model, dictionaries, contexts, top=top):
-            if isinstance(stage, Tally):
-                counted.append(stage)
-            elif 4 * (n_read + stage) // total > told:
-                told = 4 * (n_read + stage) // total
-                yield f"read {n_read + stage} of {total} contexts"
-        n_read += len(contexts)
-    own, other = counted
-    tables = {site: token_tables(found, own.token_counts) for site, found in own.sites.items()}
+    on_progress: OnProgress = silent,
+) -> Catalogue:
+    """All features of a set on a text: labels are made on `training` and scored on `held`."""
+    chunks = Chunks()
+    stages = Stages(on_progress, sum(len(chunks.stages(len(text))) for text in (training, held)) + 1)
+
+    def counted(name: str, contexts: Tensor, top: int) -> Tally:
+        return tally(
+            model,
+            dictionaries,
+            contexts,
+            top=top,
+            chunks=chunks,
+            on_progress=lambda part: stages.begin(f"{name} text: {part.stage}"),
+        )
+
+    on_training, on_held = counted("training", training, 8), counted("held-out", held, 1)
+    stages.begin("scoring the tokens of every feature on held-out text")
+    tables = {site: token_tables(latents, on_training.token_counts) for site, latents in on_training.sites.items()}
     scores, controls = {}, {}
     for site, table in tables.items():
-        partner = _partners(own.sites[site].active, generator_for(seed, "control", site))
-        scores[site] = table_scores(table, other.sites[site], other.token_counts)
-        controls[site] = table_scores(table, other.sites[site], other.token_counts, partner)
-    yield Catalogue(model, dictionaries, own, held, tables, scores, controls, seed)
+        partner = _partners(on_training.sites[site].active, generator_for(seed, "control", site))
+        scores[site] = table_scores(table, on_held.sites[site], on_held.token_counts)
+        controls[site] = table_scores(table, on_held.sites[site], on_held.token_counts, partner)
+    return Catalogue(model, dictionaries, on_training, held, tables, scores, controls, seed)
 
 
 def _shown(places: Sequence[Spot]) -> list[Spot]:

@@ -1,12 +1,12 @@
 """What every latent does on a text, counted in one pass and in bounded memory.
 
-Codes are dense for a few contexts at a time (`_CODES_AT_ONCE` entries). Of them stay sums, the strongest
+Codes are dense for a few contexts at a time (`Chunks.codes` entries). Of them stay sums, the strongest
 contexts of every latent with their activations around the peak, and 24 bytes for each pair of a latent and
 a token on which it is ever active: at most as many pairs as there are active latents in the text, usually a
 tenth of that. How the text is split into chunks does not show.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,30 @@ from circuits.features.atlas import FeatureAtlas, SiteStatistics
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import FeatureId, Site
 
 BEFORE, AFTER = 11, 4
 """Positions around a peak whose activations are kept."""
-_CODES_AT_ONCE = 2**23
-_MERGE_FROM = 2**20
-"""Pairs that may wait before they are merged with the others."""
+CODES_AT_ONCE = 2**23
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How much of a text is held at once; the numbers do not depend on it."""
+
+    contexts: int = 16
+    """Contexts per forward pass."""
+    codes: int = CODES_AT_ONCE
+    """Entries of dense codes."""
+    pairs: int = 2**20
+    """Pairs of latent and token that may wait before they are merged with the others."""
+
+    def stages(self, n_contexts: int) -> dict[int, str]:
+        """The stages of reading a text, by the number of the forward pass at which each begins: four, or fewer."""
+        starts = range(0, n_contexts, self.contexts)
+        begins = sorted({len(starts) * quarter // 4 for quarter in range(4)})
+        return {number: f"reading from context {starts[number]:,} of {n_contexts:,}" for number in begins}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +96,12 @@ def tally(
     contexts: Int[Tensor, "contexts pos"],
     *,
     top: int = 8,
-    at_once: int = 16,
-) -> Iterator[int | Tally]:
-    """Count in one pass: yields the number of contexts read, from time to time, and the tally last.
+    chunks: Chunks = Chunks(),
+    on_progress: OnProgress = silent,
+) -> Tally:
+    """What every latent does on a text, in one pass; `top` contexts are kept per latent.
 
-    `top` contexts are kept per latent. Raises `UserError` where the text holds special tokens only.
+    Raises `UserError` where the text holds special tokens only.
     """
     content = model.content(contexts)
     if not content.any():
@@ -91,25 +109,28 @@ def tally(
     first = content & (content.cumsum(-1) == 1)
     last = model.sites()[-1]
     final = torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
-    counts = {site: _Counts(dictionary, model.n_vocab, top) for site, dictionary in dictionaries.items()}
-    for rows in torch.arange(len(contexts)).split(at_once):
+    counts = {site: _Counts(dictionary, model.n_vocab, top, chunks) for site, dictionary in dictionaries.items()}
+    announced = chunks.stages(len(contexts))
+    stages = Stages(on_progress, len(announced))
+    for number, rows in enumerate(torch.arange(len(contexts)).split(chunks.contexts)):
+        if number in announced:
+            stages.begin(announced[number])
         recorded = model.record(contexts[rows], {*dictionaries, last})
         final += recorded[last][content[rows].to(model.device)].double().sum(0)
         for site, own in counts.items():
             own.add(recorded[site], contexts[rows], content[rows], first[rows], int(rows[0]))
-        yield int(rows[-1]) + 1
     token_counts = torch.bincount(contexts[content], minlength=model.n_vocab)
     n_tokens = int(token_counts.sum())
     sites = {site: own.tally(n_tokens) for site, own in counts.items()}
     statistics = {site: own.statistics for site, own in sites.items()}
-    yield Tally(FeatureAtlas(contexts, statistics, (final / n_tokens).float()), sites, token_counts)
+    return Tally(FeatureAtlas(contexts, statistics, (final / n_tokens).float()), sites, token_counts)
 
 
 class _Counts:
     """Sums and strongest contexts of one dictionary, while the text is read."""
 
-    def __init__(self, dictionary: Dictionary, n_vocab: int, top: int):
-        self.dictionary, self.n_vocab = dictionary, n_vocab
+    def __init__(self, dictionary: Dictionary, n_vocab: int, top: int, chunks: Chunks):
+        self.dictionary, self.n_vocab, self.chunks = dictionary, n_vocab, chunks
         n, new = len(dictionary.directions), dictionary.directions.new_zeros
         self.active = new(n, dtype=torch.long)
         self.total, self.square, self.started, self.size = (new(n, dtype=torch.float64) for _ in range(4))
@@ -117,11 +138,11 @@ class _Counts:
         self.top = new(n, top)
         self.context, self.position = new(2, n, top, dtype=torch.long)
         self.nearby = new(n, top, BEFORE + 1 + AFTER)
-        self.pairs = _PairSums()
+        self.pairs = _PairSums(chunks.pairs)
 
     def add(self, h: Tensor, tokens: Tensor, content: Tensor, first: Tensor, start: int) -> None:
         """Count contexts, of which the first is number `start` of the text."""
-        few = max(1, _CODES_AT_ONCE // (h.shape[1] * len(self.top)))
+        few = max(1, self.chunks.codes // (h.shape[1] * len(self.top)))
         for rows in torch.arange(len(h)).split(few):
             own = (part[rows].to(h.device) for part in (tokens, content, first))
             self._add(h[rows.to(h.device)], *own, start + int(rows[0]))
@@ -193,15 +214,15 @@ def _peaks(key: Tensor, position: Tensor, values: Tensor, n_keys: int, n_pos: in
 class _PairSums:
     """Counts and sums by key; what is added waits until it is worth a sort."""
 
-    def __init__(self) -> None:
+    def __init__(self, merge_from: int) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._waiting = 0
+        self._waiting, self._merge_from = 0, merge_from
 
     def add(self, keys: Tensor, values: Tensor) -> None:
         part = _summed(keys, torch.ones_like(keys), values)
         self._parts.append(part)
         self._waiting += len(part[0])
-        if self._waiting > max(_MERGE_FROM, 2 * len(self._parts[0][0])):
+        if self._waiting > max(self._merge_from, 2 * len(self._parts[0][0])):
             self._merge()
 
     def _merge(self) -> None:
@@ -251,5 +272,5 @@ def activations(
 
 def _columns(dictionary: Dictionary, h: Float[Tensor, "contexts pos d_in"], latents: list[int]) -> Tensor:
     """Codes of a few latents `[contexts, pos, latents]`, encoded a few contexts at a time."""
-    few = max(1, _CODES_AT_ONCE // (h.shape[1] * len(dictionary.directions)))
+    few = max(1, CODES_AT_ONCE // (h.shape[1] * len(dictionary.directions)))
     return torch.cat([dictionary.encode(part)[..., latents] for part in h.split(few)])

@@ -153,9 +153,8 @@ def circuit_into(
     numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
     save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
     write_json(out / "circuit.json", graph.to_json())
-    for made in draw(graph, out):
-        if isinstance(made, str):
-            say(made)
+    if problem := draw(graph, out).problem:
+        say(problem)
     svg = (out / "circuit.svg").read_text(encoding="utf-8") if (out / "circuit.svg").is_file() else None
     if after.n_cards:
         own_examples = {} if examples is None else {target.node: (target, examples)}

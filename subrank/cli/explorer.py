@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,8 @@ def pages_into(
     n = min(after.n_cards, max(1, 4 * len(contexts) // 5))
     training, held = contexts[:n], contexts[n : n + max(2, n // 4)]
     say(f"making cards of all features from {len(training)} contexts")
-    catalogue = last_of(
-        read_catalogue(search.model, search.dictionaries, training, held, seed=search.config.edges.seed)
-    )
+    seed = search.config.edges.seed
+    catalogue = read_catalogue(search.model, search.dictionaries, training, held, seed=seed, on_progress=report)
     alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
     full = {card.feature: card for card in catalogue.full(sorted(alive))} if alive else {}
     evidence = Evidence(

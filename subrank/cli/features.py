@@ -10,7 +10,7 @@ from subrank.cli.arguments import at_least, site_of
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
 from subrank.cli.sets import open_set
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     from circuits.features.card import Card
@@ -65,7 +65,7 @@ def features_into(out: Path, model, found, contexts, measured, features, site, o
     training, held = training[: options.contexts], held[: max(2, options.contexts // 4)]
     n_features = sum(len(one.directions) for one in found.dictionaries.values())
     say(f"reading {n_features:,} features on {len(training)} contexts, and {len(held)} held-out ones")
-    catalogue = last_of(read_catalogue(model, found.dictionaries, training, held, seed=options.seed))
+    catalogue = read_catalogue(model, found.dictionaries, training, held, seed=options.seed, on_progress=report)
     features = features or drawn(catalogue, [site] if site else sorted(found.dictionaries), options.full)
     cards = []
     for card in catalogue.full(features):
@@ -126,7 +126,8 @@ def neurons_of(catalogue: "Catalogue", features: "Sequence[FeatureId]") -> "dict
     sites = sorted({feature.site for feature in features})
     say(f"reading the neurons of {len(sites)} sites")
     bases = {site: coordinates(catalogue.dictionaries[site].directions) for site in sites}
-    neurons = last_of(read_catalogue(model, bases, catalogue.training, catalogue.held, seed=catalogue.seed))
+    texts = (catalogue.training, catalogue.held)
+    neurons = read_catalogue(model, bases, *texts, seed=catalogue.seed, on_progress=report)
     closest = {}
     for feature in features:
         direction = catalogue.dictionaries[feature.site].directions[feature.index]

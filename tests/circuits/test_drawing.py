@@ -6,14 +6,13 @@ import shutil
 import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pygraphviz
 import pytest
 
-from circuits import drawing
-from circuits.drawing import SUPPORTS, SUPPRESSES, dot_source, draw, render
+import circuits.drawing
+from circuits.drawing import SUPPORTS, SUPPRESSES, Drawing, dot_source, draw, render
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.sites import FeatureId, Site
 
@@ -185,8 +184,8 @@ def test_long_tokens_are_cut(without_dot):
 
 
 def test_without_dot_the_wheel_draws(without_dot, tmp_path):
-    made = list(draw(example(), tmp_path))
-    assert made == [tmp_path / f"circuit.{kind}" for kind in ("dot", "svg", "png")]
+    drawing = draw(example(), tmp_path)
+    assert drawing == Drawing(tuple(tmp_path / f"circuit.{kind}" for kind in ("dot", "svg", "png")))
     assert (tmp_path / "circuit.dot").read_text() == dot_source(example())
     assert "3_7" in svg_text((tmp_path / "circuit.svg").read_bytes())
     assert (tmp_path / "circuit.png").read_bytes().startswith(PNG)
@@ -195,28 +194,24 @@ def test_without_dot_the_wheel_draws(without_dot, tmp_path):
 
 def test_the_dot_program_is_preferred(dot_program, tmp_path):
     assert render("digraph {}", "svg") == b"dot -Tsvg\n"
-    assert [p.name for p in draw(example(), tmp_path, "own")] == ["own.dot", "own.svg", "own.png"]
-
-
-def assert_only_dot(made: list, folder: Path) -> None:
-    """The DOT file and lines of text: no picture, nothing half-written."""
-    assert made[0] == folder / "circuit.dot" and made[0].read_text() == dot_source(example())
-    (line,) = made[1:]
-    assert isinstance(line, str) and "\n" not in line and str(made[0]) in line
-    assert [p.name for p in folder.iterdir() if p.is_file()] == ["circuit.dot"]
+    assert [p.name for p in draw(example(), tmp_path, "other").paths] == ["other.dot", "other.svg", "other.png"]
 
 
 def test_with_neither_the_dot_file_stays(without_graphviz, tmp_path):
-    assert_only_dot(list(draw(example(), tmp_path)), tmp_path)
+    """The DOT file and one line of text: no picture, nothing half-written."""
+    drawing = draw(example(), tmp_path)
+    assert drawing.paths == (tmp_path / "circuit.dot",) and drawing.paths[0].read_text() == dot_source(example())
+    assert "\n" not in drawing.problem and str(drawing.paths[0]) in drawing.problem
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["circuit.dot"]
 
 
 def test_a_dot_program_that_fails_is_no_crash(dot_program, monkeypatch, tmp_path):
-    monkeypatch.setattr(drawing, "_label", lambda node: "fail")
-    made = list(draw(example(), tmp_path))
-    assert made[0] == tmp_path / "circuit.dot" and all(isinstance(line, str) for line in made[1:])
+    monkeypatch.setattr(circuits.drawing, "_label", lambda node: "fail")
+    drawing = draw(example(), tmp_path)
+    assert drawing.paths == (tmp_path / "circuit.dot",) and "exit status 3" in drawing.problem
 
 
 def test_a_failed_drawing_leaves_an_earlier_picture_alone(without_graphviz, tmp_path):
     (tmp_path / "circuit.svg").write_bytes(b"earlier")
-    list(draw(example(), tmp_path))
+    draw(example(), tmp_path)
     assert (tmp_path / "circuit.svg").read_bytes() == b"earlier"

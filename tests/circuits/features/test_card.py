@@ -11,13 +11,12 @@ from handmade import Circuit, Zero, normal, random_topk
 from tiny import random_tokens, user_error
 from torch import Tensor
 
-import circuits.features.statistics
 import subrank.cli.features
 from circuits.features.card import TOP, Card, spots
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.geometry import coordinates, nearest, written
 from circuits.features.histograms import N_BINS, N_TOKENS, activation_histogram, logit_drops
-from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
+from circuits.features.statistics import AFTER, BEFORE, Chunks, activations, tally
 from editing.interventions.patch import ablate
 from editing.loss_recovered import SpliceCost
 from sae_core.data.text import Text
@@ -47,9 +46,7 @@ def dictionaries(d_in: int = 32) -> dict:
 
 @pytest.fixture(scope="module")
 def catalogue(tiny_models) -> Catalogue:
-    *lines, found = read_catalogue(tiny_models["neox"], dictionaries(), contexts(), contexts(seed=1))
-    assert all(isinstance(line, str) for line in lines)
-    return found
+    return read_catalogue(tiny_models["neox"], dictionaries(), contexts(), contexts(seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +101,11 @@ def test_examples_of_the_tally_carry_their_activations(catalogue):
                 assert own.nearby[latent, k, offset + BEFORE].item() == pytest.approx(value, abs=1e-5)
 
 
-def last(model, own, text, **how) -> Tally:
-    *_, found = tally(model, own, text, **how)
-    return found
-
-
-def test_the_chunks_do_not_show(tiny_models, monkeypatch):
+def test_the_chunks_do_not_show(tiny_models):
     """Contexts one or many at a time, codes in small pieces, sums merged at once or late."""
     model, own, text = tiny_models["gpt2"], dictionaries(), contexts(21)
-    one = last(model, own, text)
-    monkeypatch.setattr(circuits.features.statistics, "_CODES_AT_ONCE", 18 * 48 * 2)
-    monkeypatch.setattr(circuits.features.statistics, "_MERGE_FROM", 16)
-    two = last(model, own, text, at_once=5)
+    one = tally(model, own, text)
+    two = tally(model, own, text, chunks=Chunks(contexts=5, codes=18 * 48 * 2, pairs=16))
     for site in SITES:
         a, b = one.sites[site], two.sites[site]
         for name in ("active", "total", "square", "first_position", "norm_share", "nearby"):
@@ -127,10 +117,21 @@ def test_the_chunks_do_not_show(tiny_models, monkeypatch):
     torch.testing.assert_close(one.atlas.mean_final, two.atlas.mean_final)
 
 
+@pytest.mark.parametrize(("n", "passes"), [(3, 1), (33, 3), (160, 10)])
+def test_every_stage_is_announced_and_their_number_known(n, passes):
+    """Four quarters of the training text, or one stage per forward pass if those are fewer; one held-out pass."""
+    circuit, heard = Circuit(), []
+    read_catalogue(
+        circuit.model, circuit.dictionaries, circuit.contexts(n), circuit.contexts(2), on_progress=heard.append
+    )
+    assert [(step.done, step.total) for step in heard] == [(i, min(passes, 4) + 2) for i in range(min(passes, 4) + 2)]
+    assert heard[0].stage == f"training text: reading from context 0 of {n}" and "held-out" in heard[-2].stage
+
+
 def test_equal_peaks_leave_the_earlier_context():
     circuit = Circuit()
     text = circuit.contexts(1).repeat(9, 1)
-    own = last(circuit.model, circuit.dictionaries, text, top=4, at_once=2).sites[Site(0)]
+    own = tally(circuit.model, circuit.dictionaries, text, top=4, chunks=Chunks(contexts=2)).sites[Site(0)]
     assert own.statistics.context[0].tolist() == [0, 1, 2, 3]
 
 
@@ -184,7 +185,7 @@ def test_light_and_full_cards_agree(catalogue, full):
 
 def test_a_dead_latent_has_an_empty_light_card_and_no_full_one(tiny_models):
     text = contexts()
-    *_, found = read_catalogue(tiny_models["neox"], {Site(1): Zero(32)}, text, text)
+    found = read_catalogue(tiny_models["neox"], {Site(1): Zero(32)}, text, text)
     (card,) = found.light(Site(1))
     assert (card.density, card.max, card.label, card.examples) == (0, 0, None, ())
     assert "no label" in card_html(card)
@@ -205,7 +206,7 @@ def test_features_that_are_not_there_are_refused(catalogue):
 
 def test_a_text_of_special_tokens_only_is_refused(tiny_models):
     with user_error("no tokens but special ones"):
-        last(tiny_models["neox"], dictionaries(), torch.zeros(2, 5, dtype=torch.long))
+        tally(tiny_models["neox"], dictionaries(), torch.zeros(2, 5, dtype=torch.long))
 
 
 def test_the_same_seed_gives_the_same_cards(catalogue, full):
@@ -231,7 +232,7 @@ def test_a_dictionary_with_negative_codes_has_cards(tiny_models):
     """Signed coordinates are active nearly everywhere; their range reaches below zero."""
     text = contexts()
     basis = Basis(torch.eye(32)[:3], normal(32))
-    *_, found = read_catalogue(tiny_models["neox"], {Site(1): basis}, text, text)
+    found = read_catalogue(tiny_models["neox"], {Site(1): basis}, text, text)
     (card,) = found.full([FeatureId(Site(1), 1)])
     f = codes(found, Site(1))[..., 1]
     assert card.histogram.edges[0] == pytest.approx(f.min().item()) and card.histogram.edges[0] < 0

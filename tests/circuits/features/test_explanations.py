@@ -22,7 +22,7 @@ from circuits.features.explanations import (
     token_tables,
 )
 from circuits.features.patterns import Pattern, Patterns, Probe, _chosen, _merged, find_patterns
-from circuits.features.statistics import Tally, activations, tally
+from circuits.features.statistics import activations, tally
 from sae_core.sites import FeatureId, Site
 
 A, B, C, D, E = 3, 4, 5, 6, 7
@@ -77,8 +77,7 @@ def texts(n: int, seed: int, length: int = 24) -> Tensor:
 
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
-    *_, found = read_catalogue(*planted(), texts(80, 1), texts(40, 2))
-    return found
+    return read_catalogue(*planted(), texts(80, 1), texts(40, 2))
 
 
 def one(token: int) -> frozenset[int]:
@@ -261,8 +260,7 @@ def counted(tiny_models):
     for seed in (1, 2):
         contexts = random_tokens(25, 24, 16, seed=seed)
         contexts[:, 0] = 0
-        *_, found = tally(model, dictionaries, contexts)
-        both.append((contexts, found))
+        both.append((contexts, tally(model, dictionaries, contexts)))
     return model, dictionaries, both
 
 
@@ -318,7 +316,3 @@ def test_a_random_predictor_scores_nothing():
     true = normal(5000, seed=3).relu()
     assert abs(score(normal(5000, seed=4).relu(), true).correlation) < 0.05
     assert TokenTable((2,), (1.0,)).predict(torch.tensor([[2, 9]]), torch.tensor([[True, True]])).tolist() == [[1, 0]]
-
-
-def test_the_tally_is_the_last_thing_that_is_yielded(counted):
-    assert all(isinstance(found, Tally) for _, found in counted[2])
