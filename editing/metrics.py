@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_core.estimate import Estimate
+
 
 def kl_divergence(
     clean: Float[Tensor, "*batch vocab"], edited: Float[Tensor, "*batch vocab"]
@@ -72,3 +74,18 @@ def bootstrap(
     """
     low, high = interval(resampled(groups, seed, n) @ values.double().cpu()).tolist()
     return low, high
+
+
+def estimate_from(value: float, resamples: Float[Tensor, "resamples"]) -> Estimate:
+    """`value`, a statistic of all prompts, with the 95% interval of the same statistic's `resamples`."""
+    return Estimate(value, *interval(resamples).tolist())
+
+
+def bootstrap_estimate(values: Float[Tensor, "batch"], weights: Float[Tensor, "resamples batch"]) -> Estimate:
+    """The mean of `values` with its 95% interval, the quantiles of `weights @ values`; `weights` of `resampled`.
+
+    Computed in float64 on the CPU. Quantities of the same prompts share their weights, so that their differences
+    are compared prompt by prompt.
+    """
+    values = values.double().cpu()
+    return estimate_from(values.mean().item(), weights @ values)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from circuits.evaluation import Judgement
     from circuits.features.atlas import Examples
     from circuits.graph import FeatureGraph
+    from editing.set_quality import SetQuality
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import FeatureId
     from sae_core.storage import DictionarySet
-    from subrank.pages.page import Measured
 
 STEPS = "steps.jsonl"
 
@@ -109,7 +109,7 @@ def circuit_into(
     model: "LanguageModel",
     dictionaries: "DictionarySet",
     contexts: "torch.Tensor",
-    measured: "Measured",
+    measured: "SetQuality",
     how: Search,
     config: "DiscoveryConfig",
     after: After,

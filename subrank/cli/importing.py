@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
-from subrank.cli.sets import measure
 from subrank.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank import`."""
+    from editing.set_quality import measure_set
     from sae_core.data.text import Text, held_out
     from sae_core.errors import UserError
     from sae_core.files import write_json
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
             say(f"note: {file} says that it was trained on {one.model_name}, not on {model.name}")
     contexts = held_out(text.contexts(model))[1]
     say("measuring on held-out text")
-    measured = measure(model, found, contexts)
+    measured = measure_set(model, found, contexts)
     save_set(found, out)
     write_json(out / QUALITY, measured.to_json())
     save_result(out, {"dictionaries": measured.to_json()}, model, {"text": asdict(text), "origin": found.origin})

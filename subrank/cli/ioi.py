@@ -17,10 +17,10 @@ from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     from editing.ioi.study import IOIConfig, IOIResult, IOIStudy
+    from editing.set_quality import SetQuality
     from editing.tasks.pairs import Place
     from sae_core.model.language_model import LanguageModel
     from sae_core.storage import DictionarySet
-    from subrank.pages.page import Measured
 
 
 def add(verbs: Verbs) -> None:
@@ -127,7 +127,7 @@ def _write(
     out: Path,
     study: "IOIStudy",
     results: "Sequence[IOIResult]",
-    measured: "Mapping[str, Measured]",
+    measured: "Mapping[str, SetQuality]",
     *,
     argv,
     assets=None,

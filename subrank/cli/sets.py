@@ -11,12 +11,12 @@ from subrank.cli.terminal import say
 if TYPE_CHECKING:
     import torch
 
+    from editing.set_quality import SetQuality
     from sae_core.model.language_model import LanguageModel
     from sae_core.storage import DictionarySet
-    from subrank.pages.page import Measured
 
 
-def open_set(options: argparse.Namespace) -> "tuple[Path, LanguageModel, DictionarySet, torch.Tensor, Measured]":
+def open_set(options: argparse.Namespace) -> "tuple[Path, LanguageModel, DictionarySet, torch.Tensor, SetQuality]":
     """Output folder, model, set, contexts and measured quality for a verb that works on a set."""
     from sae_core.storage import load_set
 
@@ -28,16 +28,16 @@ def open_set(options: argparse.Namespace) -> "tuple[Path, LanguageModel, Diction
 
 def prepared(
     dictionaries: "DictionarySet", folder: Path, model: "LanguageModel", source: str | None = None
-) -> "tuple[torch.Tensor, Measured]":
+) -> "tuple[torch.Tensor, SetQuality]":
     """Contexts (of another text, if `source` names one) and quality of the set in `folder`.
 
     Checks the set against `model` and moves its dictionaries to the model's device.
     """
+    from editing.set_quality import SetQuality, measure_set
     from sae_core.data.text import held_out
     from sae_core.errors import UserError
     from sae_core.files import read_json
     from sae_core.storage import QUALITY
-    from subrank.pages.page import Measured
 
     dictionaries.check(model)
     for dictionary in dictionaries.dictionaries.values():
@@ -47,18 +47,8 @@ def prepared(
     path = folder / QUALITY
     if path.is_file() and not source:
         try:
-            return contexts, Measured.from_json(read_json(path))
+            return contexts, SetQuality.from_json(read_json(path))
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error}; remove it to have it measured again") from error
     say("measuring the dictionaries")
-    return contexts, measure(model, dictionaries, held_out(contexts)[1])
-
-
-def measure(model: "LanguageModel", dictionaries: "DictionarySet", contexts: "torch.Tensor") -> "Measured":
-    """Quality and splice cost of every dictionary on at most 64 contexts."""
-    from editing.loss_recovered import splice_costs
-    from sae_core.evaluation.reconstruction import quality
-    from subrank.pages.page import Measured
-
-    own, few = dictionaries.dictionaries, contexts[:64]
-    return Measured(quality(model, own, contexts), splice_costs(model, own, few))
+    return contexts, measure_set(model, dictionaries, held_out(contexts)[1])

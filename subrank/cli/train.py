@@ -10,7 +10,6 @@ from subrank.cli.arguments import model_of, sites_of, writable
 from subrank.cli.log import Log
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
-from subrank.cli.sets import measure
 from subrank.cli.terminal import interruptible, progress, say
 from subrank.cli.train_options import check_same, described, flag, run_of
 
@@ -220,11 +219,12 @@ def _checkpoint(out: Path, model: "LanguageModel", read: str, source: str) -> "T
 
 
 def _measure_into(folder: Path, model: "LanguageModel", found: "DictionarySet", contexts: Any, name: str) -> dict:
+    from editing.set_quality import measure_set
     from sae_core.files import write_json
     from sae_core.storage import QUALITY
 
     say(f"measuring {name} on held-out text")
-    measured = measure(model, found, contexts).to_json()
+    measured = measure_set(model, found, contexts).to_json()
     write_json(folder / QUALITY, measured)
     for site, row in measured.items():
         rest = f"dead {row['dead']:.1%}, loss recovered {row['loss_recovered']:.3f}"

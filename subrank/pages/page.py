@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from circuits.graph import FeatureGraph
 from editing.ioi.curve import Curve
 from editing.ioi.figure import Labels, ioi_figure, selection_figure
 from editing.ioi.study import IOIResult
-from editing.loss_recovered import SpliceCost
 from editing.removal.evaluation import Method, Removal
 from editing.removal.experiment import RemovalResult
 from editing.removal.figure import removal_figure
-from sae_core.evaluation.reconstruction import Quality, finite
+from editing.set_quality import SetQuality
 from sae_core.files import write_text
 from sae_core.sites import Site
 
@@ -31,32 +29,6 @@ pre { padding: .8em 1em; overflow-x: auto } .wide { overflow-x: auto; border: 1p
 """
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the dictionaries of a set are worth on held-out text; every result opens with it."""
-
-    quality: dict[Site, Quality]
-    cost: dict[Site, SpliceCost]
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """FVU, L0, dead share and the cross-entropies, per site."""
-        return {
-            str(site): asdict(own)
-            | {"loss_recovered": finite(self.cost[site].recovered)}
-            | {f"loss_{name}": value for name, value in asdict(self.cost[site]).items()}
-            for site, own in self.quality.items()
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, dict[str, float]]) -> "Measured":
-        quality, cost = {}, {}
-        for name, row in value.items():
-            site = Site.parse(name)
-            quality[site] = Quality(row["fvu"], row["l0"], row["dead"], int(row["n_tokens"]))
-            cost[site] = SpliceCost(row["loss_original"], row["loss_spliced"], row["loss_zeroed"])
-        return cls(quality, cost)
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: int | None = None) -> str:
     """An HTML table of texts, escaped; row number `best` is highlighted."""
     body = "".join(
@@ -66,7 +38,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: int | None =
     return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
 
 
-def dictionaries_section(measured: Measured) -> str:
+def dictionaries_section(measured: SetQuality) -> str:
     """Table of the dictionaries with the numbers to judge them by."""
     rows = [
         (

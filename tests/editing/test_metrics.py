@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
-from editing.metrics import auroc, bootstrap, interval, kl_divergence, logit_difference, resampled
+from editing.metrics import auroc, bootstrap, bootstrap_estimate, interval, kl_divergence, logit_difference, resampled
 
 seeds = st.integers(0, 10**6)
 
@@ -128,6 +128,9 @@ def test_resampled_weights_serve_several_quantities():
     low, high = interval(weights @ values)
     for column in range(3):
         assert (low[column], high[column]) == pytest.approx(bootstrap(values[:, column], [0, 0, 1, 1, 1], 0, 500))
+        estimate = bootstrap_estimate(values[:, column], weights)
+        assert (estimate.low, estimate.high) == pytest.approx((low[column].item(), high[column].item()))
+        assert estimate.value == pytest.approx(values[:, column].mean().item())
 
 
 def test_bootstrap_of_nothing_is_refused():

@@ -19,6 +19,7 @@ from circuits.features.histograms import N_BINS, N_TOKENS, activation_histogram,
 from circuits.features.statistics import AFTER, BEFORE, Chunks, activations, tally
 from editing.interventions.patch import ablate
 from editing.loss_recovered import SpliceCost
+from editing.set_quality import SetQuality
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import Basis
 from sae_core.evaluation.reconstruction import Quality
@@ -27,7 +28,7 @@ from sae_core.sites import FeatureId, Site, Stream
 from sae_core.storage import QUALITY, DictionarySet, save_set
 from subrank.cli import command
 from subrank.pages.cards import activation_figure, card_html, cards_section, drops_figure
-from subrank.pages.page import Measured, write_page
+from subrank.pages.page import write_page
 
 NASTY = ("<script>alert(1)</script>", '" onload="x', "שלום", "🙂", "\n", "</div>")
 SITES = (Site(0), Site(1), Site(1, Stream.MLP_OUT), Site(2))
@@ -478,7 +479,7 @@ def folder(storybook, tmp_path_factory):
     own = {site: random_topk(128, 300, 12, seed=site.layer) for site in (Site(1), Site(2))}
     text = Text("storybook", 64, True, 64 * 60)
     save_set(DictionarySet("storybook", storybook.fingerprint(), text, own), found)
-    costs = Measured(
+    costs = SetQuality(
         {site: Quality(0.5, 12.0, 0.0, 100) for site in own}, {site: SpliceCost(1.0, 1.1, 3.0) for site in own}
     )
     write_json(found / QUALITY, costs.to_json())

@@ -1,0 +1,48 @@
+"""What the dictionaries of a set are worth on held-out text: the numbers that every result opens with."""
+
+from dataclasses import asdict, dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from editing.loss_recovered import SpliceCost, splice_costs
+from sae_core.evaluation.reconstruction import Quality, finite, quality
+from sae_core.model.language_model import LanguageModel
+from sae_core.sites import Site
+from sae_core.storage import DictionarySet
+
+N_SPLICED = 64
+"""Contexts on which dictionaries are spliced in; reconstruction is measured on all that are given."""
+
+
+@dataclass(frozen=True)
+class SetQuality:
+    """How well each dictionary reconstructs its site, and what its reconstruction costs the model's prediction."""
+
+    quality: dict[Site, Quality]
+    cost: dict[Site, SpliceCost]
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """FVU, L0, dead share and the cross-entropies, per site; `from_json` is the inverse."""
+        return {
+            str(site): asdict(quality)
+            | {"loss_recovered": finite(self.cost[site].recovered)}
+            | {f"loss_{name}": value for name, value in asdict(self.cost[site]).items()}
+            for site, quality in self.quality.items()
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, dict[str, float]]) -> "SetQuality":
+        """The quality that `to_json` wrote; raises `KeyError` or `TypeError` on anything else."""
+        quality, cost = {}, {}
+        for name, row in value.items():
+            site = Site.parse(name)
+            quality[site] = Quality(row["fvu"], row["l0"], row["dead"], int(row["n_tokens"]))
+            cost[site] = SpliceCost(row["loss_original"], row["loss_spliced"], row["loss_zeroed"])
+        return cls(quality, cost)
+
+
+def measure_set(model: LanguageModel, dictionaries: DictionarySet, contexts: Int[Tensor, "contexts pos"]) -> SetQuality:
+    """Quality of every dictionary on all `contexts`, and its splice cost on the first `N_SPLICED` of them."""
+    by_site = dictionaries.dictionaries
+    return SetQuality(quality(model, by_site, contexts), splice_costs(model, by_site, contexts[:N_SPLICED]))
