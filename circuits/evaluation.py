@@ -1,6 +1,6 @@
 """A circuit and all that is known of how good it is, from examples that discovery has not seen."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from circuits.scoring.controls import Controls, Stability, attribution, compare,
 from circuits.scoring.edge_check import Moves, intervene
 from circuits.scoring.faithfulness import NodeCurve, Scale, Score, Share, by_site, node_curve, score
 from sae_core.errors import UserError
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 
@@ -51,7 +52,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CircuitEvaluation:
     """Scores under two ablations, controls, curves, and the checks of edges."""
 
     reached: tuple[Reached, ...]
@@ -95,7 +96,7 @@ class HeldOut:
     """With the densities that random circuits are matched to."""
 
 
-def judge(
+def evaluate_circuit(
     search: Discovery,
     target: Target,
     graph: FeatureGraph,
@@ -106,8 +107,9 @@ def judge(
     n_nodes: int = 0,
     seeds: Sequence[int] = (),
     seed: int = 0,
-) -> Iterator[str | Judgement]:
-    """Yield a line before each stage, and the `Judgement` last.
+    on_progress: OnProgress = silent,
+) -> CircuitEvaluation:
+    """How good a circuit is on held-out examples; `on_progress` hears of one stage per kind of check.
 
     Scored are the members at the `cover` sites nearest to the target, everything else at those sites being
     ablated: with every layer covered, a circuit must also carry what lower layers know of names and words, which
@@ -122,7 +124,9 @@ def judge(
         raise UserError(f"the circuit of {target.node} has no members at residual sites; there is nothing to score")
     lowest = min(*members, *sites[-cover:]) if chosen else min(members)
     below = sorted((site for site in sites if not site < lowest), reverse=True)
-    yield f"scoring the circuit on {len(held.prompts)} other examples"
+    has_causes = any(isinstance(edge.cause, FeatureId) for edge in graph.edges)
+    stages = Stages(on_progress, 1 + has_causes + (len(seeds) > 1))
+    stages.begin(f"scoring the circuit on {len(held.prompts)} other examples")
     reached = [_reached(search, target, held, below[: n + 1], members, seed) for n in range(len(below))]
     covered = {site: search.dictionaries[site] for site in below[:cover]}
     members = {site: own for site, own in members.items() if site in covered}
@@ -142,14 +146,14 @@ def judge(
             best = strongest(attribution(trial), max(60, len(order)))
             curves.append(node_curve(scale, best, "any features, largest attribution first"))
     moves = None
-    if any(isinstance(edge.cause, FeatureId) for edge in graph.edges):
-        yield "scaling causes and reading their targets"
+    if has_causes:
+        stages.begin("scaling causes and reading their targets")
         moves = _moves(search, target, graph, held, seed)
     again = None
     if len(seeds) > 1:
-        yield f"discovering again on {len(seeds)} draws of examples"
+        stages.begin(f"discovering again on {len(seeds)} draws of examples")
         again = stability(lambda draw: _rediscovered(search, target, held, draw, n_nodes, cover), seeds)
-    yield Judgement(tuple(reached), tuple(scores), tuple(controls), tuple(curves), again, moves)
+    return CircuitEvaluation(tuple(reached), tuple(scores), tuple(controls), tuple(curves), again, moves)
 
 
 def _reached(

@@ -13,14 +13,14 @@ from subrank.cli.parsers import Verbs
 from subrank.cli.request import After, Question, Search, ablation_of, other_prompts, question
 from subrank.cli.results import save_result
 from subrank.cli.sets import open_set
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     import torch
 
     from circuits.discovery.recursive import Asked, Discovery, DiscoveryConfig
     from circuits.effects.targets import Target
-    from circuits.evaluation import Judgement
+    from circuits.evaluation import CircuitEvaluation
     from circuits.features.atlas import Examples
     from circuits.graph import FeatureGraph
     from editing.set_quality import SetQuality
@@ -116,7 +116,7 @@ def circuit_into(
     *,
     argv: dict[str, Any],
     assets: Path | None = None,
-) -> "tuple[FeatureGraph, str | None, Judgement | None]":
+) -> "tuple[FeatureGraph, str | None, CircuitEvaluation | None]":
     """Discover a circuit, score it, draw it; write numbers, pictures, `circuit.html` and the page in `explore/`."""
     from circuits.discovery.recursive import Discovery, assemble
     from circuits.discovery.sampling import OverRange
@@ -209,10 +209,10 @@ def judged(
     held: "torch.Tensor",
     how: Search,
     after: After,
-) -> "Judgement | None":
+) -> "CircuitEvaluation | None":
     """How good the circuit is on contexts or prompts that were not searched; None, with a line, where nothing is."""
     from circuits.discovery.recursive import MIN_EXAMPLES
-    from circuits.evaluation import HeldOut, judge
+    from circuits.evaluation import HeldOut, evaluate_circuit
     from circuits.features.atlas import survey
     from sae_core.errors import UserError
     from sae_core.sites import FeatureId
@@ -231,7 +231,8 @@ def judged(
             target, prompts, corrupted = other_prompts(model, dictionaries, held, how, search.config)
         seen = HeldOut(prompts, corrupted, atlas, held, atlas)
         more = {"cover": after.cover, "chosen": chosen, "n_nodes": after.n_nodes}
-        found = last_of(judge(search, target, graph, seen, **more, seeds=range(after.n_draws), seed=how.seed))
+        more |= {"seeds": range(after.n_draws), "seed": how.seed}
+        found = evaluate_circuit(search, target, graph, seen, **more, on_progress=report)
     except UserError as error:
         say(f"not scored: {error}")
         return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from circuits.evaluation import Judgement
+from circuits.evaluation import CircuitEvaluation
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Control, Controls, Stability
 from circuits.scoring.edge_check import Moves
@@ -103,7 +103,7 @@ def _bars(shares: Sequence[Share]) -> dict:
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 0.8, "width": 0}
 
 
-def evaluation_section(evaluation: Judgement) -> str:
+def evaluation_section(evaluation: CircuitEvaluation) -> str:
     """All that is known of how good a circuit is, for its page."""
     far = "".join(f"<li>{escape(one.line())}</li>" for one in evaluation.reached)
     opening = f"<p>The more layers are left to the circuit alone, the less of the target it carries:</p><ul>{far}</ul>"
