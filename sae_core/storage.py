@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from sae_core.data.text import Text
-from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
-from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_core.dictionaries.kinds import parts
+from sae_core.dictionaries.normalised import Normed
+from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
-from sae_core.formats.readers import CENTRED, load_foreign
+from sae_core.formats.readers import load_foreign
 from sae_core.model.language_model import LanguageModel, hook_name
 from sae_core.sites import Site
 from sae_core.training.loop import Member, TrainConfig, TrainState, check_finite, site_state
 
 SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
-_ARCHITECTURES = {"topk": TopKSAE, "standard": ReLUSAE, "jumprelu": JumpReLUSAE, "gated": GatedSAE}
-"""By the names that SAELens gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +114,20 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
 
 def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed) -> tuple[dict, dict[str, Any]]:
     """Tensors and card in the layout of SAELens 6."""
-    normalisation = {LayerNormed: "layer_norm", NormRescaled: "constant_norm_rescale"}.get(type(dictionary), "none")
-    loaded = {"model_from_pretrained_kwargs": {CENTRED: True}} if isinstance(dictionary, Centred) else {}
-    sae = dictionary.inner if isinstance(dictionary, Normed) else dictionary
+    whole = parts(dictionary)
+    sae, kind, normalisation = whole.sae, whole.kind, whole.normalisation
     tensors = dict(sae.state_dict())
+    if (gain := getattr(sae, "gain", None)) is not None:  # which SAELens keeps in the lengths of the directions
+        tensors["W_dec"] = sae.W_dec * gain[:, None]
+    loaded = normalisation.loaded if normalisation else {}
     card = {
-        "architecture": next(name for name, kind in _ARCHITECTURES.items() if type(sae) is kind),
+        "architecture": kind.sae_lens,
         "d_in": sae.d_in,
         "d_sae": sae.n_latents,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "normalize_activations": normalisation,
+        "normalize_activations": normalisation.sae_lens if normalisation else "none",
         "reshape_activations": "none",
         "metadata": {
             "model_name": _public(dictionaries.model),
@@ -134,14 +135,11 @@ def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed)
             "prepend_bos": dictionaries.text.prepend_bos,
             "context_size": dictionaries.text.n_ctx,
             "dataset_path": _public(dictionaries.text.source),
-            **loaded,
+            **({"model_from_pretrained_kwargs": dict(loaded)} if loaded else {}),
         },
     }
-    if isinstance(sae, TopKSAE):
-        card |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
-        if sae.gain is not None:
-            tensors["W_dec"] = sae.W_dec * sae.gain[:, None]
-    return tensors, card
+    card |= {name: getattr(sae, name) for name in kind.settings}
+    return tensors, card | kind.card
 
 
 def _public(place: str) -> str:

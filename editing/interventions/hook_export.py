@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from editing.interventions import plain_hook
-from editing.interventions.save import Card, described, separate
+from editing.interventions.save import describe_all
 from sae_core.errors import UserError
 from sae_core.files import write_tensors, write_text
 from sae_core.model.language_model import Intervention, LanguageModel
@@ -21,13 +21,8 @@ def export_hook(edit: Intervention | Sequence[Intervention], model: LanguageMode
     """
     if path.suffix != ".py":
         raise UserError(f"a hook is exported to a .py file; got {path.name}")
-    edits = [edit] if isinstance(edit, Intervention) else list(edit)
-    cards: list[Card] = []
-    tensors = {}
-    for number, one in enumerate(edits):
-        card, own = described(one)
-        cards.append({"module": module_of(model, one.site)} | card)
-        tensors |= separate(own, number)
+    cards, tensors = describe_all(edit)
+    cards = [{"module": module_of(model, Site.parse(card["site"]))} | card for card in cards]
     source = Path(plain_hook.__file__).read_text(encoding="utf-8")
     assert source.count(_BLANK) == 1
     path.unlink(missing_ok=True)  # new tensors never go with an old hook

@@ -22,8 +22,8 @@ def attach(model, tensors=None):
     handles = []
     for number, card in enumerate(EDITS):
         prefix = f"{number}."
-        own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        handles.append(model.get_submodule(card["module"]).register_forward_hook(_hook(card, own)))
+        parts = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        handles.append(model.get_submodule(card["module"]).register_forward_hook(_hook(card, parts)))
     return handles
 
 
@@ -49,43 +49,53 @@ def edited(card, t, h):
         return h + card["strength"] * (edited(card["edit"], t, h) - h)
     if card["kind"] == "erasure":
         return h - (h - t["mean"]) @ t["right"].T @ t["left"].T
+    if card["kind"] != "features":
+        raise ValueError(f"unknown kind of edit {card['kind']!r}")
     latents = t["latents"]
     codes, directions = encode(card["dictionary"], t, h)
     return h + (t["target"] - codes[..., latents]) @ directions[latents]
 
 
 def encode(card, t, h):
-    """Latent activations of `h`, and the directions of the latents."""
-    kind = card["kind"]
+    """Latent activations of `h` [batch, pos, n_latents], and the directions of the latents [n_latents, d]."""
+    kind, norm = card["kind"], card.get("norm")
     if kind in ("basis", "rectified", "unmixing"):
         codes = (h - t["d.mean"]) @ (t["d.filters"] if kind == "unmixing" else t["d.directions"].T)
         return codes.relu() if kind == "rectified" else codes, t["d.directions"]
-    x, unit, b_dec = h, 1.0, t["d.b_dec"]
-    root, extra = h.shape[-1] ** 0.5, []
-    if card["norm"] == "layer norm":
+    x, unit, b_dec = h, torch.ones_like(h[..., :1]), t["d.b_dec"]
+    root, means = h.shape[-1] ** 0.5, []
+    if norm in ("layer norm", "centred"):
         mean = h.mean(-1, keepdim=True)
-        unit = (h - mean).std(-1, keepdim=True)
-        x, extra = (h - mean) / (unit + 1e-5), [mean * root]
-    elif card["norm"] == "rescaled":
+        x, means = h - mean, [mean * root]
+    if norm == "layer norm":
+        unit = x.std(-1, keepdim=True)
+        x = x / (unit + 1e-5)
+    elif norm == "rescaled":
         unit = h.norm(dim=-1, keepdim=True) / root
         x = h / unit.clamp_min(torch.finfo(h.dtype).tiny)
+    elif norm not in (None, "centred"):
+        raise ValueError(f"unknown normalisation {norm!r}")
     codes = unit * _activated(card, t, (x - b_dec) @ t["d.W_enc"] + t.get("d.b_enc", 0.0))
     directions = t["d.W_dec"]
-    if card["norm"]:
+    if norm:  # what was taken out of h are latents of their own: its scale, along b_dec, and its mean
         axis = b_dec / b_dec.norm() if b_dec.any() else torch.eye(len(b_dec)).to(b_dec)[0]
-        rows = [axis] + [torch.full_like(b_dec, 1 / root)] * len(extra)
-        codes = torch.cat([codes, unit * b_dec.norm(), *extra], -1)
+        rows = [axis] + [torch.full_like(b_dec, 1 / root)] * len(means)
+        codes = torch.cat([codes, unit * b_dec.norm(), *means], -1)
         directions = torch.cat([directions, torch.stack(rows)])
     return codes, directions
 
 
 def _activated(card, t, pre):
-    if card["kind"] == "topk":
+    """Latent activations from what they are before it, by the kind of autoencoder."""
+    kind = card["kind"]
+    if kind == "topk":
         values, indices = pre.topk(card["k"], dim=-1)
         values = values.relu() * t["d.gain"][indices] if "d.gain" in t else values.relu()
         return torch.zeros_like(pre).scatter(-1, indices, values)
-    if card["kind"] == "jumprelu":
+    if kind == "jumprelu":
         return pre * (pre > t["d.threshold"].clamp_min(0))
-    if card["kind"] == "gated":
+    if kind == "gated":
         return (pre + t["d.b_gate"] > 0) * (t["d.r_mag"].exp() * pre + t["d.b_mag"]).relu()
-    return pre.relu()
+    if kind == "relu":
+        return pre.relu()
+    raise ValueError(f"unknown kind of dictionary {kind!r}")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
+from sae_core.dictionaries.kinds import CENTRED, NORMALISATIONS, SAES
+from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed
 from sae_core.dictionaries.saes import SAE, TopKSAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, write_json, write_tensors
@@ -25,8 +26,6 @@ from sae_core.formats.unit_norm import Raw, convert
 from sae_core.sites import Site, Stream
 
 log = logging.getLogger(__name__)
-CENTRED = "center_writing_weights"
-"""TransformerLens' name of the one way to load a model that changes activations at a site (see `Centred`)."""
 _SAME_ACTIVATIONS = frozenset(
     "center_writing_weights fold_ln fold_value_biases center_unembed refactor_factored_attn_matrices "
     "dtype torch_dtype device device_map n_devices move_to_device trust_remote_code attn_implementation "
@@ -160,7 +159,7 @@ def _sae_lens(source: Source) -> Foreign:
     kind = "topk" if activation == "topk" else card.get("architecture") or "standard"
     if not card.get("architecture") and activation == "relu" and "k" in card:  # as a ReLU it would be wrong in silence
         raise UserError("its card gives a k but no architecture; expected 'topk'")
-    _only("architecture", kind, "standard", "topk", "gated", "jumprelu", "batchtopk", "matryoshka_batchtopk")
+    _only("architecture", kind, *(ours.sae_lens for ours in SAES), "batchtopk", "matryoshka_batchtopk")
     _only("activation_fn", activation, "relu", "topk")
     _only("reshape_activations", card.get("reshape_activations"), None, "none")
     _only("hook_head_index", about.get("hook_head_index", about.get("hook_point_head_index")), None)
@@ -202,15 +201,12 @@ def _finetuned(source: Source, W_dec: Tensor) -> Tensor:
 def _normalised(source: Source, sae: SAE) -> Dictionary:
     """The dictionary of activations, given the one of activations as SAELens normalises them."""
     kind = source.card.get("normalize_activations") or "none"
-    _only(
-        "normalize_activations", kind, "none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", True
-    )
+    by_token = {ours.sae_lens: ours.type for ours in NORMALISATIONS}
+    _only("normalize_activations", kind, *by_token, "expected_average_only_in", True)
     if kind == "none":
         return sae
-    if kind == "layer_norm":
-        return LayerNormed(sae)
-    if kind == "constant_norm_rescale":
-        return NormRescaled(sae)
+    if kind in by_token:
+        return by_token[kind](sae)
     scaler = source.folder / "activation_scaler.json"
     scale = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
     if not isinstance(scale, (int, float)) or not scale > 0:

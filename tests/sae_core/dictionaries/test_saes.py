@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import generator
-from random_saes import D_IN, KINDS, N_LATENTS, K, normal, random_sae
+from random_saes import D_IN, KINDS, N_LATENTS, K, normal, random_sae, untrained
 from tiny import user_error
 
 from sae_core.dictionaries import saes
@@ -121,7 +121,7 @@ def test_k_must_fit(k):
 @pytest.mark.parametrize("kind", KINDS)
 def test_initial_weights_depend_on_the_generator_alone(kind):
     before = torch.get_rng_state()
-    a, b, c = (KINDS[kind](D_IN, N_LATENTS, generator=generator(seed)) for seed in (0, 0, 1))
+    a, b, c = (untrained(kind, seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.W_dec, c.W_dec)
     assert torch.equal(torch.get_rng_state(), before)
@@ -129,7 +129,7 @@ def test_initial_weights_depend_on_the_generator_alone(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoders_begin_along_the_directions(kind):
-    sae = KINDS[kind](D_IN, N_LATENTS, generator=generator())
+    sae = untrained(kind)
     assert torch.allclose(torch.cosine_similarity(sae.W_enc.T, sae.W_dec), torch.ones(N_LATENTS), atol=1e-6)
     assert (sae.W_dec.norm(dim=-1) - 1).abs().max() < 1e-6
     assert not sae.b_enc.any() and not sae.b_dec.any()
