@@ -17,6 +17,7 @@ from torch import Tensor
 
 from editing.interventions.masks import Mask, where
 from editing.interventions.patch import ActivationPatch, codes
+from editing.metrics import kl_from_log_probs
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import Intervention, LanguageModel
@@ -235,7 +236,7 @@ class _Chunk:
             log_probs = self.model.unembed(rows).log_softmax(-1)
             clean, edited = log_probs[:1], log_probs[1:]
             nll.append(-log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0])
-            kl.append((clean.exp() * (clean - edited)).sum(-1))
+            kl.append(kl_from_log_probs(clean, edited))
         return torch.cat(nll, -1).double().cpu(), torch.cat(kl, -1).double().cpu()
 
     def most_hurt(

@@ -14,8 +14,14 @@ def kl_divergence(
     clean: Float[Tensor, "*batch vocab"], edited: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
     """KL(clean || edited) = sum_v p_clean (log p_clean - log p_edited), in nats, from logits."""
-    p, q = clean.log_softmax(-1), edited.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    return kl_from_log_probs(clean.log_softmax(-1), edited.log_softmax(-1))
+
+
+def kl_from_log_probs(
+    clean: Float[Tensor, "*#batch vocab"], edited: Float[Tensor, "*#batch vocab"]
+) -> Float[Tensor, "*batch"]:
+    """`kl_divergence` where both are log probabilities already; their leading dimensions broadcast."""
+    return (clean.exp() * (clean - edited)).sum(-1)
 
 
 def logit_difference(
@@ -30,10 +36,38 @@ def auroc(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
 
     Raises `ValueError` unless both classes are there.
     """
-    if not positive.any() or positive.all():
+    return aurocs(scores[None], positive).item()
+
+
+def aurocs(scores: Float[Tensor, "trials n"], positive: Bool[Tensor, "n"]) -> Float[Tensor, "trials"]:
+    """`auroc` of every row: (R - n_+ (n_+ + 1) / 2) / (n_+ n_-), R the sum of the positives' ranks (Mann-Whitney).
+
+    In float64 on the CPU; ties get the mean of their ranks.
+    """
+    from scipy.stats import rankdata  # slow to import
+
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
         raise ValueError("AUROC needs cases of both classes")
-    difference = scores[positive][:, None] - scores[~positive][None]
-    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+    ranks = torch.from_numpy(rankdata(scores.detach().cpu().numpy(), axis=-1))
+    above = ranks[:, positive.cpu()].sum(-1) - n_positive * (n_positive + 1) / 2
+    return above / (n_positive * n_negative)
+
+
+def weighted_aurocs(
+    scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"], weights: Float[Tensor, "resamples n"]
+) -> Float[Tensor, "resamples"]:
+    """AUROC with weighted cases, for each row of weights; NaN where a class has no weight.
+
+        sum_ij w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (sum_i w_i  sum_j w_j),    i positive, j negative
+
+    Computed for all rows at once, where scikit-learn would sort anew for each.
+    """
+    difference = scores[positive][:, None].double() - scores[~positive].double()
+    above = (difference > 0).double() + 0.5 * (difference == 0).double()
+    ours, theirs = weights[:, positive], weights[:, ~positive]
+    area = ((ours @ above) * theirs).sum(1) / (ours.sum(1) * theirs.sum(1))
+    return area.clamp(0, 1)  # rounding
 
 
 def resampled(
@@ -54,8 +88,8 @@ def resampled(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
     weights = np.zeros((n, len(labels)))
-    for times, own in zip(drawn.T, members.values(), strict=True):
-        weights[:, own] = rng.multinomial(times * len(own), np.full(len(own), 1 / len(own)))
+    for times, group in zip(drawn.T, members.values(), strict=True):
+        weights[:, group] = rng.multinomial(times * len(group), np.full(len(group), 1 / len(group)))
     return torch.from_numpy(weights / weights.sum(1, keepdims=True))
 
 

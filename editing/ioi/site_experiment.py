@@ -15,7 +15,7 @@ from editing.engine.batching import budget_on, rows_at_once
 from editing.engine.resumed_run import Change, Upward, adds
 from editing.engine.suffix_run import tail_of
 from editing.ioi.feature_sets import KL, Patching
-from editing.metrics import logit_difference
+from editing.metrics import kl_from_log_probs, logit_difference
 from editing.tasks.pairs import Place, PromptPairs, at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -39,8 +39,8 @@ class Answers:
     ) -> Float[Tensor, "rows 4"]:
         """KL(clean || patched), logit difference and probability of the answer, and the size of the edit."""
         answer, foil = self.answer[prompts], self.foil[prompts]
-        clean, patched = self.clean[prompts], logits.log_softmax(-1)
-        kl = (clean.exp() * (clean - patched)).sum(-1)
+        patched = logits.log_softmax(-1)
+        kl = kl_from_log_probs(self.clean[prompts], patched)
         probability = patched.gather(-1, answer[:, None])[:, 0].exp()
         return torch.stack([kl, logit_difference(patched, answer, foil), probability, sizes], dim=-1)
 

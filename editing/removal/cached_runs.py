@@ -20,7 +20,7 @@ from editing.interventions.compose import unscaled
 from editing.interventions.edit_size import Measured
 from editing.interventions.patch import FeaturePatch
 from editing.loss_recovered import LOGITS_AT_ONCE
-from editing.metrics import interval, resampled
+from editing.metrics import interval, kl_from_log_probs, resampled
 from editing.removal.two_class_prompts import Contrast
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
@@ -184,7 +184,7 @@ class Elsewhere:
         for rows in self._few(final[self.counted]):
             part = slice(done, done := done + len(rows))
             edited, clean = self.model.unembed(rows).log_softmax(-1), self._clean(part)
-            kl.append((clean.exp() * (clean - edited)).sum(-1))
+            kl.append(kl_from_log_probs(clean, edited))
             rise.append((clean - edited).gather(-1, self._next[part, None])[:, 0])
         return torch.cat(kl).double().cpu(), (torch.cat(rise) * self._asked).double().cpu()
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.metrics import auroc, interval, resampled
+from editing.metrics import auroc, aurocs, interval, resampled, weighted_aurocs
 from editing.tasks.pairs import OwnScore, PromptPairs, end_logits, wilson_interval
 from editing.tasks.pronouns import PronounPrompts
 from sae_core.model.language_model import LanguageModel
@@ -109,8 +109,8 @@ class Contrast:
 
     def told_apart(self, scores: Float[Tensor, "trials batch"]) -> Float[Tensor, "trials"]:
         """How far the classes are from being alike: |AUROC - 0.5| over all, plus the same within groups."""
-        within = [_aurocs(scores[:, part], self.positive[part]) - 0.5 for part in self._mixed()]
-        return (_aurocs(scores, self.positive) - 0.5).abs() + torch.stack(within).abs().mean(0)
+        within = [aurocs(scores[:, part], self.positive[part]) - 0.5 for part in self._mixed()]
+        return (aurocs(scores, self.positive) - 0.5).abs() + torch.stack(within).abs().mean(0)
 
     def _mixed(self) -> list[Bool[Tensor, "batch"]]:
         """The groups that have three prompts of each class; all prompts as one where no group has."""
@@ -169,9 +169,9 @@ class Contrast:
         resample, by as much as chance adds, and quantiles would lie above the estimate. In a resample only the groups
         count that have both classes there.
         """
-        pooled = span(_weighted_auroc(scores, self.positive, weights))
+        pooled = span(weighted_aurocs(scores, self.positive, weights))
         parts = [(scores[part], self.positive[part], weights[:, part]) for part in self._mixed()]
-        drawn = 0.5 + torch.stack([(_weighted_auroc(*part) - 0.5).abs() for part in parts]).nanmean(0)
+        drawn = 0.5 + torch.stack([(weighted_aurocs(*part) - 0.5).abs() for part in parts]).nanmean(0)
         estimate = self.within(scores)
         high, low = (min(1.0, max(0.5, 2 * estimate - end)) for end in span(drawn))
         return pooled, (min(low, estimate), max(high, estimate))
@@ -181,7 +181,7 @@ class Contrast:
     ) -> tuple[float, Span]:
         """The mean of the AUROCs in some parts, whose scores are not comparable with each other; and its interval."""
         mean = sum(auroc(scores[part], self.positive[part]) for part in parts) / len(parts)
-        drawn = [_weighted_auroc(scores[part], self.positive[part], weights[:, part]) for part in parts]
+        drawn = [weighted_aurocs(scores[part], self.positive[part], weights[:, part]) for part in parts]
         return mean, span(torch.stack(drawn).nanmean(0))
 
 
@@ -194,26 +194,6 @@ def span(drawn: Float[Tensor, "resamples"]) -> Span:
         return 0.0, 1.0
     low, high = interval(drawn[~drawn.isnan()]).tolist()
     return low, high
-
-
-def _aurocs(scores: Float[Tensor, "trials batch"], positive: Bool[Tensor, "batch"]) -> Float[Tensor, "trials"]:
-    """`auroc` of every row."""
-    ahead, behind = scores[:, positive, None], scores[:, None, ~positive]
-    return ((ahead > behind).double() + 0.5 * (ahead == behind).double()).mean((1, 2))
-
-
-def _weighted_auroc(
-    scores: Float[Tensor, "batch"], positive: Bool[Tensor, "batch"], weights: Weights
-) -> Float[Tensor, "resamples"]:
-    """AUROC with weighted cases, per row of weights; NaN where a class has none.
-
-    sum_ij w_i w_j [s_i > s_j] / (sum_i w_i sum_j w_j),  i positive, j negative
-    """
-    ahead, behind = scores[positive][:, None].double(), scores[~positive][None].double()
-    above = (ahead > behind).double() + 0.5 * (ahead == behind).double()
-    ours, theirs = weights[:, positive], weights[:, ~positive]
-    found = ((ours @ above) * theirs).sum(1) / (ours.sum(1) * theirs.sum(1))
-    return found.clamp(0, 1)  # rounding
 
 
 def model_score(model: LanguageModel, prompts: Contrast) -> tuple[OwnScore, float]:
