@@ -29,7 +29,7 @@ def dot_source(graph: FeatureGraph) -> str:
             row.attr(rank="same")
             row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
             for node in nodes:
-                row.node(_name(node.id), label=graphviz.escape(_label(node)), **_node_look(node, graph.target))
+                row.node(_name(node.id), label=_literal(_label(node)), **_node_look(node, graph.target))
     for below, above in pairwise(rows):
         dot.edge(f"row {below}", f"row {above}", style="invis")
     for edge in graph.edges:
@@ -40,9 +40,18 @@ def dot_source(graph: FeatureGraph) -> str:
     return dot.source
 
 
+def _literal(text: str) -> str:
+    r"""`text` as labels and tooltips show it letter by letter.
+
+    In DOT a backslash begins an escape (`\N` is the node's name) or, as the last letter, keeps the string open, and
+    HTML entities are read in plain labels too.
+    """
+    return graphviz.escape(text.replace("&", "&amp;"))
+
+
 def _name(id: NodeId) -> str:
-    """A node's name in DOT, where a colon would begin a port."""
-    return str(id).replace(":", "")
+    """A node's name in DOT, where a colon would begin a port, and a backslash at the end keep the string open."""
+    return graphviz.escape(str(id).replace(":", ""))
 
 
 def _height(id: NodeId) -> tuple[int, int]:
@@ -71,7 +80,7 @@ _NODE = {
 }
 _LEGEND_LINES = (
     (SUPPORTS, "blue: the cause supports the target"),
-    (SUPPRESSES, "red: the cause holds the target down"),
+    (SUPPRESSES, "red: the cause inhibits the target"),
     ("#555555", "number: share of the target lost"),
     ("#555555", "when the cause is ablated; darker is stronger"),
 )
@@ -92,9 +101,9 @@ def _legend(graph: FeatureGraph) -> str:
 
 def _label(node: Node) -> str:
     if isinstance(node.id, ErrorTerm):
-        return f"error\n{node.id.site}"
+        return f"error term\n{node.id.site}"
     if isinstance(node.id, Readout):
-        return str(node.id)
+        return _shown(str(node.id))
     lines = [str(node.id)] + [_short(node.name, 26)] * bool(node.name)
     if node.responds_to:
         lines.append("on: " + "  ".join(_short(word) for word in node.responds_to))
@@ -103,10 +112,13 @@ def _label(node: Node) -> str:
     return "\n".join(lines)
 
 
-def _short(word: str, most: int = 14) -> str:
-    word = word.replace("\n", "\\n")
-    word = word if len(word) <= most else word[: most - 1] + "…"
-    return word.replace("&", "&amp;")  # Graphviz reads HTML entities in plain labels too
+def _shown(token: str) -> str:
+    return token.replace("\n", "\\n")
+
+
+def _short(token: str, most: int = 14) -> str:
+    text = _shown(token)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _node_look(node: Node, target: NodeId) -> dict[str, str]:
@@ -129,6 +141,7 @@ def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
     stroke = {} if edge.solid and edge.certified else {"style": "dotted" if edge.solid else "dashed"}
     if not edge.solid:
         alpha = min(alpha, 90)
+    counts = f"active on {edge.n_active} of {edge.n_examples}"
     return stroke | {
         "color": f"{colour}{alpha:02x}",
         "fontcolor": f"{colour}{max(alpha, 150):02x}",
@@ -136,7 +149,7 @@ def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
         "label": f" {edge.effect:+.2f}",
         "fontsize": "10",
         "fontname": "Helvetica",
-        "tooltip": f"{edge.cause} to {edge.target}: {edge.effect:+.3f}, active on {edge.n_active} of {edge.n_examples}",
+        "tooltip": _literal(f"{edge.cause} to {_shown(str(edge.target))}: {edge.effect:+.3f}, {counts}"),
     }
 
 

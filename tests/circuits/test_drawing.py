@@ -166,6 +166,19 @@ def svg_text(picture: bytes) -> str:
     return "\n".join(root.itertext())
 
 
+@pytest.mark.parametrize("word", (*ODD, "x\\", "\\\\", '\\"', "\\L\\E", ":", "a:b:c"), ids=ascii)
+def test_the_logit_of_any_token_can_be_a_target(without_dot, word):
+    """A token that ends in a backslash used to leave DOT's string open, and no picture was made."""
+    logit = Readout(f"{word} - {word}")
+    edges = (replace(edge("3_7", "3_7", 0.3), target=logit), replace(edge("2_1", "3_7", -0.3), target=logit))
+    source = dot_source(FeatureGraph(logit, (Node(logit), node("3_7"), node("2_1")), edges))
+    drawn = pygraphviz.AGraph(string=source)
+    names = {str(name) for name in drawn.nodes() if not str(name).startswith(("row", "legend"))}
+    assert len(names) == 3 and {str(target) for cause, target in drawn.edges() if cause in ("3_7", "2_1")} <= names
+    shown = str(logit).replace("\n", "\\n")
+    assert shown in svg_text(render(source, "svg")).replace("\xa0", " ")
+
+
 @pytest.mark.parametrize("word", ODD, ids=ascii)
 def test_any_token_can_be_drawn(without_dot, word):
     text = svg_text(render(dot_source(example((word, f"x{word}y"))), "svg"))
