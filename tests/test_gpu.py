@@ -17,8 +17,10 @@ from editing.ioi.feature_selection import SELECTORS, SelectionConfig
 from editing.ioi.joint_experiment import JointExperiment
 from editing.ioi.site_experiment import PatchExperiment
 from editing.loss_recovered import Splice
-from editing.steering.dose_response import DoseConfig, dose_response
-from editing.steering.steer import Mode, read_features
+from editing.steering.dose_response import dose_response
+from editing.steering.edits import Mode, Steering
+from editing.steering.feature_text import read_features
+from editing.steering.held_out import DoseConfig
 from editing.tasks.ioi import Corruption, IOITask, Role
 from sae_core.data.text import Text
 from sae_core.dictionaries import sparse
@@ -170,9 +172,9 @@ def test_dose_and_response_are_those_of_a_cpu(storybooks):
         site = Site(3)
         saes = {site: random_topk(128, 64, 16).to(device)}
         contexts = Text("storybook", 32, True, 12 * 32).contexts(model)
-        texts = [read_features(model, saes, [FeatureId(site, 5)], part) for part in contexts.split(6)]
+        text, held = (read_features(model, saes, [FeatureId(site, 5)], part) for part in contexts.split(6))
         config = DoseConfig(contexts=6, random_draws=1)
-        *_, found = dose_response(model, saes, *texts, Mode.CLAMP, (0.5, 1.0), config)
-        doses[device] = torch.tensor([[dose.logit.mean, dose.kl.mean, dose.edit_size] for dose in found.doses])
+        found = dose_response(model, Steering(saes, text, Mode.CLAMP), (0.5, 1.0), held, config)
+        doses[device] = torch.tensor([[dose.logit.value, dose.kl.value, dose.edit_size] for dose in found.doses])
     assert len(doses["cpu"]) == 6
     same(doses["cpu"], doses["cuda"])

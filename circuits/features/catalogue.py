@@ -26,11 +26,12 @@ from circuits.features.explanations import (
     table_scores,
     token_tables,
 )
-from circuits.features.geometry import nearest, written
+from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.statistics import AFTER, BEFORE, Chunks, Tally, activations, tally
-from editing.steering.steer import check_features
+from editing.interventions.add_direction import written
+from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -146,7 +147,7 @@ class Catalogue:
         features = list(features)
         if not features:
             return
-        check_features(self.dictionaries, features)
+        check_known_features(self.dictionaries, features)
         for feature in features:
             if not self.tally.sites[feature.site].active[feature.index]:
                 raise UserError(

@@ -1,7 +1,6 @@
-"""Directions of features: which lie near each other, what they write into the residual, and the neurons' axes."""
+"""Directions of features: which lie near each other, and the neurons' axes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from sae_core.dictionaries.baselines import Rectified
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
 _NEAR = 3
@@ -37,29 +35,6 @@ def nearest(
         best = cosine.topk(min(n, len(cosine) - (site == feature.site)))
         found += [(FeatureId(site, i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return tuple(sorted(found, key=lambda pair: -pair[1]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Add:
-    """Something of its own added to each row."""
-
-    site: Site
-    rows: Float[Tensor, "rows d_in"]
-
-    def __call__(self, h: Float[Tensor, "rows pos d_in"]) -> Float[Tensor, "rows pos d_in"]:
-        return h + self.rows[:, None]
-
-
-@torch.no_grad()
-def written(model: LanguageModel, site: Site, directions: Float[Tensor, "k d_in"]) -> Float[Tensor, "k d_model"]:
-    """What directions at a site add to the residual: themselves, or from the MLP's hidden layer, d W_out."""
-    if site.stream is not Stream.MLP_HIDDEN:
-        return directions
-    out = Site(site.layer, Stream.MLP_OUT)
-    tokens = torch.zeros(len(directions), 1, dtype=torch.long)
-    with model.hooks(_Add(site, directions)):
-        moved = model.record(tokens, [out])[out]
-    return (moved - model.record(tokens[:1], [out])[out])[:, 0]
 
 
 def coordinates(directions: Float[Tensor, "n_latents d_in"]) -> Rectified:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.interventions.masks import Mask, check_width, ended, reach, where
-from sae_core.sites import Site
+from sae_core.model.language_model import LanguageModel
+from sae_core.sites import Site, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +32,15 @@ class AddDirection:
     def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
         """The positions of this pass that it may write to."""
         return reach(self.mask, h, self.direction if self.direction.ndim == 3 else None)
+
+
+@torch.no_grad()
+def written(model: LanguageModel, site: Site, directions: Float[Tensor, "k d_in"]) -> Float[Tensor, "k d_model"]:
+    """What directions at a site add to the residual: themselves, or from the MLP's hidden layer, d W_out."""
+    if site.stream is not Stream.MLP_HIDDEN:
+        return directions
+    out = Site(site.layer, Stream.MLP_OUT)
+    tokens = torch.zeros(len(directions), 1, dtype=torch.long)
+    with model.hooks(AddDirection(site, directions[:, None])):
+        moved = model.record(tokens, [out])[out]
+    return (moved - model.record(tokens[:1], [out])[out])[:, 0]

@@ -36,7 +36,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank features`."""
-    from editing.steering.steer import check_features
+    from editing.steering.feature_text import check_known_features
     from sae_core.errors import UserError
     from sae_core.sites import FeatureId
     from sae_core.storage import load_set
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     if features or site:  # before anything slow
         dictionaries = load_set(options.dir).dictionaries
         if features:
-            check_features(dictionaries, features)
+            check_known_features(dictionaries, features)
         elif site not in dictionaries:
             raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, sorted(dictionaries)))}")
     features_into(*open_set(options), features, site, options, argv=vars(options))

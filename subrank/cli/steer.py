@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +11,14 @@ from subrank.cli.arguments import at_least
 from subrank.cli.parsers import Verbs
 from subrank.cli.results import save_result
 from subrank.cli.sets import open_set
-from subrank.cli.terminal import last_of, say
+from subrank.cli.terminal import report, say
 
 if TYPE_CHECKING:
     import torch
 
+    from editing.steering.continuations import Continuation
     from editing.steering.dose_response import DoseResponse
-    from editing.steering.steer import Continuation, Mode
+    from editing.steering.edits import Mode
     from sae_core.dictionaries.dictionary import Dictionary
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import FeatureId, Site
@@ -49,8 +49,10 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank steer`."""
-    from editing.steering.dose_response import DoseConfig
-    from editing.steering.steer import Mode, check_features
+    from editing.steering.continuations import Writing
+    from editing.steering.edits import Mode
+    from editing.steering.feature_text import check_known_features
+    from editing.steering.held_out import DoseConfig
     from sae_core.errors import UserError
     from sae_core.model.generation import Sampling, check_room
     from sae_core.sites import FeatureId
@@ -65,14 +67,14 @@ def run(options: argparse.Namespace) -> None:
     if not all(prompt.strip() for prompt in options.prompt or ()):
         raise UserError("--prompt is empty; give at least one word")
     if features:
-        check_features(load_set(options.dir).dictionaries, features)  # before anything slow
+        check_known_features(load_set(options.dir).dictionaries, features)  # before anything slow
     opened = open_set(options)
     _, model, found, *_ = opened
     prompts = prompts_of(model, options.prompt, prepend_bos=found.text.prepend_bos)
     if prompts:
         check_room(model, prompts, options.tokens)
     config = DoseConfig(contexts=options.contexts, seed=options.seed)
-    writing = {"n_new": options.tokens, "seed": options.seed, "sampling": sampling}
+    writing = Writing(options.tokens, options.seed, sampling)
     steer_into(*opened, features, mode, strengths, prompts, config, writing, argv=vars(options))
 
 
@@ -80,8 +82,11 @@ def steer_into(
     out: Path, model, found, contexts, measured, features, mode, strengths, prompts, config, writing, *, argv
 ) -> "DoseResponse":
     """Steer; write `result.json` and `steer.html`. Features and prompts are chosen where there are none."""
+    from editing.steering.continuations import continuations, example_prompts
     from editing.steering.dose_response import dose_response
-    from editing.steering.steer import check_active, continuations, example_prompts, read_features
+    from editing.steering.edits import Steering
+    from editing.steering.feature_text import read_features
+    from sae_core.codec import to_plain
     from sae_core.data.text import held_out
     from subrank.pages.page import dictionaries_section, write_page
     from subrank.pages.steering import described, steering_section
@@ -91,15 +96,15 @@ def steer_into(
     features = features or [default_feature(model, dictionaries, reading)]
     say(f"reading {', '.join(map(str, features))} on {len(reading)} contexts")
     text = read_features(model, dictionaries, features, reading)
-    check_active(text)
+    steering = Steering(dictionaries, text, mode)
     held = read_features(model, dictionaries, features, measuring)
     prompts = prompts or example_prompts(model, held if held.active.any() else text, mode)
-    texts = continuations(model, dictionaries, text, prompts, mode, strengths, **writing)
-    response = last_of(dose_response(model, dictionaries, text, held, mode, strengths, config))
+    texts = continuations(model, steering, strengths, prompts, writing)
+    response = dose_response(model, steering, strengths, held, config, report)
     for line in described(response):
         say(line)
     show(texts, colour=colourful())
-    numbers = {"texts": [asdict(one) for one in texts], "dose_response": asdict(response)}
+    numbers = to_plain({"texts": texts, "dose_response": response})
     save_result(out, {"dictionaries": measured.to_json()} | numbers, model, argv)
     title = f"Steering {', '.join(response.features)}"
     write_page(out / "steer.html", title, steering_section(response, texts) + dictionaries_section(measured))
@@ -111,7 +116,7 @@ def strengths_of(mode: "Mode", given: Sequence[str] | None) -> tuple[float, ...]
     """The strengths asked for, or those that the mode has by default."""
     import math
 
-    from editing.steering.steer import DEFAULT_STRENGTHS, Mode
+    from editing.steering.edits import DEFAULT_STRENGTHS, Mode
     from sae_core.errors import UserError
 
     if given is None:

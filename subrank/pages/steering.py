@@ -6,8 +6,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from editing.ioi.figure import styled
-from editing.steering.dose_response import Along, DoseResponse, Estimate
-from editing.steering.steer import Continuation, Mode
+from editing.steering.continuations import Continuation
+from editing.steering.dose_response import Along, DoseResponse
+from editing.steering.edits import Mode
+from sae_core.estimate import Estimate
 from subrank.pages.page import plot, table
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def _doses(response: DoseResponse) -> str:
 def _interval(estimate: Estimate | None, form: str) -> str:
     if estimate is None:
         return "–"
-    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return format(estimate, form)
 
 
 def steering_figure(response: DoseResponse) -> "Figure":
@@ -112,12 +114,12 @@ def steering_figure(response: DoseResponse) -> "Figure":
             figure.add_trace(
                 Scatter(
                     x=[strength for strength, _ in shown],
-                    y=[value.mean for _, value in shown],
+                    y=[value.value for _, value in shown],
                     error_y={
                         "type": "data",
                         "symmetric": False,
-                        "array": [value.high - value.mean for _, value in shown],
-                        "arrayminus": [value.mean - value.low for _, value in shown],
+                        "array": [value.high - value.value for _, value in shown],
+                        "arrayminus": [value.value - value.low for _, value in shown],
                         "thickness": 1,
                     },
                     name=method,

@@ -30,7 +30,7 @@ from editing.interventions.patch import (
     splice_with_error,
 )
 from editing.loss_recovered import Splice
-from editing.steering.steer import Redirected
+from editing.steering.edits import Redirected
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import Intervention, pad
 from sae_core.sites import Site
@@ -285,7 +285,7 @@ def test_gradients_flow_to_the_activation_and_to_what_an_edit_is_made_of(name):
         for field in fields(edit)
         if isinstance(getattr(edit, field.name), torch.Tensor)
         and getattr(edit, field.name).is_floating_point()
-        and field.name != "own"  # of which only a sign is used
+        and field.name != "edit_direction"  # of which only a sign is used
     }
     few = h[:, :2].clone()  # of the positions, for speed; the rest stays
     given = [tensor.requires_grad_() for tensor in (few, *mine.values())]

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
-from editing.steering.dose_response import Along, Dose, DoseResponse, Estimate
-from editing.steering.steer import Continuation, Mode
+from editing.steering.continuations import Continuation
+from editing.steering.dose_response import Along, Dose, DoseResponse
+from editing.steering.edits import Mode
+from sae_core.estimate import Estimate
 from subrank.pages.steering import steering_figure, steering_section, texts_section
 
 NASTY = "<script>alert(1)</script>"
