@@ -1,4 +1,4 @@
-"""A dictionary for every layer, in one pass over the text: `python examples/01_train_dictionaries.py [OUT]`."""
+"""A dictionary for every layer, in one pass over the text: `python examples/01_train_dictionaries.py [OUT [SEED]]`."""
 
 import sys
 from pathlib import Path
@@ -12,11 +12,12 @@ from sae_core.training.loop import TrainConfig, start, train
 from sae_core.training.objectives import TopK
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")
+seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 model = load_model("storybook")
 text = Text("storybook", n_ctx=128, prepend_bos=True, max_tokens=60_000)
 training, measuring = held_out(text.contexts(model))
 
-config = TrainConfig(TopK(k=16), tokens=50_000, batch=512, lr=3e-3)
+config = TrainConfig(TopK(k=16), tokens=50_000, batch=512, lr=3e-3, seed=seed)
 stream = ActivationStream(model, training, tuple(model.sites()), config.seed, config.batch)
 state = start(stream, config)
 for step in train(stream, state):

@@ -1,4 +1,6 @@
-"""Several architectures and sparsities from one pass of the model: `python examples/05_train_a_sweep.py`."""
+"""Several architectures and sparsities from one pass of the model: `python examples/05_train_a_sweep.py [OUT [SEED]]`."""
+
+import sys
 
 from sae_core.data.activations import ActivationStream
 from sae_core.data.text import Text, held_out
@@ -9,12 +11,13 @@ from sae_core.training.loop import TrainConfig, start, train
 from sae_core.training.objectives import BatchTopK, Matryoshka, TopK
 from sae_core.training.run import calibrate_thresholds
 
+seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 model, site = load_model("storybook"), Site(2)
 training, measuring = held_out(Text("storybook", 128, True, max_tokens=60_000).contexts(model))
 
 recipes = [TopK(k=8), TopK(k=16), TopK(k=32), BatchTopK(k=16), Matryoshka(k=16)]
-configs = [TrainConfig(recipe, tokens=60_000, batch=512, lr=3e-3) for recipe in recipes]
-stream = ActivationStream(model, training, (site,), seed=0, batch=512)
+configs = [TrainConfig(recipe, tokens=60_000, batch=512, lr=3e-3, seed=seed) for recipe in recipes]
+stream = ActivationStream(model, training, (site,), seed=seed, batch=512)
 state = start(stream, *configs)  # one stream of activations feeds all members
 for _ in train(stream, state):
     pass

@@ -1,7 +1,8 @@
 """Every example runs, and its assertions hold; so does the Python of the README."""
 
+import importlib
 import re
-import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,31 +10,30 @@ from planted import unchecked
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+pytest.register_assert_rewrite(*(path.stem for path in EXAMPLES))
+pytestmark = pytest.mark.slow
+
+TRAINS = ("01", "05")
+"""Examples that train, and take a seed as their last argument."""
 
 
-@pytest.fixture(scope="session")
-def example_set(tmp_path_factory) -> Path:
-    """What the first example writes and the others read."""
-    folder = tmp_path_factory.mktemp("examples") / "set"
-    run(EXAMPLES[0], folder)
-    return folder
-
-
-def run(path: Path, *arguments: Path) -> None:
+def run(path: Path, *arguments: Path | int) -> None:
+    """Import an example as if it were run with these arguments; a failed assertion shows its values."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [str(path), *map(str, arguments)])
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.syspath_prepend(path.parent)
+        patch.delitem(sys.modules, path.stem, raising=False)
         with unchecked():  # every part of them is checked in tests of its own
-            runpy.run_path(str(path), run_name="__main__")
+            importlib.import_module(path.stem)
 
 
-def test_the_first_example_leaves_a_set(example_set):
-    assert EXAMPLES[0].name.startswith("01_") and (example_set / "set.json").is_file()
-
-
-@pytest.mark.parametrize("path", EXAMPLES[1:], ids=lambda path: path.stem)
-def test_example(path, example_set, tmp_path):
-    given = example_set / "resid_post.2" if "someone" in path.stem else example_set
-    run(path, given, tmp_path)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, trained_set, training_seed, tmp_path):
+    number = path.stem[:2]
+    if number in TRAINS:
+        run(path, tmp_path, training_seed)
+    else:
+        run(path, trained_set / "resid_post.2" if number == "06" else trained_set, tmp_path)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL, TEXT = SHARED / "models" / "stories260k", SHARED / "data" / "tinystories.jsonl"
 
 pytestmark = [
-    pytest.mark.shared,
+    pytest.mark.real,
     pytest.mark.skipif(
         not (MODEL.is_dir() and TEXT.is_file()), reason=f"needs {MODEL.name} and {TEXT.name} in ../shared"
     ),

@@ -433,7 +433,7 @@ def test_a_single_context_serves_for_both():
     assert torch.equal(training, contexts) and torch.equal(held, contexts)
 
 
-@pytest.mark.shared
+@pytest.mark.real
 def test_a_real_page_reads(model):
     page = SHARED / "DESIGN.md"
     if not page.is_file():
