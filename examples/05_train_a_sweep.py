@@ -1,4 +1,4 @@
-"""Several architectures and sparsities from one pass of the model: `python examples/05_train_a_sweep.py [OUT [SEED]]`."""
+"""Several kinds of dictionary from one pass of the model: `python examples/05_train_a_sweep.py [OUT [SEED]]`."""
 
 import sys
 
