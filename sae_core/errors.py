@@ -11,10 +11,15 @@ class UserError(ValueError):
     """What was wrong, what was expected, and the way out, in one line; the command exits with status 2."""
 
 
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """`; did you mean a or b?` where known names are near `name`, else an empty text."""
+    near = get_close_matches(str(name), [str(each) for each in known], n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def no_such(what: str, name: object, known: Iterable[object]) -> UserError:
     """The error for a name that there is not, with the nearest right ones: raise it."""
     names = [str(each) for each in known]
-    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    listed = f"; there are {', '.join(names)}" if names and (len(names) <= LISTED or not near) else ""
+    meant = did_you_mean(name, names)
+    listed = f"; there are {', '.join(names)}" if names and (len(names) <= LISTED or not meant) else ""
     return UserError(f"no {what} {str(name)!r}{meant or listed}")

@@ -1,9 +1,10 @@
 """Names: where activations are read and written (`Site`) and which latent is meant (`FeatureId`)."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sae_core.errors import UserError
+from sae_core.errors import UserError, did_you_mean
 
 
 class Stream(StrEnum):
@@ -40,7 +41,12 @@ class Site:
         """The site named by `str(site)`; raises `UserError` on any other text."""
         stream, _, layer = text.rpartition(".")
         if stream not in set(Stream) or not layer.isdecimal():
-            raise UserError(f"{text!r} is no site; sites read like 'resid_post.3', with one of {', '.join(Stream)}")
+            numbers = re.findall(r"\d+", text)
+            known = [f"{each}.{numbers[0]}" for each in Stream] if numbers else [*Stream]
+            raise UserError(
+                f"{text!r} is no site{did_you_mean(text, known)}; sites read like 'resid_post.3', "
+                f"with one of {', '.join(Stream)}"
+            )
         return cls(int(layer), Stream(stream))
 
 
@@ -64,5 +70,9 @@ class FeatureId:
         place, _, index = text.rpartition("_")
         stream, _, layer = place.rpartition(".")
         if not (index.isdecimal() and layer.isdecimal() and (stream or Stream.RESID_POST) in set(Stream)):
-            raise UserError(f"{text!r} is no feature; features read like '5_2079' or 'mlp_out.5_2079'")
+            numbers = re.findall(r"\d+", text)
+            known = [cls(Site(int(numbers[0]), each), int(numbers[1])) for each in Stream] if len(numbers) == 2 else []
+            raise UserError(
+                f"{text!r} is no feature{did_you_mean(text, known)}; features read like '5_2079' or 'mlp_out.5_2079'"
+            )
         return cls(Site(int(layer), Stream(stream or Stream.RESID_POST)), int(index))

@@ -18,8 +18,9 @@ from sae_core.dictionaries.normalised import Normed
 from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
-from sae_core.model.language_model import LanguageModel, hook_name
+from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
 from sae_core.training.loop import Member, TrainConfig, TrainState, check_finite, site_state
 

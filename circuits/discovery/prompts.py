@@ -13,7 +13,8 @@ from circuits.graph import Readout
 from editing.tasks.pairs import PromptPairs
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 from sae_core.sites import FeatureId, Site
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from circuits.features.explanations import Kind, spelled
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 from sae_core.sites import FeatureId
 
 LONGEST = 16

@@ -9,7 +9,8 @@ from editing.interventions.masks import Onward
 from editing.steering.edits import Mode, Steering
 from editing.steering.feature_text import FeatureText
 from sae_core.model.generation import Sampling, check_room, generate, pieces
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 
 SHORTEST_MATCH = 3
 """Fewer tokens in a row than this, shared by two texts, are a coincidence."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from editing.metrics import bootstrap, logit_difference
 from editing.tasks import names
 from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 
 PATIENCE = 500
 """Draws in a row that bring nothing new before a task has no more prompts to give."""

@@ -22,7 +22,8 @@ from torch import Tensor
 from editing.tasks import names
 from editing.tasks.pairs import PromptPairs, TextPair, answer_id, as_tokens, numbered
 from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 
 # Each name stands twice: where it is introduced, and as the subject of the sentence that needs the pronoun.
 OPENINGS = (

@@ -19,7 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel, hub_source
+from sae_core.model.hub import hub_source
+from sae_core.model.language_model import LanguageModel
 
 STORYBOOK_SEED = 2 * 10**6  # apart from the documents that the model was trained and measured on
 PIECE = 2**20

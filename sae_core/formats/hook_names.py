@@ -1,21 +1,33 @@
 """Where other people's dictionaries belong: their names of hook points, modules and folders, as sites."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from sae_core.errors import UserError
 from sae_core.sites import Site, Stream
 
+
+@dataclass(frozen=True)
+class _HookPoint:
+    """What TransformerLens calls a stream within its block."""
+
+    written: str
+    """In other tools' files, and in ours."""
+    bridge: str
+    """The hook point of a `TransformerBridge` at which activations are read and edited."""
+    others: tuple[str, ...] = ()
+    """Further names in files."""
+
+
 _POINTS = {
-    "hook_resid_post": Stream.RESID_POST,
-    "hook_out": Stream.RESID_POST,
-    "hook_mlp_out": Stream.MLP_OUT,
-    "mlp.hook_out": Stream.MLP_OUT,
-    "mlp.hook_post": Stream.MLP_HIDDEN,
-    "mlp.out.hook_in": Stream.MLP_HIDDEN,
-    "hook_attn_out": Stream.ATTN_OUT,
-    "attn.hook_out": Stream.ATTN_OUT,
+    Stream.RESID_POST: _HookPoint("hook_resid_post", "hook_out"),
+    Stream.MLP_OUT: _HookPoint("hook_mlp_out", "hook_mlp_out", ("mlp.hook_out",)),
+    Stream.MLP_HIDDEN: _HookPoint("mlp.hook_post", "mlp.out.hook_in"),
+    Stream.ATTN_OUT: _HookPoint("hook_attn_out", "hook_attn_out", ("attn.hook_out",)),
 }
+"""The outputs of MLP and attention are what is added to the residual, behind the norms that Gemma 2 has there."""
+_STREAMS = {name: stream for stream, p in _POINTS.items() for name in (p.written, p.bridge, *p.others)}
 _MODULES = {
     "": Stream.RESID_POST,
     ".mlp": Stream.MLP_OUT,
@@ -39,6 +51,16 @@ def _elsewhere(name: str) -> UserError:
     )
 
 
+def hook_name(site: Site) -> str:
+    """TransformerLens' name of a site, as other tools write it into their files; `site_of_hook` is the inverse."""
+    return f"blocks.{site.layer}.{_POINTS[site.stream].written}"
+
+
+def bridge_hook(site: Site) -> str:
+    """The key of a site in a `TransformerBridge`'s `hook_dict`."""
+    return f"blocks.{site.layer}.{_POINTS[site.stream].bridge}"
+
+
 def site_of_hook(name: str) -> Site:
     """The site that TransformerLens calls `name`; raises `UserError` where it is none of ours.
 
@@ -48,9 +70,9 @@ def site_of_hook(name: str) -> Site:
     layer, point = (int(match[1]), match[2]) if match else (0, "")
     if point in ("hook_resid_pre", "hook_in") and layer > 0:
         return Site(layer - 1)
-    if point not in _POINTS:
+    if point not in _STREAMS:
         raise _elsewhere(name)
-    return Site(layer, _POINTS[point])
+    return Site(layer, _STREAMS[point])
 
 
 def site_of_module(name: str) -> Site | None:

@@ -9,14 +9,37 @@ does not depend on the rows beside it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.padding import pad
 from sae_core.seeds import generator_for
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """What generation needs of a language model; `LanguageModel` is one."""
+
+    name: str
+    n_ctx: int
+    device: torch.device
+    special_ids: frozenset[int]
+    tokenizer: Any
+
+    def extend(self, tokens: Tensor, cache: "Cache", attended: Tensor, places: Tensor) -> Tensor:
+        """The residual after the last block for tokens that follow those in `cache`."""
+        ...
+
+    def unembed(self, h: Tensor) -> Tensor:
+        """Logits of final residuals."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], n_new: int, *, seed: int, sampling: Sampling | None = None
+    model: TextModel, prompts: Sequence[Sequence[int]], n_new: int, *, seed: int, sampling: Sampling | None = None
 ) -> list[list[int]]:
     """At most `n_new` tokens that go on from each prompt; fewer where a special token (the end) is drawn.
 
@@ -75,7 +98,7 @@ def generate(
     return texts
 
 
-def check_room(model: LanguageModel, prompts: Sequence[Sequence[int]], n_new: int) -> None:
+def check_room(model: TextModel, prompts: Sequence[Sequence[int]], n_new: int) -> None:
     """Raise `UserError` unless there are prompts, none empty, and the model can read each with `n_new` tokens more."""
     if n_new < 1:
         raise UserError(f"at least 1 token must be generated; got {n_new}")
@@ -88,7 +111,7 @@ def check_room(model: LanguageModel, prompts: Sequence[Sequence[int]], n_new: in
         )
 
 
-def pieces(model: LanguageModel, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
+def pieces(model: TextModel, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
     """The text of each of `tokens` where they follow `before`, spaces included; together they are the whole text.
 
     A token that is only part of a character has an empty text; the one that completes it has all of it.
@@ -98,10 +121,10 @@ def pieces(model: LanguageModel, before: Sequence[int], tokens: Sequence[int]) -
     return [texts[-1][start:end] for start, end in pairwise(cuts)]
 
 
-def _shared(one: str, other: str) -> int:
+def _shared(text: str, other: str) -> int:
     """How many characters two texts share at their beginning."""
-    differ = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
+    differ = (n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
+    return next(differ, min(len(text), len(other)))
 
 
 def _draw(

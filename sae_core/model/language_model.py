@@ -7,43 +7,24 @@ site asked for and never computes logits; `resume` really skips the blocks below
 removed by their handles whatever happens.
 """
 
-import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from urllib.parse import urlparse
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_core.errors import UserError
+from sae_core.formats.hook_names import bridge_hook
+from sae_core.model.fingerprint import fingerprint_of
+from sae_core.model.generation import Sampling, generate, pieces
+from sae_core.model.hub import model_source
 from sae_core.sites import Site, Stream
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-STORYBOOK = Path(__file__).parents[1] / "storybook" / "model"
-_HOOK = {
-    Stream.RESID_POST: "blocks.{}.hook_out",
-    Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
-    Stream.MLP_HIDDEN: "blocks.{}.mlp.out.hook_in",
-    Stream.ATTN_OUT: "blocks.{}.hook_attn_out",
-}
-"""The outputs of MLP and attention are what is added to the residual, behind the norms that Gemma 2 has there."""
-_PUBLIC_HOOK = {
-    Stream.RESID_POST: "blocks.{}.hook_resid_post",
-    Stream.MLP_OUT: "blocks.{}.hook_mlp_out",
-    Stream.MLP_HIDDEN: "blocks.{}.mlp.hook_post",
-    Stream.ATTN_OUT: "blocks.{}.hook_attn_out",
-}
-
-
-def hook_name(site: Site) -> str:
-    """TransformerLens' name of a site, as other tools write it into their files."""
-    return _PUBLIC_HOOK[site.stream].format(site.layer)
 
 
 @runtime_checkable
@@ -198,7 +179,19 @@ class LanguageModel:
         """Logits of final residuals: norm, unembedding and, where the model has one, its cap; only where asked for."""
         flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
         logits = self.bridge.adapter.apply_output_logits_transform(self.bridge.unembed(self.bridge.ln_final(flat)))
-        return _widened(logits).reshape(*h.shape[:-1], -1)
+        return _widened(logits).reshape(*h.shape[:-1], logits.shape[-1])
+
+    def generate(self, prompt: str, n_new: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """The text that goes on from `prompt`: at most `n_new` tokens, fewer where the model ends it.
+
+        BOS goes before the prompt where the model has one. At temperature 0 the most probable token is taken; above,
+        tokens are drawn by `seed`. Inside `with model.hooks(...)` the edited model writes. Raises `UserError` for a
+        prompt that is empty or has no room for `n_new` tokens. `generation.generate` has more options.
+        """
+        words = self.to_ids(prompt)
+        row = [self.bos_id, *words] if self.bos_id is not None and words else words
+        (tokens,) = generate(self, [row], n_new, seed=seed, sampling=Sampling(temperature))
+        return "".join(pieces(self, row, tokens))
 
     def _record(self, sites: Iterable[Site], given: Tensor, **how: Any) -> dict[Site, Tensor]:
         wanted = {self.check(site) for site in sites}
@@ -239,7 +232,7 @@ class LanguageModel:
                 block.__dict__.pop("forward", None)
 
     def _point(self, site: Site) -> torch.nn.Module:
-        return self.bridge.hook_dict[_HOOK[self.check(site).stream].format(site.layer)]
+        return self.bridge.hook_dict[bridge_hook(self.check(site))]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -247,16 +240,7 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """A short hash of the architecture and of a sample of every weight; equal on every device."""
-        config = self.bridge.cfg
-        rope = getattr(self.bridge.original_model.config, "rope_parameters", None)
-        shape = (self.n_layers, self.d_model, self.n_vocab, config.n_heads, config.n_key_value_heads, config.act_fn)
-        rest = (config.normalization_type, config.eps, config.positional_embedding_type, self._parallel)
-        digest = hashlib.sha256(repr((shape, rest, sorted((rope or {}).items()))).encode())
-        for name, weight in sorted(self.bridge.original_model.state_dict().items()):
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 512)].float().cpu()
-            digest.update(f"{name.replace('_original_component.', '')} {tuple(weight.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.bridge.cfg, self.bridge.original_model)
 
 
 def _widened(h: Tensor) -> Tensor:
@@ -272,7 +256,7 @@ def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     not answer.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = _source(name)
+    source = model_source(name)
 
     from transformers.utils import logging as transformers_logging
 
@@ -292,7 +276,7 @@ def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     model = LanguageModel(
         bridge, name=str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
     )
-    missing = [s for s in model.sites() if _HOOK[s.stream].format(s.layer) not in bridge.hook_dict]
+    missing = [s for s in model.sites() if bridge_hook(s) not in bridge.hook_dict]
     if missing:
         raise UserError(f"{name} is no decoder-only language model of equal blocks; only those are supported")
     _check_head(model)
@@ -306,57 +290,3 @@ def _check_head(model: LanguageModel) -> None:
         difference = (model.bridge(tokens) - model.logits(tokens)).abs().max().item()
     if not difference < 1e-2:
         raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")
-
-
-def _source(name: str | Path) -> Path | str:
-    """The directory to load from, or a hub name that is worth asking for."""
-    if name == "storybook":
-        return STORYBOOK
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")
-        return path
-    looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
-    if looks_local or path.exists():
-        raise UserError(
-            f"no model directory {path}; give 'storybook', a directory in Hugging Face layout, or a hub name"
-        )
-    return hub_source(str(name), kind="model")
-
-
-def hub_source(name: str, *, kind: str) -> Path | str:
-    """`name` if the hub answers, else the copy in the local cache; raises `UserError` where there is neither.
-
-    The stock client retries for up to 47 seconds before it says that there is no network.
-    """
-    from huggingface_hub import constants, snapshot_download
-
-    if not hub_answers(constants.ENDPOINT):
-        try:
-            return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
-        except Exception as error:  # not cached, or no legal hub name: both mean that only the hub could help
-            raise UserError(
-                f"no local {kind} {name!r}, and the hub does not answer; give a local path instead"
-            ) from error
-    return name
-
-
-def hub_answers(endpoint: str, *, seconds: float = 3.0) -> bool:
-    """Whether anything answers at the hub's address."""
-    import httpx
-
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or not urlparse(endpoint).hostname:
-        return False
-    try:
-        httpx.head(endpoint, timeout=seconds)
-    except (httpx.HTTPError, OSError):
-        return False
-    return True
-
-
-def pad(rows: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch"]]:
-    """Token rows padded on the right to one length, and their lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]), lengths

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_core.model.language_model import LanguageModel, pad
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.padding import pad
 from sae_core.storybook.grammar import CLOSING, END, NAMES, Grammar, Token, female
 from sae_core.storybook.measure import HELD_OUT_SEED
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import user_error
 
-from sae_core.errors import UserError
+from sae_core.errors import UserError, no_such
 from sae_core.sites import FeatureId, Site, Stream
 
 SITES = st.builds(Site, st.integers(0, 200), st.sampled_from(Stream))
@@ -85,3 +85,27 @@ def test_any_text_is_a_name_or_a_user_error(text):
 def test_names_are_keys():
     assert {Site(1): "a"}[Site(1, Stream.RESID_POST)] == "a"
     assert len({FeatureId(Site(1), 2), FeatureId(Site(1), 2), FeatureId(Site(1), 3)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "meant"),
+    [
+        (Site.parse, "resid_pst.3", "resid_post.3"),
+        (Site.parse, "mlp_out3", "mlp_out.3"),
+        (Site.parse, "resid_pots", "resid_post"),
+        (FeatureId.parse, "mlp_ot.5_2079", "mlp_out.5_2079"),
+        (FeatureId.parse, "5-2079", "5_2079"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest_right_one(parse, text, meant):
+    with user_error(text, f"did you mean {meant}"):
+        parse(text)
+
+
+def test_nothing_is_suggested_for_what_is_near_to_nothing():
+    for parse in (Site.parse, FeatureId.parse):
+        with pytest.raises(UserError) as caught:
+            parse("xyz")
+        assert "did you mean" not in str(caught.value)
+    assert "did you mean b7" in str(no_such("thing", "b_7", (f"{letter}{i}" for letter in "abc" for i in range(9))))
+    assert str(no_such("thing", "zzz", ["one", "two"])) == "no thing 'zzz'; there are one, two"

@@ -32,7 +32,8 @@ from editing.interventions.patch import (
 from editing.loss_recovered import Splice
 from editing.steering.edits import Redirected
 from sae_core.model.generation import Sampling, generate
-from sae_core.model.language_model import Intervention, pad
+from sae_core.model.language_model import Intervention
+from sae_core.model.padding import pad
 from sae_core.sites import Site
 
 SITE, D, LENGTHS, N_NEW = Site(1), 32, (7, 4), 3

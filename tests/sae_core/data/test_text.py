@@ -14,7 +14,7 @@ from tiny import user_error
 
 from sae_core.data import text
 from sae_core.data.text import Text, documents, held_out, looks_like_file
-from sae_core.model import language_model as models
+from sae_core.model import hub
 from sae_core.model.language_model import LanguageModel
 from sae_core.storybook.grammar import Grammar, vocabulary
 
@@ -305,7 +305,7 @@ def test_a_dataset_of_the_hub_streams(monkeypatch):
             given.append(i)
             yield {"text": f"story {i}"}
 
-    monkeypatch.setattr(models, "hub_answers", lambda endpoint: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda endpoint: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(islice(documents("some/stories"), 3)) == ["story 0", "story 1", "story 2"] and len(given) == 3
     next(documents("some/stories:small"))
@@ -319,7 +319,7 @@ def test_a_dataset_that_cannot_be_read_says_why_in_one_line(monkeypatch):
     def load_dataset(*args, **kwargs):
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['small', 'large']")
 
-    monkeypatch.setattr(models, "hub_answers", lambda endpoint: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda endpoint: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with user_error("some/stories", "Config name is missing", "small"):
         list(documents("some/stories"))
@@ -410,7 +410,7 @@ def test_a_context_without_room_for_text(model, tmp_path, n_ctx):
 
 
 def test_a_dataset_name_without_hub(monkeypatch):
-    monkeypatch.setattr(models, "hub_answers", lambda endpoint: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda endpoint: False)
     with user_error("nobody/no-such-text", "hub does not answer"):
         list(documents("nobody/no-such-text"))
 

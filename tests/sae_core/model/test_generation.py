@@ -82,6 +82,22 @@ def test_top_p_keeps_the_fewest_that_hold_so_much(storybook):
     assert some <= {*order[:n].tolist()}
 
 
+def test_a_model_goes_on_from_a_text(storybook):
+    """`LanguageModel.generate`: greedy text behind BOS, edited where the model is, and drawn where a seed is given."""
+    prompt = "Then , Mary went"
+    row = [storybook.bos_id, *storybook.to_ids(prompt)]
+    text = storybook.generate(prompt, 12)
+    assert storybook.to_ids(prompt + text) == row[1:] + generate(storybook, [row], 12, seed=0, sampling=GREEDY)[0]
+    assert text == storybook.generate(prompt, 12, seed=5)
+    with storybook.hooks(Edit(Site(1), torch.zeros_like)):
+        assert storybook.generate(prompt, 12) != text
+    assert storybook.generate(prompt, 12) == text
+    drawn = {storybook.generate(prompt, 12, temperature=1.5, seed=seed) for seed in range(4)}
+    assert len(drawn) > 1 and storybook.generate(prompt, 12, temperature=1.5, seed=0) in drawn
+    with user_error("empty"):
+        storybook.generate("")
+
+
 def test_pieces_join_to_the_text(storybook):
     before, after = ([*storybook.to_ids(text)] for text in ('Tom said : "', "x ( y ) . He was glad , it ' s fine"))
     parts = pieces(storybook, before, after)

@@ -5,7 +5,8 @@ import torch
 from tiny import Edit, random_tokens, user_error
 from transformers import AutoModelForCausalLM
 
-from sae_core.model.language_model import LanguageModel, _check_head, hook_name, load_model
+from sae_core.formats.hook_names import hook_name
+from sae_core.model.language_model import LanguageModel, _check_head, load_model
 from sae_core.sites import Site, Stream
 
 

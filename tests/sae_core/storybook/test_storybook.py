@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sae_core.model.language_model import STORYBOOK
+from sae_core.model.hub import STORYBOOK
 from sae_core.storybook import words
 from sae_core.storybook.grammar import (
     CLOSING,

@@ -424,7 +424,7 @@ def test_a_missing_model_or_text(tmp_path, capsys):
 
 
 def test_a_hub_that_does_not_answer(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sae_core.model.language_model.hub_answers", lambda *a, **k: False)
+    monkeypatch.setattr("sae_core.model.hub.hub_answers", lambda *a, **k: False)
     started = time.perf_counter()
     assert "hub does not answer" in one_line(capsys, "train", "nobody/nothing", "--out", tmp_path)
     assert "hub does not answer" in one_line(capsys, "train", "storybook", "--text", "nobody/text", "--out", tmp_path)

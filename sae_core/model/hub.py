@@ -1,0 +1,63 @@
+"""Where models and data sets come from: the bundled model, a directory, or the Hugging Face hub if it answers."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+from sae_core.errors import UserError, did_you_mean
+
+STORYBOOK = Path(__file__).parents[1] / "storybook" / "model"
+"""The bundled model, in Hugging Face layout."""
+
+
+def model_source(name: str | Path) -> Path | str:
+    """The directory to load a model from, or a hub name that answers.
+
+    Raises `UserError` for a directory that is missing or holds no model, and where the hub does not answer.
+    """
+    if name == "storybook":
+        return STORYBOOK
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")
+        return path
+    looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    if looks_local or path.exists():
+        beside = path.parent.glob("*/config.json") if path.parent.is_dir() else ()
+        near = did_you_mean(path, [config.parent for config in beside])
+        raise UserError(
+            f"no model directory {path}{near}; give 'storybook', a directory in Hugging Face layout, or a hub name"
+        )
+    return hub_source(str(name), kind="model")
+
+
+def hub_source(name: str, *, kind: str) -> Path | str:
+    """`name` if the hub answers, else the copy in the local cache; raises `UserError` where there is neither.
+
+    The stock client retries for up to 47 seconds before it says that there is no network.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    if not hub_answers(constants.ENDPOINT):
+        try:
+            return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
+        except Exception as error:  # not cached, or no legal hub name: both mean that only the hub could help
+            near = did_you_mean(name, ["storybook", *(path for path in Path().iterdir() if path.is_dir())])
+            raise UserError(
+                f"no local {kind} {name!r}, and the hub does not answer{near}; give a local path instead"
+            ) from error
+    return name
+
+
+def hub_answers(endpoint: str, *, seconds: float = 3.0) -> bool:
+    """Whether anything answers at the hub's address."""
+    import httpx
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or not urlparse(endpoint).hostname:
+        return False
+    try:
+        httpx.head(endpoint, timeout=seconds)
+    except (httpx.HTTPError, OSError):
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""A fingerprint is of the weights and the architecture, and of nothing else."""
+
+import pytest
+from tiny import random_tokens, write_tiny
+
+from sae_core.model.language_model import load_model
+
+
+def test_fingerprint_is_the_same_for_two_loads(tiny, checkpoints, kind):
+    before = tiny.fingerprint()
+    tiny.logits(random_tokens(tiny.n_vocab, 1, 4))
+    assert load_model(checkpoints[kind], device="cpu").fingerprint() == before == tiny.fingerprint()
+
+
+def test_fingerprints_of_the_tiny_models_differ(tiny_models):
+    assert len({model.fingerprint() for model in tiny_models.values()}) == 3
+
+
+def test_fingerprint_changes_with_every_weight(checkpoints, kind):
+    model = load_model(checkpoints[kind], device="cpu")
+    before = model.fingerprint()
+    for name, weight in model.bridge.original_model.state_dict().items():
+        original = weight.clone()
+        weight.mul_(1.01).add_(0.01)
+        assert model.fingerprint() != before, name
+        weight.copy_(original)
+    assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("neox", {"rotary_pct": 1.0}), ("gpt2", {"activation_function": "relu"}), ("llama", {"rms_norm_eps": 0.1})],
+)
+def test_fingerprint_changes_with_the_architecture(tiny_models, kind, change, tmp_path):
+    other = load_model(write_tiny(tmp_path / "other", kind, **change), device="cpu")
+    tokens = random_tokens(other.n_vocab, 1, 8)
+    assert (other.logits(tokens) - tiny_models[kind].logits(tokens)).abs().max() > 1e-2
+    assert other.fingerprint() != tiny_models[kind].fingerprint()
