@@ -20,9 +20,10 @@ from editing.interventions.compose import unscaled
 from editing.interventions.edit_size import Measured
 from editing.interventions.patch import FeaturePatch
 from editing.loss_recovered import LOGITS_AT_ONCE
-from editing.metrics import interval, kl_from_log_probs, resampled
+from editing.metrics import estimate_from, kl_from_log_probs, resampled
 from editing.removal.two_class_prompts import Contrast
 from sae_core.errors import UserError
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
@@ -113,14 +114,12 @@ def rows_of_codes(edit: Intervention, mask: Bool[Tensor, "batch pos"]) -> int:
 
 @dataclass(frozen=True)
 class Harm:
-    """What an edit does to text, nats per token, with 95% bootstrap intervals over contexts."""
+    """What an edit does to text, nats per token; intervals are of a bootstrap over contexts."""
 
-    kl: float
-    kl_interval: tuple[float, float]
-    """Of the mean KL(unedited || edited)."""
-    rise: float
-    rise_interval: tuple[float, float]
-    """Of the rise of the cross-entropy of the next token."""
+    kl: Estimate
+    """Mean KL(unedited || edited)."""
+    rise: Estimate
+    """Mean rise of the cross-entropy of the next token."""
     edit_size: float
     """Added up over the edits."""
     contexts: tuple[float, ...]
@@ -163,12 +162,12 @@ class Elsewhere:
         sums = torch.zeros(4, n, dtype=torch.float64)
         for row, values in zip(sums, (kl, torch.ones_like(kl), rise, self._asked.double().cpu()), strict=True):
             row.index_add_(0, self._context, values)
-        own = sums.sum(1).tolist()
+        totals = sums.sum(1).tolist()
         drawn = sums @ resampled(torch.arange(n), seed).T
-        spans = [tuple(interval(drawn[i] / drawn[i + 1].clamp_min(1e-12)).tolist()) for i in (0, 2)]
-        mean, risen = own[0] / own[1], own[2] / max(own[3], 1.0)
+        mean_kl = estimate_from(totals[0] / totals[1], drawn[0] / drawn[1].clamp_min(1e-12))
+        mean_rise = estimate_from(totals[2] / max(totals[3], 1.0), drawn[2] / drawn[3].clamp_min(1e-12))
         contexts, counts = (tuple(row.tolist()) for row in sums[:2])
-        return Harm(mean, spans[0], risen, spans[1], sum(edited.sizes), contexts, counts)
+        return Harm(mean_kl, mean_rise, sum(edited.sizes), contexts, counts)
 
     def kl(self, edits: Sequence[Intervention]) -> float:
         """Mean KL(unedited || edited) per counted token."""

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from editing.interventions.compose import unscaled
 from editing.interventions.patch import FeaturePatch
-from editing.metrics import auroc
+from editing.metrics import bootstrap_estimate
 from editing.removal.cached_runs import Elsewhere, Harm, Runs, up_to_end
-from editing.removal.two_class_prompts import Contrast, Span, span
+from editing.removal.two_class_prompts import Contrast
 from editing.tasks.pairs import at_end
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
 GONE = 0.05  # AUROC within this of 0.5
 EVERYWHERE = "all layers"
+UNCHANGED = Estimate(0.0)
 
 
 class Method(StrEnum):
@@ -49,38 +51,36 @@ class Removal:
 
     method: Method
     site: str
-    auroc: float
-    within: float
-    """AUROC for somebody who knows the sentence (`Contrast.within`)."""
+    auroc: Estimate
+    within: Estimate
+    """Group-conditional AUROC: 0.5 + mean over sentences of |AUROC - 0.5|."""
     answer_mass: float
     """Mean probability of the two answers together at the prompts' ends."""
-    accuracy: float
+    accuracy: Estimate
     """Share of prompts on which the right answer has the higher logit."""
-    damage: float
+    damage: Estimate
     """Mean KL(unedited || edited) per token of text, nats."""
     edit_size: float
     """Mean |x' - x| over the content tokens of the text, added up over the edited sites."""
     features: tuple[str, ...] = ()
     strength: float = 1.0
-    gap: float = 0.0
+    gap: Estimate = UNCHANGED
     """Mean of P(right answer) - P(wrong one)."""
-    rise: float = 0.0
+    rise: Estimate = UNCHANGED
     """By how much the cross-entropy of the text rises, nats per token."""
-    transfer: Mapping[str, float] = field(default_factory=dict)
+    transfer: Mapping[str, Estimate] = field(default_factory=dict)
     """AUROC on each transfer task that the model can do."""
-    probe: float | None = None
+    probe: Estimate | None = None
     """AUROC of a linear probe at the edited site (the last of them), fitted after the edit on other names."""
-    probe_last: float | None = None
+    probe_last: Estimate | None = None
     """The same after the last block."""
-    intervals: Mapping[str, Span] = field(default_factory=dict)
-    """95% bootstrap intervals, by field; of a transfer task by its name."""
     draws: tuple[float, ...] = ()
     """Of a mean over random draws, the AUROC of each."""
 
     @property
     def gone(self) -> bool:
         """Whether the AUROC is at chance; of random draws, that of each."""
-        return all(abs(area - 0.5) <= GONE for area in self.draws or (self.auroc,))
+        return all(abs(area - 0.5) <= GONE for area in self.draws or (self.auroc.value,))
 
 
 Judged = tuple[Removal, Harm]
@@ -105,10 +105,6 @@ class _Asked:
         ends = {site: at_end(h, self.prompts.end) for site, h in edited.at.items()}
         ends[Site(self.model.n_layers - 1)] = final = at_end(edited.final, self.prompts.end)
         return self.model.unembed(final).cpu(), ends
-
-    def mean(self, values: Float[Tensor, "batch"]) -> tuple[float, Span]:
-        """The mean over prompts, and its interval."""
-        return values.double().mean().item(), span(self.weights @ values.double())
 
 
 class Judge:
@@ -137,51 +133,39 @@ class Judge:
         """The same with the transfer tasks and the probes."""
         logits, ends = self.asked.edited(edits)
         removal, harm = self._judged(edits, method, logits)
-        transfer, intervals = {}, dict(removal.intervals)
-        for name, asked in self.transfers.items():
-            scores = asked.prompts.score(asked.edited(edits)[0])
-            transfer[name] = auroc(scores, asked.prompts.positive)
-            intervals[name], _ = asked.prompts.auroc_intervals(scores, asked.weights)
+        transfer = {
+            name: asked.prompts.auroc_estimates(asked.prompts.score(asked.edited(edits)[0]), asked.weights)[0]
+            for name, asked in self.transfers.items()
+        }
         probes = {}
         if self.halves is not None:
             where = {"probe": max(edit.site for edit in edits), "probe_last": Site(self.model.n_layers - 1)}
             read = {site: self._probe(ends[site]) for site in set(where.values())}
-            probes = {name: read[site][0] for name, site in where.items()}
-            intervals |= {name: read[site][1] for name, site in where.items()}
-        return replace(removal, transfer=transfer, intervals=intervals, **probes), harm
+            probes = {name: read[site] for name, site in where.items()}
+        return replace(removal, transfer=transfer, **probes), harm
 
     def _judged(self, edits: Sequence[Intervention], method: Method, logits: Tensor) -> Judged:
         asked, prompts = self.asked, self.asked.prompts
         scores, harm = prompts.score(logits), self.elsewhere.harm(edits, self.seed)
-        accuracy, accuracy_span = asked.mean(((scores > 0) == prompts.positive).double())
-        gap, gap_span = asked.mean(prompts.gap(logits))
-        pooled, within = prompts.auroc_intervals(scores, asked.weights)
+        pooled, within = prompts.auroc_estimates(scores, asked.weights)
         removal = Removal(
             method=method,
             site=site_of(edits),
-            auroc=auroc(scores, prompts.positive),
-            within=prompts.within(scores),
+            auroc=pooled,
+            within=within,
             answer_mass=prompts.mass(logits).mean().item(),
-            accuracy=accuracy,
+            accuracy=bootstrap_estimate(((scores > 0) == prompts.positive).double(), asked.weights),
             damage=harm.kl,
             edit_size=harm.edit_size,
             features=tuple(str(feature) for edit in edits for feature in features_of(edit)),
             strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),
-            gap=gap,
+            gap=bootstrap_estimate(prompts.gap(logits), asked.weights),
             rise=harm.rise,
-            intervals={
-                "auroc": pooled,
-                "within": within,
-                "accuracy": accuracy_span,
-                "gap": gap_span,
-                "damage": harm.kl_interval,
-                "rise": harm.rise_interval,
-            },
         )
         return removal, harm
 
-    def _probe(self, ends: Float[Tensor, "batch d"]) -> tuple[float, Span]:
-        """AUROC of probes between the halves, its mean over the two, and its interval."""
+    def _probe(self, ends: Float[Tensor, "batch d"]) -> Estimate:
+        """AUROC of probes between the halves, its mean over the two."""
         positive, halves = self.asked.prompts.positive, self.halves
         scores = torch.empty(len(positive), dtype=torch.float64)
         for half in (halves, ~halves):

@@ -88,7 +88,7 @@ def remove(
         site=str(best),
         methods=tuple(at_best),
         elsewhere=tuple(m for s, rest in found.at.items() if s != best for m, _ in rest.values()),
-        best=min(gone, key=lambda m: m.damage).method if gone else None,
+        best=min(gone, key=lambda m: m.damage.value).method if gone else None,
         unedited=found.unedited,
         everywhere=tuple(removal for removal, _ in found.everywhere.values()),
         frontiers=found.frontiers,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from editing.removal.evaluation import GONE, Method, Removal
 from editing.removal.frontier import Frontier
 from editing.removal.result import RemovalResult
+from sae_core.estimate import Estimate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -62,20 +63,20 @@ def removal_figure(result: RemovalResult) -> "Figure":
 def _curve(curve: Frontier, *, first: bool):
     from plotly.graph_objects import Scatter
 
-    points, damage = curve.points, [max(p.damage, LEAST) for p in curve.points]
+    points, damage = curve.points, [_on_axis(p.damage) for p in curve.points]
     features = curve.method == Method.FEATURES
     return Scatter(
-        x=damage,
-        y=[p.auroc for p in points],
+        x=[estimate.value for estimate in damage],
+        y=[p.auroc.value for p in points],
         name=curve.method,
         legendgroup=curve.method,
         showlegend=first,
         mode="lines+markers",
         line={"color": _COLOURS.get(curve.method), "width": 3 if features else 1.6},
         marker={"size": [11 if p.strength == 1 else 5 for p in points]},
-        error_y=_bars([p.auroc for p in points], [p.auroc_interval for p in points]),
-        error_x=_bars(damage, [(max(p.damage_interval[0], LEAST), p.damage_interval[1]) for p in points]),
-        customdata=[[p.strength, p.within, *p.within_interval] for p in points],
+        error_y=_bars([p.auroc for p in points]),
+        error_x=_bars(damage),
+        customdata=[[p.strength, p.within.value, p.within.low, p.within.high] for p in points],
         hovertemplate=f"{curve.method}, strength x %{{customdata[0]}}<br>AUROC %{{y:.3f}}, within sentences "
         "%{customdata[1]:.2f} [%{customdata[2]:.2f}, %{customdata[3]:.2f}]<br>damage %{x:.5f} nats/token",
     )
@@ -84,24 +85,28 @@ def _curve(curve: Frontier, *, first: bool):
 def _point(removal: Removal, *, first: bool):
     from plotly.graph_objects import Scatter
 
-    damage = max(removal.damage, LEAST)
-    spans = removal.intervals
+    damage = _on_axis(removal.damage)
     return Scatter(
-        x=[damage],
-        y=[removal.auroc],
+        x=[damage.value],
+        y=[removal.auroc.value],
         name=removal.method,
         legendgroup=removal.method,
         showlegend=first,
         mode="markers",
         marker={"size": 11, "color": _COLOURS.get(removal.method)},
-        error_y=_bars([removal.auroc], [spans.get("auroc", (removal.auroc, removal.auroc))]),
-        error_x=_bars([damage], [spans.get("damage", (damage, damage))]),
+        error_y=_bars([removal.auroc]),
+        error_x=_bars([damage]),
         hovertemplate=f"{removal.method}<br>AUROC %{{y:.3f}}<br>damage %{{x:.5f}} nats/token",
     )
 
 
-def _bars(values: list[float], spans: list[tuple[float, float]]) -> dict:
-    """Error bars from `spans`, which may end on one side of the value."""
-    up = [max(0.0, high - value) for value, (_, high) in zip(values, spans, strict=True)]
-    down = [max(0.0, value - low) for value, (low, _) in zip(values, spans, strict=True)]
+def _on_axis(damage: Estimate) -> Estimate:
+    """The damage, drawn no lower than `LEAST`."""
+    return Estimate(max(damage.value, LEAST), max(damage.low, LEAST), damage.high)
+
+
+def _bars(estimates: list[Estimate]) -> dict:
+    """Error bars from the intervals, which may end on one side of the value; none where there is no interval."""
+    up = [max(0.0, estimate.high - estimate.value) for estimate in estimates]
+    down = [max(0.0, estimate.value - estimate.low) for estimate in estimates]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 0.8, "width": 0}

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from editing.interventions.compose import Scaled
 from editing.removal.evaluation import GONE, Judge, Judged, Method, site_of
-from editing.removal.two_class_prompts import Span
 from sae_core.errors import UserError
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -18,12 +19,11 @@ class FrontierPoint:
 
     strength: float
     """As a share of the method's own."""
-    auroc: float
-    auroc_interval: Span
-    within: float
-    within_interval: Span
-    damage: float
-    damage_interval: Span
+    auroc: Estimate
+    within: Estimate
+    """Group-conditional AUROC (`Removal.within`)."""
+    damage: Estimate
+    """Nats per token."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,8 @@ class Frontier:
             for strength in strengths
         ]
         points = (
-            FrontierPoint(
-                strength=strength,
-                auroc=one.auroc,
-                auroc_interval=one.intervals["auroc"],
-                within=one.within,
-                within_interval=one.intervals["within"],
-                damage=one.damage,
-                damage_interval=one.intervals["damage"],
-            )
-            for strength, one in zip(strengths, trials, strict=True)
+            FrontierPoint(strength, removal.auroc, removal.within, removal.damage)
+            for strength, removal in zip(strengths, trials, strict=True)
         )
         return cls(method, site_of(edits), tuple(points))
 
@@ -73,15 +65,14 @@ class Frontier:
 
         Between two strengths AUROC and damage are taken to run straight.
         """
-        for before, after in zip((None, *self.points), self.points, strict=False):
-            distance = abs(after.auroc - 0.5) - GONE
-            if before is None:
-                if distance <= 0:
-                    return after.damage
-                continue
-            above, below = before.auroc - 0.5 - GONE, after.auroc - 0.5 - GONE
-            if before.auroc < 0.5:  # a task on which the model itself is wrong
-                above, below = 0.5 - before.auroc - GONE, 0.5 - after.auroc - GONE
+        first = self.points[0]
+        if abs(first.auroc.value - 0.5) <= GONE:
+            return first.damage.value
+        for before, after in pairwise(self.points):
+            # the side of 0.5 on which `before` lies; it is the lower one where the model itself does the task wrongly
+            side = 1 if before.auroc.value >= 0.5 else -1
+            above, below = (side * (point.auroc.value - 0.5) - GONE for point in (before, after))
             if below <= 0:  # from outside the margin to within or beyond it
-                return before.damage + (after.damage - before.damage) * above / (above - below)
+                slope = (after.damage.value - before.damage.value) / (above - below)
+                return before.damage.value + slope * above
         return None

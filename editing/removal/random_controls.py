@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
@@ -9,6 +10,7 @@ from editing.removal.cached_runs import Elsewhere, Harm, Runs, changes
 from editing.removal.evaluation import Judged, Method, Removal
 from editing.removal.feature_search import like_density, random_projection
 from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
@@ -55,17 +57,19 @@ def mean_of(judged: Sequence[Judged]) -> Judged:
         return replace(removal, features=()), harm
     removals, harms = [removal for removal, _ in judged], [harm for _, harm in judged]
     first = removals[0]
-    numbers = [own.name for own in fields(Removal) if isinstance(getattr(first, own.name), float)]
-    means = {name: _mean([getattr(one, name) for one in removals]) for name in numbers}
-    transfer = {name: _mean([one.transfer[name] for one in removals]) for name in first.transfer}
-    spans = {name: _widest([one.intervals[name] for one in removals]) for name in first.intervals}
-    draws = tuple(one.auroc for one in removals)
-    removal = replace(first, **means, transfer=transfer, features=(), intervals=spans, draws=draws)
+    means: dict[str, Any] = {}
+    for field in fields(Removal):
+        values = [getattr(removal, field.name) for removal in removals]
+        if isinstance(values[0], float):
+            means[field.name] = _mean(values)
+        elif isinstance(values[0], Estimate):
+            means[field.name] = _mean_estimate(values)
+    transfer = {name: _mean_estimate([removal.transfer[name] for removal in removals]) for name in first.transfer}
+    draws = tuple(removal.auroc.value for removal in removals)
+    removal = replace(first, **means, transfer=transfer, features=(), draws=draws)
     harm = Harm(
-        kl=_mean([one.kl for one in harms]),
-        kl_interval=_widest([one.kl_interval for one in harms]),
-        rise=_mean([one.rise for one in harms]),
-        rise_interval=_widest([one.rise_interval for one in harms]),
+        kl=_mean_estimate([harm.kl for harm in harms]),
+        rise=_mean_estimate([harm.rise for harm in harms]),
         edit_size=_mean([one.edit_size for one in harms]),
         contexts=tuple(map(_mean, zip(*(one.contexts for one in harms), strict=True))),
         counts=harms[0].counts,
@@ -77,5 +81,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _widest(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return min(low for low, _ in spans), max(high for _, high in spans)
+def _mean_estimate(draws: Sequence[Estimate]) -> Estimate:
+    """The mean, from the lowest end to the highest."""
+    return Estimate(_mean([e.value for e in draws]), min(e.low for e in draws), max(e.high for e in draws))

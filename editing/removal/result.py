@@ -1,6 +1,6 @@
 """How much of a removal to run, and what comes out of it."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -8,6 +8,7 @@ from editing.removal.evaluation import GONE, Removal
 from editing.removal.frontier import STRENGTHS, Frontier
 from editing.removal.versus_leace import LeaceComparison, verdict
 from editing.tasks.pairs import OwnScore
+from sae_core.codec import to_plain
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
 
@@ -86,9 +87,10 @@ class RemovalResult:
             return f"at {self.site} no method removes the capability (AUROC within {GONE} of 0.5)"
         least = next(m for m in self.methods if m.method == self.best)
         others = [m for m in self.methods if m.gone and m is not least]
-        beside = "; ".join(f"{m.method} {m.damage:.4f}" for m in others) or "nothing else removes it at this site"
-        cost = f"{least.damage:.4f} nats per token"
-        within = "" if least.within <= 0.5 + HIDDEN else f", though within single sentences {least.within:.2f} is left"
+        beside = "; ".join(f"{m.method} {m.damage.value:.4f}" for m in others) or "nothing else removes it at this site"
+        cost = f"{least.damage.value:.4f} nats per token"
+        left = least.within.value
+        within = "" if left <= 0.5 + HIDDEN else f", though within single sentences {left:.2f} is left"
         return f"at {self.site} the least damage that removes it is that of {self.best}: {cost} ({beside}){within}"
 
     def verdict(self) -> str:
@@ -97,10 +99,8 @@ class RemovalResult:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, and the outcome in words; without the edits' tensors."""
-        numbers = asdict(replace(self, edits=()))
+        numbers = to_plain(replace(self, edits=()))
         del numbers["edits"]
-        numbers["frontiers"] = [
-            {**row, "damage_when_gone": one.damage_when_gone()}
-            for row, one in zip(numbers["frontiers"], self.frontiers, strict=True)
-        ]
+        for row, frontier in zip(numbers["frontiers"], self.frontiers, strict=True):
+            row["damage_when_gone"] = frontier.damage_when_gone()
         return numbers | {"sentence": self.sentence(), "verdict": self.verdict()}

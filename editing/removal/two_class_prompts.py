@@ -11,6 +11,7 @@ from torch import Tensor
 from editing.metrics import auroc, aurocs, interval, resampled, weighted_aurocs
 from editing.tasks.pairs import OwnScore, PromptPairs, end_logits, wilson_interval
 from editing.tasks.pronouns import PronounPrompts
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import LanguageModel
 
 FEWEST = 3
@@ -162,8 +163,8 @@ class Contrast:
         weights = weights[weights.sum(1) > 0]
         return weights / weights.sum(1, keepdim=True)
 
-    def auroc_intervals(self, scores: Float[Tensor, "batch"], weights: Weights) -> tuple[Span, Span]:
-        """95% bootstrap intervals of the pooled AUROC and of `within`, under `weights` of the prompts.
+    def auroc_estimates(self, scores: Float[Tensor, "batch"], weights: Weights) -> tuple[Estimate, Estimate]:
+        """The pooled AUROC and `within`, with 95% bootstrap intervals under `weights` of the prompts.
 
         The second is the basic bootstrap, reflected at the estimate: a mean of absolute values is larger in every
         resample, by as much as chance adds, and quantiles would lie above the estimate. In a resample only the groups
@@ -174,15 +175,16 @@ class Contrast:
         drawn = 0.5 + torch.stack([(weighted_aurocs(*part) - 0.5).abs() for part in parts]).nanmean(0)
         estimate = self.within(scores)
         high, low = (min(1.0, max(0.5, 2 * estimate - end)) for end in span(drawn))
-        return pooled, (min(low, estimate), max(high, estimate))
+        within = Estimate(estimate, min(low, estimate), max(high, estimate))
+        return Estimate(auroc(scores, self.positive), *pooled), within
 
     def auroc_in(
         self, parts: Sequence[Bool[Tensor, "batch"]], scores: Float[Tensor, "batch"], weights: Weights
-    ) -> tuple[float, Span]:
-        """The mean of the AUROCs in some parts, whose scores are not comparable with each other; and its interval."""
+    ) -> Estimate:
+        """The mean of the AUROCs in some parts, whose scores are not comparable with each other."""
         mean = sum(auroc(scores[part], self.positive[part]) for part in parts) / len(parts)
         drawn = [weighted_aurocs(scores[part], self.positive[part], weights[:, part]) for part in parts]
-        return mean, span(torch.stack(drawn).nanmean(0))
+        return Estimate(mean, *span(torch.stack(drawn).nanmean(0)))
 
 
 _FIELDS = ("tokens", "end", "positive", "yes", "no", "group", "template")

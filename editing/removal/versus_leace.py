@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from editing.metrics import interval, resampled
+from editing.metrics import estimate_from, resampled
 from editing.removal.evaluation import EVERYWHERE, Judged
-from editing.removal.two_class_prompts import Span
+from sae_core.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,8 @@ class LeaceComparison:
     site: str
     features_gone: bool
     leace_gone: bool
-    saved: float
-    """Damage of LEACE minus damage of the features, nats per token."""
-    saved_interval: Span
-    """95%: the same contexts are drawn for both."""
+    saved: Estimate
+    """Damage of LEACE minus damage of the features, nats per token; the same contexts are drawn for both."""
 
     @classmethod
     def of(cls, features: Judged, leace: Judged, seed: int) -> "LeaceComparison":
@@ -30,19 +28,19 @@ class LeaceComparison:
         counts = torch.tensor(features[1].counts, dtype=torch.float64)
         weights = resampled(torch.arange(n), seed)
         drawn = (weights @ difference) / (weights @ counts).clamp_min(1e-12)
-        low, high = interval(drawn).tolist()
         ours, theirs = features[0], leace[0]
-        return cls(ours.site, ours.gone, theirs.gone, theirs.damage - ours.damage, (low, high))
+        saved = estimate_from(theirs.damage.value - ours.damage.value, drawn)
+        return cls(ours.site, ours.gone, theirs.gone, saved)
 
     @property
     def better(self) -> bool:
         """Whether the features reach chance and do less damage."""
-        return self.features_gone and self.saved > 0
+        return self.features_gone and self.saved.value > 0
 
     @property
     def clearly(self) -> bool:
         """Whether that holds in the whole interval."""
-        return self.features_gone and self.saved_interval[0] > 0
+        return self.features_gone and self.saved.low > 0
 
 
 def verdict(comparisons: Sequence[LeaceComparison]) -> str:
@@ -62,9 +60,9 @@ def verdict(comparisons: Sequence[LeaceComparison]) -> str:
     for c in comparisons:
         if c.site == EVERYWHERE:
             ours, leace = ("reach" if c.features_gone else "do not reach"), ("does" if c.leace_gone else "does not")
-            less = "less" if c.saved > 0 else "more"
+            less = "less" if c.saved.value > 0 else "more"
             words.append(
-                f"at all layers at once features {ours} chance and LEACE {leace}; features do {abs(c.saved):.4f} nats "
-                f"per token {less} damage"
+                f"at all layers at once features {ours} chance and LEACE {leace}; features do "
+                f"{abs(c.saved.value):.4f} nats per token {less} damage"
             )
     return "; ".join(words)

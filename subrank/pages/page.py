@@ -237,26 +237,20 @@ _REMOVAL_NOTE = (
 
 
 def _removal_row(m: Removal) -> tuple[str, ...]:
-    def spanned(name: str, digits: int) -> str:
-        value, span = getattr(m, name), m.intervals.get(name)
-        if value is None:
-            return "–"
-        return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f}, {span[1]:.{digits}f}]" if span else "")
-
-    probes = " / ".join("–" if p is None else f"{p:.2f}" for p in (m.probe, m.probe_last))
+    probes = " / ".join("–" if p is None else f"{p.value:.2f}" for p in (m.probe, m.probe_last))
     draws = f" ({', '.join(f'{area:.2f}' for area in m.draws)})" if m.draws else ""
     return (
         m.method,
         f"{m.strength:.2f}",
-        spanned("auroc", 2) + draws,
-        spanned("within", 2),
-        spanned("accuracy", 2),
-        spanned("gap", 2),
+        f"{m.auroc:.2f}{draws}",
+        f"{m.within:.2f}",
+        f"{m.accuracy:.2f}",
+        f"{m.gap:.2f}",
         f"{m.answer_mass:.2f}",
-        " / ".join(f"{area:.2f}" for area in m.transfer.values()) or "–",
+        " / ".join(f"{area.value:.2f}" for area in m.transfer.values()) or "–",
         probes,
-        spanned("damage", 4),
-        f"{m.rise:+.4f}",
+        f"{m.damage:.4f}",
+        f"{m.rise.value:+.4f}",
         f"{m.edit_size:.2f}",
         "yes" if m.gone else "no",
     )
@@ -269,7 +263,7 @@ def _comparison_table(result: RemovalResult) -> str:
             c.site,
             "yes" if c.features_gone else "no",
             "yes" if c.leace_gone else "no",
-            f"{c.saved:+.4f} [{c.saved_interval[0]:+.4f}, {c.saved_interval[1]:+.4f}]",
+            f"{c.saved:+.4f}",
         )
         for c in result.comparisons
     ]
@@ -293,7 +287,7 @@ def _layers_table(result: RemovalResult) -> str:
     """AUROC and damage, a row to a site and a column to a method."""
     everything = (*result.methods, *result.elsewhere)
     names = list(dict.fromkeys(m.method for m in result.elsewhere))
-    cells = {(m.site, m.method): f"{m.auroc:.2f} / {m.damage:.4f}" for m in everything}
+    cells = {(m.site, m.method): f"{m.auroc.value:.2f} / {m.damage.value:.4f}" for m in everything}
     sites = sorted({Site.parse(m.site) for m in everything})
     rows = [(str(site), *(cells.get((str(site), name), "–") for name in names)) for site in sites]
     return table(("site", *names), rows)

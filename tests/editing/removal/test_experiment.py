@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,11 @@ from editing.removal.two_class_prompts import Contrast
 from editing.removal.versus_leace import LeaceComparison, verdict
 from editing.tasks.pairs import PromptPairs, at_end
 from editing.tasks.pronouns import PRONOUNS
+from sae_core.codec import from_plain
 from sae_core.data.activations import harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import Basis, pca
+from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, load_model
 from sae_core.progress import Progress
 from sae_core.sites import Site, Stream
@@ -101,6 +103,10 @@ def site(request) -> Site:
 # ---- what an edit is charged with ------------------------------------------------------------------
 
 
+def holds_its_value(estimate: Estimate) -> bool:
+    return estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
+
+
 def plain_scores(model, prompts: Contrast, *edits) -> torch.Tensor:
     """logit(she) - logit(he) after each prompt alone, from its tokens, edited at all content positions."""
     scores = []
@@ -134,12 +140,14 @@ def plain_damage(model, text: torch.Tensor, *edits, limit: float = 0.01) -> tupl
 def test_an_edit_of_strength_zero_changes_nothing_exactly(storybook, judge, task, components, site):
     edit = ablate(site, components[site], list(range(40)))
     none, scores = judge.judge([Scaled(edit, 0.0)], Method.NONE)[0], plain_scores(storybook, task.test)
-    assert none.edit_size == 0 and none.damage == pytest.approx(0, abs=1e-9) and none.rise == pytest.approx(0, abs=1e-9)
-    assert none.auroc == auroc(scores, task.test.positive) == none.accuracy == 1.0 and not none.gone
-    assert {*none.transfer.values()} == {1.0} and none.probe == none.probe_last == 1.0
-    assert none.intervals["damage"] == pytest.approx((0, 0), abs=1e-9)
+    assert none.edit_size == 0
+    for estimate in (none.damage, none.rise):
+        assert astuple(estimate) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert none.auroc.value == auroc(scores, task.test.positive) == none.accuracy.value == 1.0 and not none.gone
+    read = [*none.transfer.values(), none.probe, none.probe_last]
+    assert {estimate.value for estimate in read} == {1.0}
     some = judge.judge([edit], Method.FEATURES)[0]  # control
-    assert some.edit_size > 0.1 and some.damage > 1e-4
+    assert some.edit_size > 0.1 and some.damage.value > 1e-4
 
 
 def test_capability_and_damage_equal_those_of_full_forwards(storybook, judge, task, contexts, components, site):
@@ -147,11 +155,11 @@ def test_capability_and_damage_equal_those_of_full_forwards(storybook, judge, ta
     judged, scores = judge.judge([edit], Method.FEATURES)[0], plain_scores(storybook, task.test, edit)
     here = Ground.of(storybook, site, task.test)
     close(here.scores(here.change(edit)[None])[0], scores, 1e-4)
-    assert judged.auroc == pytest.approx(auroc(scores, task.test.positive), abs=0.01)
-    assert judged.accuracy == pytest.approx(((scores > 0) == task.test.positive).double().mean().item(), abs=0.04)
+    assert judged.auroc.value == pytest.approx(auroc(scores, task.test.positive), abs=0.01)
+    assert judged.accuracy.value == pytest.approx(((scores > 0) == task.test.positive).double().mean().item(), abs=0.04)
     kl, rise = plain_damage(storybook, contexts[:4], edit)
-    assert judged.damage == pytest.approx(kl, rel=1e-3) and kl > 1e-4
-    assert judged.rise == pytest.approx(rise, rel=1e-3, abs=1e-5)
+    assert judged.damage.value == pytest.approx(kl, rel=1e-3) and kl > 1e-4
+    assert judged.rise.value == pytest.approx(rise, rel=1e-3, abs=1e-5)
     place = "3" if site == MIDDLE else "mlp_out.1"
     assert judged.features[:2] == (f"{place}_0", f"{place}_1")
 
@@ -162,8 +170,8 @@ def test_transfer_equals_that_of_full_forwards(storybook, judge, task, component
     assert [*found.transfer] == [*task.transfers] and len(task.transfers) == 2
     for name, prompts in task.transfers.items():
         area = auroc(plain_scores(storybook, prompts, edit), prompts.positive)
-        assert found.transfer[name] == pytest.approx(area, abs=0.02) and area < 0.99
-        assert found.intervals[name][0] <= found.transfer[name] <= found.intervals[name][1]
+        assert found.transfer[name].value == pytest.approx(area, abs=0.02) and area < 0.99
+        assert holds_its_value(found.transfer[name])
 
 
 def test_the_sources_transfer_form_is_tested_on(storybook, task):
@@ -177,8 +185,8 @@ def test_the_sources_transfer_form_is_tested_on(storybook, task):
 def test_edits_at_several_layers_run_together(storybook, judge, task, contexts, components):
     edits = [ablate(site, components[site], list(range(30))) for site in (MLP, MIDDLE)]
     judged, scores = judge.brief(edits, Method.FEATURES)[0], plain_scores(storybook, task.test, *edits)
-    assert judged.auroc == pytest.approx(auroc(scores, task.test.positive), abs=0.01)
-    assert judged.damage == pytest.approx(plain_damage(storybook, contexts[:4], *edits)[0], rel=1e-3)
+    assert judged.auroc.value == pytest.approx(auroc(scores, task.test.positive), abs=0.01)
+    assert judged.damage.value == pytest.approx(plain_damage(storybook, contexts[:4], *edits)[0], rel=1e-3)
     alone = [judge.brief([edit], Method.FEATURES)[0] for edit in edits]
     assert judged.edit_size > max(one.edit_size for one in alone) and judged.site == "all layers"
 
@@ -217,7 +225,8 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, cont
     for place in (ground, candidates):
         monkeypatch.setattr(place, "CODES_AT_ONCE", 48 * len(sae.directions))
     few = Elsewhere(storybook, contexts[:4], task.due).harm([edit], 0)
-    assert few.kl == pytest.approx(whole.kl, rel=1e-5) and few.rise == pytest.approx(whole.rise, rel=1e-4)
+    assert few.kl.value == pytest.approx(whole.kl.value, rel=1e-5)
+    assert few.rise.value == pytest.approx(whole.rise.value, rel=1e-4)
     assert max(logits) <= 20 and len(logits) > 10 and codes == [48] * 4
     text = Elsewhere(storybook, contexts[:4], task.due)
     both = text.runs.edited([Scaled(edit, 0.5), ablate(LAST, sae, [3])]).sizes
@@ -235,9 +244,8 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, cont
 
 def test_the_damage_of_text_lies_in_its_interval(elsewhere, components):
     harm = elsewhere.harm([ablate(MIDDLE, components[MIDDLE], list(range(60)))], 0)
-    assert harm.kl_interval[0] <= harm.kl <= harm.kl_interval[1] and harm.kl_interval[0] < harm.kl_interval[1]
-    assert harm.rise_interval[0] <= harm.rise <= harm.rise_interval[1]
-    assert sum(harm.contexts) / sum(harm.counts) == pytest.approx(harm.kl)
+    assert holds_its_value(harm.kl) and holds_its_value(harm.rise) and harm.kl.low < harm.kl.high
+    assert sum(harm.contexts) / sum(harm.counts) == pytest.approx(harm.kl.value)
 
 
 def write_gemma(folder: Path) -> Path:
@@ -392,7 +400,7 @@ def test_a_probe_is_not_fitted_where_the_eraser_was(storybook, task, elsewhere):
     few = task.fitting.rows(torch.isin(task.fitting.name, task.fitting.name.unique()[:12]))
     for method, eraser in fit_at(storybook, [MIDDLE], few)[MIDDLE].items():
         found = judge.judge([eraser], method)[0]
-        assert found.probe > 0.8 and found.intervals["probe"][0] > 0.6
+        assert found.probe.value > 0.8 and found.probe.low > 0.6
         own = at_end(Ground.of(storybook, MIDDLE, few).x, few.end)[:, None]
         scores = probe(eraser(own)[:, 0], few.positive, eraser(own)[:, 0])
         assert auroc(scores, few.positive) < 0.8  # control: the same kind of probe, on the eraser's own prompts
@@ -401,7 +409,7 @@ def test_a_probe_is_not_fitted_where_the_eraser_was(storybook, task, elsewhere):
 def test_a_probe_reads_the_last_of_the_edited_sites(storybook, judge, components, monkeypatch):
     """Once it read the one before, where the last block was edited too."""
     seen = []
-    monkeypatch.setattr(judge, "_probe", lambda ends: (seen.append(ends), (0.5, (0.4, 0.6)))[1])
+    monkeypatch.setattr(judge, "_probe", lambda ends: (seen.append(ends), Estimate(0.5))[1])
     edits = [
         clamp(site, Basis(torch.eye(128)[:1], torch.zeros(128)), [0], 100.0 + site.layer) for site in (MIDDLE, LAST)
     ]
@@ -458,27 +466,30 @@ def test_rivals_at_all_layers_are_as_large_as_asked_in_the_run_that_has_them_all
 
 
 def removal(method: Method, area: float, damage: float) -> Removal:
-    return Removal(method, "resid_post.1", area, 0.5, 1.0, 0.5, damage, 1.0, intervals={"auroc": (area, area)})
+    left, cost = Estimate(area, area, area), Estimate(damage)
+    return Removal(method, "resid_post.1", left, Estimate(0.5), 1.0, Estimate(0.5), cost, 1.0)
 
 
 def judged(method: Method, area: float, kl: list[float]) -> tuple[Removal, Harm]:
     mean = sum(kl) / len(kl)
-    return removal(method, area, mean), Harm(mean, (mean, mean), 0.0, (0.0, 0.0), 1.0, tuple(kl), (1.0,) * len(kl))
+    return removal(method, area, mean), Harm(
+        Estimate(mean, mean, mean), Estimate(0.0), 1.0, tuple(kl), (1.0,) * len(kl)
+    )
 
 
 def test_random_draws_on_either_side_of_chance_do_not_make_chance():
     """AUROCs of 0.05 and 0.95 average to 0.5, and were once declared gone; the damage was the first draw's."""
     draws = [judged(Method.RANDOM_FEATURES, area, [kl, 2 * kl]) for area, kl in ((0.05, 1.0), (0.95, 3.0))]
     mean, harm = mean_of(draws)
-    assert mean.auroc == 0.5 and mean.draws == (0.05, 0.95) and not mean.gone
-    assert mean.intervals["auroc"] == (0.05, 0.95) and mean.damage == harm.kl == 3.0 and harm.contexts == (2.0, 4.0)
+    assert mean.auroc == Estimate(0.5, 0.05, 0.95) and mean.draws == (0.05, 0.95) and not mean.gone
+    assert mean.damage.value == harm.kl.value == 3.0 and harm.contexts == (2.0, 4.0)
     near, _ = mean_of([judged(Method.RANDOM_FEATURES, area, [1.0]) for area in (0.47, 0.53, 0.51)])
     assert near.gone and not mean_of([judged(Method.RANDOM_FEATURES, a, [1.0]) for a in (0.5, 0.5, 0.6)])[0].gone
     assert mean_of(draws[:1])[0].draws == ()
 
 
 def points(*pairs: tuple[float, float]) -> Frontier:
-    whole = tuple(FrontierPoint(0.0, a, (a, a), a, (a, a), d, (d, d)) for a, d in pairs)
+    whole = tuple(FrontierPoint(0.0, Estimate(a), Estimate(a), Estimate(d)) for a, d in pairs)
     return Frontier(Method.LEACE, "here", whole)
 
 
@@ -498,7 +509,7 @@ def test_a_frontier_asks_only_for_the_strengths_that_are_not_known(judge, compon
         judge, "brief", lambda edits, method: (asked.append(edits[0].strength), brief(edits, method))[1]
     )
     assert Frontier.of(judge, Method.FEATURES, [edit], (0.0, 0.5, 1.0), known) == whole and asked == [0.5]
-    assert all(low <= p.within <= high for p in whole.points for low, high in [p.within_interval])
+    assert all(holds_its_value(point.within) for point in whole.points)
     with user_error("at least one strength"):
         Frontier.of(judge, Method.FEATURES, [edit], ())
 
@@ -638,14 +649,14 @@ def test_the_search_finds_the_latent_that_alone_carries_the_class(result):
     """And no other, at both layers, and removes the class exactly."""
     features = named(result)[Method.FEATURES]
     assert features.features == (f"{Site.parse(result.site).layer}_0",) and features.strength == 1.0
-    assert features.auroc == 0.5 and features.gone and features.accuracy == pytest.approx(0.5, abs=0.01)
-    assert features.transfer == {"other": 0.5} and features.within == 0.5
+    assert features.auroc.value == 0.5 and features.gone and features.accuracy.value == pytest.approx(0.5, abs=0.01)
+    assert features.transfer["other"].value == features.within.value == 0.5
     elsewhere = {(m.site, m.method): m for m in result.elsewhere}
     other = next(site for site in ("resid_post.0", "resid_post.1") if site != result.site)
-    assert elsewhere[other, Method.FEATURES].auroc == 0.5
+    assert elsewhere[other, Method.FEATURES].auroc.value == 0.5
     for m in (*result.methods, *result.elsewhere):
         if m.method in (Method.RANDOM_FEATURES, Method.RANDOM_DIRECTIONS):
-            assert not m.gone and m.auroc > 0.9
+            assert not m.gone and m.auroc.value > 0.9
 
 
 def test_a_dictionary_without_that_latent_cannot_remove_the_class(world):
@@ -656,9 +667,10 @@ def test_a_dictionary_without_that_latent_cannot_remove_the_class(world):
 
 def test_without_an_edit_the_class_is_there_and_is_read(result):
     none = result.unedited
-    assert none.method == Method.NONE and none.auroc == 1.0 == result.own_auroc and none.damage == 0 == none.edit_size
-    assert none.probe > 0.95 and none.probe_last > 0.95 and none.transfer == {"other": 1.0} and none.features == ()
-    assert named(result)[Method.FEATURES].probe < 0.8
+    assert none.method == Method.NONE and none.auroc.value == none.transfer["other"].value == 1.0 == result.own_auroc
+    assert none.damage.value == 0 == none.edit_size and none.features == ()
+    assert none.probe.value > 0.95 and none.probe_last.value > 0.95
+    assert named(result)[Method.FEATURES].probe.value < 0.8
 
 
 def test_the_result_is_consistent(result):
@@ -670,13 +682,12 @@ def test_the_result_is_consistent(result):
     for others in (result.elsewhere, result.everywhere):
         assert [m.method for m in others] == [Method.FEATURES, *ERASERS, *[*methods][-2:]]
     for method in (*result.methods, *result.elsewhere, *result.everywhere):
-        assert method.gone == all(abs(area - 0.5) <= GONE for area in method.draws or [method.auroc])
-        assert method.damage > 0 and method.edit_size > 0 and 0 <= method.accuracy <= 1
+        assert method.gone == all(abs(area - 0.5) <= GONE for area in method.draws or [method.auroc.value])
+        assert method.damage.value > 0 and method.edit_size > 0 and 0 <= method.accuracy.value <= 1
         for name in ("auroc", "within", "accuracy", "gap", "damage", "rise"):
-            low, high = method.intervals[name]
-            assert low - 1e-9 <= getattr(method, name) <= high + 1e-9, (method.method, name)
+            assert holds_its_value(getattr(method, name)), (method.method, name)
     gone = [m for m in result.methods if m.gone]
-    assert gone and result.best == min(gone, key=lambda m: m.damage).method
+    assert gone and result.best == min(gone, key=lambda m: m.damage.value).method
     assert result.site in result.sentence() and "\n" not in result.sentence()
     plain, scaled = methods[Method.PLAIN], methods[Method.FEATURES]
     assert plain.features == scaled.features and plain.edit_size * scaled.strength == pytest.approx(scaled.edit_size)
@@ -693,7 +704,7 @@ def test_a_frontier_begins_at_the_unedited_model(result):
     assert {curve.method for curve in result.frontiers} >= {Method.FEATURES, Method.RANDOM_FEATURES, *ERASERS}
     for curve in result.frontiers:
         assert [p.strength for p in curve.points] == [0.0, 0.5, 1.0]
-        assert curve.points[0].damage == 0 and curve.points[0].auroc == result.own_auroc
+        assert curve.points[0].damage.value == 0 and curve.points[0].auroc.value == result.own_auroc
         everything = {(m.site, m.method): m for m in (*result.methods, *result.everywhere)}
         if not everything[curve.site, curve.method].draws:
             assert curve.points[2].damage == everything[curve.site, curve.method].damage
@@ -703,6 +714,7 @@ def test_the_result_goes_to_json_without_nan(result):
     numbers = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert numbers["sentence"] == result.sentence() and numbers["verdict"] == result.verdict()
     assert "edits" not in numbers and len(result.edits) == 1 and result.edits[0].mask is None
+    assert from_plain(RemovalResult, numbers) == result  # which does not compare the edits
     assert {curve["method"] for curve in numbers["frontiers"]} >= {"features", "LEACE", "random directions"}
     assert [c["site"] for c in numbers["comparisons"]] == ["resid_post.0", "resid_post.1", "all layers"]
     assert numbers["resampled"] == "names and templates, crossed" and numbers["methods"][0]["method"] == "features"
@@ -750,7 +762,7 @@ def test_a_site_without_features_for_it_is_passed_over(world):
 def test_a_dictionary_of_few_latents_has_random_features_too(world):
     """Once, fewer than ten latents could not be drawn from; with none left that is said in one line."""
     few, one = (Basis(world.whole.directions[:n], world.whole.mean) for n in (6, 1))
-    assert named(world.removed({Site(0): few}))[Method.RANDOM_FEATURES].auroc > 0.9
+    assert named(world.removed({Site(0): few}))[Method.RANDOM_FEATURES].auroc.value > 0.9
     with user_error("few latents"):
         world.removed({Site(0): one})
 
@@ -781,9 +793,9 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
     result = remove_pronouns(storybook, planted, contexts, CONFIG)
     assert result.own_auroc >= 0.99 and result.own.n == CONFIG.test_prompts == 48 and result.everywhere == ()
     features = named(result)[Method.FEATURES]
-    assert features.features[0] == "5_0" and abs(features.auroc - 0.5) < 0.3
+    assert features.features[0] == "5_0" and abs(features.auroc.value - 0.5) < 0.3
     assert {*features.transfer} == {*task.transfers} and result.notes == task.notes
-    assert named(result)[Method.RANDOM_FEATURES].auroc > 0.95
+    assert named(result)[Method.RANDOM_FEATURES].auroc.value > 0.95
 
 
 def test_pairs_of_many_answers_are_no_concept_and_can_be_removed(storybook, components, contexts, monkeypatch):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from editing.metrics import auroc, resampled
 from editing.removal.two_class_prompts import Contrast, model_score, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, Split, pronoun_prompts
+from sae_core.estimate import Estimate
 
 
 def contrast(
@@ -36,8 +37,8 @@ def test_the_interval_of_an_auroc_covers_it():
     held = 0
     for seed in range(40):
         prompts = contrast(positive, group)
-        (low, high), _ = prompts.auroc_intervals(normal(128, seed) + positive, prompts.weights(seed, 300))
-        held += low <= truth <= high
+        pooled, _ = prompts.auroc_estimates(normal(128, seed) + positive, prompts.weights(seed, 300))
+        held += not pooled.excludes(truth)
     assert held >= 35
 
 
@@ -56,8 +57,8 @@ def test_the_interval_covers_where_prompts_share_names():
     for seed in range(30):
         scores = normal(12, seed)[name] + 0.3 * normal(16, 100 + seed)[template] + 0.5 * normal(192, 200 + seed)
         for how, weights in (("crossed", prompts.weights(seed, 300)), ("templates", resampled(template, seed, 300))):
-            (low, high), _ = prompts.auroc_intervals(scores + positive, weights)
-            held[how] += low <= truth <= high
+            pooled, _ = prompts.auroc_estimates(scores + positive, weights)
+            held[how] += not pooled.excludes(truth)
     assert held["crossed"] >= 25 and held["templates"] <= 20
 
 
@@ -78,11 +79,11 @@ def test_leftovers_of_opposite_sign_cancel_over_all_but_not_within():
     prompts = contrast(positive, group)
     scores = torch.where(group == 0, 1.0, -1.0) * torch.where(positive, 1.0, -1.0)
     assert auroc(scores, positive) == 0.5 and prompts.within(scores) == 1.0
-    pooled, within = prompts.auroc_intervals(scores, prompts.weights(0))
-    assert pooled[0] <= 0.5 <= pooled[1] and within == (1.0, 1.0)
+    pooled, within = prompts.auroc_estimates(scores, prompts.weights(0))
+    assert not pooled.excludes(0.5) and within == Estimate(1.0, 1.0, 1.0)
     noise = normal(64, 3)
-    _, (low, high) = prompts.auroc_intervals(noise, prompts.weights(0))
-    assert low <= prompts.within(noise) <= high < 1.0
+    _, within = prompts.auroc_estimates(noise, prompts.weights(0))
+    assert within.low <= within.value == prompts.within(noise) <= within.high < 1.0
 
 
 def test_a_resample_without_a_class_in_a_group_says_nothing_of_that_group():
@@ -91,7 +92,8 @@ def test_a_resample_without_a_class_in_a_group_says_nothing_of_that_group():
     prompts = contrast(positive, torch.zeros(18, dtype=torch.long), template=torch.arange(18) // 3)
     scores = positive.float()  # told apart in every resample that has both
     assert (prompts.weights(0)[:, positive].sum(1) == 0).any()
-    assert prompts.auroc_intervals(scores, prompts.weights(0)) == (pytest.approx((1, 1)), pytest.approx((1, 1)))
+    for estimate in prompts.auroc_estimates(scores, prompts.weights(0)):
+        assert astuple(estimate) == pytest.approx((1, 1, 1))
 
 
 def test_groups_of_one_pair_do_not_count_as_sentences():

@@ -12,6 +12,7 @@ from editing.removal.experiment import Removal, RemovalResult
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption
 from editing.tasks.pairs import OwnScore
+from sae_core.estimate import Estimate
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import FeatureId, Site
 from subrank.pages.page import (
@@ -44,9 +45,10 @@ def ioi() -> IOIResult:
 
 def removal(*, gone: bool) -> RemovalResult:
     methods = (
-        Removal(Method.FEATURES, "resid_post.1", 0.5 if gone else 0.9, 0.6, 1.0, 0.5, 0.01, 1.0, ("1_2",), 1.2),
-        Removal(Method.LEACE, "resid_post.1", 0.8, 0.8, 1.0, 0.7, 0.02, 2.0),
+        (Method.FEATURES, "resid_post.1", Estimate(0.5 if gone else 0.9), Estimate(0.6), 1.0, Estimate(0.5)),
+        (Method.LEACE, "resid_post.1", Estimate(0.8), Estimate(0.8), 1.0, Estimate(0.7)),
     )
+    methods = (Removal(*methods[0], Estimate(0.01), 1.0, ("1_2",), 1.2), Removal(*methods[1], Estimate(0.02), 2.0))
     return RemovalResult(OWN, 0.6, "resid_post.1", methods, (), Method.FEATURES if gone else None)
 
 

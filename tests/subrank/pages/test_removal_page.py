@@ -10,6 +10,7 @@ from editing.removal.frontier import Frontier, FrontierPoint
 from editing.removal.result import RemovalResult
 from editing.removal.versus_leace import LeaceComparison
 from editing.tasks.pairs import OwnScore
+from sae_core.estimate import Estimate
 from subrank.pages.page import removal_section
 
 HERE, THERE, NASTY = "resid_post.1", "resid_post.2", "<script>alert(1)</script>"
@@ -17,35 +18,38 @@ OWN = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)
 
 
 def removal(method: Method, area: float, damage: float, site: str = HERE, **fields) -> Removal:
-    span = {"auroc": (area - 0.04, area + 0.03), "damage": (damage / 2, 2 * damage)}
-    return Removal(method, site, area, 0.6, 1.0, 0.5, damage, 1.0, intervals=span, **fields)
+    left, cost = Estimate(area, area - 0.04, area + 0.03), Estimate(damage, damage / 2, 2 * damage)
+    return Removal(method, site, left, Estimate(0.6), 1.0, Estimate(0.5), cost, 1.0, **fields)
 
 
 def frontier(method: Method, site: str = HERE) -> Frontier:
     rows = ((0.0, 1.0, 0.0), (0.5, 0.8, 0.01), (1.0, 0.5, 0.04))
-    points = [FrontierPoint(s, a, (a - 0.1, a), 0.6, (0.5, 0.7), d, (d / 2, 2 * d)) for s, a, d in rows]
+    within = Estimate(0.6, 0.5, 0.7)
+    points = (FrontierPoint(s, Estimate(a, a - 0.1, a), within, Estimate(d, d / 2, 2 * d)) for s, a, d in rows)
     return Frontier(method, site, tuple(points))
 
 
 @pytest.fixture
 def result() -> RemovalResult:
-    tested = {"her or his": 0.91, NASTY: 0.72}
+    tested = {"her or his": Estimate(0.91), NASTY: Estimate(0.72)}
+    able = {"her or his": Estimate(1.0), NASTY: Estimate(0.99)}
+    probe = {"strength": 1.35, "transfer": tested, "probe": Estimate(0.83)}
     return RemovalResult(
         own=OWN,
         own_auroc=0.998,
         site=HERE,
         methods=(
-            removal(Method.FEATURES, 0.5, 0.01, features=("1_2", "1_7"), strength=1.35, transfer=tested, probe=0.83),
+            removal(Method.FEATURES, 0.5, 0.01, features=("1_2", "1_7"), **probe),
             removal(Method.LEACE, 0.52, 0.3),
             removal(Method.LEACE_TUNED, 0.7, 0.02, strength=0.4),
             removal(Method.RANDOM_FEATURES, 0.5, 0.2, draws=(0.05, 0.95)),
         ),
         elsewhere=(removal(Method.FEATURES, 0.77, 0.11, THERE), removal(Method.LEACE, 0.66, 0.22, THERE)),
         best=Method.FEATURES,
-        unedited=removal(Method.NONE, 0.998, 0.0, strength=0.0, transfer={"her or his": 1.0, NASTY: 0.99}, probe=0.97),
+        unedited=removal(Method.NONE, 0.998, 0.0, strength=0.0, transfer=able, probe=Estimate(0.97)),
         everywhere=(removal(Method.FEATURES, 0.51, 0.015, EVERYWHERE), removal(Method.LEACE, 0.8, 0.4, EVERYWHERE)),
         frontiers=(frontier(Method.FEATURES), frontier(Method.LEACE), frontier(Method.FEATURES, EVERYWHERE)),
-        comparisons=(LeaceComparison(HERE, True, True, 0.29, (0.2, 0.4)),),
+        comparisons=(LeaceComparison(HERE, True, True, Estimate(0.29, 0.2, 0.4)),),
         answers=(NASTY, "he"),
         example=NASTY,
         notes=(f"transfer to {NASTY}: measured",),
