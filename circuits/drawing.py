@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import graphviz
 
@@ -25,18 +26,18 @@ def dot_source(graph: FeatureGraph) -> str:
     for node in sorted(graph.nodes, key=lambda node: _height(node.id)):
         rows.setdefault(_row(node.id), []).append(node)
     for name, nodes in rows.items():
-        with dot.subgraph() as row:
-            row.attr(rank="same")
-            row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
-            for node in nodes:
-                row.node(_name(node.id), label=_literal(_label(node)), **_node_look(node, graph.target))
+        row = graphviz.Digraph(graph_attr={"rank": "same"})
+        row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
+        for node in nodes:
+            row.node(_name(node.id), label=_literal(_label(node)), **_node_look(node, graph.target))
+        dot.subgraph(row)
     for below, above in pairwise(rows):
         dot.edge(f"row {below}", f"row {above}", style="invis")
     for edge in graph.edges:
         dot.edge(_name(edge.cause), _name(edge.target), **_edge_look(edge, strongest))
-    with dot.subgraph(name="cluster_legend") as legend:
-        legend.attr(label="", color="none")
-        legend.node("legend", shape="plaintext", fillcolor="none", label=_legend(graph))
+    legend = graphviz.Digraph("cluster_legend", graph_attr={"label": "", "color": "none"})
+    legend.node("legend", shape="plaintext", fillcolor="none", label=_legend(graph))
+    dot.subgraph(legend)
     return dot.source
 
 
@@ -192,4 +193,5 @@ def render(source: str, kind: str) -> bytes:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pygraphviz passes on remarks about fonts as warnings
-        return pygraphviz.AGraph(string=source).draw(format=kind, prog="dot", args="-Gdpi=110" if kind == "png" else "")
+        graph, args = pygraphviz.AGraph(string=source), "-Gdpi=110" if kind == "png" else ""
+        return cast(bytes, graph.draw(format=kind, prog="dot", args=args))

@@ -5,7 +5,7 @@ examples, so a graph is shown on one of them, or on a prompt chosen to stand for
 `circuits/schema.py`.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +14,7 @@ from typing import Any
 
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
 from circuits.schema import ERROR, FEATURE, OUTPUT, cantor, faults
+from sae_core.codec import to_plain
 from sae_core.errors import UserError
 from sae_core.files import write_json
 from sae_core.sites import FeatureId, Site
@@ -23,14 +24,14 @@ from sae_core.sites import FeatureId, Site
 
 def node_link(graph: FeatureGraph) -> dict[str, Any]:
     """The graph as `networkx.node_link_graph(value, edges="edges")` reads it, with all that nodes and edges say."""
-    value = graph.to_json()
+    value = to_plain(graph)
     return {
         "directed": True,
         "multigraph": False,
         "graph": {"target": value["target"], "facts": value["facts"]},
         "nodes": value["nodes"],
         "edges": [
-            {"source": edge["cause"]} | {name: own for name, own in edge.items() if name != "cause"}
+            {"source": edge["cause"]} | {key: field for key, field in edge.items() if key != "cause"}
             for edge in value["edges"]
         ],
     }
@@ -91,8 +92,8 @@ def neuronpedia(
         for edge in graph.edges
         if edge.cause in shown and edge.target in shown
     }
-    readouts = [own for own in shown if isinstance(own, Readout)]
-    outputs = {own: (rank, 0.0) for rank, own in enumerate(readouts)} | dict(prompt.outputs)
+    readouts = [node for node in shown if isinstance(node, Readout)]
+    outputs = {readout: (rank, 0.0) for rank, readout in enumerate(readouts)} | dict(prompt.outputs)
     influence = _influence(graph.target, list(shown), weights)
     keys, nodes = {}, []
     for node in graph.nodes:
@@ -171,9 +172,9 @@ def _node(
 def _metadata(graph: FeatureGraph, prompt: Prompt, slug: str, scan: str, layers: dict[Site, int]) -> dict[str, Any]:
     plain = {k: v for k, v in graph.facts.items() if isinstance(v, str | int | float | bool)}
     try:
-        own_version = version("subrank")
+        our_version = version("subrank")
     except PackageNotFoundError:  # run from a folder without being installed
-        own_version = "unknown"
+        our_version = "unknown"
     return {
         "slug": slug,
         "scan": scan,
@@ -182,7 +183,7 @@ def _metadata(graph: FeatureGraph, prompt: Prompt, slug: str, scan: str, layers:
         "prompt": "".join(prompt.tokens),
         "node_threshold": 1.0,
         "schema_version": 1,
-        "info": {"generator": {"name": "subrank", "version": own_version}},
+        "info": {"generator": {"name": "subrank", "version": our_version}},
         "generation_settings": plain
         | {
             "target": str(graph.target),
@@ -200,23 +201,24 @@ def _influence(
     A node's influence is sum over paths to the target of the product of |weight| / sum |weights into the same node|:
     e A + e A^2 + ..., which ends since a circuit has no cycles.
     """
-    into: Counter[NodeId] = Counter()
+    into: defaultdict[NodeId, float] = defaultdict(float)
     for (_, end), weight in weights.items():
         into[end] += abs(weight)
-    total: Counter[NodeId] = Counter()
-    front = {target: 1.0}
+    total: defaultdict[NodeId, float] = defaultdict(float)
+    front = {target: 1.0}  # e A^k, after k steps against the arrows
     for _ in range(len(nodes)):
-        reached: Counter[NodeId] = Counter()
+        reached: defaultdict[NodeId, float] = defaultdict(float)
         for (start, end), weight in weights.items():
             if front.get(end) and into[end]:
                 reached[start] += front[end] * abs(weight) / into[end]
-        total.update(reached)
+        for node, share in reached.items():
+            total[node] += share
         front = reached
-    whole, cumulative, found = sum(total.values()) or 1.0, 0.0, {target: 0.0}
+    whole, cumulative, influence = sum(total.values()) or 1.0, 0.0, {target: 0.0}
     for node in sorted((n for n in nodes if n != target), key=lambda n: -total[n]):
         cumulative += total[node] / whole
-        found[node] = min(cumulative, 1.0)
-    return found
+        influence[node] = min(cumulative, 1.0)
+    return influence
 
 
 def write_neuronpedia(folder: Path, graphs: Iterable[dict[str, Any]]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import isnan
 from typing import Any
 
 import networkx
@@ -13,12 +12,19 @@ from sae_core.sites import FeatureId, Site, Stream
 
 @dataclass(frozen=True)
 class ErrorTerm:
-    """What a dictionary misses of the activation at a site, x - x_hat; `error.resid_post.3` as text."""
+    """The error term of the dictionary at a site, x - x_hat; `error.resid_post.3` as text."""
 
     site: Site
 
     def __str__(self) -> str:
         return f"error.{self.site}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ErrorTerm":
+        """The error term named by `str(term)`; raises `UserError` on any other text."""
+        if not text.startswith("error."):
+            raise UserError(f"{text!r} is no error term; error terms read like 'error.resid_post.3'")
+        return cls(Site.parse(text.removeprefix("error.")))
 
 
 @dataclass(frozen=True)
@@ -30,18 +36,23 @@ class Readout:
     def __str__(self) -> str:
         return f"logit: {self.name}"
 
+    @classmethod
+    def parse(cls, text: str) -> "Readout":
+        """The readout named by `str(readout)`; raises `UserError` on any other text."""
+        if not text.startswith("logit: "):
+            raise UserError(f"{text!r} is no readout; readouts read like 'logit: she - he'")
+        return cls(text.removeprefix("logit: "))
+
 
 NodeId = FeatureId | ErrorTerm | Readout
-"""What can stand in a circuit."""
+"""What can stand in a circuit; JSON has its text (`sae_core.codec`)."""
 
 
 def parse_node(text: str) -> NodeId:
     """The node named by `str(node)`; raises `UserError` on any other text."""
-    kind, colon, name = text.partition(": ")
-    if kind == "logit" and colon:
-        return Readout(name)
-    if text.startswith("error."):
-        return ErrorTerm(Site.parse(text.removeprefix("error.")))
+    for kind, prefix in ((Readout, "logit: "), (ErrorTerm, "error.")):
+        if text.startswith(prefix):
+            return kind.parse(text)
     if "_" not in text:
         raise UserError(f"{text!r} is no node; nodes read like '5_2079', 'error.resid_post.3' or 'logit: she - he'")
     return FeatureId.parse(text)
@@ -49,7 +60,7 @@ def parse_node(text: str) -> NodeId:
 
 @dataclass(frozen=True)
 class Edge:
-    """`cause` supports `target` (positive effect) or holds it down (negative)."""
+    """`cause` supports `target` (positive effect) or inhibits it (negative)."""
 
     cause: NodeId
     target: NodeId
@@ -88,11 +99,11 @@ class Node:
     promotes: tuple[str, ...] = ()
     """Tokens whose logits it raises; in the last layer only."""
     n_examples: int = 0
-    """Examples on which its causes were sought; 0 if it was not asked."""
+    """Examples on which its causes were sought; 0 if they were not."""
     first_position: float | None = None
     """Share of its activation on the first content position of a context."""
     name: str = ""
-    """What somebody, or an explainer, calls it."""
+    """Label, human or automatic."""
 
     @property
     def layer(self) -> int | None:
@@ -102,13 +113,13 @@ class Node:
 
 @dataclass(frozen=True)
 class FeatureGraph:
-    """Nodes and edges of a circuit, the target first."""
+    """Nodes and edges of a circuit, the target first; `to_plain` and `from_plain` make JSON of it and read it."""
 
     target: NodeId
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-    """How it was found."""
+    """How it was found: settings and counts, plain values only."""
 
     def networkx(self) -> networkx.DiGraph:
         """The same graph as a `networkx` one, nodes keyed by their names."""
@@ -123,60 +134,10 @@ class FeatureGraph:
         """The features among the nodes."""
         return [node.id for node in self.nodes if isinstance(node.id, FeatureId)]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
-        return {
-            "target": str(self.target),
-            "nodes": [_plain(node) for node in self.nodes],
-            "edges": [_plain(edge) for edge in self.edges],
-            "facts": self.facts,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "FeatureGraph":
-        """The graph that `to_json` made `value` of."""
-        nodes = tuple(
-            Node(
-                **(
-                    record
-                    | {"id": parse_node(record["id"])}
-                    | {k: tuple(record[k]) for k in ("responds_to", "promotes")}
-                )
-            )
-            for record in value["nodes"]
-        )
-        return cls(parse_node(value["target"]), nodes, tuple(map(edge_from_json, value["edges"])), value["facts"])
-
-
-def edge_to_json(edge: Edge) -> dict[str, Any]:
-    """Plain values; `edge_from_json` is the inverse."""
-    return _plain(edge)
-
-
-def edge_from_json(record: dict[str, Any]) -> Edge:
-    """The edge that `edge_to_json` made `record` of."""
-    ends = {name: parse_node(record[name]) for name in ("cause", "target")}
-    offsets = tuple((int(back), effect) for back, effect in record["offsets"])
-    error = float("nan") if record["error"] is None else record["error"]
-    return Edge(**(record | ends | {"offsets": offsets, "error": error}))
-
-
-def _plain(record: Node | Edge) -> dict[str, Any]:
-    return {name: _value(getattr(record, name)) for name in record.__dataclass_fields__}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, FeatureId | ErrorTerm | Readout):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_value(part) for part in value]
-    return None if isinstance(value, float) and isnan(value) else value
-
 
 def nodes_of(edges: Iterable[Edge], target: NodeId) -> list[NodeId]:
     """The target and every node of `edges`: what is read from the logits first, then later layers before earlier."""
-    found = {target, *(e.cause for e in edges), *(e.target for e in edges)}
-    return sorted(found, key=_depth)
+    return sorted({target, *(end for edge in edges for end in (edge.cause, edge.target))}, key=_depth)
 
 
 def _depth(node: NodeId) -> tuple:

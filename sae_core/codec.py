@@ -1,12 +1,14 @@
 """Results as JSON and back: one converter for every frozen dataclass of numbers and names.
 
-Fields keep their names. A type with a `parse` (`Site`, `FeatureId`) is written as its text, enums as their values,
-tuples as lists, mappings with the text of their keys, and a number that is not finite as null, which reads as NaN.
+Fields keep their names. A type with a `parse` (`Site`, `FeatureId`) is written as its text, and a union of such types
+is read by the first whose `parse` takes the text. Enums are written as their values, tuples as lists, mappings with the
+text of their keys, and a number that is not finite as null, which reads as NaN.
 """
 
 import math
 from functools import cache
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 from sae_core.errors import UserError
 
@@ -35,6 +37,19 @@ def _first(error: BaseException) -> str:
     return f"missing {error}" if isinstance(error, KeyError) else str(error)
 
 
+def _parsed(text: str, kinds: Any) -> Any:
+    for kind in get_args(kinds):
+        try:
+            return kind.parse(text)
+        except UserError:
+            continue
+    raise UserError(f"{text!r} is no {' or '.join(kind.__name__ for kind in get_args(kinds))}")
+
+
+def _all_parse(kind: Any) -> bool:
+    return isinstance(kind, UnionType) and all(hasattr(member, "parse") for member in get_args(kind))
+
+
 @cache
 def _converter():
     from cattrs import Converter  # here, so that training imports with torch alone
@@ -44,4 +59,5 @@ def _converter():
     converter.register_structure_hook(float, lambda x, _: math.nan if x is None else float(x))
     converter.register_unstructure_hook_func(lambda kind: hasattr(kind, "parse"), str)
     converter.register_structure_hook_func(lambda kind: hasattr(kind, "parse"), lambda text, kind: kind.parse(text))
+    converter.register_structure_hook_func(_all_parse, _parsed)
     return converter

@@ -24,11 +24,9 @@ from circuits.graph import (
     FeatureGraph,
     Node,
     NodeId,
-    edge_from_json,
-    edge_to_json,
     nodes_of,
-    parse_node,
 )
+from sae_core.codec import from_plain, to_plain
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -74,14 +72,12 @@ class Asked:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
-        own = {"target": str(self.target), "edges": [edge_to_json(edge) for edge in self.edges]}
-        return own | {"n_examples": self.n_examples, "n_pairs": self.n_pairs, "audits": list(self.audits)}
+        return to_plain(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Asked":
         """The step that `to_json` made `value` of."""
-        edges = tuple(map(edge_from_json, value["edges"]))
-        return cls(parse_node(value["target"]), edges, value["n_examples"], value["n_pairs"], tuple(value["audits"]))
+        return from_plain(cls, value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,6 +122,7 @@ def circuit_into(
     from circuits.discovery.sampling import OverRange
     from circuits.drawing import draw
     from circuits.features.atlas import survey
+    from sae_core.codec import to_plain
     from sae_core.files import write_json
     from subrank.pages.page import circuit_section, dictionaries_section, write_page
     from subrank.pages.scores import evaluation_section
@@ -150,9 +151,9 @@ def circuit_into(
         after.names,
     )
     judgement = judged(search, dictionaries, target, graph, chosen, held, how, after)
-    numbers = {"dictionaries": measured.to_json(), "circuit": graph.to_json()}
+    numbers = {"dictionaries": measured.to_json(), "circuit": to_plain(graph)}
     save_result(out, numbers | ({"judgement": judgement.to_json()} if judgement else {}), model, argv)
-    write_json(out / "circuit.json", graph.to_json())
+    write_json(out / "circuit.json", to_plain(graph))
     if problem := draw(graph, out).problem:
         say(problem)
     svg = (out / "circuit.svg").read_text(encoding="utf-8") if (out / "circuit.svg").is_file() else None

@@ -16,7 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout, edge_to_json
+from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
+from sae_core.codec import to_plain
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import finite
 from sae_core.files import write_text
@@ -250,7 +251,7 @@ def _node_value(node: Node, label: str | None, row: int) -> dict[str, Any]:
 
 
 def _edge_value(edge: Edge, chunk: int | None) -> dict[str, Any]:
-    return edge_to_json(edge) | {"solid": edge.solid, "examples": chunk}
+    return to_plain(edge) | {"solid": edge.solid, "examples": chunk}
 
 
 def _write(folder: Path, name: str, text: str) -> None:

@@ -20,6 +20,7 @@ from circuits.features.atlas import (
     survey,
 )
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout, nodes_of
+from sae_core.codec import from_plain, to_plain
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -218,8 +219,8 @@ def test_the_graph_holds_what_was_found(circuit, atlas, graph):
 
 
 def test_json_and_networkx(graph):
-    text = json.dumps(graph.to_json())
-    assert FeatureGraph.from_json(json.loads(text)) == graph
+    text = json.dumps(to_plain(graph))
+    assert from_plain(FeatureGraph, json.loads(text)) == graph
     other = graph.networkx()
     assert networkx.is_directed_acyclic_graph(other) and set(other) == {str(n.id) for n in graph.nodes}
     assert {(a, b): d["effect"] for a, b, d in other.edges(data=True)} == {
@@ -237,7 +238,7 @@ def test_json_of_other_nodes_and_of_an_empty_graph():
         Edge(error, logit, 0.1, 0.0, 16, 16),
     )
     for graph in (FeatureGraph(logit, nodes, edges, {"seed": 0}), FeatureGraph(mlp, (), ())):
-        assert FeatureGraph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
+        assert from_plain(FeatureGraph, json.loads(json.dumps(to_plain(graph)))) == graph
     assert nodes_of(edges, logit) == [logit, mlp, FeatureId(Site(0), 1), error]
     assert nodes_of([], mlp) == [mlp]
     assert [edge.solid for edge in edges] == [True, True, True]
