@@ -1,4 +1,4 @@
-"""Plots of the IOI experiment, as plotly figures; and the look of all plots."""
+"""Plots of the IOI experiment, as plotly figures."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from editing.ioi.baselines import SHOWN, Baseline
 from editing.ioi.feature_selection import Selector
 from editing.ioi.study import IOIResult
+from editing.plotting import AMBER, BLUE, GREEN, GREY, PURPLE, RED, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -18,19 +19,19 @@ Labels = Mapping[str, Mapping[str, str]]
 """What features respond to, in words: by the name of their curve, then by their own (`str(FeatureId)`)."""
 
 _COLOURS = {
-    SHOWN[Baseline.PCA]: "#d97706",
-    SHOWN[Baseline.NONNEGATIVE_PCA]: "#b3261e",
+    SHOWN[Baseline.PCA]: AMBER,
+    SHOWN[Baseline.NONNEGATIVE_PCA]: RED,
     SHOWN[Baseline.ICA]: "#78350f",
-    SHOWN[Baseline.NEURONS]: "#6b7280",
+    SHOWN[Baseline.NEURONS]: GREY,
     SHOWN[Baseline.RANDOM_BASIS]: "#9ca3af",
 }
-_SHADES = ("#1b4f9c", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#b45309", "#1e3a8a", "#0f766e")
+_SHADES = (BLUE, PURPLE, "#0891b2", "#be185d", "#4d7c0f", "#b45309", "#1e3a8a", "#0f766e")
 """Of dictionaries, in turn."""
 _CHOSEN = {
-    Selector.GREEDY: "#1b4f9c",
-    Selector.ATTRIBUTION: "#d97706",
-    Selector.THRESHOLD: "#7c3aed",
-    Selector.RANDOM: "#10b981",
+    Selector.GREEDY: BLUE,
+    Selector.ATTRIBUTION: AMBER,
+    Selector.THRESHOLD: PURPLE,
+    Selector.RANDOM: GREEN,
 }
 
 
@@ -138,15 +139,3 @@ def _added(curve: "Curve", row: int, labels: Mapping[str, str], most: int = 5) -
     lines = [f"+ {name}{f' ({escape(labels[name])})' if name in labels else ''}" for name in new[:most]]
     more = curve.points[row].n_features - before - len(lines)
     return "".join(f"<br>{line}" for line in lines) + (f"<br>+ {more} more" if new and more > 0 else "")
-
-
-def styled(figure: "Figure", *, height: int) -> "Figure":
-    """The figure in the look that all figures have."""
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 70, "r": 20, "t": 30, "b": 60},
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-    )
-    return figure

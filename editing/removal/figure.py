@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
 from editing.removal.evaluation import GONE, Method, Removal
 from editing.removal.frontier import Frontier
 from editing.removal.result import RemovalResult
@@ -11,13 +12,13 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _COLOURS = {
-    Method.FEATURES: "#1b4f9c",
+    Method.FEATURES: BLUE,
     Method.PLAIN: "#7fa6dd",
-    Method.LEACE: "#d97706",
-    Method.MEANS: "#b3261e",
+    Method.LEACE: AMBER,
+    Method.MEANS: RED,
     Method.ORTHOGONAL: "#8b5cf6",
-    Method.RANDOM_FEATURES: "#10b981",
-    Method.RANDOM_DIRECTIONS: "#6b7280",
+    Method.RANDOM_FEATURES: GREEN,
+    Method.RANDOM_DIRECTIONS: GREY,
 }
 """What is drawn; tuned erasers lie on the curves of the plain ones."""
 LEAST = 1e-6
@@ -35,9 +36,7 @@ def removal_figure(result: RemovalResult) -> "Figure":
     figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
     shown: set[Method] = set()
     for column, (site, methods) in enumerate(panels, 1):
-        figure.add_hrect(
-            y0=0.5 - GONE, y1=0.5 + GONE, fillcolor="#10b981", opacity=0.12, line_width=0, row=1, col=column
-        )
+        figure.add_hrect(y0=0.5 - GONE, y1=0.5 + GONE, fillcolor=GREEN, opacity=0.12, line_width=0, row=1, col=column)
         curves = [curve for curve in result.frontiers if curve.site == site]
         for curve in curves:
             figure.add_trace(_curve(curve, first=curve.method not in shown), row=1, col=column)
@@ -48,16 +47,9 @@ def removal_figure(result: RemovalResult) -> "Figure":
                 figure.add_trace(_point(removal, first=removal.method not in shown), row=1, col=column)
                 shown.add(removal.method)
         figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", row=1, col=column)
-    said = f"logit({result.answers[0]}) - logit({result.answers[1]})"
-    figure.update_yaxes(title_text=f"capability left: AUROC of {said}", range=[-0.03, 1.03], row=1, col=1)
-    figure.update_layout(
-        template="plotly_white",
-        height=520,
-        margin={"l": 70, "r": 20, "t": 90, "b": 60},
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.08, "x": 0},
-    )
-    return figure
+    difference = f"logit({result.answers[0]}) - logit({result.answers[1]})"
+    figure.update_yaxes(title_text=f"capability left: AUROC of {difference}", range=[-0.03, 1.03], row=1, col=1)
+    return styled(figure, height=520, top=90)
 
 
 def _curve(curve: Frontier, *, first: bool):
@@ -74,8 +66,8 @@ def _curve(curve: Frontier, *, first: bool):
         mode="lines+markers",
         line={"color": _COLOURS.get(curve.method), "width": 3 if features else 1.6},
         marker={"size": [11 if p.strength == 1 else 5 for p in points]},
-        error_y=_bars([p.auroc for p in points]),
-        error_x=_bars(damage),
+        error_y=error_bars([p.auroc for p in points]),
+        error_x=error_bars(damage),
         customdata=[[p.strength, p.within.value, p.within.low, p.within.high] for p in points],
         hovertemplate=f"{curve.method}, strength x %{{customdata[0]}}<br>AUROC %{{y:.3f}}, within sentences "
         "%{customdata[1]:.2f} [%{customdata[2]:.2f}, %{customdata[3]:.2f}]<br>damage %{x:.5f} nats/token",
@@ -94,8 +86,8 @@ def _point(removal: Removal, *, first: bool):
         showlegend=first,
         mode="markers",
         marker={"size": 11, "color": _COLOURS.get(removal.method)},
-        error_y=_bars([removal.auroc]),
-        error_x=_bars([damage]),
+        error_y=error_bars([removal.auroc]),
+        error_x=error_bars([damage]),
         hovertemplate=f"{removal.method}<br>AUROC %{{y:.3f}}<br>damage %{{x:.5f}} nats/token",
     )
 
@@ -103,10 +95,3 @@ def _point(removal: Removal, *, first: bool):
 def _on_axis(damage: Estimate) -> Estimate:
     """The damage, drawn no lower than `LEAST`."""
     return Estimate(max(damage.value, LEAST), max(damage.low, LEAST), damage.high)
-
-
-def _bars(estimates: list[Estimate]) -> dict:
-    """Error bars from the intervals, which may end on one side of the value; none where there is no interval."""
-    up = [max(0.0, estimate.high - estimate.value) for estimate in estimates]
-    down = [max(0.0, estimate.value - estimate.low) for estimate in estimates]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 0.8, "width": 0}

@@ -124,8 +124,9 @@ def circuit_into(
     from circuits.features.atlas import survey
     from sae_core.codec import to_plain
     from sae_core.files import write_json
-    from subrank.pages.page import circuit_section, dictionaries_section, write_page
-    from subrank.pages.scores import evaluation_section
+    from subrank.pages.circuit_page import circuit_section, evaluation_section
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.page import link, titled, write_page
 
     own, searched = dictionaries.dictionaries, contexts[: how.n_contexts]
     held = contexts[how.n_contexts : how.n_contexts + after.n_held]
@@ -160,9 +161,11 @@ def circuit_into(
     if after.n_cards:
         own_examples = {} if examples is None else {target.node: (target, examples)}
         pages_into(out, search, contexts, graph, own_examples, after)
-    score = f"<h2>How good it is</h2>{evaluation_section(judgement)}" if judgement else ""
-    link = '<p><a href="explore/index.html">Explore it: cards, examples, all features</a></p>' if after.n_cards else ""
-    body = link + circuit_section(graph, svg) + score + "<h2>The dictionaries</h2>" + dictionaries_section(measured)
+    body = link("explore/index.html", "Explore it: cards, examples, all features") if after.n_cards else ""
+    body += circuit_section(graph, svg)
+    if judgement:
+        body += titled("How good it is", evaluation_section(judgement))
+    body += titled("The dictionaries", dictionaries_section(measured))
     write_page(out / "circuit.html", f"The circuit of {graph.target}", body, assets=assets)
     return graph, svg, judgement
 

@@ -40,7 +40,11 @@ def run(options: argparse.Namespace) -> int:
     from sae_core.storage import SET, load_set
     from sae_core.training.loop import TrainConfig
     from sae_core.training.run import Run
-    from subrank.pages.page import circuit_section, demo_page, dictionaries_section, ioi_section, removal_section
+    from subrank.pages.circuit_page import circuit_section
+    from subrank.pages.demo_page import demo_page
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.ioi_page import ioi_section
+    from subrank.pages.removal_page import removal_section
 
     started, out = time.time(), writable(options.out or Path("demo"))
     folder, argv = out / "dictionaries", vars(options)

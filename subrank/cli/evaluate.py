@@ -34,13 +34,14 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from editing.loss_recovered import splice_reports
+    from editing.set_evaluation import evaluation_of
     from sae_core.data.text import held_out
     from sae_core.evaluation.reconstruction import profiles
     from sae_core.evaluation.similarity import compare
     from sae_core.files import write_tensors
     from sae_core.storage import load_set, sets_in
+    from subrank.pages.evaluation_page import evaluation_page
     from subrank.pages.page import write_page
-    from subrank.pages.report import Evaluation, evaluation_page
 
     at_least("--contexts", options.contexts, 1)
     at_least("--spliced", options.spliced, 1)
@@ -67,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
     if len(sets) > 1:
         say("comparing the sets")
     alike = compare(dictionaries, generator=torch.Generator().manual_seed(options.seed))
-    evaluation = Evaluation(text.source, len(contexts), len(few), measured, spliced, alike)
+    counts = {"contexts": len(contexts), "contexts_spliced": len(few)}
+    evaluation = evaluation_of(measured, spliced, alike, text=text.source, **counts)
     for line in evaluation.lines():
         say("  " + line)
     densities = {f"{name}/{site}": one.density for name, own in measured.items() for site, one in own.items()}

@@ -58,8 +58,9 @@ def features_into(out: Path, model, found, contexts, measured, features, site, o
     """Read all features; write `features/`, `result.json` and `features.html`. Returns the full cards."""
     from circuits.features.catalogue import read_catalogue
     from sae_core.data.text import held_out
-    from subrank.pages.cards import cards_section
-    from subrank.pages.page import dictionaries_section, write_page
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.features_page import cards_section
+    from subrank.pages.page import write_page
 
     training, held = held_out(contexts)
     training, held = training[: options.contexts], held[: max(2, options.contexts // 4)]

@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +132,9 @@ def _write(
     assets=None,
 ) -> None:
     """Say what was found, and write `result.json` and `ioi.html`."""
-    from subrank.pages.page import dictionaries_section, ioi_section, write_page
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.ioi_page import ioi_section
+    from subrank.pages.page import titled, write_page
 
     for result in results:
         say(f"  {result.corruption}: {result.own.sentence()}")
@@ -147,11 +148,10 @@ def _write(
         "ioi": [r.to_json() for r in results],
     }
     save_result(out, numbers, study.model, argv)
-    sections = [
-        (f"<h2>{escape(name)}</h2>" if len(measured) > 1 else "") + dictionaries_section(one)
-        for name, one in measured.items()
-    ]
-    write_page(out / "ioi.html", "IOI patching", ioi_section(results, labels) + "".join(sections), assets=assets)
+    body = ioi_section(results, labels)
+    for name, one in measured.items():
+        body += titled(name if len(measured) > 1 else "The dictionaries", dictionaries_section(one))
+    write_page(out / "ioi.html", "IOI patching", body, assets=assets)
 
 
 def _alone(by_set: dict[str, dict]) -> dict:

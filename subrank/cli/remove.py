@@ -66,7 +66,9 @@ def removal_into(
     from editing.removal.capability import capability_of
     from editing.removal.experiment import remove
     from sae_core.data.text import held_out
-    from subrank.pages.page import dictionaries_section, removal_section, write_page
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.page import write_page
+    from subrank.pages.removal_page import removal_section
 
     size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
     known = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)

@@ -88,8 +88,9 @@ def steer_into(
     from editing.steering.feature_text import read_features
     from sae_core.codec import to_plain
     from sae_core.data.text import held_out
-    from subrank.pages.page import dictionaries_section, write_page
-    from subrank.pages.steering import described, steering_section
+    from subrank.pages.evaluation_page import dictionaries_section
+    from subrank.pages.page import write_page
+    from subrank.pages.steering_page import described, steering_section
 
     dictionaries = found.dictionaries
     reading, measuring = (part[:READ] for part in held_out(contexts))
@@ -168,7 +169,7 @@ def default_feature(
 
 def show(texts: "Sequence[Continuation]", *, colour: bool) -> None:
     """Print every prompt and below it a block per strength, changed tokens as `{+these+}`, as git marks words."""
-    from subrank.pages.steering import label
+    from subrank.pages.steering_page import label
 
     start, end = ("\033[32m", "\033[0m") if colour else ("", "")
     for prompt, group in groupby(texts, key=lambda text: text.prompt):

@@ -28,7 +28,8 @@ from sae_core.files import write_json
 from sae_core.sites import FeatureId, Site, Stream
 from sae_core.storage import QUALITY, DictionarySet, save_set
 from subrank.cli import command
-from subrank.pages.cards import activation_figure, card_html, cards_section, drops_figure
+from subrank.pages.features_figures import activation_figure, drops_figure
+from subrank.pages.features_page import card_html, cards_section
 from subrank.pages.page import write_page
 
 NASTY = ("<script>alert(1)</script>", '" onload="x', "שלום", "🙂", "\n", "</div>")
@@ -239,7 +240,7 @@ def test_a_dictionary_with_negative_codes_has_cards(tiny_models):
     f = codes(found, Site(1))[..., 1]
     assert card.histogram.edges[0] == pytest.approx(f.min().item()) and card.histogram.edges[0] < 0
     assert card.density == 1 and card.max == pytest.approx(f.max().item())
-    assert "rgba(37,99,235" in card_html(card)
+    assert 'class="down"' in card_html(card)
 
 
 def test_examples_are_peaks_and_places_of_each_quarter(catalogue):

@@ -1,7 +1,9 @@
 """Pages: what is shown is escaped, complete, and opens without a network."""
 
-import xml.etree.ElementTree as ElementTree
+import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 from circuits.graph import Edge, FeatureGraph, Node
 from editing.ioi.curve import Curve, CurvePoint
@@ -15,16 +17,17 @@ from editing.tasks.pairs import OwnScore
 from sae_core.estimate import Estimate
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import FeatureId, Site
-from subrank.pages.page import (
-    circuit_section,
-    dictionaries_section,
-    ioi_section,
-    removal_section,
-    table,
-    write_page,
-)
+from subrank.pages import page as module
+from subrank.pages.circuit_page import circuit_section
+from subrank.pages.demo_page import demo_page
+from subrank.pages.evaluation_page import dictionaries_section
+from subrank.pages.ioi_page import ioi_section
+from subrank.pages.page import Cell, Table, fragment, render, write_page
+from subrank.pages.removal_page import removal_section
 
 NASTY = "<script>alert(1)</script>"
+TEMPLATES = Path(module.__file__).parent / "templates"
+ROOT = TEMPLATES.parents[2]
 OWN = OwnScore(accuracy=0.5, top1=0.1, logit_difference=0.0, n=64)
 
 
@@ -53,7 +56,8 @@ def removal(*, gone: bool) -> RemovalResult:
 
 
 def test_tokens_are_escaped():
-    for part in (table((NASTY,), [(NASTY,)]), circuit_section(graph(), None)):
+    table = Table((NASTY,), [(NASTY,), (Cell(NASTY, NASTY, link=f'"{NASTY}'),)])
+    for part in (render("dictionaries.html", dictionaries=table), circuit_section(graph(), None)):
         assert "<script>" not in part and "&lt;script&gt;" in part
 
 
@@ -65,14 +69,14 @@ def test_every_section_opens_with_the_models_own_score():
 
 def test_curves_are_tabled_with_the_probability_of_the_answer():
     page = ioi_section([replace(ioi(), positions=("S2", -1))])
-    assert "0.188\u00a0(0.12\u2060–\u20600.25)" in page and "1\u00a0(0\u2060–\u20602)" in page
+    assert "0.188<small>[0.12, 0.25]</small>" in page and "1<small>[0, 2]</small>" in page
     assert "positions S2, -1" in page and "all positions" in ioi_section([ioi()])
 
 
 def test_the_best_method_is_marked_only_if_there_is_one():
-    assert "class=best" in removal_section(removal(gone=True))
+    assert 'class="best"' in removal_section(removal(gone=True))
     without = removal_section(removal(gone=False))
-    assert "class=best" not in without and "no method removes the capability" in without
+    assert 'class="best"' not in without and "o method removes the capability" in without
 
 
 def test_a_drawing_is_set_into_the_page_without_its_own_size():
@@ -92,5 +96,47 @@ def test_a_page_opens_without_a_network(tmp_path):
     page = (tmp_path / "deep" / "page.html").read_text()
     assert '<script src="../plotly.min.js">' in page and (tmp_path / "plotly.min.js").stat().st_size > 10**6
     assert "cdn" not in page and 'src="http' not in page and NASTY not in page
-    head = page[page.index("<html") : page.index("<style>")] + "</head></html>"
-    ElementTree.fromstring(head.replace('<meta charset="utf-8">', ""))
+    assert '<meta name="viewport"' in page and "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_a_body_of_plain_text_is_not_markup(tmp_path):
+    write_page(tmp_path / "page.html", "Title", NASTY)
+    assert NASTY not in (tmp_path / "page.html").read_text()
+
+
+def test_a_fragment_has_tables_and_style_but_no_script():
+    html = fragment(ioi_section([ioi()]))
+    assert "<table" in html and ".subrank" in html and 'class="subrank"' in html
+    assert "<script" not in html and "plotly" not in html and len(html) < 40_000
+
+
+def test_every_selector_of_the_style_sheet_is_scoped():
+    """A fragment may stand beside other styles."""
+    sheet = re.sub(r"/\*.*?\*/", "", (TEMPLATES / "style.css").read_text(), flags=re.DOTALL)
+    selectors = re.findall(r"([^{};]+)\{[^{}]*\}", re.sub(r"@(media|page)[^{]*\{", "", sheet))
+    assert len(selectors) > 40
+    for selector in (part.strip() for group in selectors for part in group.split(",")):
+        assert selector.startswith((".subrank", "html:has(> body.subrank)")), selector
+
+
+def test_every_file_of_the_pages_is_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["subrank.pages"]
+    packaged = {path for pattern in patterns for path in TEMPLATES.parent.glob(pattern)}
+    files = {path for path in TEMPLATES.parent.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files <= packaged and len(files) > 20
+
+
+def test_the_demo_links_to_the_pages_that_are_there(tmp_path):
+    (tmp_path / "circuit" / "explore").mkdir(parents=True)
+    (tmp_path / "circuit" / "explore" / "index.html").write_text("")
+    circuit, removed = circuit_section(graph(), None), removal_section(removal(gone=True))
+    demo_page(tmp_path / "index.html", [circuit, ioi_section([]), circuit, removed], 1.25)
+    page = (tmp_path / "index.html").read_text()
+    links = set(re.findall(r'href="([^"]+)"', page))
+    assert links == {"circuit/explore/index.html"} and "in 1.2 minutes" in page and NASTY not in page
+
+
+def test_the_note_says_how_many_random_directions_were_used():
+    part = circuit_section(replace(graph(), facts=graph().facts | {"random_directions": 200}), None)
+    assert "200 random directions" in part and "1,000" not in part

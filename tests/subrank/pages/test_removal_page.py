@@ -11,7 +11,7 @@ from editing.removal.result import RemovalResult
 from editing.removal.versus_leace import LeaceComparison
 from editing.tasks.pairs import OwnScore
 from sae_core.estimate import Estimate
-from subrank.pages.page import removal_section
+from subrank.pages.removal_page import removal_section
 
 HERE, THERE, NASTY = "resid_post.1", "resid_post.2", "<script>alert(1)</script>"
 OWN = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)
@@ -65,8 +65,8 @@ def test_the_page_shows_every_method_what_was_resampled_and_the_notes(result):
     assert "bootstrap over names and templates, crossed" in page and "transfer: her or his" in page
     assert "transfer to &lt;script&gt;" in page.lower() and "mean difference" not in page
     assert page.index("no edit") < page.index("<td>features") < page.index("LEACE, tuned")
-    assert "0.50 [0.46, 0.53] (0.05, 0.95)" in page  # the draws beside their mean
-    marked = page[page.index("<tr class=best>") :]
+    assert "0.50<small>[0.46, 0.53] draws 0.05, 0.95</small>" in page  # the draws beside their mean
+    marked = page[page.index('<tr class="best">') :]
     assert marked.index("<td>features") < marked.index("</tr>")
 
 

@@ -9,11 +9,14 @@ from handmade import random_topk
 from tiny import random_tokens
 
 from editing.loss_recovered import Hurt, Loss, SpliceReport, splice_reports
-from sae_core.evaluation.reconstruction import Part, Profile, Quality, profiles
+from editing.set_evaluation import Densities, DictionaryReport, Evaluation, evaluation_of
+from sae_core.errors import UserError
+from sae_core.evaluation.reconstruction import Part, profiles
 from sae_core.evaluation.similarity import compare
 from sae_core.sites import Site, Stream
+from subrank.pages.evaluation_figures import frontier_figure, site_figure
+from subrank.pages.evaluation_page import evaluation_page
 from subrank.pages.page import write_page
-from subrank.pages.report import Evaluation, evaluation_page, frontier_figure, site_figure
 
 NASTY = "<script>alert(1)</script>"
 SITES = (Site(0), Site(1, Stream.MLP_OUT))
@@ -26,7 +29,7 @@ def evaluate(model, sets) -> Evaluation:
     means = {site: profile.mean for own in measured.values() for site, profile in own.items()}
     spliced = splice_reports(model, sets, means, contexts[:4], worst=2)
     alike = compare(sets, generator=torch.Generator().manual_seed(0))
-    return Evaluation(NASTY, 6, 4, measured, spliced, alike)
+    return evaluation_of(measured, spliced, alike, text=NASTY, contexts=6, contexts_spliced=4)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +54,10 @@ def test_the_page_shows_every_set_at_every_site_and_nothing_unescaped(several, t
     page = (tmp_path / "evaluate.html").read_text(encoding="utf-8")
     assert NASTY not in page and "&lt;script&gt;" in page
     assert body.count("plotly-graph-div") == 1 + len(SITES)
-    assert [body.index(f"<h2>{site}</h2>") for site in SITES] == sorted(
-        body.index(f"<h2>{site}</h2>") for site in SITES
-    )
-    for name, own in several.profiles.items():
-        for site, profile in own.items():
-            assert f"<td>{profile.quality.fvu:.3f}</td>" in body
-            assert f"<td>{several.splices[name][site].spliced.kl:.4f}</td>" in body
+    for reports in several.sets.values():
+        for site, report in reports.items():
+            assert f"<h2>{site}</h2>" in body
+            assert f"<td>{report.fvu:.3f}</td>" in body and f"<td>{report.splice.spliced.kl:.4f}</td>" in body
     assert body.count("<summary>") == 5  # two sets at both sites, one at one
     assert body.count("Are the sets alike?") == 2
 
@@ -65,22 +65,31 @@ def test_the_page_shows_every_set_at_every_site_and_nothing_unescaped(several, t
 def test_a_set_alone_has_no_comparison_and_an_overview_of_its_sites(alone):
     body = evaluation_page(alone)
     assert "alike" not in body and body.count("plotly-graph-div") == len(SITES)
-    assert body.index("<h2>only</h2>") < body.index(f"<td>{SITES[0]}</td>") < body.index(f"<h2>{SITES[0]}</h2>")
+    assert "<h2>only</h2>" in body and all(f"<td>{site}</td>" in body for site in SITES)
 
 
 def test_json_holds_every_number_of_the_page(several):
     value = json.loads(json.dumps(several.to_json(), allow_nan=False))
     assert value["contexts"] == 6 and value["tokens"] == 6 * 19 and value["contexts_spliced"] == 4
     row = value["sets"]["sparse"]["resid_post.0"]
-    own, cost = several.profiles["sparse"][SITES[0]], several.splices["sparse"][SITES[0]]
-    assert (row["fvu"], row["l0"], row["n_latents"]) == (own.quality.fvu, own.quality.l0, 48)
-    assert row["splice"]["spliced"]["kl"] == cost.spliced.kl and len(row["splice"]["worst"]) == 2
+    report = several.sets["sparse"][SITES[0]]
+    assert (row["fvu"], row["l0"], row["n_latents"]) == (report.fvu, report.l0, 48)
+    assert row["splice"]["spliced"]["kl"] == report.splice.spliced.kl and len(row["splice"]["worst"]) == 2
+    assert row["splice"]["loss_recovered"] == report.splice.recovered
     assert [part["name"] for part in row["by_position"]] == ["1-3", "4-15", "16-63"]
     assert {(pair["a"], pair["b"]) for pair in value["similarity"]["resid_post.0"]} == {
         (NASTY, "sparse"),
         (NASTY, "large"),
         ("sparse", "large"),
     }
+
+
+def test_json_reads_back(several):
+    value = json.loads(json.dumps(several.to_json(), allow_nan=False))
+    again = Evaluation.from_json(value)
+    assert again.to_json() == value and again.lines() == several.lines() and again.similarity == several.similarity
+    with pytest.raises(UserError, match="Evaluation"):
+        Evaluation.from_json({"text": "a text"})
 
 
 def test_one_line_per_set_and_site(several):
@@ -98,33 +107,34 @@ def test_the_frontier_joins_sets_of_one_size_by_rising_l0(several):
     ]
     assert all(list(trace.x) == sorted(trace.x) for trace in traces)
     assert [trace.showlegend for trace in traces] == [True, False, True]
-    own = several.profiles["sparse"][SITES[0]].quality
-    assert (traces[0].x[0], traces[0].y[0]) == (own.l0, own.fvu)
+    report = several.sets["sparse"][SITES[0]]
+    assert (traces[0].x[0], traces[0].y[0]) == (report.l0, report.fvu)
 
 
 def test_the_densities_drawn_are_all_living_latents(several):
     figure = site_figure(several, SITES[0])
     for name, trace in zip(several.at(SITES[0]), (t for t in figure.data if t.xaxis == "x"), strict=True):
-        assert sum(trace.y) == several.profiles[name][SITES[0]].n_alive and trace.line.shape == "hv"
+        assert sum(trace.y) == several.sets[name][SITES[0]].n_alive and trace.line.shape == "hv"
 
 
 def by_hand(tokens: tuple[str, ...], rise: tuple[float | None, ...]) -> Evaluation:
     nan = math.nan
     hurt = Hurt(context=3, position=1, perplexity=2.0, perplexity_spliced=math.inf, tokens=tokens, rise=rise)
     part = (Part("1-3", 4, nan, 0.0),)
-    profile = Profile(Quality(nan, 0.0, 1.0, 4), nan, nan, torch.zeros(3).double(), (), part, part, torch.zeros(2))
     loss = Loss(1e4, 1e4)
-    report = SpliceReport(4, loss, loss, loss, loss, (hurt,))
-    return Evaluation("text", 1, 1, {"a": {Site(0): profile}}, {"a": {Site(0): report}}, {})
+    splice = SpliceReport(4, loss, loss, loss, loss, (hurt,))
+    densities = Densities((-1.0, 0.0), (0,))
+    report = DictionaryReport(nan, 0.0, 1.0, 4, 3, 0, nan, nan, densities, (), part, part, splice)
+    return Evaluation("text", 1, 4, 1, {"a": {Site(0): report}}, {})
 
 
 def test_tokens_are_coloured_by_their_rise_and_escaped():
     tokens = ("<b>", " red", " blue&", "\n")
     body = evaluation_page(by_hand(tokens, (None, 8.0, -2.0, 0.0)))
     assert '<span class="special">&lt;b&gt;</span>' in body and "<b>context 3</b>" in body
-    assert 'rgba(220,38,38,0.80)" title="+8.00 nats"> red</span>' in body
-    assert 'rgba(37,99,235,0.40)" title="-2.00 nats"> blue&amp;</span>' in body
-    assert "↵</span>" in body
+    assert '<span class="up" style="--strength:1.00" title="+8.00 nats"> red</span>' in body
+    assert '<span class="down" style="--strength:0.50" title="-2.00 nats"> blue&amp;</span>' in body
+    assert "<span>↵</span>" in body
 
 
 def test_tokens_without_spaces_of_their_own_are_set_apart():

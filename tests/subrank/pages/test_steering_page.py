@@ -6,7 +6,8 @@ from editing.steering.continuations import Continuation
 from editing.steering.dose_response import Along, Dose, DoseResponse
 from editing.steering.edits import Mode
 from sae_core.estimate import Estimate
-from subrank.pages.steering import steering_figure, steering_section, texts_section
+from subrank.pages.steering_figure import steering_figure
+from subrank.pages.steering_page import steering_section, texts_section
 
 NASTY = "<script>alert(1)</script>"
 
@@ -38,7 +39,8 @@ def test_text_is_escaped_and_what_changed_is_marked():
 
 def test_every_number_has_its_interval():
     page = steering_section(response(), texts())
-    assert "4.00 [3.00, 5.00]" in page and "0.12 [0, 0.5]" in page and "features 1.00 [0.90, 1.10]" in page
+    assert "4.00<small>[3.00, 5.00]</small>" in page and "0.12<small>[0, 0.5]</small>" in page
+    assert "features 1.00 [0.90, 1.10]" in page
     assert "active on 1.00%" in page and "at most 12.5" in page
 
 
