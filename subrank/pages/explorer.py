@@ -11,9 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
@@ -23,6 +21,7 @@ from sae_core.evaluation.reconstruction import finite
 from sae_core.files import write_text
 from sae_core.sites import Stream
 from subrank.pages.names import check_names
+from subrank.pages.page import render
 
 _VIEWER = Path(__file__).parent / "viewer"
 CARDS, BYTES = 256, 1_000_000
@@ -89,8 +88,8 @@ def _replace(folder: Path, partial: Path) -> None:
 
 
 def _static() -> dict[str, str]:
-    """The page's own files by name, without its template."""
-    return {file.name: file.read_text(encoding="utf-8") for file in _VIEWER.iterdir() if file.suffix in (".js", ".css")}
+    """The page's own files by name."""
+    return {file.name: file.read_text(encoding="utf-8") for file in _VIEWER.iterdir()}
 
 
 def _fill(
@@ -115,8 +114,7 @@ def _fill(
         "graph": graph_value(graph, listing.labels, where) if graph else None,
     }
     _write(folder, "graph", _json(value))
-    page = (_VIEWER / "index.html").read_text(encoding="utf-8")
-    write_text(folder / "index.html", Template(page).substitute(title=escape(title)))
+    write_text(folder / "index.html", render("explorer.html", title=title) + "\n")
 
 
 def _run(graph: FeatureGraph | None, listing: "_Listing") -> str:

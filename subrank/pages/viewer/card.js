@@ -23,7 +23,7 @@ subrank.card = (() => {
       card && examples(card),
       card?.histogram && section("Activations", subrank.charts.histogram(card.histogram)),
       card?.drops && section("Effect on a logit", subrank.charts.drops(card.drops)),
-      card && says(card),
+      card && logits(card),
       card?.near?.length > 0 && section("Nearest features", el("ul", { class: "near" }, card.near.map((other) => el("li", {}, link(other.id), el("span", { class: "value" }, `cosine ${other.cosine.toFixed(2)}`))))),
     ].filter(Boolean);
   }
@@ -41,7 +41,7 @@ subrank.card = (() => {
         inGraph && button(hidden.has(id) ? "show" : "hide", "Take out of the picture (h)", () => open.flip("hidden", id), { "aria-pressed": String(hidden.has(id)), id: "hide" }),
         button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
         button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
-      el("h2", { id: "name", class: own ? "own" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || "no label")),
+      el("h2", { id: "name", class: own ? "own" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || (node?.kind === "error" ? "error term" : "no label"))),
       own && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.text))),
       node?.tokens.length > 0 && !card && el("p", {}, node.tokens.map((token) => chip(token))),
     );
@@ -53,7 +53,7 @@ subrank.card = (() => {
       ["mean", number(card.mean_active), "Mean activation where active"],
       ["largest", number(card.max), "Largest activation"],
       ["at first position", percent(card.first_position), "Share of its summed activation on the first tokens of contexts"],
-      ["of the norm", percent(card.norm_share), "Share of the squared norm of the activations at its site"],
+      ["share of norm", percent(card.norm_share), "Share of the squared norm of the activations at its site"],
       ["tokens", many(card.n_tokens || 0), "Tokens it was measured on"],
     ];
     return el("dl", { class: "facts" }, pairs.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value))));
@@ -119,9 +119,9 @@ subrank.card = (() => {
     return el("div", { class: "example" }, body, el("span", { class: "value" }, value));
   }
 
-  // ---- what it says ----
+  // ---- what it does to the output ----
 
-  function says(card) {
+  function logits(card) {
     if (!card.promotes.length && !card.suppresses.length) return null;
     const most = Math.max(...[...card.promotes, ...card.suppresses].map(([, value]) => Math.abs(value)), 1e-12);
     const column = (title, rows, cls) =>
@@ -140,7 +140,7 @@ subrank.card = (() => {
     const error = own.error === null ? "" : ` ± ${number(own.error, 2)}`;
     const rows = [
       ["effect", `${effect(own.effect)}${error}`, "Share of the target's activation lost when the cause alone is ablated"],
-      ["chance", own.null === null ? "not drawn" : number(own.null, 2), "99th percentile of |effect| along random directions"],
+      ["control", own.null === null ? "not drawn" : number(own.null, 2), "99th percentile of |effect| along random directions"],
       ["active on", `${own.n_active} of ${own.n_examples}`, "Examples of the target on which the cause is active"],
       ["cosine", number(own.cosine, 2), "Cosine of the two directions"],
       own.direct !== null && ["directly", effect(own.direct), "The part of the effect that no block in between carries"],
@@ -148,7 +148,7 @@ subrank.card = (() => {
     ].filter(Boolean);
     return [
       el("header", { class: "cardhead" },
-        el("div", { class: "row" }, el("span", { class: `badge ${sign}` }, own.effect >= 0 ? "supports" : "holds down"), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
+        el("div", { class: "row" }, el("span", { class: `badge ${sign}` }, own.effect >= 0 ? "supports" : "inhibits"), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
         el("div", { class: "ends" }, link(own.cause), el("span", { class: "to" }, "→"), link(own.target))),
       el("dl", { class: "facts" }, rows.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value)))),
       !own.solid && el("p", { class: "note" }, "No stronger than a random direction would be: drawn faint."),
@@ -176,15 +176,17 @@ subrank.card = (() => {
     const graph = data.graph;
     if (!graph) return [el("header", { class: "cardhead" }, el("h2", {}, `${many(data.features.n)} features`)), el("p", {}, "Choose one for its card.")];
     const solid = graph.edges.filter((e) => e.solid).length;
-    const told = Object.entries(graph.facts);
+    const words = { exhaustive: "edges as exhaustive ablation finds them", targets_asked: "targets searched", pairs_run: "ablations run" };
+    const shown = (value) => (typeof value === "number" ? many(value) : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
+    const facts = Object.entries(graph.facts).map(([name, value]) => [el("dt", {}, words[name] || name.replaceAll("_", " ")), el("dd", {}, shown(value))]);
     return [
       el("header", { class: "cardhead" }, el("div", { class: "id" }, "target"), el("h2", {}, link(graph.target))),
-      el("dl", { class: "facts four" }, [["nodes", graph.nodes.length], ["arrows", graph.edges.length], ["beyond chance", solid], ["features", many(data.features.n)]].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
+      el("dl", { class: "facts four" }, [["nodes", graph.nodes.length], ["arrows", graph.edges.length], ["beyond control", solid], ["features", many(data.features.n)]].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
       el("p", {}, "An arrow says how much of its target’s activation is lost when its cause alone is ablated. Click a node for its card, an arrow for the examples behind it."),
       section("Strongest arrows", el("ul", { class: "edges whole" }, [...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8).map((e) => el("li", {},
         el("button", { type: "button", class: `effect ${e.effect >= 0 ? "supports" : "suppresses"}`, onclick: () => open.edge(e.cause, e.target) }, effect(e.effect)),
         link(e.cause), el("span", { class: "to" }, "→"), link(e.target))))),
-      told.length > 0 && section("How it was found", el("dl", { class: "told" }, told.map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, typeof value === "number" ? many(value) : String(value))]))),
+      facts.length > 0 && section("How it was found", el("dl", { class: "found" }, facts)),
     ].filter(Boolean);
   }
 

@@ -83,15 +83,16 @@ subrank.charts = (() => {
     return made;
   }
 
-  // How far a token's logit falls when the feature is ablated.
+  // The logit of a token less the same with the feature ablated.
   function drops(own) {
     const { picture, x, y } = frame(own.edges, Math.max(...own.counts, 1), false);
     own.counts.forEach((count, i) =>
-      bar(picture, x, y, own.edges, i, 0, count, own.edges[i] + own.edges[i + 1] >= 0 ? "#3b6fb6" : "#bf5a52", `${many(count)} with a fall of ${number(own.edges[i])} to ${number(own.edges[i + 1])}`),
+      bar(picture, x, y, own.edges, i, 0, count, own.edges[i] + own.edges[i + 1] >= 0 ? "#3b6fb6" : "#bf5a52", `${many(count)} with a change of ${number(own.edges[i])} to ${number(own.edges[i + 1])}`),
     );
     if (own.mean >= own.edges[0] && own.mean <= own.edges.at(-1))
       picture.append(svg("line", { class: "mean", x1: x(own.mean), x2: x(own.mean), y1: BOX.top, y2: BOX.height - BOX.bottom }));
-    return el("div", {}, picture, el("p", { class: "note" }, "Fall of the logit of ", chip(own.token), ` when the feature is ablated, where it is active; mean ${number(own.mean)}.`));
+    const verb = own.mean > 0 ? "raises" : "lowers";
+    return el("div", {}, picture, el("p", { class: "note" }, `Where it is active, the feature ${verb} the logit of `, chip(own.token), ` by ${number(Math.abs(own.mean))} on average: logit less the logit with the feature ablated.`));
   }
 
   return { histogram, drops, ticks };

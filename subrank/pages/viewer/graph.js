@@ -73,10 +73,10 @@ subrank.graph = (() => {
     made.classList.toggle("nameless", !name);
     made.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
     made.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
-    const says = node.promotes.length ? `\nsays ${node.promotes.map(subrank.shown).join("  ")}` : "";
-    made.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${says}`;
+    const logits = node.promotes.length ? `\ntop logits ${node.promotes.map(subrank.shown).join("  ")}` : "";
+    made.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${logits}`;
   }
-  const plainName = (node) => ({ error: "not in the dictionary", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
+  const plainName = (node) => ({ error: "error term", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
 
   function arrow(edge) {
     const own = edge.data;
@@ -173,9 +173,9 @@ subrank.graph = (() => {
       "div",
       { class: "legend" },
       el("span", {}, line("supports", 2.6), "supports its target"),
-      el("span", {}, line("suppresses", 2.6), "holds it down"),
+      el("span", {}, line("suppresses", 2.6), "inhibits its target"),
       el("span", {}, line("grey", 1), line("grey", 4), "weak, strong effect"),
-      data.edges.some((edge) => !edge.solid) && el("span", {}, line("supports faint", 2.2), "no stronger than chance"),
+      data.edges.some((edge) => !edge.solid) && el("span", {}, line("supports faint", 2.2), "no stronger than the control"),
       data.nodes.some((node) => node.kind === "error") && el("span", {}, el("i", { class: "boxkey error" }), "error term"),
     );
   }
