@@ -84,8 +84,9 @@ def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, 
     """(tokens, work) for each pass: `layers` names the sites of the passes, a list of tuples."""
     from sae_core.data.activations import ActivationStream
     from sae_core.model.language_model import load_model
-    from sae_core.training.loop import TrainConfig, start, train
-    from sae_core.training.objectives import TopK
+    from sae_core.training.config import TrainConfig
+    from sae_core.training.loop import start, train
+    from sae_core.training.topk_recipes import TopK
 
     model, contexts = load_model(job.model, device="cpu"), job.contexts()
     batch = job.batch_contexts * contexts.shape[1]

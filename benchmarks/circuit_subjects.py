@@ -18,8 +18,9 @@ from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 from sae_core.storybook.train import build_tokenizer
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
+from sae_core.training.topk_recipes import TopK
 
 MODELS = {"storybook": "parallel", "GPT-2 shape": "sequential", "Llama shape": "sequential"}
 """The bundled model, and random ones as large as it; what their blocks are like."""

@@ -87,8 +87,9 @@ class Subrank:
 
     def __init__(self, job: Job, batches: list[Tensor], bfloat16: bool | None = None):
         from sae_core.sites import Site
-        from sae_core.training.loop import TrainConfig, start, train
-        from sae_core.training.objectives import TopK
+        from sae_core.training.config import TrainConfig
+        from sae_core.training.loop import start, train
+        from sae_core.training.topk_recipes import TopK
 
         self.site, d_in = Site(0), batches[0].shape[1]
         config = TrainConfig(

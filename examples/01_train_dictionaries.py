@@ -8,8 +8,9 @@ from sae_core.data.text import Text, held_out
 from sae_core.evaluation.reconstruction import quality
 from sae_core.model.language_model import load_model
 from sae_core.storage import DictionarySet, save_set
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
+from sae_core.training.topk_recipes import TopK
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0

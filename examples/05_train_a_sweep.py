@@ -7,9 +7,10 @@ from sae_core.data.text import Text, held_out
 from sae_core.evaluation.reconstruction import quality
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import BatchTopK, Matryoshka, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
 from sae_core.training.run import calibrate_thresholds
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 model, site = load_model("storybook"), Site(2)

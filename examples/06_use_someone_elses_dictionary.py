@@ -16,7 +16,8 @@ from sae_core.data.text import Text, held_out
 from sae_core.formats.readers import load_foreign, save_sparsify
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
-from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
 
 model, site = load_model("storybook"), Site(2)
 training, measuring = held_out(Text("storybook", 128, True, max_tokens=60_000).contexts(model))

@@ -22,7 +22,8 @@ from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
-from sae_core.training.loop import Member, TrainConfig, TrainState, check_finite, site_state
+from sae_core.training.config import TrainConfig
+from sae_core.training.state import Member, TrainState, check_finite, site_state
 
 SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
 

@@ -27,8 +27,10 @@ from sae_core.dictionaries import sparse
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import FeatureId, Site
-from sae_core.training.loop import TrainConfig, TrainState, start, step, train
-from sae_core.training.objectives import BatchTopK, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, step, train
+from sae_core.training.state import TrainState
+from sae_core.training.topk_recipes import BatchTopK, TopK
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: encode and decode, nothing else. Their losses are in `objectives.py`.
+"""Sparse autoencoders: encode and decode, nothing else. Their losses are in `training`.
 
 All share
 

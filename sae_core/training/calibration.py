@@ -1,10 +1,16 @@
-"""What is read off activations and not learnt: their middle, and the threshold that gives a wanted L0."""
+"""What is read off activations and not learnt: their scale and middle, and the threshold that gives a wanted L0."""
+
+import math
+from itertools import islice
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_core.dictionaries.saes import JumpReLUSAE
+from sae_core.errors import UserError
+from sae_core.sites import Site
+from sae_core.training.inputs import ActivationSource
 
 
 def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -> Float[Tensor, "d_in"]:
@@ -17,6 +23,31 @@ def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -
             return moved
         middle = moved
     return middle
+
+
+def scales_and_centres(stream: ActivationSource) -> dict[Site, tuple[float, Tensor]]:
+    """For each site the factor at which E|x|^2 = d_in, and the geometric median of activations times that.
+
+    Of the first 2^17 tokens the factor, of the first 2^12 the median. One batch is held at a time, since a
+    stream may keep its whole block beside it.
+    """
+    squares, rows, n = dict.fromkeys(stream.sites, 0.0), {site: [] for site in stream.sites}, 0
+    for batch in islice(stream.block(0), max(2, 2**17 // stream.batch)):
+        for site, x in batch.items():
+            squares[site] += x.pow(2).sum().item()
+            if n < 2**12:
+                rows[site].append(x[: 2**12 - n].clone())
+        n += len(x)
+    if not n:
+        raise UserError(f"a block holds fewer than {stream.batch} tokens; give a smaller --batch or more text")
+    result = {}
+    for site in stream.sites:
+        x = torch.cat(rows.pop(site))
+        scale = math.sqrt(x.shape[-1] * n / squares[site]) if 0 < squares[site] < math.inf else math.nan
+        if not 0 < scale < math.inf:
+            raise UserError(f"the activations at {site} hold NaN or infinity, or are all zero; look at the model")
+        result[site] = scale, scale * geometric_median(x)
+    return result
 
 
 @torch.no_grad()

@@ -3,11 +3,12 @@
 Predictions need whole contexts, so that here a batch is some contexts with all their tokens, not a mixture.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_core.errors import UserError
@@ -16,14 +17,35 @@ from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
 
-class ContextBatch(dict[Site, Tensor]):
+@dataclass(frozen=True, eq=False)
+class ContextBatch(Mapping[Site, Tensor]):
     """Activations `[tokens, d_in]` of the content tokens of some contexts, by site, with those contexts."""
 
-    contexts: Tensor
-    residuals: dict[int, Tensor]
-    """The residual `[contexts, pos, d_model]` after each block whose `resid_post` is a site."""
-    log_probs: Tensor | None = None
-    """The untouched model's, of content tokens, once somebody has asked."""
+    model: LanguageModel
+    contexts: Int[Tensor, "contexts pos"]
+    content: Bool[Tensor, "contexts pos"]
+    """Which tokens are neither BOS nor special, on the model's device."""
+    recorded: dict[Site, Tensor]
+    """Activations `[contexts, pos, d_in]` of all tokens."""
+
+    def __getitem__(self, site: Site) -> Float[Tensor, "tokens d_in"]:
+        return self._activations[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.recorded)
+
+    def __len__(self) -> int:
+        return len(self.recorded)
+
+    @cached_property
+    def _activations(self) -> dict[Site, Tensor]:
+        return {site: h[self.content] for site, h in self.recorded.items()}
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "tokens vocab"]:
+        """The model's own predictions at the content tokens; run once, however many dictionaries need them."""
+        with torch.no_grad():
+            return self.model.logits(self.contexts)[self.content].log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,39 +72,37 @@ class ContextStream:
             content = self.model.content(contexts).to(self.model.device)
             with torch.no_grad():
                 recorded = self.model.record(contexts, self.sites)
-            batch = ContextBatch({site: h[content] for site, h in recorded.items()})
-            batch.contexts = contexts
-            batch.residuals = {s.layer: h for s, h in recorded.items() if s.stream is Stream.RESID_POST}
-            yield batch
+            yield ContextBatch(self.model, contexts, content, recorded)
 
 
 @dataclass(frozen=True, eq=False)
 class Divergence:
-    """KL(model || model with x_hat at a site), averaged over content tokens, in nats per token."""
+    """KL(p || q) = sum_v p_v (log p_v - log q_v), mean over content tokens, in nats per token.
+
+    p is the model's prediction, q its prediction with x_hat in the place of the activation at a site.
+    """
 
     model: LanguageModel
 
-    def __call__(self, site: Site, x_hat: Float[Tensor, "tokens d_in"], batch: dict[Site, Tensor]) -> Float[Tensor, ""]:
+    def __call__(
+        self, site: Site, x_hat: Float[Tensor, "tokens d_in"], batch: Mapping[Site, Tensor]
+    ) -> Float[Tensor, ""]:
         """Differentiable in `x_hat`; raises `UserError` for a batch without contexts."""
         if not isinstance(batch, ContextBatch):
             raise UserError("the KL divergence needs whole contexts: train on a ContextStream")
-        content = self.model.content(batch.contexts).to(self.model.device)
-        put = _Put(site, x_hat, content)
-        if batch.log_probs is None:
-            with torch.no_grad():
-                batch.log_probs = self.model.logits(batch.contexts)[content].log_softmax(-1)
+        replace = _Replace(site, x_hat, batch.content)
         if site.stream is Stream.RESID_POST:  # blocks up to the site need not run again
-            final = self.model.final(put(batch.residuals[site.layer]), site.layer)
+            final = self.model.final(replace(batch.recorded[site]), site.layer)
         else:
             last = self.model.sites()[-1]
-            with self.model.hooks(put):
+            with self.model.hooks(replace):
                 final = self.model.record(batch.contexts, [last])[last]
-        wanted, found = batch.log_probs, self.model.unembed(final[content]).log_softmax(-1)
-        return (wanted.exp() * (wanted - found)).sum(-1).mean()
+        p, q = batch.log_probs, self.model.unembed(final[batch.content]).log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
 
 
 @dataclass(frozen=True, eq=False)
-class _Put:
+class _Replace:
     """Reconstructions in the place of the activations of content tokens."""
 
     site: Site

@@ -15,9 +15,10 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
 from sae_core.training.calibration import calibrate
+from sae_core.training.config import TrainConfig
+from sae_core.training.inputs import ActivationSource, Downstream
 from sae_core.training.kl import ContextStream, Divergence
-from sae_core.training.loop import Downstream, Stream, TrainConfig
-from sae_core.training.objectives import BatchTopK, Matryoshka
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka
 
 _PARTS = ("model", "text", "sites", "members", "memory")
 
@@ -42,7 +43,9 @@ class Run:
         """Seed of the order of the text, the same for all members since they read it together: that of the first."""
         return self.members[0].seed
 
-    def stream(self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]) -> Stream:
+    def stream(
+        self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]
+    ) -> ActivationSource:
         """The activations this run trains on: mixed over contexts, or whole contexts where KL is trained on."""
         order = (self.stream_seed, self.members[0].batch)
         if self.downstream(model):
@@ -93,8 +96,8 @@ def calibrate_thresholds(
     """
     if not isinstance(config.recipe, (BatchTopK, Matryoshka)):
         return {}
-    found = {}
+    thresholds = {}
     for site, x in harvest(model, contexts, tuple(dictionaries)).items():
         running = dictionaries[site].threshold[0].item()
-        found[site] = {"running": running, "calibrated": calibrate(dictionaries[site], x, config.recipe.k)}
-    return found
+        thresholds[site] = {"running": running, "calibrated": calibrate(dictionaries[site], x, config.recipe.k)}
+    return thresholds

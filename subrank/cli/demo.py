@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from editing.tasks.ioi import Corruption
     from sae_core.data.text import Text
     from sae_core.storage import SET, load_set
-    from sae_core.training.loop import TrainConfig
+    from sae_core.training.config import TrainConfig
     from sae_core.training.run import Run
     from subrank.pages.circuit_page import circuit_section
     from subrank.pages.demo_page import demo_page

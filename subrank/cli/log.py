@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_core.training.loop import TrainState, TrainStep
+    from sae_core.training.state import TrainState, TrainStep
 
 
 class Log:

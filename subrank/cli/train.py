@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet
-    from sae_core.training.loop import Stream, TrainState
+    from sae_core.training.inputs import ActivationSource
     from sae_core.training.run import Run
+    from sae_core.training.state import TrainState
 
 RUN, LOG = "run.json", "log.jsonl"
 _KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied")
@@ -183,7 +184,7 @@ def train_into(
 
 def _stream(
     run: "Run", model: "LanguageModel", contexts: "torch.Tensor", sites: "tuple[Site, ...]", cache: Path | None
-) -> "Stream":
+) -> "ActivationSource":
     """The activations that the run trains on, from the cache if there is one; says what they cost."""
     from sae_core.data.activation_cache import CachedStream, disk_bytes
     from sae_core.data.activations import ActivationStream

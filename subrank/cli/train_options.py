@@ -10,7 +10,7 @@ from subrank.cli.arguments import sites_of
 
 if TYPE_CHECKING:
     from sae_core.model.language_model import LanguageModel
-    from sae_core.training.objectives import Recipe
+    from sae_core.training.recipe import Recipe
     from sae_core.training.run import Run
 
 _BESIDE = {"model", "out", "device", "cache", "config", "save_every", "resume", "run", "verb", "parser"}
@@ -30,7 +30,7 @@ def flag(name: str) -> str:
 def run_of(options: argparse.Namespace, model: "LanguageModel") -> "Run":
     """The run that the options describe: a member for each combination of those with several values."""
     from sae_core.data.text import Text
-    from sae_core.training.loop import TrainConfig
+    from sae_core.training.config import TrainConfig
     from sae_core.training.run import Run
 
     n_ctx = min(128, model.n_ctx) if options.context is None else options.context
@@ -82,7 +82,7 @@ def check_same(options: argparse.Namespace, model: "LanguageModel", run: "Run", 
 
 def _values(run: "Run", model: "LanguageModel") -> dict[str, list[Any]]:
     """The values by which each option would describe a run; none for one that no member has a use for."""
-    from sae_core.training.objectives import recipe_to_json
+    from sae_core.training.config import recipe_to_json
 
     recipes = [recipe_to_json(member.recipe) for member in run.members]
     seeds = [member.seed for member in run.members]
@@ -118,7 +118,8 @@ def _memory(options: argparse.Namespace) -> int:
 
 def _recipes(options: argparse.Namespace) -> "Iterator[Recipe]":
     """The architectures asked for, each with every value of the option that sets its sparsity."""
-    from sae_core.training.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
+    from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
+    from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
     by_k = {"batchtopk": BatchTopK, "matryoshka": Matryoshka, "jumprelu": JumpReLU}
     for kind in options.kind:

@@ -33,8 +33,9 @@ from sae_core.storage import (
     save_set,
     sets_in,
 )
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import Matryoshka, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
+from sae_core.training.topk_recipes import Matryoshka, TopK
 
 TEXT = Text("storybook", 12, True)
 SITES = (Site(0), Site(2, Stream.MLP_HIDDEN))

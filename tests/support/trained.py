@@ -5,8 +5,11 @@ from planted import Planted, planted_directions, unchecked
 from torch import Tensor
 
 from sae_core.sites import Site, Stream
-from sae_core.training.loop import TrainConfig, TrainState, train
-from sae_core.training.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import train
+from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
+from sae_core.training.state import TrainState
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
 BATCH, PLACES = 64, (Site(0), Site(2, Stream.MLP_OUT))
 

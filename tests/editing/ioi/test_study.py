@@ -29,7 +29,8 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import pca
 from sae_core.progress import Progress
 from sae_core.sites import Site, Stream
-from sae_core.training.loop import TrainConfig, start, train
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
 from subrank.cli.parsers import Verbs
 
 SEARCH = SelectionConfig(n_greedy=3, shortlist=6, n_thresholds=2)

@@ -16,8 +16,9 @@ from sae_core.dictionaries.baselines import Basis, neurons, pca
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.evaluation.reconstruction import _Cells, _Moments, _Tally, fvu, l0, profiles, quality
 from sae_core.sites import Site, Stream
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import BatchTopK, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
+from sae_core.training.topk_recipes import BatchTopK, TopK
 
 
 @settings(max_examples=25, deadline=None)

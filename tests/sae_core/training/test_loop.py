@@ -20,8 +20,12 @@ from sae_core.evaluation.reconstruction import fvu, l0
 from sae_core.sites import Site, Stream
 from sae_core.storage import load_checkpoint, save_checkpoint
 from sae_core.training.calibration import calibrate, geometric_median
-from sae_core.training.loop import LOOK, TrainConfig, TrainState, start, train
-from sae_core.training.objectives import BatchTopK, Gated, JumpReLU, Matryoshka, Moment, ReLU, TopK
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import LOOK, start, train
+from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
+from sae_core.training.recipe import LossContext
+from sae_core.training.state import TrainState
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
 # ---- planted directions ----------------------------------------------------------------------------
 
@@ -272,7 +276,7 @@ def test_looking_at_what_has_been_trained_changes_nothing(name):
         dictionary.decode(dictionary.encode(torch.randn(9, 12, generator=generator())))
     step.numbers()
     (own, *_), x = state.members[0].sites.values(), next(stream.block(3))[Site(0)]
-    EVERY[name].loss(own.sae, own.scale * x, Moment(own.dead))
+    EVERY[name].loss(own.sae, own.scale * x, LossContext(own.dead))
     assert same(before, memory(state))
     rest = list(run)
     assert rest[-1].step == 40 and same(memory(state), memory(trained(stream, state.members[0].config)))
@@ -562,7 +566,7 @@ def test_the_running_threshold_of_equal_batches_is_theirs():
     x = torch.cat([batch[Site(0)] for batch in small((Site(0),)).block(0)])[:BATCH]
     state = start(Rows(x, BATCH), config(BatchTopK(2), lr=1e-30, steps=9))
     (own,) = state.members[0].sites.values()
-    kept = BatchTopK(2).loss(own.sae, own.scale * x, Moment(own.dead)).threshold.item()
+    kept = BatchTopK(2).loss(own.sae, own.scale * x, LossContext(own.dead)).threshold.item()
     for step in train(Rows(x, BATCH), state):
         sae = state.dictionaries()[Site(0)]
         assert sae.threshold[0].item() * own.scale == pytest.approx(kept, rel=1e-5), step.step

@@ -12,20 +12,11 @@ from torch import Tensor
 from sae_core.dictionaries import sparse
 from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE
 from sae_core.evaluation.reconstruction import fvu, l0
-from sae_core.training.loop import TrainConfig, start, train
-from sae_core.training.objectives import (
-    RECIPES,
-    BatchTopK,
-    Gated,
-    JumpReLU,
-    Matryoshka,
-    Moment,
-    ReLU,
-    TopK,
-    l1_of_mean,
-    recipe_from_json,
-    recipe_to_json,
-)
+from sae_core.training.config import RECIPES, TrainConfig, recipe_from_json, recipe_to_json
+from sae_core.training.loop import start, train
+from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU, l1_of_mean
+from sae_core.training.recipe import LossContext
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
 D_IN, N_LATENTS, K, BATCH = 8, 40, 3, 64
 NONE, SOME = torch.tensor([], dtype=torch.long), torch.tensor([4, 11, 12, 30, 31, 32, 39])
@@ -57,7 +48,7 @@ def in_the_middle(recipe, *, dead: Tensor = NONE, seed: int = 0) -> tuple[SAE, T
 
 
 def outcome(recipe, sae: SAE, x: Tensor, dead: Tensor = NONE, ramp: float = 1.0):
-    return recipe.loss(sae, x, Moment(dead, ramp))
+    return recipe.loss(sae, x, LossContext(dead, ramp))
 
 
 def gradients(loss: Tensor, sae: SAE) -> dict[str, Tensor]:
@@ -170,7 +161,7 @@ def test_scratch_used_before_does_not_show(name):
     sae, x = in_the_middle(recipe, dead=SOME)
     alone = outcome(recipe, sae, x, SOME)
     scratch.pre(normal(200, 30).double(), normal(30, 50).double(), normal(50).double(), normal(30).double())
-    after = recipe.loss(sae, x, Moment(SOME, 1.0, scratch))
+    after = recipe.loss(sae, x, LossContext(SOME, 1.0, scratch))
     scratch.pre(x, sae.W_enc, sae.b_enc + 5, sae.b_dec)  # overwritten before the gradients are asked for
     assert torch.equal(alone.loss, after.loss)
     a, b = gradients(alone.loss, sae), gradients(after.loss, sae)

@@ -25,7 +25,7 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
-from sae_core.training.loop import TrainConfig
+from sae_core.training.config import TrainConfig
 from sae_core.training.run import Run
 from subrank.cli import command
 from subrank.cli.circuit import After
