@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from train_throughput import Report, record
 
 from circuits.effects.ablation_effects import Ablation, Causes, ToMean, ablation_effects, to_zero
-from circuits.effects.exact_routes import Rerun, Scene
+from circuits.effects.exact_routes import Rerun
+from circuits.effects.scene import Scene
 from circuits.effects.screens import audited, shortlist
 from circuits.effects.targets import LogitTarget, Target
 from circuits.features.atlas import Examples
@@ -50,6 +51,7 @@ from circuits.graph import Readout
 from editing.engine.batching import peak_bytes
 from editing.interventions.patch import ablate
 from sae_core.dictionaries.saes import SAE
+from sae_core.model.block import block_of
 from sae_core.model.language_model import LanguageModel
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
@@ -207,7 +209,7 @@ def measured(model: LanguageModel, run: Callable[[], object]) -> tuple[object, C
         rows[module] = rows.get(module, 0) + out.numel() // out.shape[-1]
 
     with ExitStack() as undo:
-        for block in [model.block(layer, 1) for layer in range(model.n_layers)]:
+        for block in [block_of(model, layer, 1) for layer in range(model.n_layers)]:
             parts = [block.q, block.k, block.v, block.o, block.mlp]
             sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
             for part, size in zip(parts, sizes, strict=True):

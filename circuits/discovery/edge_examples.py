@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from circuits.effects.ablation_effects import Ablation, Causes, to_zero
-from circuits.effects.exact_routes import Change
+from circuits.effects.scene import Change
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId

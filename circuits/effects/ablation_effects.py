@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.effects.exact_routes import Change, Route, Scene, route, runs_at_once
+from circuits.effects.exact_routes import Route, route, runs_at_once
+from circuits.effects.scene import Change, Scene
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from sae_core.dictionaries.dictionary import Dictionary

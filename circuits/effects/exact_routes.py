@@ -16,105 +16,23 @@ in full: nothing is approximated. That `one block` says what the model says is c
 the examples, and where it does not (norms after attention, windows, capped scores) `rerun` is used.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.effects.scene import Change, Scene
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from editing.engine.batching import budget_on, rows_at_once
+from editing.engine.resumed_run import adds
+from editing.interventions.add_direction import AddDirection
 from sae_core.errors import UserError
-from sae_core.model.block import Block, block_of
+from sae_core.model.block import Block, agrees, block_of
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import FeatureId, Site, Stream
-
-AGREES = 1e-4
-"""Largest difference, relative to the largest activation, with which `one block` counts as the model's own."""
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """Some hypothetical runs of one example.
-
-    In run `run[e]`, `amount[e]` times the direction number `row[e]` is taken from the source at `position[e]`.
-    Entries are sorted by run; no two of a run share a position.
-    """
-
-    example: int
-    n_runs: int
-    run: Int[Tensor, "entries"]
-    position: Int[Tensor, "entries"]
-    row: Int[Tensor, "entries"]
-    amount: Float[Tensor, "entries"]
-
-    def parts(self, at_once: int) -> Iterator["Change"]:
-        """The same runs, at most `at_once` at a time, in order."""
-        if 0 < self.n_runs <= at_once:
-            yield self
-            return
-        starts = range(0, self.n_runs, at_once)
-        edges = torch.searchsorted(self.run, torch.tensor([*starts, self.n_runs], device=self.run.device)).tolist()
-        for number, start in enumerate(starts):
-            own = slice(edges[number], edges[number + 1])
-            n_runs = min(at_once, self.n_runs - start)
-            entries = (self.run[own] - start, self.position[own], self.row[own], self.amount[own])
-            yield Change(self.example, n_runs, *entries)
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """The clean run of a target's examples, cut after the last position that is read."""
-
-    model: LanguageModel
-    source: Site
-    target: Target
-    tokens: Int[Tensor, "examples pos"]
-    end: Int[Tensor, "examples"]
-    recorded: dict[Site, Float[Tensor, "examples pos d"]]
-    h: Float[Tensor, "examples d_in"]
-    """The activation that the target is read from."""
-
-    @classmethod
-    def of(cls, model: LanguageModel, source: Site, target: Target, examples: Examples) -> "Scene":
-        """Raises `UserError` if the source cannot affect what the target is read from."""
-        if source != target.site and not model.feeds(source, target.site):
-            raise UserError(f"{source} does not come before {target.site}, where {target.node} is read")
-        if source == target.site and isinstance(target.node, FeatureId):
-            raise UserError(f"{target.node} is a latent of {source} itself; its causes lie in earlier sites")
-        end = examples.end.to(model.device)
-        tokens = examples.tokens[:, : int(end.max()) + 1].to(model.device)
-        before = [Site(layer) for layer in (source.layer - 1, source.layer, target.site.layer - 1) if layer >= 0]
-        recorded = model.record(tokens, {source, target.site, *before})
-        h = recorded[target.site][torch.arange(len(end), device=end.device), end]
-        return cls(model, source, target.near(h), tokens, end, recorded, h)
-
-    @property
-    def x(self) -> Float[Tensor, "examples pos d_in"]:
-        """The activation at the source."""
-        return self.recorded[self.source]
-
-    @cached_property
-    def clean(self) -> Float[Tensor, "examples"]:
-        """What the target reads."""
-        return self.target.read(self.h, torch.arange(len(self.end), device=self.h.device))
-
-    @property
-    def gap(self) -> int:
-        """Layers between source and target."""
-        return self.target.site.layer - self.source.layer
-
-    def adds(self) -> bool:
-        """Whether what is taken from the source is taken from the residual after its block, and nothing else is."""
-        stream = self.source.stream
-        direct = stream in (Stream.RESID_POST, Stream.MLP_OUT)
-        return direct or (
-            stream is Stream.ATTN_OUT and not self.model.feeds(self.source, Site(self.source.layer, Stream.MLP_OUT))
-        )
+from sae_core.sites import Site, Stream
 
 
 @runtime_checkable
@@ -123,11 +41,11 @@ class Route(Protocol):
 
     scene: Scene
 
-    def table(self, directions: Float[Tensor, "rows d_in"]) -> object:
-        """What is to be known of directions before they are taken away; given to `values`."""
+    def table(self, directions: Float[Tensor, "rows d_in"]) -> Any:
+        """What is computed once for directions before they are taken away; `values` needs it."""
         ...
 
-    def values(self, change: Change, table: object) -> Float[Tensor, "runs"]:
+    def values(self, change: Change, table: Any) -> Float[Tensor, "runs"]:
         """What the target reads in each run."""
         ...
 
@@ -142,8 +60,8 @@ class SamePlace:
         return directions
 
     def values(self, change: Change, table: Tensor) -> Float[Tensor, "runs"]:
-        h = _taken(self.scene.h[change.example], change, int(self.scene.end[change.example]), table)
-        return self.scene.target.read(h, torch.full((change.n_runs,), change.example, device=h.device))
+        end = int(self.scene.end[change.example])
+        return self.scene.read(change, change.at_end(self.scene.h[change.example], end, table))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,17 +78,17 @@ class Rerun:
         width, model = int(scene.end[i]) + 1, scene.model
         taken = table.new_zeros(change.n_runs, width, table.shape[-1])
         taken[change.run, change.position] = change.amount[:, None] * table[change.row]
-        layer, wanted = scene.source.layer, [scene.target.site]
-        if scene.adds():
-            h = model.resume(scene.recorded[Site(layer)][i, :width] - taken, layer, wanted)
+        layer, read_at = scene.source.layer, [scene.target.site]
+        if adds(model, scene.source):
+            h = model.resume(scene.recorded[Site(layer)][i, :width] - taken, layer, read_at)
         else:
-            with model.hooks(_Take(scene.source, taken)):
+            with model.hooks(AddDirection(scene.source, -taken)):
                 if layer:
                     before = scene.recorded[Site(layer - 1)][i, :width].expand(change.n_runs, -1, -1)
-                    h = model.resume(before, layer - 1, wanted)
+                    h = model.resume(before, layer - 1, read_at)
                 else:
-                    h = model.record(scene.tokens[i, :width].expand(change.n_runs, -1), wanted)
-        return scene.target.read(h[scene.target.site][:, -1], torch.full((change.n_runs,), i, device=taken.device))
+                    h = model.record(scene.tokens[i, :width].expand(change.n_runs, -1), read_at)
+        return scene.read(change, h[scene.target.site][:, -1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,86 +103,100 @@ class Projected:
 
 
 class OneBlock:
-    """One block lies between: attention read at the target's position, keys and values anew where x changed."""
+    """One block lies between: attention read at the target's position, keys and values anew where x changed.
+
+    The arithmetic is `Block`'s. Particular to this route is that runs have no keys and values of their own: those of
+    the clean run serve all, and the few that change come from the linear parts of the module's docstring.
+    """
 
     def __init__(self, scene: Scene, block: Block):
         self.scene, self.block = scene, block
         self.x = x = scene.recorded[Site(scene.target.site.layer - 1)]
         self.xc = x - x.mean(-1, keepdim=True) if block.centred else x
         self.square = self.xc.double().square().sum(-1)
+        # W_K (gain xc) and W_V (gain xc) of every position, [examples, pos, groups, d_head], and W offset + b
         flat = (block.gain * self.xc).flatten(0, 1)
-        self.key_part, self.value_part = (self._split(block.linear(w, flat), x.shape[:2]) for w in (block.k, block.v))
-        offset = block.offset[None, None]
-        self.key_offset, self.value_offset = (self._split(w(offset)[0], (1,))[0] for w in (block.k, block.v))
-        scale = self._scale(self.square)[..., None, None]
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        keys = (self.key_part * scale + self.key_offset).flatten(0, 1)
-        self.keys = block.turned(keys, positions.flatten()).unflatten(0, x.shape[:2])
-        self.values_ = self.value_part * scale + self.value_offset
+        self.key_part, self.value_part = (block.linear(w, flat).unflatten(0, x.shape[:2]) for w in (block.k, block.v))
+        self.key_offset, self.value_offset = (block.affine(w, block.offset[None])[0] for w in (block.k, block.v))
+        position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        self.clean_keys, self.clean_values = self._keys_values(self.key_part, self.value_part, self.square, position)
         self.at_end = x[torch.arange(len(x), device=x.device), scene.end]
-        self.queries = block.queries(self.at_end, scene.end)
-
-    def _split(self, rows: Tensor, shape) -> Float[Tensor, "*shape groups d_head"]:
-        return rows.unflatten(-1, (self.block.n_groups, -1)).reshape(*shape, self.block.n_groups, -1)
-
-    def _scale(self, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """1/s from |xc|^2."""
-        return (square / self.x.shape[-1] + self.block.eps).rsqrt().to(self.x.dtype)
+        self.queries = block.queries(self.at_end[:, None], scene.end[:, None])
 
     def table(self, directions: Float[Tensor, "rows d_model"]) -> Projected:
-        centred = directions - directions.mean(-1, keepdim=True) if self.block.centred else directions
-        parts = (
-            self._split(self.block.linear(w, self.block.gain * centred), (len(directions),))
-            for w in (self.block.k, self.block.v)
-        )
-        return Projected(directions, centred.double().square().sum(-1), *parts)
+        block = self.block
+        centred = directions - directions.mean(-1, keepdim=True) if block.centred else directions
+        keys, values = (block.linear(w, block.gain * centred) for w in (block.k, block.v))
+        return Projected(directions, centred.double().square().sum(-1), keys, values)
 
     def values(self, change: Change, table: Projected) -> Float[Tensor, "runs"]:
-        return self.scene.target.read(
-            self.ends(change, table), torch.full((change.n_runs,), change.example, device=self.x.device)
-        )
+        return self.scene.read(change, self.ends(change, table))
 
     def ends(self, change: Change, table: Projected) -> Float[Tensor, "runs d_in"]:
         """The activation that the target is read from, in each run."""
         i, block = change.example, self.block
         end = int(self.scene.end[i])
-        x = _taken(self.at_end[i], change, end, table.directions)
+        x = change.at_end(self.at_end[i], end, table.directions)[:, None]
         a = self._attention(change, table, x)
         stream = self.scene.target.site.stream
         if stream is Stream.ATTN_OUT:
-            return a
+            return a[:, 0]
         if not block.parallel:
             m = block.mlp_out(x + a)
         else:  # the MLP sees nothing of what happened at other positions
             moved = change.run[change.position == end]
-            m = block.mlp_out(self.at_end[i, None]).repeat(change.n_runs, 1)
+            m = block.mlp_out(self.at_end[i, None, None]).repeat(change.n_runs, 1, 1)
             if len(moved):
                 m[moved] = block.mlp_out(x[moved])
-        return m if stream is Stream.MLP_OUT else x + a + m
+        return (m if stream is Stream.MLP_OUT else x + a + m)[:, 0]
 
-    def _attention(self, change: Change, table: Projected, x: Tensor) -> Float[Tensor, "runs d_model"]:
-        """What attention writes at the target's position."""
+    def _attention(
+        self, change: Change, table: Projected, x: Float[Tensor, "runs 1 d_model"]
+    ) -> Float[Tensor, "runs 1 d_model"]:
+        """What attention writes at the target's position.
+
+        scores [runs, groups, served, 1, pos] are those of the clean keys, overwritten where a key changed; what heads
+        read of the clean values, [runs, 1, groups, served, d_head], is corrected by pattern_p (v'_p - v_p).
+        """
         i, block, (run, position, row) = change.example, self.block, (change.run, change.position, change.row)
         end, amount = int(self.scene.end[i]), change.amount
+        # |x'c|^2 = |xc|^2 - 2 c xc.fc + c^2 |fc|^2, entry by entry; xc.f = xc.fc, since xc has no mean
         dot = (self.xc[i, position].double() * table.directions[row].double()).sum(-1)
         square = self.square[i, position] - 2 * amount.double() * dot + amount.double().square() * table.square[row]
-        scale, c = self._scale(square)[:, None, None], amount[:, None, None]
-        keys = (self.key_part[i, position] - c * table.keys[row]) * scale + self.key_offset
-        values = (self.value_part[i, position] - c * table.values[row]) * scale + self.value_offset
-
-        q = self.queries[i].repeat(change.n_runs, 1, 1)
+        c = amount[:, None, None]
+        keys, values = self._keys_values(
+            self.key_part[i, position] - c * table.keys[row],
+            self.value_part[i, position] - c * table.values[row],
+            square,
+            position,
+        )
+        q = self.queries[i].repeat(change.n_runs, 1, 1, 1)
         moved = run[position == end]
         if len(moved):
-            q[moved] = block.queries(x[moved], torch.full_like(moved, end))
-        q = q.unflatten(1, (block.n_groups, -1)) * q.shape[-1] ** -0.5  # [runs, groups, queries of a group, d_head]
-        scores = torch.einsum("rgqd,pgd->rgqp", q, self.keys[i, : end + 1])
-        turned = block.turned(keys, position)
-        scores[run, :, :, position] = torch.einsum("egqd,egd->egq", q[run], turned)
+            q[moved] = block.queries(x[moved], torch.full_like(moved, end)[:, None])
+        scores = block.scores(q, self.clean_keys[i, None, : end + 1])
+        scores[run, :, :, 0, position] = block.scores(q[run], keys[:, None])[..., 0, 0]
         pattern = scores.softmax(-1)
-        heads = torch.einsum("rgqp,pgd->rgqd", pattern, self.values_[i, : end + 1])
-        new = pattern[run, :, :, position][..., None] * (values - self.values_[i, position])[:, :, None]
-        heads.index_add_(0, run, new)
-        return block.o(heads.flatten(1)[:, None])[:, 0]
+        heads = block.mixed(pattern, self.clean_values[i, None, : end + 1])
+        moved_values = (values - self.clean_values[i, position])[:, None]
+        heads.index_add_(0, run, block.mixed(pattern[run, :, :, 0, position][..., None, None], moved_values))
+        return block.attn_out(heads)
+
+    def _keys_values(
+        self,
+        key_part: Float[Tensor, "*shape groups d_head"],
+        value_part: Float[Tensor, "*shape groups d_head"],
+        square: Float[Tensor, "*shape"],
+        position: Int[Tensor, "*shape"],
+    ) -> tuple[Float[Tensor, "*shape groups d_head"], Float[Tensor, "*shape groups d_head"]]:
+        """Rotated keys, and values, from their linear parts and |xc|^2."""
+        scale = self._scale(square)[..., None, None]
+        keys, values = key_part * scale + self.key_offset, value_part * scale + self.value_offset
+        return self.block.rotated(keys, position), values
+
+    def _scale(self, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """1/s from |xc|^2."""
+        return (square / self.x.shape[-1] + self.block.eps).rsqrt().to(self.x.dtype)
 
 
 def route(model: LanguageModel, source: Site, target: Target, examples: Examples, *, direct: bool = False) -> Route:
@@ -276,12 +208,12 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
     """
     scene = Scene.of(model, source, target, examples)
     into, gap = target.site, scene.gap
-    if direct and not scene.adds():
+    if direct and not adds(model, source):
         raise UserError(f"a direct effect needs a source that is added to the residual; {source} is not")
     read_at_residual = into.stream is Stream.RESID_POST
-    if scene.adds() and (source == into or (read_at_residual and gap == 0)):
+    if adds(model, source) and (source == into or (read_at_residual and gap == 0)):
         return SamePlace(scene)
-    if scene.adds() and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
+    if adds(model, source) and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
         block = block_of(model, into.layer, scene.tokens.shape[1])
         if block is not None:
             closed = OneBlock(scene, block)
@@ -296,8 +228,8 @@ def _agrees(closed: OneBlock) -> bool:
     """Whether a run in which nothing is taken away is the clean run."""
     h, empty = closed.scene.h, torch.zeros(0, dtype=torch.long, device=closed.x.device)
     table = closed.table(closed.x.new_zeros(1, closed.x.shape[-1]))
-    found = [closed.ends(Change(i, 1, empty, empty, empty, closed.x.new_zeros(0)), table) for i in range(len(h))]
-    return bool((torch.cat(found) - h).abs().max() <= AGREES * h.abs().max())
+    ends = [closed.ends(Change(i, 1, empty, empty, empty, closed.x.new_zeros(0)), table) for i in range(len(h))]
+    return agrees(torch.cat(ends), h)
 
 
 def runs_at_once(route: Route, table: object, budget: int | None = None) -> int:
@@ -317,22 +249,3 @@ def runs_at_once(route: Route, table: object, budget: int | None = None) -> int:
         )
 
     return rows_at_once(attempt, budget_on(scene.x.device) if budget is None else budget)
-
-
-@dataclass(frozen=True, eq=False)
-class _Take:
-    """The intervention that takes a tensor away."""
-
-    site: Site
-    taken: Tensor
-
-    def __call__(self, h: Tensor) -> Tensor:
-        return h - self.taken
-
-
-def _taken(at_end: Tensor, change: Change, end: int, directions: Tensor) -> Float[Tensor, "runs d"]:
-    """The activation at the target's position, in each run."""
-    h = at_end.repeat(change.n_runs, 1)
-    here = change.position == end
-    h[change.run[here]] -= change.amount[here, None] * directions[change.row[here]]
-    return h

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.effects.ablation_effects import Causes, Effects, ablation_effects
+from editing.engine.resumed_run import adds
+from editing.interventions.add_direction import AddDirection
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -104,11 +106,11 @@ def _slope(causes: Causes, example: int, moved: Float[Tensor, "pos d_in"]) -> Fl
     with torch.enable_grad():
         if scene.source == scene.target.site:
             h = scene.x[example, None, :width] + offset
-        elif scene.adds() and scene.gap:
+        elif adds(scene.model, scene.source) and scene.gap:
             after = scene.recorded[Site(layer)][example, None, :width] + offset
             h = scene.model.resume(after, layer, wanted)[scene.target.site]
         else:
-            with scene.model.hooks(_Add(scene.source, offset)):
+            with scene.model.hooks(AddDirection(scene.source, offset)):
                 if layer:
                     before = scene.recorded[Site(layer - 1)][example, None, :width]
                     h = scene.model.resume(before, layer - 1, wanted)[scene.target.site]
@@ -116,14 +118,3 @@ def _slope(causes: Causes, example: int, moved: Float[Tensor, "pos d_in"]) -> Fl
                     h = scene.model.record(scene.tokens[example, None, :width], wanted)[scene.target.site]
         value = scene.target.read(h[:, -1], torch.tensor([example], device=h.device))
         return torch.autograd.grad(value.sum(), offset)[0][0]
-
-
-@dataclass(frozen=True, eq=False)
-class _Add:
-    """The intervention that adds a tensor."""
-
-    site: Site
-    offset: Tensor
-
-    def __call__(self, h: Tensor) -> Tensor:
-        return h + self.offset

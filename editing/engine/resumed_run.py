@@ -5,7 +5,6 @@ the edit are never run again, and logits are there at the prompts' ends only.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,17 +12,6 @@ from torch import Tensor
 from editing.tasks.pairs import at_end
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """The activation plus a change, one for every row: h + change."""
-
-    site: Site
-    change: Float[Tensor, "rows pos d"]
-
-    def __call__(self, h: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows pos d"]:
-        return h + self.change
 
 
 def adds(model: LanguageModel, site: Site) -> bool:

@@ -1,30 +1,28 @@
 """The blocks above a layer, run only where a change of its residual can show.
 
 What is before the first changed position stays as it was: its keys and values are those of the unedited run. In the
-last block only the prompts' ends are asked for, so that the other positions give it their keys and values and no more.
+last block only the prompts' ends are read, so that the other positions give it their keys and values and no more.
+The arithmetic of a block is that of `sae_core/model/block.py`.
 
 A prompt's positions are counted from its end here, so that all prompts of a pass end in one column; T columns in all.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_core.model.block import Block, block_of
+from sae_core.model.block import Block, agrees, block_of
 from sae_core.model.language_model import LanguageModel
 
 WIDTHS = 4
 """Rows are run together whose numbers of columns to run lie within so many of each other."""
-ALIKE = 1e-4
-"""Share of the largest logit by which the model's own pass may differ."""
-TRIED = 8
-"""Prompts on which that is tried."""
+N_CHECKED = 8
+"""Prompts on which the parts are compared with the model's own pass."""
 HELD = 2**31
 """Bytes that keys and values of the unedited run may take."""
 
 
-class Tail:
+class SuffixRun:
     """Prompts run once, and the last blocks as parts: logits at the ends when the residual below them is changed.
 
     `residuals` are those before each of the blocks.
@@ -38,97 +36,86 @@ class Tail:
         residuals: list[Float[Tensor, "batch pos d_model"]],
     ):
         self.model, self.blocks = model, blocks
-        self.n = int(end.max()) + 1
-        place = end[:, None] - torch.arange(self.n - 1, -1, -1, device=end.device)
-        self.real: Bool[Tensor, "batch T"] = place >= 0
-        self.place: Int[Tensor, "batch T"] = place.clamp_min(0)
-        self.after, *_ = aligned = [self._aligned(x, self.place) for x in residuals]
-        self.unedited = [self._keys_values(block, x, self.place) for block, x in zip(blocks, aligned, strict=True)]
+        self.n_columns = int(end.max()) + 1
+        position = end[:, None] - torch.arange(self.n_columns - 1, -1, -1, device=end.device)
+        self.inside: Bool[Tensor, "batch T"] = position >= 0
+        """Which columns hold a token of the prompt; those before hold copies of its first."""
+        self.position: Int[Tensor, "batch T"] = position.clamp_min(0)
+        self.x, *_ = aligned = [_aligned(x, self.position) for x in residuals]
+        """The residual below the blocks."""
+        self.unedited = [block.keys_values(x, self.position) for block, x in zip(blocks, aligned, strict=True)]
 
     def logits(
         self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d_model"]
     ) -> Float[Tensor, "rows vocab"]:
         """Logits at the ends of the prompts; rows whose changes begin at about the same column are run together."""
-        change = self._aligned(change, self.place[prompts])
+        change = _aligned(change, self.position[prompts])
         if change.requires_grad:
             return self._run(prompts, change)
-        changed = change.ne(0).any(-1) & self.real[prompts]
-        width = torch.where(changed.any(1), self.n - changed.int().argmax(1), 1)
-        bucket, found = (width + WIDTHS - 1) // WIDTHS, None
-        for one in bucket.unique().tolist():
-            rows = (bucket == one).nonzero()[:, 0]
-            some = self._run(prompts[rows], change[rows, -min(self.n, one * WIDTHS) :])
-            found = some.new_empty(len(prompts), some.shape[-1]) if found is None else found
-            found[rows] = some
-        return found
+        changed = change.ne(0).any(-1) & self.inside[prompts]
+        width = torch.where(changed.any(1), self.n_columns - changed.int().argmax(1), 1)
+        bucket = (width + WIDTHS - 1) // WIDTHS
+        logits = change.new_empty(0, self.model.n_vocab)
+        for number in bucket.unique().tolist():
+            rows = (bucket == number).nonzero()[:, 0]
+            part = self._run(prompts[rows], change[rows, -min(self.n_columns, number * WIDTHS) :])
+            logits = part.new_empty(len(prompts), part.shape[-1]) if not len(logits) else logits
+            logits[rows] = part
+        return logits
 
-    def _run(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows width d_model"]) -> Tensor:
-        """The last columns of each prompt, as many as `change` has, up through all blocks."""
+    def _run(
+        self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows width d_model"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """The last `width` columns of each prompt up through all blocks.
+
+        Keys and values [rows, T, groups, d_head] are the unedited run's in the first T - width columns, and new in the
+        rest; a column sees the prompt's columns up to its own, and one before the prompt's beginning itself alone.
+        """
         width = change.shape[1]
-        place, real = self.place[prompts][:, -width:], self.real[prompts]
-        x = self.after[prompts][:, -width:] + change
-        column = torch.arange(self.n, device=x.device)
-        own = column[-width:, None]
-        seen = real[:, None] & (column <= own) | (column == own)  # before a prompt's begin a column sees itself alone
-        for block, (keys, values) in zip(self.blocks, self.unedited, strict=True):
-            k, v = self._keys_values(block, x, place)
-            k, v = (torch.cat([of[prompts][:, :-width], new], 1) for of, new in ((keys, k), (values, v)))
+        position, inside = self.position[prompts][:, -width:], self.inside[prompts]
+        x = self.x[prompts][:, -width:] + change
+        column = torch.arange(self.n_columns, device=x.device)
+        here = column[-width:, None]
+        seen = inside[:, None] & (column <= here) | (column == here)
+        for block, unedited in zip(self.blocks, self.unedited, strict=True):
+            new = block.keys_values(x, position)
+            k, v = (torch.cat([old[prompts][:, :-width], part], 1) for old, part in zip(unedited, new, strict=True))
             if block is self.blocks[-1]:
-                x, place, seen = x[:, -1:], place[:, -1:], seen[:, -1:]
-            x = self._block(block, x, k, v, place, seen)
+                x, position, seen = x[:, -1:], position[:, -1:], seen[:, -1:]
+            scores = block.scores(block.queries(x, position), k).masked_fill(~seen[:, None, None], -torch.inf)
+            x = block.resid_post(x, block.attn_out(block.mixed(scores.softmax(-1), v)))
         return self.model.unembed(x[:, -1])
 
-    @staticmethod
-    def _block(block: Block, x: Tensor, k: Tensor, v: Tensor, place: Tensor, seen: Tensor) -> Tensor:
-        """A block's output at the columns of `x`, where keys and values are there for all columns."""
-        q = _turned(block, block.q(block.ln1(x)), block.n_heads, place)
-        k, v = (part.repeat_interleave(block.n_heads // block.n_groups, 2).transpose(1, 2) for part in (k, v))
-        heads = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None])
-        a = block.o(heads.transpose(1, 2).flatten(2))
-        return x + a + block.mlp(block.ln2(x if block.parallel else x + a))
 
-    @staticmethod
-    def _keys_values(
-        block: Block, x: Float[Tensor, "rows width d_model"], place: Int[Tensor, "rows width"]
-    ) -> tuple[Float[Tensor, "rows width groups d"], Float[Tensor, "rows width groups d"]]:
-        """Rotated keys, and values."""
-        normed = block.ln1(x)
-        values = block.v(normed).unflatten(-1, (block.n_groups, -1))
-        return _turned(block, block.k(normed), block.n_groups, place), values
-
-    @staticmethod
-    def _aligned(x: Float[Tensor, "rows pos d"], place: Int[Tensor, "rows T"]) -> Float[Tensor, "rows T d"]:
-        return x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _turned(
-    block: Block, x: Float[Tensor, "rows width d"], n_heads: int, place: Int[Tensor, "rows width"]
-) -> Float[Tensor, "rows width heads d_head"]:
-    """Queries or keys by head, rotated by their positions."""
-    by_head = x.unflatten(-1, (n_heads, -1))
-    return block.turned(by_head.flatten(0, 1), place.flatten()).unflatten(0, place.shape)
+def _aligned(x: Float[Tensor, "rows pos d"], position: Int[Tensor, "rows T"]) -> Float[Tensor, "rows T d"]:
+    """By column what is given by position."""
+    return x.gather(1, position[..., None].expand(-1, -1, x.shape[-1]))
 
 
 @torch.no_grad()
-def tail_of(
-    model: LanguageModel, tokens: Int[Tensor, "batch pos"], end: Int[Tensor, "batch"], layer: int
-) -> Tail | None:
-    """The blocks above `layer` for these prompts; None where there is no short way.
+def suffix_run(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch pos"],
+    end: Int[Tensor, "batch"],
+    layer: int,
+    *,
+    held: int = HELD,
+) -> SuffixRun | None:
+    """The blocks above `layer` for these prompts; None where they cannot be run in parts.
 
-    That is: no block above, blocks that are not made of these parts, half precision, more prompts than keys and values
-    may be held of, or blocks that do more than their parts say. The last is tried on a few prompts: all positions
-    changed, the model's own pass must agree.
+    That is: no block above, blocks that are not made of these parts, half precision, keys and values of more than
+    `held` bytes, or blocks that do more than their parts say. The last is checked on a few prompts with all positions
+    changed, where the model's own pass must agree.
     """
-    above = range(layer + 1, model.n_layers)
-    blocks = [block_of(model, number, tokens.shape[1]) for number in above]
-    if not blocks or any(block is None or block.gain.dtype is not torch.float32 for block in blocks):
+    blocks = [block_of(model, number, tokens.shape[1]) for number in range(layer + 1, model.n_layers)]
+    known = [block for block in blocks if block is not None and block.gain.dtype is torch.float32]
+    if not blocks or len(known) < len(blocks):
         return None
-    if 2 * len(blocks) * tokens.numel() * model.d_model * torch.float32.itemsize > HELD:
+    if 2 * len(blocks) * tokens.numel() * model.d_model * torch.float32.itemsize > held:
         return None
     residuals = [*model.record(tokens, model.sites()[layer:-1]).values()]
-    tail, prompts = Tail(model, blocks, end, residuals), torch.arange(min(TRIED, len(end)), device=end.device)
-    after = residuals[0]
-    change = after[prompts].flip(0, 1) - after.mean()
-    final = model.final(after[prompts] + change, layer)[prompts, end[prompts]]
-    expected, found = model.unembed(final), tail.logits(prompts, change)
-    return tail if (found - expected).abs().max() <= ALIKE * expected.abs().max() else None
+    run, prompts = SuffixRun(model, known, end, residuals), torch.arange(min(N_CHECKED, len(end)), device=end.device)
+    x = residuals[0]
+    change = x[prompts].flip(0, 1) - x.mean()
+    expected = model.unembed(model.final(x[prompts] + change, layer)[prompts, end[prompts]])
+    return run if agrees(run.logits(prompts, change), expected) else None

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.resumed_run import Change, Upward
+from editing.engine.resumed_run import Upward
+from editing.interventions.add_direction import AddDirection
 from editing.interventions.edit_size import Measured
 from editing.interventions.masks import where
 from editing.interventions.patch import ActivationPatch
@@ -133,7 +134,7 @@ class JointPatching(Patching):
         experiment = self.experiment
 
         def kl(prompts: Tensor, changes: Sequence[Tensor]) -> Tensor:
-            edits = [Change(site, change) for site, change in zip(experiment.sites, changes, strict=True)]
+            edits = [AddDirection(site, change) for site, change in zip(experiment.sites, changes, strict=True)]
             return experiment.read(prompts, edits)[:, KL]
 
         along = gradients(kl, list(experiment.x.values()))

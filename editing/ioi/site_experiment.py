@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.engine.batching import budget_on, rows_at_once
-from editing.engine.resumed_run import Change, Upward, adds
-from editing.engine.suffix_run import tail_of
+from editing.engine.resumed_run import Upward, adds
+from editing.engine.suffix_run import suffix_run
+from editing.interventions.add_direction import AddDirection
 from editing.ioi.feature_sets import KL, Patching
 from editing.metrics import kl_from_log_probs, logit_difference
 from editing.tasks.pairs import Place, PromptPairs, at_end
@@ -102,7 +103,7 @@ class PatchExperiment:
             self.answers = Answers(model, pairs, clean_logits)
             self.x, self.x_bar = clean[site], self.upward.recorded[site]
             self.adds = adds(model, site)
-            self.tail = tail_of(model, self.upward.tokens, self.upward.end, site.layer) if self.adds else None
+            self.tail = suffix_run(model, self.upward.tokens, self.upward.end, site.layer) if self.adds else None
             self.clean: Float[Tensor, "batch 4"] = self.answers.unedited(clean_logits)
             self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.upward.logits)
 
@@ -124,7 +125,7 @@ class PatchExperiment:
             return self.tail.logits(prompts, change)
         if self.adds:
             return self.upward.changed(prompts, change)
-        return self.upward.edited(prompts, [Change(self.site, change)])
+        return self.upward.edited(prompts, [AddDirection(self.site, change)])
 
     def read(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows 4"]:
         """What such changes do, in one forward pass: the columns of a readout (`editing/ioi/feature_sets.py`)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editing.engine.batching import budget_on, rows_at_once
 from editing.engine.resumed_run import Upward, adds
-from editing.engine.suffix_run import Tail, tail_of
+from editing.engine.suffix_run import SuffixRun, suffix_run
 from editing.interventions.compose import unscaled
 from editing.interventions.edit_size import Measured
 from editing.interventions.patch import FeaturePatch
@@ -202,7 +202,7 @@ class Ground:
     """Prompts recorded once at a site; any change of its activation run from there upward, many at a time."""
 
     upward: Upward
-    tail: Tail | None
+    tail: SuffixRun | None
     """The shorter way up, where there is one."""
     site: Site
     prompts: Contrast
@@ -220,7 +220,7 @@ class Ground:
         if site.stream not in REMOVABLE:
             raise UserError(f"removal at {site} is not supported; give a resid_post or mlp_out site")
         upward = Upward(model, prompts.tokens, prompts.end, site.layer, [site])
-        tail = tail_of(model, upward.tokens, upward.end, site.layer)
+        tail = suffix_run(model, upward.tokens, upward.end, site.layer)
         ground = cls(upward, tail, site, prompts, upward.recorded[site], up_to_end(model, prompts), at_once=1)
 
         def run(rows: int) -> Tensor:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from planted import unchecked
 
+from sae_core.model.block import block_of
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -60,7 +62,7 @@ def test_passes_are_counted_as_the_formulas_say(subject, size):
     assert loop.forwards == pytest.approx(loop_forwards(question) + to_measure_memory)
     _, mine = measured(subject.model, lambda: ours(question))
     assert mine.forwards < loop.forwards
-    assert not subject.model.block(0, 1).mlp._forward_hooks
+    assert not block_of(subject.model, 0, 1).mlp._forward_hooks
 
 
 def test_a_search_asks_all_causes_of_the_root_and_the_strongest_of_others(subject, size):

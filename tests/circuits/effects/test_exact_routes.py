@@ -7,7 +7,8 @@ from tiny import random_tokens, user_error, write_tiny
 
 from circuits.effects import exact_routes as routes
 from circuits.effects.ablation_effects import Causes, ablation_effects, to_zero
-from circuits.effects.exact_routes import OneBlock, Rerun, SamePlace, Scene, route
+from circuits.effects.exact_routes import OneBlock, Rerun, SamePlace, route
+from circuits.effects.scene import Scene
 from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout

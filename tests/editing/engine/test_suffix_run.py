@@ -9,10 +9,13 @@ from handmade import normal
 from plain_patching import random_pairs
 from tiny import random_tokens
 
-from editing.engine.resumed_run import Change, Upward, adds
-from editing.engine.suffix_run import Tail, tail_of
+from editing.engine import suffix_run as module
+from editing.engine.resumed_run import Upward, adds
+from editing.engine.suffix_run import SuffixRun, suffix_run
+from editing.interventions.add_direction import AddDirection
 from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import at_end
+from sae_core.model.block import block_of
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import Site, Stream
 
@@ -24,9 +27,9 @@ def tokens(tiny) -> torch.Tensor:
     return random_tokens(tiny.n_vocab, 3, 9)
 
 
-def tail_at(model: LanguageModel, tokens: torch.Tensor, layer: int) -> tuple[Tail | None, torch.Tensor]:
+def tail_at(model: LanguageModel, tokens: torch.Tensor, layer: int) -> tuple[SuffixRun | None, torch.Tensor]:
     """The blocks above a layer, and the residual after it."""
-    return tail_of(model, tokens, END, layer), model.record(tokens, [Site(layer)])[Site(layer)]
+    return suffix_run(model, tokens, END, layer), model.record(tokens, [Site(layer)])[Site(layer)]
 
 
 def fully(model: LanguageModel, x: torch.Tensor, change: torch.Tensor, prompts: torch.Tensor, layer: int):
@@ -49,9 +52,9 @@ def test_logits_are_those_of_the_models_own_pass_wherever_the_change_begins(tiny
 
 def test_before_the_first_changed_position_nothing_is_run(tiny, tokens, monkeypatch):
     tail, _ = tail_at(tiny, tokens, 0)
-    ran, run = [], Tail._run
+    ran, run = [], SuffixRun._run
     monkeypatch.setattr(
-        Tail, "_run", lambda self, rows, change: ran.append(tuple(change.shape)) or run(self, rows, change)
+        SuffixRun, "_run", lambda self, rows, change: ran.append(tuple(change.shape)) or run(self, rows, change)
     )
     change = torch.zeros(2, 9, 32)
     change[0, 7], change[1, 1] = 1.0, 1.0
@@ -72,24 +75,21 @@ def test_gradients_are_those_of_the_models_own_pass(tiny, tokens):
 
 def test_there_is_no_short_way_where_parts_do_not_say_all(tiny, tokens, monkeypatch):
     """Control for the check: a block that is told wrongly is found out."""
-    assert tail_of(tiny, tokens, END, 1) is not None and tail_of(tiny, tokens, END, 2) is None
+    assert suffix_run(tiny, tokens, END, 1) is not None and suffix_run(tiny, tokens, END, 2) is None
     held = 2 * tokens.numel() * 32 * 4
-    for budget, fits in ((held, True), (held - 1, False)):
-        monkeypatch.setattr("editing.engine.suffix_run.HELD", budget)
-        assert (tail_of(tiny, tokens, END, 1) is not None) is fits
-    monkeypatch.undo()
-    block = type(tiny).block
+    assert suffix_run(tiny, tokens, END, 1, held=held) is not None
+    assert suffix_run(tiny, tokens, END, 1, held=held - 1) is None
     for wrong in ({"parallel": not tiny._parallel}, {"mlp": torch.nn.Identity()}):
-        monkeypatch.setattr(type(tiny), "block", lambda *given, wrong=wrong: replace(block(*given), **wrong))
-        assert tail_of(tiny, tokens, END, 1) is None
-    monkeypatch.setattr(type(tiny), "block", lambda *given: None)
-    assert tail_of(tiny, tokens, END, 1) is None
+        monkeypatch.setattr(module, "block_of", lambda *at, wrong=wrong: replace(block_of(*at), **wrong))
+        assert suffix_run(tiny, tokens, END, 1) is None
+    monkeypatch.setattr(module, "block_of", lambda *at: None)
+    assert suffix_run(tiny, tokens, END, 1) is None
 
 
 def test_without_a_short_way_the_model_runs_itself(tiny, tokens, monkeypatch):
     pairs, change = random_pairs(tiny), normal(3, 9, 32)
     short = PatchExperiment(tiny, pairs, Site(0))
-    monkeypatch.setattr("editing.ioi.site_experiment.tail_of", lambda *given: None)
+    monkeypatch.setattr("editing.ioi.site_experiment.suffix_run", lambda *given: None)
     long = PatchExperiment(tiny, pairs, Site(0))
     assert short.tail is not None and long.tail is None
     close(short.read(torch.arange(3), change), long.read(torch.arange(3), change), 1e-4)
@@ -123,9 +123,9 @@ def test_gemma_is_patched_where_its_outputs_are_added(gemma, stream):
     """What is read behind the norms is what the residual gets; there is no short way, and numbers are right."""
     site, tokens = Site(0, stream), random_tokens(gemma.n_vocab, 3, 9)
     upward = Upward(gemma, tokens, END, 0, [site])
-    assert tail_of(gemma, tokens, END, 0) is None
+    assert suffix_run(gemma, tokens, END, 0) is None
     change = normal(*upward.recorded[site].shape)
-    moved = upward.edited(torch.arange(3), [Change(site, change)])
+    moved = upward.edited(torch.arange(3), [AddDirection(site, change)])
     assert (moved - upward.logits).abs().max() > 1e-2
     assert adds(gemma, site) == (stream in (Stream.RESID_POST, Stream.MLP_OUT))
     if adds(gemma, site):

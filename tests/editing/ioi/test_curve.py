@@ -14,7 +14,7 @@ from tiny import user_error
 
 from editing.engine import batching as memory
 from editing.engine.batching import peak_bytes, rows_at_once
-from editing.engine.resumed_run import Change
+from editing.interventions.add_direction import AddDirection
 from editing.interventions.patch import ActivationPatch
 from editing.ioi.curve import CurvePoint, default_counts, floor, summary, trace
 from editing.ioi.feature_sets import KL, PROBABILITY
@@ -98,7 +98,7 @@ def test_the_short_route_is_taken_just_where_a_change_is_added_to_the_residual(t
     """A change of the MLP's output is; one of attention's output only where blocks are parallel."""
     experiment = PatchExperiment(tiny, random_pairs(tiny), site)
     after, change = Site(site.layer), normal(*experiment.x.shape)
-    with tiny.hooks(Change(site, change)):
+    with tiny.hooks(AddDirection(site, change)):
         moved = tiny.record(experiment.pairs.corrupted, [after])[after] - experiment.upward.after
     added = moved.shape == change.shape and torch.allclose(moved, change, atol=1e-4)
     assert experiment.adds == added
