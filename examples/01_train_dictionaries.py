@@ -7,7 +7,7 @@ from sae_core.data.activations import ActivationStream
 from sae_core.data.text import Text, held_out
 from sae_core.evaluation.reconstruction import quality
 from sae_core.model.language_model import load_model
-from sae_core.storage import DictionarySet, save_set
+from sae_core.storage import DictionarySet
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import start, train
 from sae_core.training.topk_recipes import TopK
@@ -27,7 +27,7 @@ for step in train(stream, state):
         print(step.step, {str(site): round(row["fvu"], 3) for site, row in numbers.items()})
 
 dictionaries = state.dictionaries()
-save_set(DictionarySet(model.name, model.fingerprint(), text, dictionaries, config), out)
+DictionarySet(model.name, model.fingerprint(), text, dictionaries, config).save(out)
 found = quality(model, dictionaries, measuring)
 for site, own in found.items():
     print(f"{site}: FVU {own.fvu:.3f}, L0 {own.l0:.0f}, dead {own.dead:.1%}")

@@ -1,31 +1,30 @@
-"""Dictionaries and checkpoints on disk: safetensors and JSON, each file whole or not there.
+"""Dictionaries of one model, and on disk: safetensors and JSON, each file whole or not there.
 
 A set is a folder with `set.json` and one folder per site in the layout that SAELens reads (`cfg.json`,
-`sae_weights.safetensors`); a sweep is a folder of sets; a checkpoint is a folder `checkpoint` beside
-them. `set.json` is written last: a folder that has it is complete.
+`sae_weights.safetensors`); a sweep is a folder of sets. `set.json` is written last: a folder that has it
+is complete.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sae_core.data.text import Text
 from sae_core.dictionaries.kinds import parts
-from sae_core.dictionaries.normalised import Normed
-from sae_core.dictionaries.saes import SAE
-from sae_core.errors import UserError
-from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.dictionaries.normalised import Autoencoder
+from sae_core.errors import UserError, no_such
+from sae_core.files import read_json, write_json, write_tensors
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import Site
+from sae_core.sites import FeatureId, Site
+from sae_core.training.checkpoint import CHECKPOINT
 from sae_core.training.config import TrainConfig
-from sae_core.training.state import Member, TrainState, check_finite, site_state
 
-SET, CHECKPOINT, QUALITY = "set.json", "checkpoint", "quality.json"
+SET, QUALITY = "set.json", "quality.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class DictionarySet:
     """Where the model is: `storybook`, a directory, or a hub name."""
     fingerprint: str
     text: Text
-    dictionaries: dict[Site, SAE | Normed]
+    dictionaries: Mapping[Site, Autoencoder]
     training: TrainConfig | None = None
     """How they were trained; None for imported ones."""
     origin: dict[str, str] = field(default_factory=dict)
@@ -58,28 +57,46 @@ class DictionarySet:
         if model.fingerprint() != self.fingerprint:
             raise UserError(f"these dictionaries were trained on another model ({self.model}) than {model.name}")
 
+    @property
+    def sites(self) -> list[Site]:
+        """The sites that have a dictionary, from the first layer to the last."""
+        return sorted(self.dictionaries)
 
-# ---- sets ------------------------------------------------------------------------------------------
+    def at(self, site: Site) -> Autoencoder:
+        """The dictionary of a site; raises `UserError`, with the nearest right names, where there is none."""
+        if site not in self.dictionaries:
+            raise no_such("dictionary for", site, self.sites)
+        return self.dictionaries[site]
 
+    def check_feature(self, feature: FeatureId) -> FeatureId:
+        """`feature` itself; raises `UserError` where its site has no dictionary, or the dictionary fewer latents."""
+        n_latents = self.at(feature.site).n_latents
+        if feature.index >= n_latents:
+            raise UserError(
+                f"no feature {feature}: the dictionary for {feature.site} has {n_latents}, numbered from 0 to "
+                f"{n_latents - 1}"
+            )
+        return feature
 
-def save_set(dictionaries: DictionarySet, out: Path) -> None:
-    """Write a set into the folder `out`; `load_set` is its inverse."""
-    for stale in (SET, QUALITY):
-        (out / stale).unlink(missing_ok=True)
-    for site, sae in dictionaries.dictionaries.items():
-        tensors, card = _sae_lens(dictionaries, site, sae)
-        write_tensors(out / str(site) / "sae_weights.safetensors", tensors)
-        write_json(out / str(site) / "cfg.json", card)
-    card = {
-        "model": dictionaries.model,
-        "fingerprint": dictionaries.fingerprint,
-        "text": asdict(dictionaries.text),
-        "training": dictionaries.training and dictionaries.training.to_json(),
-        "stream_seed": dictionaries.stream_seed,
-        "origin": dictionaries.origin,
-        "sites": [str(site) for site in sorted(dictionaries.dictionaries)],
-    }
-    write_json(out / SET, card)
+    def save(self, folder: Path) -> None:
+        """Write the set into a folder; `load_set` is the inverse."""
+        folder = Path(folder)
+        for stale in (SET, QUALITY):  # what was said of the files that are about to change
+            (folder / stale).unlink(missing_ok=True)
+        for site, dictionary in self.dictionaries.items():
+            tensors, card = _sae_lens(self, site, dictionary)
+            write_tensors(folder / str(site) / "sae_weights.safetensors", tensors)
+            write_json(folder / str(site) / "cfg.json", card)
+        card = {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "text": asdict(self.text),
+            "training": self.training and self.training.to_json(),
+            "stream_seed": self.stream_seed,
+            "origin": self.origin,
+            "sites": [str(site) for site in self.sites],
+        }
+        write_json(folder / SET, card)
 
 
 def sets_in(folder: Path) -> list[Path]:
@@ -98,9 +115,9 @@ def sets_in(folder: Path) -> list[Path]:
 
 def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionarySet:
     """The set in `folder`; raises `UserError` where there is none or it is damaged."""
-    found = sets_in(folder)
-    if found != [folder]:
-        raise UserError(f"{folder} holds a sweep; give one of its sets: {', '.join(path.name for path in found)}")
+    members = sets_in(folder)
+    if members != [folder]:
+        raise UserError(f"{folder} holds a sweep; give one of its sets: {', '.join(path.name for path in members)}")
     card = read_json(folder / SET)
     try:
         sites = [Site.parse(str(text)) for text in card["sites"]]
@@ -114,7 +131,7 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
         raise UserError(f"{folder / SET} is damaged: {error}") from error
 
 
-def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed) -> tuple[dict, dict[str, Any]]:
+def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: Autoencoder) -> tuple[dict, dict[str, Any]]:
     """Tensors and card in the layout of SAELens 6."""
     whole = parts(dictionary)
     sae, kind, normalisation = whole.sae, whole.kind, whole.normalisation
@@ -147,94 +164,3 @@ def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: SAE | Normed)
 def _public(place: str) -> str:
     """A name as it is, of a path its last part: a folder of dictionaries is given away, the machine's paths are not."""
     return Path(place).name if Path(place).is_absolute() else place
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------
-
-
-def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path, *, contexts: str) -> None:
-    """Write everything that `load_checkpoint` needs to go on exactly; `contexts` is the `digest` of those trained on.
-
-    The tensors' file carries the step in its name and the card names the file, so that a card never
-    goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
-    """
-    check_finite(state)
-    tensors: dict[str, Tensor] = {}
-    for number, member in enumerate(state.members):
-        for site, own in member.sites.items():
-            place = f"{number}/{site}"
-            tensors |= {f"{place}/{name}": parameter for name, parameter in own.sae.named_parameters()}
-            tensors |= {f"{place}/state/{name}": getattr(own, name) for name in _COUNTERS}
-            for name, weight in own.weights.items():
-                moments = own.optimizer.state.get(weight, {})
-                tensors |= {f"{place}/{moment}/{name}": tensor for moment, tensor in moments.items()}
-    folder, file = out / CHECKPOINT, f"state-{state.step}.safetensors"
-    write_tensors(folder / file, tensors)
-    card = {
-        "file": file,
-        "step": state.step,
-        "block": state.block,
-        "position": state.position,
-        "scales": {str(site): own.scale for site, own in state.members[0].sites.items()},
-        "model": model.name,
-        "fingerprint": model.fingerprint(),
-        "text": asdict(text),
-        "contexts": contexts,
-        "bfloat16": [member.bfloat16 for member in state.members],
-        "training": [member.config.to_json() for member in state.members],
-    }
-    write_json(folder / "state.json", card)
-    for old in folder.glob("state-*.safetensors"):
-        if old.name != file:
-            old.unlink()
-
-
-_CARD = ("file", "step", "block", "position", "scales", "model", "fingerprint")
-_CARD += ("text", "contexts", "bfloat16", "training")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_COUNTERS = ("silent", "dead", "threshold", "lost")
-
-
-def read_checkpoint(out: Path) -> dict[str, Any]:
-    """The card of the checkpoint in `out`; raises `UserError` where there is none, or a damaged one."""
-    path = out / CHECKPOINT / "state.json"
-    if not path.is_file():
-        raise UserError(f"{out} holds no checkpoint to resume from; start without --resume")
-    card = read_json(path)
-    missing = [name for name in _CARD if name not in card]
-    if missing:
-        raise UserError(f"{path} is damaged: it does not say {', '.join(missing)}")
-    return card
-
-
-def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
-    """The training state saved in `out`, which multiplies in the precision that it began with, whatever the device."""
-    card = read_checkpoint(out)
-    try:
-        return _training_state(card, read_tensors(out / CHECKPOINT / card["file"]), device)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{out / CHECKPOINT} is damaged: {str(error).splitlines()[0]}") from error
-
-
-def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> TrainState:
-    members = []
-    configs = map(TrainConfig.from_json, card["training"])
-    for number, (config, bfloat16) in enumerate(zip(configs, card["bfloat16"], strict=True)):
-        sites = {}
-        for name, scale in card["scales"].items():
-            place = f"{number}/{name}"
-            n_latents, d_in = tensors[f"{place}/W_dec"].shape
-            own = site_state(config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device), scale)
-            for counter in _COUNTERS:
-                setattr(own, counter, tensors[f"{place}/state/{counter}"].to(device))
-            for parameter_name, parameter in own.sae.named_parameters():
-                parameter.data.copy_(tensors[f"{place}/{parameter_name}"])
-            for weight_name, weight in own.weights.items():
-                moments = {moment: tensors.get(f"{place}/{moment}/{weight_name}") for moment in _MOMENTS}
-                if moments["step"] is not None:
-                    own.optimizer.state[weight] = {moment: value.to(device) for moment, value in moments.items()}
-            sites[Site.parse(name)] = own
-        members.append(Member(config, sites, bool(bfloat16)))
-    return TrainState(members, card["step"], card["block"], card["position"])

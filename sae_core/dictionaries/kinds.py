@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_core.dictionaries.baselines import Basis, Rectified, Unmixing
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.dictionaries.normalised import Centred, LayerNormed, Normed, NormRescaled
+from sae_core.dictionaries.normalised import Autoencoder, Centred, LayerNormed, Normed, NormRescaled
 from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
 from sae_core.errors import UserError, no_such
 
@@ -65,7 +65,7 @@ class Parts:
     normalisation: Kind | None
 
 
-def parts(dictionary: Dictionary) -> Parts:
+def parts(dictionary: Dictionary | Autoencoder) -> Parts:
     """An autoencoder taken apart; raises `UserError` for a dictionary of a kind that is not listed here."""
     normalisation = _kind_of(dictionary, NORMALISATIONS)
     sae = dictionary.inner if isinstance(dictionary, Normed) else dictionary

@@ -106,3 +106,7 @@ class NormRescaled(Normed):
         scale = x.norm(dim=-1, keepdim=True) / sqrt(self.d_in)
         f = self.inner.encode(x / scale.clamp_min(torch.finfo(x.dtype).tiny))
         return torch.cat([scale * f, scale * self.inner.b_dec.norm()], -1)
+
+
+Autoencoder = SAE | Normed
+"""What a saved set holds: an autoencoder of the activations, or one behind a normalisation."""

@@ -89,7 +89,8 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     """Whether to resume; raises `UserError` where the folder holds anything else than this demo's dictionaries."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
-    from sae_core.storage import CHECKPOINT, SET, load_set, read_checkpoint
+    from sae_core.storage import SET, load_set
+    from sae_core.training.checkpoint import CHECKPOINT, read_checkpoint
     from sae_core.training.run import Run
 
     try:

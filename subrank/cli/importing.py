@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from sae_core.files import write_json
     from sae_core.formats.readers import load_foreign
     from sae_core.sites import Site
-    from sae_core.storage import QUALITY, SET, save_set
+    from sae_core.storage import QUALITY, SET
 
     out = writable(options.out or Path("imported"))
     if (out / SET).exists():
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     contexts = held_out(text.contexts(model))[1]
     say("measuring on held-out text")
     measured = measure_set(model, found, contexts)
-    save_set(found, out)
+    found.save(out)
     write_json(out / QUALITY, measured.to_json())
     save_result(out, {"dictionaries": measured.to_json()}, model, {"text": asdict(text), "origin": found.origin})
     say(f"dictionaries: {out}")

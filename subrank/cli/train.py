@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     """`subrank train`."""
     from sae_core import checks
     from sae_core.errors import UserError
-    from sae_core.storage import CHECKPOINT, SET
+    from sae_core.storage import SET
+    from sae_core.training.checkpoint import CHECKPOINT
 
     checks.weight("--save-every", options.save_every)
     out = writable(options.out or Path("dictionaries"))
@@ -104,7 +105,7 @@ def _resumed(options: argparse.Namespace, config: "Run | None", out: Path) -> "t
     """Model and run of the checkpoint in `out`; raises `UserError` where another run is asked for."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
-    from sae_core.storage import read_checkpoint
+    from sae_core.training.checkpoint import read_checkpoint
     from sae_core.training.run import Run
 
     card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
@@ -140,7 +141,8 @@ def train_into(
     from sae_core.data.text import digest, held_out
     from sae_core.errors import UserError
     from sae_core.files import write_json
-    from sae_core.storage import CHECKPOINT, DictionarySet, save_checkpoint, save_set
+    from sae_core.storage import DictionarySet
+    from sae_core.training.checkpoint import CHECKPOINT, save_checkpoint
     from sae_core.training.loop import start, train
     from sae_core.training.run import calibrate_thresholds
 
@@ -174,7 +176,7 @@ def train_into(
         thresholds |= {f"{member.name}/{site}": both for site, both in found.items()}
         named = {"training": member.config, "stream_seed": run.stream_seed}
         sets.append(DictionarySet(model.name, model.fingerprint(), run.text, dictionaries, **named))
-        save_set(sets[-1], folder)
+        sets[-1].save(folder)
         measured[member.name] = _measure_into(folder, model, sets[-1], measuring, member.name)
     numbers: dict[str, Any] = {"dictionaries": measured if len(measured) > 1 else measured[state.members[0].name]}
     save_result(out, numbers | ({"thresholds": thresholds} if thresholds else {}), model, run.to_json())
@@ -203,7 +205,7 @@ def _stream(
 def _checkpoint(out: Path, model: "LanguageModel", read: str, source: str) -> "TrainState":
     """The state to go on from; raises `UserError` unless the text is what it was (`read` is its digest)."""
     from sae_core.errors import UserError
-    from sae_core.storage import load_checkpoint, read_checkpoint
+    from sae_core.training.checkpoint import load_checkpoint, read_checkpoint
     from sae_core.training.loop import in_bfloat16
 
     if read_checkpoint(out)["contexts"] != read:

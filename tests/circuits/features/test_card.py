@@ -26,7 +26,7 @@ from sae_core.dictionaries.baselines import Basis
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.files import write_json
 from sae_core.sites import FeatureId, Site, Stream
-from sae_core.storage import QUALITY, DictionarySet, save_set
+from sae_core.storage import QUALITY, DictionarySet
 from subrank.cli import command
 from subrank.pages.features_figures import activation_figure, drops_figure
 from subrank.pages.features_page import card_html, cards_section
@@ -480,7 +480,7 @@ def folder(storybook, tmp_path_factory):
     found = tmp_path_factory.mktemp("set")
     own = {site: random_topk(128, 300, 12, seed=site.layer) for site in (Site(1), Site(2))}
     text = Text("storybook", 64, True, 64 * 60)
-    save_set(DictionarySet("storybook", storybook.fingerprint(), text, own), found)
+    DictionarySet("storybook", storybook.fingerprint(), text, own).save(found)
     costs = SetQuality(
         {site: Quality(0.5, 12.0, 0.0, 100) for site in own}, {site: SpliceCost(1.0, 1.1, 3.0) for site in own}
     )

@@ -341,9 +341,9 @@ def test_what_sae_lens_can_say_and_we_cannot(tmp_path, word):
 
 def save_as_set(folder: Path, saes: dict) -> None:
     from sae_core.data.text import Text
-    from sae_core.storage import DictionarySet, save_set
+    from sae_core.storage import DictionarySet
 
-    save_set(DictionarySet("m", "0", Text("storybook", 8, True), saes), folder)
+    DictionarySet("m", "0", Text("storybook", 8, True), saes).save(folder)
 
 
 # ---- our own sets ----------------------------------------------------------------------------------

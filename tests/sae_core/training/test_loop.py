@@ -18,8 +18,8 @@ from sae_core.dictionaries import sparse
 from sae_core.dictionaries.saes import JumpReLUSAE
 from sae_core.evaluation.reconstruction import fvu, l0
 from sae_core.sites import Site, Stream
-from sae_core.storage import load_checkpoint, save_checkpoint
 from sae_core.training.calibration import calibrate, geometric_median
+from sae_core.training.checkpoint import load_checkpoint, save_checkpoint
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import LOOK, start, train
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU

@@ -296,7 +296,7 @@ def test_a_resumed_run_can_be_named_again_or_by_its_config(begun, tmp_path, caps
 
 def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, monkeypatch):
     from sae_core.dictionaries import sparse
-    from sae_core.storage import read_checkpoint
+    from sae_core.training.checkpoint import read_checkpoint
 
     out = shutil.copytree(begun[0], tmp_path / "out")
     (in_bfloat16,) = read_checkpoint(out)["bfloat16"]

@@ -14,7 +14,7 @@ from tiny import user_error
 from sae_core.data.text import Text, held_out
 from sae_core.evaluation.reconstruction import quality
 from sae_core.sites import Site, Stream
-from sae_core.storage import DictionarySet, load_set, save_set
+from sae_core.storage import DictionarySet, load_set
 from subrank.cli import evaluate
 from subrank.cli.parsers import Verbs
 
@@ -38,8 +38,8 @@ def a_set(model, *, seed: int = 0, n_latents: int = 48, sites=SITES, text=None, 
 def sweep(model, tmp_path_factory) -> Path:
     """A folder of two sets, and none itself; the second was trained on less of the same text."""
     folder = tmp_path_factory.mktemp("sweep")
-    save_set(a_set(model), folder / "seed0")
-    save_set(a_set(model, seed=5, text=Text("storybook", 32, True, max_tokens=32 * 40)), folder / "seed1")
+    a_set(model).save(folder / "seed0")
+    a_set(model, seed=5, text=Text("storybook", 32, True, max_tokens=32 * 40)).save(folder / "seed1")
     return folder
 
 
@@ -72,7 +72,7 @@ def test_a_sweep_stands_for_its_sets(sweep, model, tmp_path, capsys):
 
 
 def test_one_set_lands_beside_its_dictionaries(model, tmp_path):
-    save_set(a_set(model, sites=SITES[:1]), tmp_path / "set")
+    a_set(model, sites=SITES[:1]).save(tmp_path / "set")
     run(tmp_path / "set", tmp_path / "set", "--out", tmp_path / "twice", "--contexts", 1)  # given twice, measured once
     run(tmp_path / "set", "--contexts", 1, "--text", "storybook")
     once, twice = (
@@ -85,7 +85,7 @@ def test_one_set_lands_beside_its_dictionaries(model, tmp_path):
 
 
 def test_sets_of_different_models(sweep, model, tmp_path):
-    save_set(replace(a_set(model), fingerprint="0" * 16, model="elsewhere"), tmp_path / "other")
+    replace(a_set(model), fingerprint="0" * 16, model="elsewhere").save(tmp_path / "other")
     with user_error("another model", "elsewhere", "evaluate them apart"):
         run(sweep, tmp_path / "other", "--out", tmp_path / "out")
     with user_error("another model"):
@@ -94,7 +94,7 @@ def test_sets_of_different_models(sweep, model, tmp_path):
 
 
 def test_sets_of_other_contexts_are_named(sweep, model, tmp_path, capsys):
-    save_set(a_set(model, text=Text("storybook", 16, True, max_tokens=32 * 40)), tmp_path / "short")
+    a_set(model, text=Text("storybook", 16, True, max_tokens=32 * 40)).save(tmp_path / "short")
     run(sweep, tmp_path / "short", "--out", tmp_path / "out", "--contexts", 1)
     assert "note: short was trained on other contexts (storybook, 16 tokens)" in capsys.readouterr().out
 

@@ -1,0 +1,172 @@
+"""A checkpoint reads back to the bit, replaces the one before whole, and damage is one line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from planted import unchecked
+from safetensors.torch import load_file, save_file
+from tiny import user_error
+from trained import PLACES, config, every, finish, memory, same, small
+
+from sae_core import files as disk
+from sae_core.data.text import Text
+from sae_core.training import checkpoint
+from sae_core.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from sae_core.training.config import TrainConfig
+from sae_core.training.loop import start, train
+
+TEXT = Text("storybook", 12, True)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models):
+    return tiny_models["gpt2"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fail(*args, **kwargs):
+    raise OSError("the disk is full")
+
+
+STOP = 35
+
+
+@pytest.fixture(scope="module")
+def half_way():
+    """Every architecture at two sites, some latents dead, between blocks and inside one."""
+    stream = small()
+    state = start(stream, *every(steps=40))
+    run = train(stream, state)
+    with unchecked():
+        for _ in range(STOP - 1):
+            next(run)
+    return state
+
+
+@pytest.fixture
+def out(half_way, model, tmp_path) -> Path:
+    save_checkpoint(half_way, TEXT, model, tmp_path / "run", contexts="abc")
+    return tmp_path / "run"
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
+    loaded = load_checkpoint(out, device=CPU)
+    assert (loaded.step, loaded.block, loaded.position) == (STOP - 1, half_way.block, half_way.position)
+    assert half_way.block > 0 and half_way.position > 0
+    assert same(memory(loaded), memory(half_way))
+    assert any(len(tensor) for name, tensor in memory(loaded).items() if name.endswith(" dead"))
+    assert [member.name for member in loaded.members] == [member.name for member in half_way.members]
+    for a, b in zip(half_way.members, loaded.members, strict=True):
+        assert list(b.sites) == list(PLACES)
+        for site, own in a.sites.items():
+            assert b.sites[site].scale == own.scale
+            for name, weight in b.sites[site].weights.items():
+                assert weight.data_ptr() == getattr(b.sites[site].sae, name).data_ptr()
+                # the fused optimiser pairs elements by memory order
+                assert weight.stride() == own.weights[name].stride()
+                moments = b.sites[site].optimizer.state[weight]
+                assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
+    card = read_checkpoint(out)
+    assert Text(**card["text"]) == TEXT and list(map(TrainConfig.from_json, card["training"])) == every(steps=40)
+    assert card["fingerprint"] == model.fingerprint() and card["contexts"] == "abc"
+    assert [member.bfloat16 for member in loaded.members] == card["bfloat16"] == [False] * len(loaded.members)
+
+
+def test_a_state_before_its_first_step_can_be_saved(model, tmp_path):
+    state = start(small(), config())
+    save_checkpoint(state, TEXT, model, tmp_path, contexts="abc")
+    resumed = load_checkpoint(tmp_path, device=CPU)
+    assert same(memory(resumed), memory(state))
+    finish(small(), resumed)
+    finish(small(), state)
+    assert same(memory(resumed), memory(state))
+
+
+def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
+    save_checkpoint(replace(half_way, step=5), TEXT, model, out, contexts="abc")
+    assert set(files(out)) == {"checkpoint/state.json", "checkpoint/state-5.safetensors"}
+    assert load_checkpoint(out, device=CPU).step == 5
+
+
+@pytest.mark.parametrize("what", ["save_file", "write_json"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(half_way, model, out, monkeypatch, what):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(disk if what == "save_file" else checkpoint, what, fail)
+        save_checkpoint(replace(half_way, step=5), TEXT, model, out, contexts="abc")
+    loaded = load_checkpoint(out, device=CPU)
+    assert loaded.step == STOP - 1 and same(memory(loaded), memory(half_way))
+
+
+def test_folders_without_a_checkpoint(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        with user_error(str(folder), "no checkpoint"):
+            load_checkpoint(folder, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scales": {"resid_post.9": 1.0}},
+        {"scales": {"nowhere": 1.0}},
+        {"scales": None},
+        {"training": [{"recipe": {"kind": "gru"}}]},
+        {"training": [{"k": 3}]},
+        {"training": None},
+        {"bfloat16": []},
+        {"bfloat16": None},
+        {"file": "state-99.safetensors"},
+        {"file": 3},
+    ],
+)
+def test_checkpoint_cards_with_wrong_values(out, change):
+    path = out / "checkpoint" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with user_error(), unchecked():
+        load_checkpoint(out, device=CPU)
+
+
+def test_damaged_checkpoints(out, tmp_path):
+    file = f"state-{STOP - 1}.safetensors"
+
+    def damaged(change) -> Path:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(out, copy)
+        change(copy / "checkpoint")
+        return copy
+
+    def without(part: str, instead: torch.Tensor | None = None):
+        def change(folder):
+            tensors = load_file(folder / file)
+            (name,) = [name for name in tensors if name.startswith("0/resid_post.0/") and name.endswith(part)]
+            del tensors[name]
+            save_file(tensors if instead is None else tensors | {name: instead}, folder / file)
+
+        return change
+
+    for change in (
+        lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:500]),
+        lambda folder: (folder / file).unlink(),
+        lambda folder: (folder / "state.json").write_text("{"),
+        lambda folder: (folder / "state.json").write_text("{}"),
+        lambda folder: (folder / "state.json").write_text("[]"),
+        without("0/b_dec"),
+        without("state/silent"),
+        without("exp_avg/W_dec"),
+        without("0/W_dec", torch.zeros(5)),
+        without("0/W_enc", torch.zeros(3, 4)),
+    ):
+        copy = damaged(change)
+        with user_error(str(copy)):
+            load_checkpoint(copy, device=CPU)
+    load_checkpoint(damaged(lambda folder: None), device=CPU)  # control
