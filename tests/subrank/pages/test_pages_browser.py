@@ -1,0 +1,81 @@
+"""Pages in a headless Chromium: nothing is cut off, and everything can be read, on light and on dark paper."""
+
+import pytest
+from chromium import Page
+from explorer_pages import example, example_cards
+
+from editing.removal.evaluation import Method, Removal
+from editing.removal.result import RemovalResult
+from editing.tasks.pairs import OwnScore
+from sae_core.estimate import Estimate
+from subrank.pages.circuit_page import circuit_section
+from subrank.pages.explorer import explore
+from subrank.pages.page import write_page
+from subrank.pages.removal_page import removal_section
+
+CONTRAST = """(() => {
+  const light = (c) => c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const paper = (e) => { for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if (!/, 0\\)$/.test(c) && c !== "transparent") return c; } return "rgb(255, 255, 255)" };
+  const worst = {};
+  for (const e of document.querySelectorAll("SELECTOR")) {
+    if (!e.getClientRects().length || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(paper(e))].sort((x, y) => y - x);
+    const name = `${e.tagName} ${e.className} in ${e.parentElement.className}`;
+    worst[name] = Math.min(worst[name] || 99, (a + 0.05) / (b + 0.05));
+  }
+  return Object.entries(worst).filter(([, ratio]) => ratio < 4.5) })()"""
+"""Elements whose text has less contrast to what is behind it than WCAG 2 asks for (4.5), with their contrast."""
+
+
+def look(page: Page, path, width: int, scheme: str) -> None:
+    """Open a file at a width of the window, in light or dark."""
+    page.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.send("Page.navigate", url=path.resolve().as_uri())
+    page.wait("document.readyState === 'complete' && document.querySelector('h1')")
+
+
+def unreadable(page: Page, selector: str) -> list:
+    return page.run(CONTRAST.replace("SELECTOR", selector))
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A page with the widest table and a drawing."""
+    wide = {"auroc": Estimate(0.5, 0.4, 0.6), "within": Estimate(0.6, 0.5, 0.7), "accuracy": Estimate(1.0, 0.9, 1.0)}
+    features = Removal(
+        Method.FEATURES, "resid_post.1", answer_mass=0.5, damage=Estimate(0.01, 0.005, 0.02), edit_size=1.0,
+        features=("1_2",), transfer={"her or his": Estimate(0.9), "a longer form": Estimate(0.8)}, **wide,
+    )  # fmt: skip
+    score = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)
+    removed = RemovalResult(score, 0.99, "resid_post.1", (features,), (), None)
+    facts = {"targets_asked": 1, "pairs_run": 2, "exhaustive": True}
+    graph = example()
+    graph = type(graph)(graph.target, graph.nodes, graph.edges, facts)
+    svg = '<svg width="2000pt" height="80pt" viewBox="0 0 2000 80"><path d="M0,0L2000,80"/></svg>'
+    path = tmp_path / "page.html"
+    write_page(path, "Removing pronouns", removal_section(removed) + circuit_section(graph, svg))
+    return path
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_page_is_as_wide_as_the_window(page, report, width):
+    look(page, report, width, "light")
+    assert page.run("document.documentElement.scrollWidth") == page.run("innerWidth") == width
+    assert page.run("document.querySelector('.plotly-graph-div .main-svg') !== null") and page.errors() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_paper(page, report, tmp_path, scheme):
+    look(page, report, 1440, scheme)
+    dark = page.run("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert dark == (scheme == "dark")
+    assert unreadable(page, "body, h1, h2, h3, p, td, th, small, a, b, summary") == []
+    look(page, explore(tmp_path / "explore", example(), example_cards()), 1440, scheme)
+    page.click('.node[data-id="1_1"]')
+    page.wait("document.querySelector('#name')")
+    assert unreadable(page, "#panel :not(.token), .bar *, .node *, .legend *, .controls *") == []
