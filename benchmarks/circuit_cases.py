@@ -22,18 +22,23 @@ import torch
 from torch import Tensor
 from train_throughput import Report, record
 
+from circuits.discovery.assembly import assemble
+from circuits.discovery.default_target import CLOSING_BRACKETS, default_target
 from circuits.discovery.edges import EdgeConfig
 from circuits.discovery.prompts import PromptSource, from_task
-from circuits.discovery.pruning import sufficient_at
-from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.discovery.pruning import prune_at
+from circuits.discovery.recursive import discover
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
 from circuits.drawing import draw
-from circuits.effects.targets import FeatureTarget, Target
-from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas, default_target, survey
+from circuits.effects.target_prompts import TargetPrompts
+from circuits.effects.targets import FeatureTarget
+from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas, survey
 from circuits.features.label_agreement import agreements
-from circuits.scoring.ablations import usual
-from circuits.scoring.circuit_runs import Errors, Trial, covered_sites
-from circuits.scoring.controls import attribution, first_order, random_circuits
-from circuits.scoring.faithfulness import Scale, by_site
+from circuits.scoring.ablations import default_ablation
+from circuits.scoring.attribution import attribution, attribution_circuit
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites
+from circuits.scoring.controls import random_circuits
+from circuits.scoring.faithfulness import Scale
 from editing.tasks.ioi import Corruption, IOITask
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel, load_model
@@ -46,23 +51,14 @@ NAMES = ("Mary", "John", "Tom")
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
-    """A target on prompts, and their corrupted counterparts if they have any."""
-
-    target: Target
-    examples: Examples
-    corrupted: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
 class Case:
     """What is explained, and what its features are expected to be."""
 
     title: str
     kinds: tuple[str, ...]
     """Of the grammar's labels."""
-    chosen_on: Prompts
-    scored_on: Prompts
+    chosen_on: TargetPrompts
+    scored_on: TargetPrompts
     source: ExampleSource
 
 
@@ -70,9 +66,9 @@ def cases(
     model: LanguageModel, own: dict[Site, Dictionary], atlas: FeatureAtlas, held: FeatureAtlas, *, prepend_bos: bool
 ) -> Iterator[Case]:
     """The closing bracket, and IOI with few names and with many."""
-    feature = default_target(model, own, atlas, storybook=True)
+    feature = default_target(model, own, atlas, CLOSING_BRACKETS)
     bracket = FeatureTarget(feature, own[feature.site])
-    seen, other = (Prompts(bracket, text.examples(feature, 32), None) for text in (atlas, held))
+    seen, other = (TargetPrompts(bracket, text.examples(feature, 32)) for text in (atlas, held))
     yield Case(f"a bracket closes now, {feature}", ("open", "inside", "innermost"), seen, other, atlas)
     everyone = IOITask.of(model)
     few = replace(everyone, names={split: [*NAMES] for split in everyone.names})
@@ -80,13 +76,13 @@ def cases(
         both = []
         for split in ("selection", "test"):
             pairs = task.pairs(model, Corruption.SWAP, split, 64, seed=0, prepend_bos=prepend_bos)
-            both.append(Prompts(*from_task(model, pairs), pairs.corrupted))
+            both.append(from_task(model, pairs))
         yield Case(f"IOI, {who}", ("name", "role"), *both, PromptSource(model, own, both[0].examples))
 
 
 def carried(
     report: Report,
-    search: Discovery,
+    search: CauseSearch,
     case: Case,
     contexts: Tensor,
     held: FeatureAtlas,
@@ -97,17 +93,16 @@ def carried(
     sites = covered_sites(own, case.chosen_on.target)
     for cover in range(1, len(sites) + 1):
         covered = {site: own[site] for site in sites[-cover:]}
-        given = (search, case.chosen_on.target, case.chosen_on.examples, contexts, n)
-        chosen = sufficient_at(*given, cover=cover, corrupted=case.chosen_on.corrupted)
-        seen, trial = (
-            Trial(model, covered, p.target, p.examples, usual(model, covered, p.examples, contexts, p.corrupted))
+        chosen = prune_at(search, case.chosen_on, contexts, n, cover=cover)
+        seen, runs = (
+            CircuitRuns(model, covered, p.target, p.examples, default_ablation(model, covered, p, contexts))
             for p in (case.chosen_on, case.scored_on)
         )
-        scale, density = Scale(trial), {site: held.sites[site].density for site in covered}
+        scale, density = Scale(runs), {site: held.sites[site].density for site in covered}
         members = by_site(chosen)
         drawn = random_circuits(members, density, 20, generator=generator_for(0, "cases", case.title, cover))
-        circuits = [trial.everything(), members, first_order(attribution(seen), members), *drawn]
-        shares = [scale.share(v) for v in trial.values(circuits, Errors.ABLATED)]
+        circuits = [runs.everything(), members, attribution_circuit(attribution(seen), members), *drawn]
+        shares = [scale.share(v) for v in runs.values(circuits, Errors.ABLATED)]
         ceiling, own_share, first = (share.value for share in shares[:3])
         rows.append(
             (
@@ -125,7 +120,7 @@ def carried(
 
 
 @torch.no_grad()
-def strongest_on(search: Discovery, feature: FeatureId, examples: Examples) -> float:
+def strongest_on(search: CauseSearch, feature: FeatureId, examples: Examples) -> float:
     """The feature's largest activation on the prompts that the circuit is of, up to their ends."""
     h = search.model.record(examples.tokens, [feature.site])[feature.site]
     f = search.dictionaries[feature.site].encode(h)[..., feature.index].cpu()
@@ -145,12 +140,12 @@ def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
     fits = {a.feature: a for a in agreements(model, own, everything, grammar.tokens, grammar.labels)}
     for case in cases(model, own, atlas, held, prepend_bos=found.text.prepend_bos):
         target, examples = case.chosen_on.target, case.chosen_on.examples
-        config = DiscoveryConfig(EdgeConfig(n_null=200), 32, least=8, max_targets=24)
-        search = Discovery(model, own, case.source, config)
+        config = DiscoveryConfig(EdgeConfig(n_null=200), 32, min_examples=8, max_targets=24)
+        search = CauseSearch(model, own, case.source, config)
         report.say(f"### {case.title}: {len(case.scored_on.examples)} prompts scored")
         carried(report, search, case, searched, held, n_nodes)
-        asked = list(search.run(target, examples))
-        graph = assemble(model, own, atlas, target.node, asked, {"ablation": "zero"})
+        steps = list(discover(search, target, examples))
+        graph = assemble(search, atlas, target.node, steps, {"ablation": "zero"})
         members = [node.id for node in graph.nodes if isinstance(node.id, FeatureId) and node.id != target.node]
         fitting = {f: a for f, a in fits.items() if a.f1 >= 0.8 and a.label.split(":")[0] in case.kinds}
         said = {f for f in members if f in fitting and strongest_on(search, f, examples) > fits[f].threshold}

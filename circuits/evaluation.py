@@ -1,33 +1,46 @@
-"""A circuit and all that is known of how good it is, from examples that discovery has not seen."""
+"""How good a circuit is, on examples that its discovery has not seen.
+
+Scored are the members at the sites nearest to the target (`CircuitRequest.cover`), everything else at those sites
+being ablated. With every layer covered a circuit must also carry what lower layers know of names and words, which
+takes far more nodes than a person can read: `reached` shows how faithfulness falls as more layers are covered.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from circuits.discovery.pruning import sufficient_at
-from circuits.discovery.recursive import Discovery
+from circuits.discovery.circuit import Circuit
+from circuits.discovery.member_edges import edges_among
+from circuits.discovery.pruning import prune_at
+from circuits.discovery.recursive import discover
+from circuits.discovery.request import ResolvedRequest, logit_prompts
 from circuits.discovery.sampling import Redrawn
-from circuits.effects.targets import Target
-from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas
-from circuits.graph import ErrorTerm, FeatureGraph, NodeId
+from circuits.effects.target_prompts import TargetPrompts
+from circuits.effects.targets import LogitTarget
+from circuits.features.atlas import Examples, FeatureAtlas
+from circuits.graph import Edge, ErrorTerm, FeatureGraph, NodeId
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
-from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, members_of
-from circuits.scoring.controls import Controls, Stability, attribution, compare, stability, strongest
+from circuits.scoring.attribution import attribution, strongest
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, members_of
+from circuits.scoring.controls import Controls, Stability, compare_with_controls, stability
 from circuits.scoring.edge_check import Moves, intervene
-from circuits.scoring.faithfulness import NodeCurve, Scale, Score, Share, by_site, node_curve, score
+from circuits.scoring.faithfulness import Scale, Score, Share, score
+from circuits.scoring.node_curve import NodeCurve, node_curve
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 
+MIN_CURVE = 60
+"""Features of the attribution-ranked curve, at least."""
+
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a circuit carries its target when more and more layers are left to it alone."""
+    """Faithfulness where a number of sites are covered."""
 
     sites: tuple[str, ...]
     """Where everything outside the circuit is ablated; below the first of them the model is untouched."""
@@ -65,115 +78,176 @@ class CircuitEvaluation:
 
     def lines(self) -> list[str]:
         """What `subrank circuit` prints."""
-        found = [one.line() for one in self.reached]
-        found += [line for one in (*self.scores, *self.controls, *self.curves) for line in one.lines()]
-        for one in (self.stability, self.moves):
-            found += one.lines() if one else []
-        return found
+        lines = [reached.line() for reached in self.reached]
+        lines += [line for part in (*self.scores, *self.controls, *self.curves) for line in part.lines()]
+        for part in (self.stability, self.moves):
+            lines += part.lines() if part else []
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
         lists = {
-            name: [one.to_json() for one in getattr(self, name)] for name in ("reached", "scores", "controls", "curves")
+            name: [part.to_json() for part in getattr(self, name)]
+            for name in ("reached", "scores", "controls", "curves")
         }
-        single = {name: one.to_json() if (one := getattr(self, name)) else None for name in ("stability", "moves")}
+        single = {name: part.to_json() if (part := getattr(self, name)) else None for name in ("stability", "moves")}
         return lists | single
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """What a circuit is judged on."""
-
-    prompts: Examples
-    """Of the circuit's target."""
-    corrupted: Int[Tensor, "examples pos"] | None
-    """Their counterparts, if they have any; other prompts of theirs are resampled from otherwise."""
-    source: ExampleSource
-    """Of the other nodes."""
-    contexts: Int[Tensor, "contexts pos"]
-    """A text for means."""
-    atlas: FeatureAtlas
-    """With the densities that random circuits are matched to."""
-
-
 def evaluate_circuit(
-    search: Discovery,
-    target: Target,
-    graph: FeatureGraph,
-    held: HeldOut,
+    resolved: ResolvedRequest,
+    circuit: Circuit,
+    atlas: FeatureAtlas,
     *,
-    cover: int = 2,
-    chosen: Sequence[FeatureId] = (),
-    n_nodes: int = 0,
-    seeds: Sequence[int] = (),
-    seed: int = 0,
+    n_draws: int = 0,
     on_progress: OnProgress = silent,
 ) -> CircuitEvaluation:
-    """How good a circuit is on held-out examples; `on_progress` hears of one stage per kind of check.
+    """All measurements of a circuit on held-out examples.
 
-    Scored are the members at the `cover` sites nearest to the target, everything else at those sites being
-    ablated: with every layer covered, a circuit must also carry what lower layers know of names and words, which
-    takes far more nodes than anybody can read. `chosen` are the features that suffice, those needed most first, where
-    the circuit was found so and not by recursion, `n_nodes` at most. `seeds` are draws of examples with which the
-    discovery is repeated; with fewer than two it is not. Raises `UserError` where nothing can be scored.
+    `atlas` is the survey of contexts that were not searched: its text gives means, examples and densities. With
+    `n_draws` of 2 or more the discovery is repeated on so many draws of examples. Raises `UserError` where nothing
+    can be scored.
     """
-    sites = covered_sites(search.dictionaries, target)
-    nodes = [node.id for node in graph.nodes if node.id != target.node]
-    members = {site: own for site, own in members_of(nodes, sites).items() if own}
-    if not members:
-        raise UserError(f"the circuit of {target.node} has no members at residual sites; there is nothing to score")
-    lowest = min(*members, *sites[-cover:]) if chosen else min(members)
-    below = sorted((site for site in sites if not site < lowest), reverse=True)
-    has_causes = any(isinstance(edge.cause, FeatureId) for edge in graph.edges)
-    stages = Stages(on_progress, 1 + has_causes + (len(seeds) > 1))
-    stages.begin(f"scoring the circuit on {len(held.prompts)} other examples")
-    reached = [_reached(search, target, held, below[: n + 1], members, seed) for n in range(len(below))]
-    covered = {site: search.dictionaries[site] for site in below[:cover]}
-    members = {site: own for site, own in members.items() if site in covered}
-    density = {site: held.atlas.sites[site].density for site in covered}
-    scores, controls, curves = [], [], []
-    mean = MeanAblation.over_text(search.model, covered, held.contexts)
-    for ablation in (mean, _resampled(search, held, covered, seed)):
-        trial = Trial(search.model, covered, target, held.prompts, ablation)
-        scale = Scale(trial, seed=seed)
-        scores.append(score(scale, members))
-        controls.append(compare(scale, members, density, generator=generator_for(seed, "controls", ablation.name)))
-        if ablation is mean:
-            order, by = _by_strength(graph, set(covered)), "strongest edge first"
-            if chosen:
-                order, by = [f for f in chosen if f.site in covered], "those that it needs most first"
-            curves.append(node_curve(scale, order, f"the circuit's nodes, {by}"))
-            best = strongest(attribution(trial), max(60, len(order)))
-            curves.append(node_curve(scale, best, "any features, largest attribution first"))
-    moves = None
+    held = _HeldOut(resolved, held_out_prompts(resolved, atlas), atlas)
+    members = held.members(circuit)
+    has_causes = any(isinstance(edge.cause, FeatureId) for edge in circuit.graph.edges)
+    stages = Stages(on_progress, 1 + has_causes + (n_draws > 1))
+    stages.begin(f"scoring the circuit on {len(held.prompts.examples)} other examples")
+    below = held.sites_down_to(circuit, members)
+    reached = tuple(held.reached(below[: n + 1], members) for n in range(len(below)))
+    scores, controls, curves = held.scored(below[: resolved.request.cover], members, circuit)
+    moves = again = None
     if has_causes:
         stages.begin("scaling causes and reading their targets")
-        moves = _moves(search, target, graph, held, seed)
-    again = None
-    if len(seeds) > 1:
-        stages.begin(f"discovering again on {len(seeds)} draws of examples")
-        again = stability(lambda draw: _rediscovered(search, target, held, draw, n_nodes, cover), seeds)
-    return CircuitEvaluation(tuple(reached), tuple(scores), tuple(controls), tuple(curves), again, moves)
+        moves = held.moves(circuit.graph)
+    if n_draws > 1:
+        stages.begin(f"discovering again on {n_draws} draws of examples")
+        again = stability(held.rediscovered, range(n_draws))
+    return CircuitEvaluation(reached, scores, controls, curves, again, moves)
 
 
-def _reached(
-    search: Discovery, target: Target, held: HeldOut, sites: Sequence[Site], members: Mapping[Site, Any], seed: int
-) -> Reached:
-    """Faithfulness, errors ablated to the mean, where `sites` are covered."""
-    covered = {site: search.dictionaries[site] for site in sorted(sites)}
-    mean = MeanAblation.over_text(search.model, covered, held.contexts)
-    scale = Scale(Trial(search.model, covered, target, held.prompts, mean), seed=seed)
-    own = {site: members[site] for site in covered if site in members}
-    found, every = scale.trial.values([own, scale.trial.everything()], Errors.ABLATED)
-    n_members = sum(map(len, own.values()))
-    return Reached(tuple(map(str, covered)), n_members, scale.share(found), scale.share(every))
+def held_out_prompts(resolved: ResolvedRequest, atlas: FeatureAtlas) -> TargetPrompts:
+    """The target on examples that discovery has not seen: a task's test split, or places of the text of `atlas`."""
+    search, target = resolved.search, resolved.target
+    n = search.config.n_examples
+    if isinstance(target.node, FeatureId):
+        return TargetPrompts(target, atlas.examples(target.node, 2 * n))
+    request = replace(resolved.request, prompts=())
+    return logit_prompts(search.model, request, atlas.contexts, "test", 4 * n, resolved.prepend_bos)
 
 
-def _resampled(search: Discovery, held: HeldOut, covered: Mapping[Site, Any], seed: int) -> ResampleAblation:
-    if held.corrupted is not None:
-        return ResampleAblation.paired(search.model, covered, held.prompts, held.corrupted)
-    generator = generator_for(seed, "resample")
-    return ResampleAblation.shuffled(search.model, covered, held.prompts, generator=generator)
+@dataclass(frozen=True, eq=False)
+class _HeldOut:
+    """The parts of an evaluation, on one set of held-out prompts."""
+
+    resolved: ResolvedRequest
+    prompts: TargetPrompts
+    atlas: FeatureAtlas
+
+    def members(self, circuit: Circuit) -> dict[Site, tuple[int, ...]]:
+        """The circuit's members by residual site; raises `UserError` where there are none."""
+        nodes = [node.id for node in circuit.graph.nodes if node.id != self.prompts.target.node]
+        sites = covered_sites(self.resolved.search.dictionaries, self.prompts.target)
+        members = {site: latents for site, latents in members_of(nodes, sites).items() if latents}
+        if not members:
+            raise UserError(
+                f"the circuit of {self.prompts.target.node} has no members at residual sites; there is nothing to score"
+            )
+        return members
+
+    def sites_down_to(self, circuit: Circuit, members: Mapping[Site, Any]) -> list[Site]:
+        """The sites that may be covered, the nearest first: to the lowest member, a pruned circuit's `cover` sites."""
+        sites = covered_sites(self.resolved.search.dictionaries, self.prompts.target)
+        lowest = min(*members, *sites[-self.resolved.request.cover :]) if circuit.sufficient else min(members)
+        return sorted((site for site in sites if not site < lowest), reverse=True)
+
+    def covered(self, sites: Sequence[Site]) -> dict[Site, Dictionary]:
+        """The dictionaries of some sites."""
+        return {site: self.resolved.search.dictionaries[site] for site in sites}
+
+    def runs(self, covered: Mapping[Site, Dictionary], ablation: MeanAblation | ResampleAblation) -> CircuitRuns:
+        """The held-out prompts, to be run with a circuit alone."""
+        return CircuitRuns(self.resolved.search.model, covered, self.prompts.target, self.prompts.examples, ablation)
+
+    def reached(self, sites: Sequence[Site], members: Mapping[Site, Sequence[int]]) -> Reached:
+        """Faithfulness, errors ablated to the mean, where `sites` are covered."""
+        covered = self.covered(sorted(sites))
+        mean = MeanAblation.over_text(self.resolved.search.model, covered, self.atlas.contexts)
+        scale = Scale(self.runs(covered, mean), seed=self.resolved.request.seed)
+        inside = {site: members[site] for site in covered if site in members}
+        alone, every = scale.runs.values([inside, scale.runs.everything()], Errors.ABLATED)
+        return Reached(tuple(map(str, covered)), sum(map(len, inside.values())), scale.share(alone), scale.share(every))
+
+    def scored(
+        self, sites: Sequence[Site], members: Mapping[Site, Sequence[int]], circuit: Circuit
+    ) -> tuple[tuple[Score, ...], tuple[Controls, ...], tuple[NodeCurve, ...]]:
+        """Scores and controls under mean and under resample ablation, and node curves under the former."""
+        covered, seed = self.covered(sites), self.resolved.request.seed
+        members = {site: latents for site, latents in members.items() if site in covered}
+        density = {site: self.atlas.sites[site].density for site in covered}
+        scores, controls, curves = [], [], []
+        mean = MeanAblation.over_text(self.resolved.search.model, covered, self.atlas.contexts)
+        for ablation in (mean, self.resampled(covered)):
+            scale = Scale(self.runs(covered, ablation), seed=seed)
+            scores.append(score(scale, members))
+            generator = generator_for(seed, "controls", ablation.name)
+            controls.append(compare_with_controls(scale, members, density, generator=generator))
+            if ablation is mean:
+                order, by = _by_strength(circuit.graph, set(covered)), "strongest edge first"
+                if circuit.sufficient:
+                    order, by = [f for f in circuit.sufficient if f.site in covered], "those that it needs most first"
+                curves.append(node_curve(scale, order, f"the circuit's nodes, {by}"))
+                best = strongest(attribution(scale.runs), max(MIN_CURVE, len(order)))
+                curves.append(node_curve(scale, best, "any features, largest attribution first"))
+        return tuple(scores), tuple(controls), tuple(curves)
+
+    def resampled(self, covered: Mapping[Site, Dictionary]) -> ResampleAblation:
+        """From the prompts' corrupted counterparts where there are some, else from one another."""
+        model, prompts = self.resolved.search.model, self.prompts
+        if prompts.corrupted is not None:
+            return ResampleAblation.paired(model, covered, prompts.examples, prompts.corrupted)
+        generator = generator_for(self.resolved.request.seed, "resample")
+        return ResampleAblation.shuffled(model, covered, prompts.examples, generator=generator)
+
+    def moves(self, graph: FeatureGraph) -> Moves:
+        """Causes scaled and their targets read, on held-out examples of every target."""
+        search, target = self.resolved.search, self.prompts.target
+        targets = {edge.target for edge in graph.edges if isinstance(edge.target, FeatureId)} - {target.node}
+        examples = {node: self.atlas.examples(node, search.config.n_examples) for node in targets}
+        examples = {node: e for node, e in examples.items() if len(e)} | {target.node: self.prompts.examples}
+        edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
+        readouts = () if isinstance(target.node, FeatureId) else (target,)
+        generator = generator_for(self.resolved.request.seed, "moves")
+        return intervene(search.model, search.dictionaries, edges, examples, readouts=readouts, generator=generator)
+
+    def rediscovered(self, draw: int) -> list[Edge]:
+        """The edges that the same search finds with half of the examples, drawn at random."""
+        search, request = self.resolved.search, self.resolved.request
+        bare = replace(search.config.edges, n_null=0, errors=False)
+        config = replace(search.config, edges=bare, min_examples=1)
+        search = replace(search, source=Redrawn(search.source, draw), config=config)
+        drawn, examples = self.prompts, None
+        if not isinstance(drawn.target.node, FeatureId):
+            drawn = _half(drawn, draw)
+            examples = drawn.examples
+        elif request.n_nodes:
+            drawn = TargetPrompts(drawn.target, search.source.examples(drawn.target.node, config.n_examples))
+        if request.n_nodes:
+            chosen = prune_at(search, drawn, self.atlas.contexts, request.n_nodes, cover=request.cover)
+            steps = edges_among(search, by_site(chosen), drawn.target, examples)
+        else:
+            steps = discover(search, drawn.target, examples)
+        return [edge for step in steps for edge in step.edges]
+
+
+def _half(prompts: TargetPrompts, draw: int) -> TargetPrompts:
+    """Half of the prompts, but two at least, drawn at random."""
+    examples, n = prompts.examples, len(prompts.examples)
+    rows = torch.randperm(n, generator=generator_for(draw, "prompts"))[: max(2, n // 2)]
+    corrupted = None if prompts.corrupted is None else prompts.corrupted[rows]
+    half = Examples(examples.tokens[rows], examples.end[rows], examples.activation[rows])
+    assert isinstance(prompts.target, LogitTarget)
+    return TargetPrompts(prompts.target.some(rows), half, corrupted)
 
 
 def _by_strength(graph: FeatureGraph, covered: set[Site]) -> list[FeatureId]:
@@ -183,32 +257,3 @@ def _by_strength(graph: FeatureGraph, covered: set[Site]) -> list[FeatureId]:
         best[edge.cause] = max(best.get(edge.cause, 0.0), abs(edge.effect))
     features = [n for n in best if isinstance(n, FeatureId) and n.site in covered and n != graph.target]
     return sorted(features, key=lambda node: -best[node])
-
-
-def _moves(search: Discovery, target: Target, graph: FeatureGraph, held: HeldOut, seed: int) -> Moves:
-    asked = {edge.target for edge in graph.edges if isinstance(edge.target, FeatureId)}
-    found = {node: held.source.examples(node, search.config.n_examples) for node in asked if node != target.node}
-    examples = {node: own for node, own in found.items() if len(own)} | {target.node: held.prompts}
-    edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
-    readouts = () if isinstance(target.node, FeatureId) else (target,)
-    generator = generator_for(seed, "moves")
-    return intervene(search.model, search.dictionaries, edges, examples, readouts=readouts, generator=generator)
-
-
-def _rediscovered(search: Discovery, target: Target, held: HeldOut, draw: int, n: int, cover: int) -> list:
-    """The edges that the same search finds with other examples: by recursion, or among `n` features that suffice."""
-    bare = replace(search.config, edges=replace(search.config.edges, n_null=0, errors=False), least=1)
-    again = replace(search, source=Redrawn(search.source, draw), config=bare)
-    own, corrupted = None, None
-    if not isinstance(target.node, FeatureId):
-        rows = torch.randperm(len(held.prompts), generator=generator_for(draw, "prompts"))[
-            : max(2, len(held.prompts) // 2)
-        ]
-        own = Examples(held.prompts.tokens[rows], held.prompts.end[rows], held.prompts.activation[rows])
-        target = target.some(rows)
-        corrupted = None if held.corrupted is None else held.corrupted[rows]
-    if n:
-        given = again.source.examples(target.node, search.config.n_examples) if own is None else own
-        found = sufficient_at(again, target, given, held.contexts, n, cover=cover, corrupted=corrupted)
-        return [edge for step in again.within(by_site(found), target, own) for edge in step.edges]
-    return [edge for step in again.run(target, own) for edge in step.edges]

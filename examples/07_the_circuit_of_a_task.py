@@ -8,15 +8,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from circuits.discovery.assembly import assemble
 from circuits.discovery.edges import EdgeConfig
+from circuits.discovery.member_edges import edges_among
 from circuits.discovery.prompts import PromptSource, from_task
-from circuits.discovery.pruning import sufficient_at
-from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.discovery.pruning import prune_at
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
 from circuits.drawing import draw
 from circuits.features.atlas import survey
 from circuits.scoring.ablations import ResampleAblation
-from circuits.scoring.circuit_runs import Errors, Trial
-from circuits.scoring.faithfulness import Scale, by_site
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site
+from circuits.scoring.faithfulness import Scale
 from editing.tasks.ioi import Corruption, IOITask
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
@@ -30,21 +32,21 @@ contexts = found.text.contexts(model)[:40]
 task = IOITask.of(model)
 task = replace(task, names={split: ["Mary", "John", "Tom"] for split in task.names})
 chosen_on, scored_on = (task.pairs(model, Corruption.SWAP, split, 32, seed=0) for split in ("selection", "test"))
-target, examples = from_task(model, chosen_on)
-config = DiscoveryConfig(EdgeConfig(n_null=0, errors=False), 16, least=8)
-search = Discovery(model, own, PromptSource(model, own, examples), config)
-circuit = sufficient_at(search, target, examples, contexts, 40, cover=2, corrupted=chosen_on.corrupted)
-steps = list(search.within(by_site(circuit), target, examples))
-graph = assemble(model, own, survey(model, own, contexts), target.node, steps, {"ablation": "zero"}, circuit)
+prompts = from_task(model, chosen_on)
+config = DiscoveryConfig(EdgeConfig(n_null=0, errors=False), 16, min_examples=8)
+search = CauseSearch(model, own, PromptSource(model, own, prompts.examples), config)
+circuit = prune_at(search, prompts, contexts, 40, cover=2)
+steps = list(edges_among(search, by_site(circuit), prompts.target, prompts.examples))
+graph = assemble(search, survey(model, own, contexts), prompts.target.node, steps, {"ablation": "zero"}, circuit)
 print(*draw(graph, out).paths, sep="\n")
 
-target, examples = from_task(model, scored_on)
+prompts = from_task(model, scored_on)
 covered = {site: own[site] for site in (Site(4), Site(5))}
-ablation = ResampleAblation.paired(model, covered, examples, scored_on.corrupted)
-trial = Trial(model, covered, target, examples, ablation)
-scale, shares = Scale(trial), {}
-for name, members in (("circuit", by_site(circuit)), ("all latents", trial.everything())):
-    shares[name] = scale.share(trial.values([members], Errors.ABLATED)[0])
+ablation = ResampleAblation.paired(model, covered, prompts.examples, scored_on.corrupted)
+runs = CircuitRuns(model, covered, prompts.target, prompts.examples, ablation)
+scale, shares = Scale(runs), {}
+for name, members in (("circuit", by_site(circuit)), ("all latents", runs.everything())):
+    shares[name] = scale.share(runs.values([members], Errors.ABLATED)[0])
     print(f"faithfulness on other prompts, errors ablated, {name}: {shares[name]}")
 assert len(circuit) <= 40 and shares["circuit"].value > 0.5 * shares["all latents"].value
 assert (out / "circuit.dot").is_file()

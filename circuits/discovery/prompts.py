@@ -1,12 +1,13 @@
 """Examples that are prompts or places in a text, for targets that are read from the logits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
@@ -39,45 +40,45 @@ class PromptSource:
         return Examples(tokens[rows], place[rows], peak[rows])
 
 
-def from_task(model: LanguageModel, pairs: PromptPairs) -> tuple[LogitTarget, Examples]:
-    """The logit of each prompt's answer minus that of the wrong answer which the prompt itself suggests."""
+def from_task(model: LanguageModel, pairs: PromptPairs) -> TargetPrompts:
+    """The logit of each clean prompt's answer minus that of the wrong answer which the prompt itself suggests."""
     target = LogitTarget(Readout(f"{pairs.name}, right - wrong"), model, pairs.answer, pairs.rival)
-    return target, _as_examples(target, pairs.clean, pairs.end)
+    return TargetPrompts(target, _as_examples(target, pairs.clean, pairs.end), pairs.corrupted)
 
 
-def from_lines(model: LanguageModel, name: str, lines: list[str], *, prepend_bos: bool) -> tuple[LogitTarget, Examples]:
-    """The logits that `name` says ("she", "she - he") after each of the lines.
+def from_lines(model: LanguageModel, name: str, lines: Sequence[str], *, prepend_bos: bool) -> TargetPrompts:
+    """The logit or difference that `name` describes ("she", "she - he") after each of the lines.
 
     Raises `UserError` for a line without text or too long for the model, or a word that is not one token.
     """
     bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
     rows = [bos + model.to_ids(line) for line in lines if line.strip()]
     if not rows:
-        raise UserError("there is not one prompt; give one to a line")
+        raise UserError("the file holds no prompts; give one prompt per line")
     tokens, lengths = pad(rows, fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"a prompt takes {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
     target = _logits(model, name, len(rows))
-    return target, _as_examples(target, tokens, lengths - 1)
+    return TargetPrompts(target, _as_examples(target, tokens, lengths - 1))
 
 
 @torch.no_grad()
 def from_text(
     model: LanguageModel, name: str, contexts: Int[Tensor, "contexts pos"], n: int, *, at_once: int = 16
-) -> tuple[LogitTarget, Examples]:
-    """The logits that `name` says, at the `n` places of a text, one to a context, where they are largest."""
-    one, best = _logits(model, name, 1), []
+) -> TargetPrompts:
+    """The logit or difference that `name` describes at its `n` largest places in a text, one per context."""
+    target, best = _logits(model, name, 1), []
     for chunk in contexts.split(at_once):
-        h = model.record(chunk, [one.site])[one.site]
-        value = one.read(h.flatten(0, 1), torch.zeros(chunk.numel(), dtype=torch.long, device=h.device))
+        h = model.record(chunk, [target.site])[target.site]
+        value = target.read(h.flatten(0, 1), torch.zeros(chunk.numel(), dtype=torch.long, device=h.device))
         best.append(value.view(chunk.shape).cpu().masked_fill(~model.content(chunk), -torch.inf).max(1))
     peak, place = (torch.cat(part) for part in zip(*best, strict=True))
     rows = peak.argsort(descending=True, stable=True)[:n]
-    return _logits(model, name, len(rows)), Examples(contexts[rows], place[rows], peak[rows])
+    return TargetPrompts(_logits(model, name, len(rows)), Examples(contexts[rows], place[rows], peak[rows]))
 
 
 def _logits(model: LanguageModel, name: str, n: int) -> LogitTarget:
-    """The target that `name` says: "she" or "she - he", each one token, with the space that a new word has."""
+    """The target that `name` describes: "she" or "she - he", each one token, by preference with a leading space."""
     words = [word.strip() for word in name.split(" - ")]
     if len(words) > 2 or not all(words):
         raise UserError(f"{name!r} is no logit or difference of two; write 'she' or 'she - he'")

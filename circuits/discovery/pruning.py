@@ -1,78 +1,98 @@
-"""The few features that are enough: what is left when all that a target hardly needs is taken away.
+"""Iterative pruning to a sufficient feature set.
 
-Discovery ablates one feature at a time, and finds what a target depends on; where several features carry the
-same, none of them may show. Here everything but a circuit is ablated at once. From all latents those are taken
-away, a share at a time, whose loss costs the target least to first order, in the run in which only the others
-are left; the rest decides again. (Iterative pruning by a first-order estimate, as of channels in Molchanov et al.
-2017; here of features, and signed.) What opposes the target is taken away like what it does not need: the
-circuit is what carries the target.
+Recursion ablates one feature at a time and finds what a target depends on; where several features carry the same
+information, none of them may show. Here everything but a circuit is ablated at once. Starting from all latents, each
+pass removes the share of them whose loss costs the target least to first order, in the run in which only the
+remaining ones are left. (Iterative pruning by a first-order estimate, as of channels in Molchanov et al. 2017; here
+of features, and signed: what opposes the target is removed like what it does not need.) Cost: one forward and one
+backward pass over the prompts per cut, about log(latents / n) / log(1 / 0.8) cuts.
 """
+
+from collections.abc import Iterable
 
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.discovery.recursive import Discovery
-from circuits.effects.targets import Target
-from circuits.features.atlas import Examples
-from circuits.scoring.ablations import usual
-from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, features_in
-from circuits.scoring.controls import attribution
+from circuits.discovery.target_causes import CauseSearch
+from circuits.effects.target_prompts import TargetPrompts
+from circuits.scoring.ablations import default_ablation
+from circuits.scoring.attribution import attribution
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, covered_sites, features_in, members_of
 from sae_core.errors import UserError
+from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import FeatureId
 
-SHARE = 0.2
-"""Of the latents that are left, taken away between two looks."""
-NOTHING = 1e-5
-"""A support below this share of the largest is rounding."""
+CUT = 0.2
+"""Share of the remaining latents that one pass removes."""
+ROUNDING = 1e-5
+"""A support below this share of the largest is a rounding error."""
 
 
-def sufficient_at(
-    search: Discovery,
-    target: Target,
-    examples: Examples,
+def prune_at(
+    search: CauseSearch,
+    prompts: TargetPrompts,
     contexts: Int[Tensor, "contexts pos"],
     n: int,
     *,
     cover: int,
-    corrupted: Int[Tensor, "examples pos"] | None = None,
+    on_progress: OnProgress = silent,
 ) -> list[FeatureId]:
-    """Up to `n` features at the `cover` sites nearest to the target that together carry it.
+    """Up to `n` features at the `cover` sites nearest to the target that together carry it, most needed first.
 
-    Everything else at these sites is ablated: to what it is in the `corrupted` prompts, if the examples have
-    such counterparts, to its mean over `contexts` otherwise.
+    Everything else at these sites is ablated: to its value in the corrupted prompts where there are some, to its
+    mean over `contexts` otherwise.
     """
-    sites = covered_sites(search.dictionaries, target)[-cover:]
+    sites = covered_sites(search.dictionaries, prompts.target)[-cover:]
     covered = {site: search.dictionaries[site] for site in sites}
-    ablation = usual(search.model, covered, examples, contexts, corrupted)
-    return sufficient(Trial(search.model, covered, target, examples, ablation), n)
+    ablation = default_ablation(search.model, covered, prompts, contexts)
+    return prune(CircuitRuns(search.model, covered, prompts.target, prompts.examples, ablation), n, on_progress)
 
 
-def sufficient(trial: Trial, n: int) -> list[FeatureId]:
-    """At most `n` features of the covered sites that together carry the target, those that it needs most first.
+def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[FeatureId]:
+    """At most `n` features of the covered sites that together carry the target, most needed first.
 
-    To carry a target that is lower in the model than with everything ablated is to lower it. Fewer than `n` where
-    fewer support it. Raises `UserError` where `n` is no number of features, or no feature supports the target.
+    Where the target is lower in the whole model than with everything ablated, carrying it means lowering it. Fewer
+    than `n` where fewer support it. Raises `UserError` where `n` < 1, or no feature supports the target.
     """
     if n < 1:
         raise UserError(f"a circuit has at least one node; got {n}")
-    lowered = trial.whole.double().mean() < trial.values([{}], Errors.ABLATED).mean()
-    members, last = trial.everything(), []
-    while True:
-        support = attribution(trial, members)
-        worth = {f: (-1 if lowered else 1) * float(support[f.site][f.index]) for f in features_in(members)}
-        ranked = sorted(worth, key=lambda feature: -worth[feature])
-        if not any(worth.values()) and last:  # the last cut went too far: the target reads nothing any more
-            return last[:n]
-        least = NOTHING * max([0.0, *worth.values()])
-        if len(ranked) > n and any(worth.values()):
-            left = [f for f in ranked[: max(n, int(len(ranked) * (1 - SHARE)))] if worth[f] != 0]
-        else:
-            left = [feature for feature in ranked if worth[feature] > least]
-            if not left:
-                raise UserError(
-                    f"no feature at {', '.join(map(str, trial.sites))} carries {trial.target.node} on these prompts "
-                    "once error terms are ablated; cover fewer sites, or give other prompts or dictionaries"
-                )
-            if len(left) == len(ranked):
-                return ranked
-        members, last = {site: tuple(sorted(f.index for f in left if f.site == site)) for site in trial.sites}, ranked
+    lowered = runs.whole.double().mean() < runs.values([{}], Errors.ABLATED).mean()
+    sign, stages = -1 if lowered else 1, Stages(on_progress)
+    support = _support(runs, features_in(runs.everything()), sign)
+    kept = _kept(support, n)
+    # Invariant: `support` belongs to a circuit on which the target still depends, `kept` is the next, smaller one.
+    # Every pass removes at least one member, so the loop ends: at the latest where no member can be missed.
+    while len(kept) < len(support):
+        if not kept:
+            raise UserError(
+                f"no feature at {', '.join(map(str, runs.sites))} carries {runs.target.node} on these prompts "
+                "once error terms are ablated; cover fewer sites, or give other prompts or dictionaries"
+            )
+        stages.begin(f"pruning: {len(kept)} features left")
+        smaller = _support(runs, kept, sign)
+        if not any(smaller.values()):  # the cut went too far: nothing reaches the target any more
+            return _ranked(support)[:n]
+        support = smaller
+        kept = _kept(support, n)
+    return _ranked(support)
+
+
+def _support(runs: CircuitRuns, members: Iterable[FeatureId], sign: int) -> dict[FeatureId, float]:
+    """What the target loses to first order with each member, in the run in which only `members` are left."""
+    circuit = members_of(members, runs.sites)
+    attributions = attribution(runs, circuit)
+    return {f: sign * float(attributions[f.site][f.index]) for f in features_in(circuit)}
+
+
+def _kept(support: dict[FeatureId, float], n: int) -> list[FeatureId]:
+    """The members that one cut leaves: above `n` the best 80% of them, but `n` at least; then all with support."""
+    ranked = _ranked(support)
+    if len(ranked) > n and any(support.values()):
+        return [f for f in ranked[: max(n, int(len(ranked) * (1 - CUT)))] if support[f] != 0]
+    least = ROUNDING * max([0.0, *support.values()])
+    return [feature for feature in ranked if support[feature] > least]
+
+
+def _ranked(support: dict[FeatureId, float]) -> list[FeatureId]:
+    """The largest support first."""
+    return sorted(support, key=lambda feature: -support[feature])

@@ -5,6 +5,7 @@ token per context, so that a single long passage cannot fill a feature's example
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import FeatureId, Site, Stream
+from sae_core.sites import FeatureId, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class FeatureAtlas:
 @torch.no_grad()
 def survey(
     model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
+    dictionaries: Mapping[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     *,
     top: int = 64,
@@ -203,19 +204,3 @@ def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, a
         for part in latents.split(64)
     ]
     return FeatureId(site, int(latents[torch.cat(strongest).argmax()]))
-
-
-def default_target(
-    model: LanguageModel, dictionaries: dict[Site, Dictionary], atlas: FeatureAtlas, *, storybook: bool
-) -> FeatureId:
-    """The feature whose circuit is drawn when none is named: in the last layer that has a dictionary.
-
-    On `storybook`, and text with brackets, the one that best predicts a closing one; elsewhere `strongest_writer`.
-    """
-    site = max((s for s in dictionaries if s.stream is Stream.RESID_POST), default=None)
-    if site is None:
-        raise UserError(f"circuits need a resid_post site; this set has {', '.join(map(str, dictionaries))}")
-    closing = [model.to_ids(bracket)[0] for bracket in ")]}"] if storybook else []
-    if torch.isin(atlas.contexts[:, 1:], torch.tensor(closing, dtype=torch.long)).any():
-        return most_predictive(model, dictionaries[site], site, atlas, closing)
-    return strongest_writer(model, dictionaries[site], site, atlas)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.effects.target_prompts import TargetPrompts
 from circuits.features.atlas import Examples
 from editing.interventions.masks import Mask, where
 from editing.interventions.patch import codes as codes_of
@@ -56,7 +57,7 @@ class KeepOnly:
 
 
 @runtime_checkable
-class Ablation(Protocol):
+class AblatedValues(Protocol):
     """The values that latents and error terms take outside the circuit."""
 
     @property
@@ -170,17 +171,16 @@ class ResampleAblation:
         return cls("resample: another prompt, same position", taken)
 
 
-def usual(
+def default_ablation(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
-    prompts: Examples,
+    prompts: TargetPrompts,
     contexts: Int[Tensor, "contexts pos"],
-    corrupted: Int[Tensor, "examples pos"] | None,
-) -> Ablation:
-    """The codes of the prompts' corrupted counterparts, where there are some; else means over a text."""
-    if corrupted is None:
+) -> AblatedValues:
+    """The codes of the prompts' corrupted counterparts, where there are some; else means over `contexts`."""
+    if prompts.corrupted is None:
         return MeanAblation.over_text(model, dictionaries, contexts)
-    return ResampleAblation.paired(model, dictionaries, prompts, corrupted)
+    return ResampleAblation.paired(model, dictionaries, prompts.examples, prompts.corrupted)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from circuits.graph import NodeId
-from circuits.scoring.ablations import Ablation, KeepOnly, residual_sites
+from circuits.scoring.ablations import AblatedValues, KeepOnly, residual_sites
 from editing.engine.batching import budget_on, rows_at_once
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
@@ -71,10 +71,18 @@ def features_in(members: Members) -> list[FeatureId]:
     return [FeatureId(site, int(j)) for site in sorted(members) for j in members[site]]
 
 
+def by_site(features: Iterable[FeatureId]) -> dict[Site, list[int]]:
+    """Features as the members of a circuit."""
+    members: dict[Site, list[int]] = {}
+    for feature in features:
+        members.setdefault(feature.site, []).append(feature.index)
+    return members
+
+
 # ---- runs ------------------------------------------------------------------------------------------
 
 
-class Trial:
+class CircuitRuns:
     """Prompts read once, and what a target is on them when only a circuit is left.
 
     The circuit covers every residual site with a dictionary up to the target's (`covered_sites`); give fewer
@@ -88,7 +96,7 @@ class Trial:
         dictionaries: Mapping[Site, Dictionary],
         target: Target,
         prompts: Examples,
-        ablation: Ablation,
+        ablation: AblatedValues,
     ):
         if not len(prompts):
             raise UserError("there are no prompts to score a circuit on; give some that discovery has not seen")

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.scoring.circuit_runs import Errors, Members, Trial
+from circuits.scoring.attribution import attribution, attribution_circuit
+from circuits.scoring.circuit_runs import Errors, Members
 from circuits.scoring.faithfulness import Scale, Share
 from sae_core.errors import UserError
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import Site
 
 NEAREST = 10
 """A random member is drawn from so many latents of nearest density."""
@@ -59,57 +60,12 @@ def _like(site: Site, members: Sequence[int], density: Tensor, generator: torch.
     return tuple(drawn)
 
 
-# ---- first order -----------------------------------------------------------------------------------
-
-
-@torch.enable_grad()
-def attribution(trial: Trial, members: Members | None = None) -> dict[Site, Float[Tensor, "_"]]:
-    """First-order estimate of the effect of ablating each latent alone, for every covered site.
-
-        mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
-
-    in units of the target, positive where the latent supports it, with all paths to the target open. In the
-    untouched model; with `members`, in the run in which only these are left and error terms are ablated, where all
-    others have their ablated value already: 0. One forward and one backward pass.
-    """
-    kept, errors = (trial.everything(), Errors.KEPT) if members is None else (members, Errors.ABLATED)
-    sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in trial.dictionaries.items()}
-    for prompts in torch.arange(len(trial), device=trial.start.device).split(trial.rows_at_once):
-        before, after, values = trial.circuit_run(kept, errors, prompts)
-        gradients = torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True)
-        with torch.no_grad():
-            for (site, h), gradient in zip(before.items(), gradients, strict=True):
-                dictionary, own = trial.dictionaries[site], torch.tensor(list(kept.get(site, ())), dtype=torch.long)
-                ablated, _ = trial.ablation.at(site, dictionary, prompts, h.shape[1])
-                change = (dictionary.encode(h) - ablated)[..., own] * trial.mask[prompts][..., None]
-                lost = change * (gradient @ dictionary.directions[own].T)
-                sums[site][own] += lost.sum((0, 1)).double().cpu()
-    return {site: (total / len(trial)).float() for site, total in sums.items()}
-
-
-def strongest(attributions: Mapping[Site, Float[Tensor, "_"]], n: int) -> list[FeatureId]:
-    """The `n` latents of largest absolute attribution over all sites, the largest first."""
-    sites = sorted(attributions)
-    sizes = torch.cat([attributions[site].abs() for site in sites])
-    names = [FeatureId(site, j) for site in sites for j in range(len(attributions[site]))]
-    return [names[k] for k in sizes.argsort(descending=True, stable=True)[:n].tolist()]
-
-
-def first_order(attributions: Mapping[Site, Float[Tensor, "_"]], members: Members) -> dict[Site, tuple[int, ...]]:
-    """The circuit with as many latents per site as `members`, those of largest absolute attribution."""
-    return {
-        site: tuple(attributions[site].abs().argsort(descending=True, stable=True)[: len(own)].tolist())
-        for site, own in members.items()
-        if len(own)
-    }
-
-
 # ---- beside the circuit ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Control:
-    """Faithfulness of a circuit that nobody discovered."""
+    """Faithfulness of a control circuit (random or attribution-ranked)."""
 
     ablated: Share
     """With error terms ablated."""
@@ -174,7 +130,7 @@ class Controls:
         return cls(value["ablation"], value["n_nodes"], circuit, random, first)
 
 
-def compare(
+def compare_with_controls(
     scale: Scale,
     members: Members,
     density: Mapping[Site, Float[Tensor, "_"]],
@@ -188,13 +144,13 @@ def compare(
     """
     if not any(len(own) for own in members.values()) or n < 1:
         raise UserError("there is nothing to compare: the circuit has no members, or no random circuits are asked for")
-    trial = scale.trial
-    circuits = [members, first_order(attribution(trial), members)]
+    runs = scale.runs
+    circuits = [members, attribution_circuit(attribution(runs), members)]
     circuits += random_circuits(members, density, n, generator=generator)
-    ablated, kept = (trial.values(circuits, errors) for errors in Errors)
+    ablated, kept = (runs.values(circuits, errors) for errors in Errors)
     found = [Control(scale.share(a), scale.share(k)) for a, k in zip(ablated, kept, strict=True)]
     n_nodes = sum(map(len, members.values()))
-    return Controls(trial.ablation.name, n_nodes, found[0], tuple(found[2:]), found[1])
+    return Controls(runs.ablation.name, n_nodes, found[0], tuple(found[2:]), found[1])
 
 
 # ---- the circuit found again -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ expected to come, and what the errors carry alone. Cost: about 5 runs plus 2 sho
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.scoring.circuit_runs import Errors, Members, Trial, features_in
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, Members, features_in
 from editing.metrics import interval, resampled
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import finite
@@ -59,16 +59,16 @@ class Scale:
     every prompt is on its own. Raises `UserError` where m(M) = m(0): nothing depends on what can be ablated.
     """
 
-    def __init__(self, trial: Trial, *, seed: int = 0, groups: Sequence[Hashable] | Tensor | None = None):
-        self.trial = trial
-        self.weights = resampled(range(len(trial)) if groups is None else groups, seed)
-        self.whole = trial.whole.double().cpu()
-        self.nothing = trial.values([{}], Errors.ABLATED)[0]
+    def __init__(self, runs: CircuitRuns, *, seed: int = 0, groups: Sequence[Hashable] | Tensor | None = None):
+        self.runs = runs
+        self.weights = resampled(range(len(runs)) if groups is None else groups, seed)
+        self.whole = runs.whole.double().cpu()
+        self.nothing = runs.values([{}], Errors.ABLATED)[0]
         size = torch.stack([self.whole, self.nothing]).abs().mean().item()
         if abs(self.m_whole - self.m_nothing) <= SAME * size:
             raise UserError(
-                f"{trial.target.node} is {self.m_whole:.4g} on these prompts with and without everything below it "
-                f"({trial.ablation.name}), so no circuit can be scored; give other prompts or another ablation"
+                f"{runs.target.node} is {self.m_whole:.4g} on these prompts with and without everything below it "
+                f"({runs.ablation.name}), so no circuit can be scored; give other prompts or another ablation"
             )
 
     @property
@@ -211,101 +211,27 @@ def score(scale: Scale, members: Members) -> Score:
 
     Raises `UserError` for members that the covered dictionaries do not have.
     """
-    trial, rest = scale.trial, scale.trial.without(members)
+    runs, rest = scale.runs, scale.runs.without(members)
     features, ways = features_in(members), {}
     for errors in Errors:
-        own = trial.values([members], errors)[0]
-        complement = trial.values([rest], errors.other)[0]
-        each = trial.without_each(members, errors)
+        own = runs.values([members], errors)[0]
+        complement = runs.values([rest], errors.other)[0]
+        each = runs.without_each(members, errors)
         drops = tuple(Drop(f, scale.drop(own, less)) for f, less in zip(features, each, strict=True))
         ways[errors] = Way(scale.share(own), scale.share(complement), drops)
         if errors is Errors.ABLATED:
             alone = own
-    latents = trial.values([trial.everything()], Errors.ABLATED)[0]
+    latents = runs.values([runs.everything()], Errors.ABLATED)[0]
     return Score(
-        target=str(trial.target.node),
-        ablation=trial.ablation.name,
-        n_prompts=len(trial),
+        target=str(runs.target.node),
+        ablation=runs.ablation.name,
+        n_prompts=len(runs),
         members=tuple(features),
-        covered=tuple(map(str, trial.sites)),
+        covered=tuple(map(str, runs.sites)),
         m_whole=scale.m_whole,
         m_nothing=scale.m_nothing,
         ways=ways,
         ceiling=scale.share(latents),
-        errors_alone=scale.share(trial.values([{}], Errors.KEPT)[0]),
+        errors_alone=scale.share(runs.values([{}], Errors.KEPT)[0]),
         of_ceiling=scale.ratio(alone - scale.nothing, latents - scale.nothing),
     )
-
-
-# ---- against the number of nodes -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The first so many nodes of an order."""
-
-    n_nodes: int
-    ablated: Share
-    """Faithfulness with error terms ablated."""
-    kept: Share
-    """With error terms kept."""
-
-
-@dataclass(frozen=True)
-class NodeCurve:
-    """Faithfulness against number of nodes, members being added in one order."""
-
-    order: str
-    """By what the members are ordered."""
-    ablation: str
-    points: tuple[CurvePoint, ...]
-    ceiling: Share
-
-    def enough(self, share: float) -> int | None:
-        """The least number of nodes whose faithfulness, errors ablated, is `share` of the ceiling; None if none is."""
-        return next((p.n_nodes for p in self.points if p.ablated.value >= share * self.ceiling.value), None)
-
-    def lines(self) -> list[str]:
-        """The curve in words."""
-        shown = ", ".join(f"{p.n_nodes}: {p.ablated.value:.3f}" for p in self.points)
-        enough = self.enough(0.8)
-        reached = "never reaches 0.8 of the ceiling" if enough is None else f"0.8 of the ceiling with {enough} nodes"
-        return [f"faithfulness by number of nodes ({self.order}; {self.ablation}; errors ablated): {shown}; {reached}"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
-        points = [{"n_nodes": p.n_nodes, "ablated": p.ablated.to_json(), "kept": p.kept.to_json()} for p in self.points]
-        return {"order": self.order, "ablation": self.ablation, "points": points, "ceiling": self.ceiling.to_json()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "NodeCurve":
-        points = tuple(
-            CurvePoint(p["n_nodes"], Share.from_json(p["ablated"]), Share.from_json(p["kept"])) for p in value["points"]
-        )
-        return cls(value["order"], value["ablation"], points, Share.from_json(value["ceiling"]))
-
-
-def node_curve(
-    scale: Scale, order: Sequence[FeatureId], name: str, *, counts: Sequence[int] | None = None
-) -> NodeCurve:
-    """Faithfulness of the first n nodes of `order`, from none to all, both ways; by default about 20 counts."""
-    counts = default_counts(len(order)) if counts is None else sorted({min(n, len(order)) for n in counts})
-    trial, circuits = scale.trial, [by_site(order[:n]) for n in counts]
-    ablated, kept = (trial.values(circuits, errors) for errors in Errors)
-    points = tuple(CurvePoint(n, scale.share(a), scale.share(k)) for n, a, k in zip(counts, ablated, kept, strict=True))
-    ceiling = scale.share(trial.values([trial.everything()], Errors.ABLATED)[0])
-    return NodeCurve(name, trial.ablation.name, points, ceiling)
-
-
-def by_site(features: Iterable[FeatureId]) -> dict:
-    """Features as the members of a circuit."""
-    members: dict = {}
-    for feature in features:
-        members.setdefault(feature.site, []).append(feature.index)
-    return members
-
-
-def default_counts(most: int) -> list[int]:
-    """0, 1, 2, 3, 4, 6, 8, 12, 16, ... up to and with `most`."""
-    steps = {step for k in range(most.bit_length()) for step in (2**k, 3 * 2**k // 2)}
-    return sorted({0, most, *(n for n in steps if 0 < n < most)})

@@ -11,7 +11,7 @@ from subrank.cli.circuit import circuit_into
 from subrank.cli.ioi import ioi_config, ioi_into
 from subrank.cli.parsers import Verbs
 from subrank.cli.remove import removal_config, removal_into
-from subrank.cli.request import After, Search
+from subrank.cli.request import After
 from subrank.cli.sets import prepared
 from subrank.cli.terminal import say
 from subrank.cli.train import RUN, train_into
@@ -34,7 +34,8 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`."""
     from circuits.discovery.edges import EdgeConfig
-    from circuits.discovery.recursive import DiscoveryConfig
+    from circuits.discovery.request import CircuitRequest
+    from circuits.discovery.target_causes import DiscoveryConfig
     from editing.tasks.ioi import Corruption
     from sae_core.data.text import Text
     from sae_core.storage import SET, load_set
@@ -67,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
     ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, kinds, config, **settings)
     say("3/4  a circuit")
     light = EdgeConfig(n_null=200, seed=options.seed)
-    config, how = DiscoveryConfig(light, max_targets=options.max_targets), Search(n_contexts=options.contexts)
-    after = After(n_held=200, n_draws=0, n_cards=150)
+    config, how = DiscoveryConfig(light, max_targets=options.max_targets), CircuitRequest()
+    after = After(options.contexts, n_held=200, n_draws=0, n_cards=150)
     graph, svg, _ = circuit_into(
         out / "circuit", model, dictionaries, contexts, measured, how, config, after, **settings
     )

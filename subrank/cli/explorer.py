@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from circuits.discovery.edge_examples import Evidence
-    from circuits.discovery.recursive import Discovery
+    from circuits.discovery.target_causes import CauseSearch
     from circuits.effects.targets import Target
     from circuits.features.atlas import Examples
     from circuits.features.catalogue import Catalogue
@@ -21,7 +21,7 @@ Questions = "Mapping[NodeId, tuple[Target, Examples]]"
 
 
 def pages_into(
-    out: Path, search: "Discovery", contexts: "torch.Tensor", graph: "FeatureGraph", own: Questions, after: "After"
+    out: Path, search: "CauseSearch", contexts: "torch.Tensor", graph: "FeatureGraph", own: Questions, after: "After"
 ) -> None:
     """Write `explore/`, `node_link.json` and `neuronpedia/`; `own` are targets that have prompts of their own."""
     from circuits.discovery.edge_examples import Evidence
@@ -47,7 +47,7 @@ def pages_into(
     say(f"open {page}")
 
 
-def _asked(search: "Discovery", node: "NodeId") -> "tuple[Target, Examples]":
+def _asked(search: "CauseSearch", node: "NodeId") -> "tuple[Target, Examples]":
     """A feature with the examples that its causes were sought on."""
     from circuits.effects.targets import FeatureTarget
 
@@ -61,7 +61,7 @@ def _cards(catalogue: "Catalogue", full: Mapping[Any, Any]) -> Iterator[dict[str
             yield full.get(card.feature, card).to_json()
 
 
-def on_its_strongest_example(search: "Discovery", graph: "FeatureGraph", evidence: "Evidence") -> dict[str, Any]:
+def on_its_strongest_example(search: "CauseSearch", graph: "FeatureGraph", evidence: "Evidence") -> dict[str, Any]:
     """The circuit on the first example of its target, for circuit-tracer's and Neuronpedia's viewers."""
     import torch
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls
-from circuits.scoring.faithfulness import NodeCurve
+from circuits.scoring.node_curve import NodeCurve
 from editing.plotting import AMBER, BLUE, GREEN, GREY, error_bars, styled
 from sae_core.estimate import Estimate
 

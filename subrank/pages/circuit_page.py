@@ -9,7 +9,8 @@ from circuits.graph import ErrorTerm, FeatureGraph, Node
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls, Stability
 from circuits.scoring.edge_check import Moves
-from circuits.scoring.faithfulness import NodeCurve, Score, Share
+from circuits.scoring.faithfulness import Score, Share
+from circuits.scoring.node_curve import NodeCurve
 from sae_core.estimate import Estimate
 from subrank.pages.circuit_figure import scoring_figure
 from subrank.pages.page import MISSING, Cell, Table, drawing, estimate_cell, figure, render

@@ -6,7 +6,7 @@ from handmade import Circuit
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples
 from circuits.scoring.ablations import ResampleAblation
-from circuits.scoring.circuit_runs import Trial
+from circuits.scoring.circuit_runs import CircuitRuns
 from circuits.scoring.faithfulness import Scale
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
@@ -39,7 +39,7 @@ class Planted:
 
     def scale(self, ablation=None, dictionaries=None) -> Scale:
         dictionaries = dictionaries or self.dictionaries
-        return Scale(Trial(self.model, dictionaries, self.target, self.prompts, ablation or self.pairs))
+        return Scale(CircuitRuns(self.model, dictionaries, self.target, self.prompts, ablation or self.pairs))
 
     def difference(self, feature: int) -> float:
         """Mean over prompts of what the feature loses when it is resampled, where feature 8 notices it."""

@@ -6,8 +6,9 @@ from handmade import Circuit
 
 from circuits.discovery.edge_examples import Evidence
 from circuits.discovery.edges import EdgeConfig
-from circuits.discovery.recursive import Discovery, DiscoveryConfig
+from circuits.discovery.recursive import discover
 from circuits.discovery.sampling import OverRange, Redrawn
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import survey
 from circuits.graph import Edge, ErrorTerm
@@ -29,7 +30,7 @@ def found(circuit):
         FeatureTarget(ROOT, circuit.dictionaries[Site(3)]),
         DiscoveryConfig(EdgeConfig(n_null=0), max_targets=1),
     )
-    (step,) = Discovery(circuit.model, circuit.dictionaries, atlas, config).run(root)
+    (step,) = discover(CauseSearch(circuit.model, circuit.dictionaries, atlas, config), root)
     examples = atlas.examples(ROOT, 16)
     return Evidence(circuit.model, circuit.dictionaries, lambda node: (root, examples), {}), step.edges, examples
 

@@ -8,16 +8,19 @@ from handmade import Circuit, random_topk
 from planted_circuit import TRUE, WEIGHTS, Planted
 from tiny import Edit, random_tokens, user_error
 
+from circuits.discovery.assembly import assemble
 from circuits.discovery.edges import EdgeConfig
-from circuits.discovery.pruning import sufficient, sufficient_at
-from circuits.discovery.recursive import Discovery, DiscoveryConfig, assemble
+from circuits.discovery.member_edges import edges_among
+from circuits.discovery.pruning import prune, prune_at
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
+from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import Examples, survey
 from circuits.graph import Readout
 from circuits.scoring.ablations import KeepOnly, MeanAblation
-from circuits.scoring.circuit_runs import Errors, Trial, features_in
-from circuits.scoring.controls import attribution
-from circuits.scoring.faithfulness import Scale, by_site
+from circuits.scoring.attribution import attribution
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, features_in
+from circuits.scoring.faithfulness import Scale
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import FeatureId, Site
 
@@ -28,8 +31,8 @@ def planted() -> Planted:
 
 
 @pytest.fixture(scope="module")
-def trial(planted) -> Trial:
-    return planted.scale().trial
+def trial(planted) -> CircuitRuns:
+    return planted.scale().runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +77,16 @@ def test_exactly_what_supports_the_target_is_left(planted, trial):
     own = worth(planted)
     supporting = sorted((f for f in own if own[f] > 1e-6), key=lambda f: -own[f])
     assert 0 < len(supporting) < 8, "some of the planted features oppose the target"
-    assert {f.index for f in sufficient(trial, 20)} == {*supporting}
-    assert {f.index for f in sufficient(trial, 3)} == {*supporting[:3]}
+    assert {f.index for f in prune(trial, 20)} == {*supporting}
+    assert {f.index for f in prune(trial, 3)} == {*supporting[:3]}
     (below,) = (f for f in own if own[f] == min(own.values()))
     target = FeatureTarget(FeatureId(Site(3), 7), planted.dictionaries[Site(3)])  # what feature 4 drives
-    turned = Trial(planted.model, planted.dictionaries, Turned(target), planted.prompts, planted.pairs)
-    straight = Trial(planted.model, planted.dictionaries, target, planted.prompts, planted.pairs)
-    assert sufficient(turned, 20) == sufficient(straight, 20) != [], "a target that is lowered is carried as well"
+    turned = CircuitRuns(planted.model, planted.dictionaries, Turned(target), planted.prompts, planted.pairs)
+    straight = CircuitRuns(planted.model, planted.dictionaries, target, planted.prompts, planted.pairs)
+    assert prune(turned, 20) == prune(straight, 20) != [], "a target that is lowered is carried as well"
     assert below in (1, 7)
     with user_error("at least one node"):
-        sufficient(trial, 0)
+        prune(trial, 0)
 
 
 def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
@@ -96,7 +99,7 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
     prompts = Examples(tokens, torch.tensor([5, 4, 2]), torch.ones(3))
     plus, minus = random_tokens(model.n_vocab, 2, 3, seed=2)
     ablation = MeanAblation.over_text(model, dictionaries, random_tokens(model.n_vocab, 4, 8, seed=5))
-    trial = Trial(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
+    trial = CircuitRuns(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
     members = {site: tuple(range(site.layer, 48, 2)) for site in dictionaries}
     found = attribution(trial, members)
     rows, mask, edits = torch.arange(3), trial.mask, {}
@@ -132,12 +135,12 @@ def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
     plus, minus = torch.full((24,), 30), torch.full((24,), 40)
     ablation = MeanAblation.over_text(storybook, dictionaries, tokens)
 
-    def on(rows: slice) -> Trial:
+    def on(rows: slice) -> CircuitRuns:
         target = LogitTarget(Readout("a - b"), storybook, plus, minus)
         prompts = Examples(tokens[rows], torch.full((24,), 7), torch.ones(24))
-        return Trial(storybook, dictionaries, target, prompts, ablation)
+        return CircuitRuns(storybook, dictionaries, target, prompts, ablation)
 
-    chosen = sufficient(on(slice(24)), 100)
+    chosen = prune(on(slice(24)), 100)
     draw = torch.Generator().manual_seed(0)
     drawn = [{site: torch.randperm(512, generator=draw)[:50].tolist() for site in dictionaries} for _ in range(5)]
     held = on(slice(24, 48))
@@ -149,11 +152,11 @@ def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
 # ---- the graph of what suffices --------------------------------------------------------------------
 
 
-def searched(circuit: Circuit) -> tuple[Discovery, FeatureTarget]:
+def searched(circuit: Circuit) -> tuple[CauseSearch, FeatureTarget]:
     dictionaries = circuit.dictionaries
     atlas = survey(circuit.model, dictionaries, circuit.contexts(40))
-    config = DiscoveryConfig(EdgeConfig(keep=1, n_null=0, errors=False), 16, least=4)
-    return Discovery(circuit.model, dictionaries, atlas, config), FeatureTarget(
+    config = DiscoveryConfig(EdgeConfig(keep=1, n_null=0, errors=False), 16, min_examples=4)
+    return CauseSearch(circuit.model, dictionaries, atlas, config), FeatureTarget(
         FeatureId(Site(3), 0), dictionaries[Site(3)]
     )
 
@@ -162,12 +165,12 @@ def test_what_suffices_is_sought_at_the_sites_covered_and_on_the_ablation_given(
     circuit = Circuit()
     search, target = searched(circuit)
     examples = search.source.examples(target.node, 16)
-    given = (search, target, examples, circuit.contexts(40), 4)
-    chosen = sufficient_at(*given, cover=2)
+    prompts, contexts = TargetPrompts(target, examples), circuit.contexts(40)
+    chosen = prune_at(search, prompts, contexts, 4, cover=2)
     assert chosen and {f.site for f in chosen} == {Site(1), Site(2)}
-    assert {f.site for f in sufficient_at(*given, cover=1)} == {Site(2)}
+    assert {f.site for f in prune_at(search, prompts, contexts, 4, cover=1)} == {Site(2)}
     with user_error("no feature at resid_post.1, resid_post.2 carries 3_0"):  # ablated to what it is
-        sufficient_at(*given, cover=2, corrupted=examples.tokens)
+        prune_at(search, replace(prompts, corrupted=examples.tokens), contexts, 4, cover=2)
 
 
 def test_within_members_only_their_edges_are_found():
@@ -175,15 +178,14 @@ def test_within_members_only_their_edges_are_found():
     search, target = searched(circuit)
     search = replace(search, config=replace(search.config, edges=EdgeConfig(3, n_null=0)))
     members = {Site(2): (0, 1), Site(1): (0,)}
-    steps = list(search.within(members, target))
+    steps = list(edges_among(search, members, target))
     edges = {(str(edge.cause), str(edge.target)): edge for step in steps for edge in step.edges}
     assert {*edges} == {("2_0", "3_0"), ("2_1", "3_0"), ("1_0", "2_0"), ("1_0", "2_1")}
     assert all(edge.certified for edge in edges.values())
     assert [edge.cause.index for edge in steps[0].edges] == [0, 1], "the strongest first"
-    given = (circuit.model, circuit.dictionaries, search.source, target.node)
-    graph = assemble(*given, steps, {}, [FeatureId(Site(0), 1)])
+    graph = assemble(search, search.source, target.node, steps, {}, [FeatureId(Site(0), 1)])
     assert "0_1" in {str(node.id) for node in graph.nodes}, "a member without an edge is a node"
-    over = list(search.within({Site(2): (), Site(1): (0,)}, target))
+    over = list(edges_among(search, {Site(2): (), Site(1): (0,)}, target))
     assert [(str(e.cause), str(e.target)) for e in over[0].edges] == [("1_0", "3_0")], "over a layer without members"
-    again = list(search.within(members, target, done=[replace(steps[0], edges=())]))
+    again = list(edges_among(search, members, target, done=[replace(steps[0], edges=())]))
     assert again[0].edges == () and again[1:] == steps[1:], "what is known is taken over"

@@ -8,12 +8,21 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
+from circuits.discovery.assembly import assemble
+from circuits.discovery.default_target import default_target
 from circuits.discovery.edges import EdgeConfig, Search
-from circuits.discovery.recursive import Asked, Discovery, DiscoveryConfig, Reach, assemble, causes_at, check_target
+from circuits.discovery.recursive import discover
+from circuits.discovery.target_causes import (
+    CauseSearch,
+    DiscoveryConfig,
+    Reach,
+    TargetCauses,
+    cause_sites,
+    check_target,
+)
 from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import (
     FeatureAtlas,
-    default_target,
     direct_effect,
     most_predictive,
     strongest_writer,
@@ -54,12 +63,12 @@ def configured(**config) -> DiscoveryConfig:
     return DiscoveryConfig(EdgeConfig(**({"n_null": 20} | own)), **config)
 
 
-def search(model, dictionaries, atlas, target: FeatureId, **config) -> list[Asked]:
+def search(model, dictionaries, atlas, target: FeatureId, **config) -> list[TargetCauses]:
     root = FeatureTarget(target, dictionaries[target.site])
-    return list(Discovery(model, dictionaries, atlas, configured(**config)).run(root))
+    return list(discover(CauseSearch(model, dictionaries, atlas, configured(**config)), root))
 
 
-def asked(circuit, atlas, target: FeatureId = TARGET, **config) -> list[Asked]:
+def asked(circuit, atlas, target: FeatureId = TARGET, **config) -> list[TargetCauses]:
     return search(circuit.model, circuit.dictionaries, atlas, target, **config)
 
 
@@ -117,7 +126,7 @@ def test_max_targets_and_keep_are_respected(circuit, atlas):
     for step in narrow:
         wide = next(s for s in whole if s.target == step.target)
         assert step.edges == wide.edges[:1]
-    assert asked(circuit, atlas, min_effect=50.0) == [Asked(TARGET, (), whole[0].n_examples, whole[0].n_pairs)]
+    assert asked(circuit, atlas, min_effect=50.0) == [TargetCauses(TARGET, (), whole[0].n_examples, whole[0].n_pairs)]
 
 
 def test_a_layer_without_a_dictionary_is_passed_over(circuit):
@@ -128,8 +137,8 @@ def test_a_layer_without_a_dictionary_is_passed_over(circuit):
     examples = atlas.examples(TARGET, 16)
     expected = {c: circuit.effect(c, 8, examples.tokens, examples.end) for c in (4, 5)}
     assert {number(e.cause): e.effect for e in steps[0].edges} == pytest.approx(expected, abs=1e-5)
-    assert causes_at(circuit.model, few, FeatureTarget(TARGET, few[Site(3)])) == [Site(1)]
-    assert causes_at(circuit.model, few, FeatureTarget(feature(0), few[Site(0)]), Reach.ALL) == []
+    assert cause_sites(circuit.model, few, FeatureTarget(TARGET, few[Site(3)])) == [Site(1)]
+    assert cause_sites(circuit.model, few, FeatureTarget(feature(0), few[Site(0)]), Reach.ALL) == []
 
 
 def test_the_nearest_residual_site_or_every_earlier_one(tiny):
@@ -137,14 +146,14 @@ def test_the_nearest_residual_site_or_every_earlier_one(tiny):
     own = {site: random_topk(32) for site in sites}
 
     def at(site: Site, reach: Reach) -> list[Site]:
-        return causes_at(tiny, own, FeatureTarget(FeatureId(site, 0), random_topk(32)), reach)
+        return cause_sites(tiny, own, FeatureTarget(FeatureId(site, 0), random_topk(32)), reach)
 
     assert at(Site(2), Reach.ADJACENT) == [Site(1)] and at(Site(1, Stream.MLP_OUT), Reach.ADJACENT) == [Site(0)]
     everything = at(Site(2, Stream.MLP_OUT), Reach.ALL)
     parallel = not tiny.feeds(Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT))
     assert everything == ([] if parallel else [Site(2, Stream.ATTN_OUT)]) + [Site(1), Site(1, Stream.MLP_OUT), Site(0)]
     target = LogitTarget(Readout("a"), tiny, torch.tensor([5]))
-    assert causes_at(tiny, own | {Site(2): random_topk(32)}, target) == [Site(2)]
+    assert cause_sites(tiny, own | {Site(2): random_topk(32)}, target) == [Site(2)]
 
 
 def test_fewer_than_sixteen_examples_are_refused_for_the_root_only(circuit):
@@ -201,7 +210,8 @@ def test_good_targets_pass(circuit):
 
 @pytest.fixture(scope="module")
 def graph(circuit, atlas) -> FeatureGraph:
-    return assemble(circuit.model, circuit.dictionaries, atlas, TARGET, asked(circuit, atlas), {"ablation": "zero"})
+    search = CauseSearch(circuit.model, circuit.dictionaries, atlas, configured())
+    return assemble(search, atlas, TARGET, asked(circuit, atlas), {"ablation": "zero"})
 
 
 def test_the_graph_holds_what_was_found(circuit, atlas, graph):
@@ -255,18 +265,19 @@ def test_a_depth_ends_the_search(circuit, atlas):
     assert len(asked(circuit, atlas, depth=9)) == len(whole)
 
 
-def test_steps_of_an_interrupted_search_are_taken_over(circuit, atlas, monkeypatch):
+def test_steps_of_an_interrupted_search_are_taken_over(circuit, atlas):
     whole = asked(circuit, atlas)
-    root, found = FeatureTarget(TARGET, circuit.dictionaries[Site(3)]), []
-    search = Discovery(circuit.model, circuit.dictionaries, atlas, configured())
-    monkeypatch.setattr(
-        Discovery,
-        "_ask",
-        lambda self, target, *a, own=Discovery._ask, **k: (found.append(target.node), own(self, target, *a, **k))[1],
-    )
-    plain = [Asked.from_json(json.loads(json.dumps(step.to_json()))) for step in whole[:3]]
-    assert list(search.run(root, done=plain)) == whole
-    assert not {step.target for step in whole[:3]} & set(found) and {s.target for s in whole[3:]} <= set(found)
+    searched = []
+
+    class Watched(CauseSearch):
+        def causes_of(self, target, *rest, **more):
+            searched.append(target.node)
+            return super().causes_of(target, *rest, **more)
+
+    search = Watched(circuit.model, circuit.dictionaries, atlas, configured())
+    done = [from_plain(TargetCauses, json.loads(json.dumps(to_plain(step)))) for step in whole[:3]]
+    assert list(discover(search, search.feature(TARGET), done=done)) == whole
+    assert not {step.target for step in whole[:3]} & {*searched} and {s.target for s in whole[3:]} <= {*searched}
 
 
 def test_edges_over_several_blocks_say_what_goes_past_the_blocks(circuit, atlas):
@@ -511,4 +522,4 @@ def test_strongest_writer_needs_a_latent_that_is_active(circuit):
 
 def test_a_default_target_needs_a_residual_site(circuit, atlas):
     with user_error("resid_post", "mlp_out.1"):
-        default_target(circuit.model, {Site(1, Stream.MLP_OUT): random_topk(12)}, atlas, storybook=False)
+        default_target(circuit.model, {Site(1, Stream.MLP_OUT): random_topk(12)}, atlas)

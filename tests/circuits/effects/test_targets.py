@@ -85,7 +85,8 @@ def test_logits_are_those_of_a_whole_forward_pass(tiny):
 
 def test_prompts_of_a_task_are_read_at_their_ends(storybook):
     pairs = task_of("ioi", storybook).pairs("selection", 8, seed=0)
-    target, examples = from_task(storybook, pairs)
+    prompts = from_task(storybook, pairs)
+    target, examples = prompts.target, prompts.examples
     rows = torch.arange(len(pairs))
     logits = storybook.logits(pairs.clean)[rows, pairs.end]
     expected = logits[rows, pairs.answer] - logits[rows, pairs.rival]
@@ -96,7 +97,8 @@ def test_prompts_of_a_task_are_read_at_their_ends(storybook):
 def test_places_of_a_text_at_which_a_logit_is_largest(storybook):
     contexts = random_tokens(storybook.n_vocab, 12, 20, seed=2)
     contexts[:, 0] = storybook.bos_id
-    target, examples = from_text(storybook, "she - he", contexts, 5, at_once=4)
+    prompts = from_text(storybook, "she - he", contexts, 5, at_once=4)
+    target, examples = prompts.target, prompts.examples
     logits = storybook.logits(contexts)
     value = logits[..., storybook.to_ids(" she")[0]] - logits[..., storybook.to_ids(" he")[0]]
     value[:, 0] = -torch.inf
@@ -107,7 +109,7 @@ def test_places_of_a_text_at_which_a_logit_is_largest(storybook):
 
 def test_lines_of_ones_own(storybook):
     lines = ["John went to the store and", "", "Mary said that"]
-    _, examples = from_lines(storybook, "she", lines, prepend_bos=True)
+    examples = from_lines(storybook, "she", lines, prepend_bos=True).examples
     assert len(examples) == 2 and examples.tokens[0, 0] == storybook.bos_id
     for row, line in enumerate([lines[0], lines[2]]):
         logits = storybook.logits(torch.tensor([[storybook.bos_id, *storybook.to_ids(line)]]))[0, -1]
@@ -116,7 +118,7 @@ def test_lines_of_ones_own(storybook):
 
 @pytest.mark.parametrize(
     "name, lines, words",
-    [("a - b - c", ["she"], "difference of two"), ("qqqq", ["she"], "'qqqq'"), ("she", ["", " "], "not one prompt")],
+    [("a - b - c", ["she"], "difference of two"), ("qqqq", ["she"], "'qqqq'"), ("she", ["", " "], "no prompts")],
 )
 def test_what_cannot_be_asked(storybook, name, lines, words):
     with user_error(words):

@@ -13,18 +13,16 @@ from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
-from circuits.scoring.circuit_runs import Errors, Trial
+from circuits.scoring.attribution import attribution, attribution_circuit, strongest
+from circuits.scoring.circuit_runs import CircuitRuns, Errors
 from circuits.scoring.controls import (
     Controls,
     Overlap,
     Stability,
-    attribution,
-    compare,
-    first_order,
+    compare_with_controls,
     overlap,
     random_circuits,
     stability,
-    strongest,
 )
 from circuits.scoring.faithfulness import Scale
 from sae_core.dictionaries.baselines import Basis
@@ -71,14 +69,14 @@ def test_latents_that_are_never_active_are_not_drawn():
 # ---- first order -----------------------------------------------------------------------------------
 
 
-def linear_trial() -> Trial:
+def linear_trial() -> CircuitRuns:
     """Feature 8 of the planted circuit, which is linear, so that attribution is exact."""
     circuit = Circuit()
     dictionaries = {site: Basis(circuit.d, torch.zeros(12)) for site in circuit.model.sites()}
     prompts = Examples(circuit.contexts(10), torch.tensor([2, 3, 4, 5, 6, 7] * 2)[:10], torch.ones(10))
     other = ResampleAblation.paired(circuit.model, dictionaries, prompts, circuit.contexts(10, seed=9))
     target = FeatureTarget(FeatureId(Site(3), 8), dictionaries[Site(3)])
-    return Trial(circuit.model, dictionaries, target, prompts, other)
+    return CircuitRuns(circuit.model, dictionaries, target, prompts, other)
 
 
 def test_attribution_is_the_effect_where_the_model_is_linear():
@@ -94,7 +92,9 @@ def test_attribution_is_the_effect_where_the_model_is_linear():
 
 def test_first_order_circuits_take_the_largest_of_each_site():
     found = attribution(linear_trial())
-    assert {s: set(own) for s, own in first_order(found, {Site(1): (9, 3), Site(2): (0, 1), Site(0): ()}).items()} == {
+    assert {
+        s: set(own) for s, own in attribution_circuit(found, {Site(1): (9, 3), Site(2): (0, 1), Site(0): ()}).items()
+    } == {
         Site(1): {4, 5},
         Site(2): {6, 7},
     }
@@ -113,7 +113,7 @@ def test_attribution_is_the_derivative_by_finite_differences(tiny_models, kind):
     prompts = Examples(tokens, torch.tensor([5, 4, 2]), torch.ones(3))
     plus, minus = random_tokens(model.n_vocab, 2, 3, seed=2)
     ablation = MeanAblation.over_text(model, dictionaries, random_tokens(model.n_vocab, 4, 8, seed=5))
-    trial = Trial(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
+    trial = CircuitRuns(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
     found = attribution(trial)
     rows, content = torch.arange(3), model.content(tokens)[..., None]
     recorded = model.record(tokens, model.sites())
@@ -149,18 +149,18 @@ def test_attribution_leaves_no_gradient_on_and_no_trace(tiny_models):
 
 def test_comparison_in_words_and_back_from_json():
     scale = Scale(linear_trial())
-    density = {site: torch.ones(12) for site in scale.trial.sites}
+    density = {site: torch.ones(12) for site in scale.runs.sites}
     members = {Site(0): (0, 1, 2), Site(1): (4, 5), Site(2): (6, 7)}
-    found = compare(scale, members, density, generator=torch.Generator().manual_seed(0), n=5)
+    found = compare_with_controls(scale, members, density, generator=torch.Generator().manual_seed(0), n=5)
     assert Controls.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
     assert found.n_nodes == 7 and len(found.random) == 5
     text = "\n".join(found.lines())
     assert f"best of 5 random circuits of the same size and density {found.best_random.ablated}" in text
     assert ": above the best" in text and "NOT" not in text
-    worse = compare(scale, {Site(1): (9,)}, density, generator=torch.Generator().manual_seed(0), n=5)
+    worse = compare_with_controls(scale, {Site(1): (9,)}, density, generator=torch.Generator().manual_seed(0), n=5)
     assert not worse.better and "NOT above the best" in worse.lines()[0]
     with user_error("nothing to compare", "no members"):
-        compare(scale, {Site(0): ()}, density, generator=torch.Generator())
+        compare_with_controls(scale, {Site(0): ()}, density, generator=torch.Generator())
 
 
 # ---- the circuit found again -----------------------------------------------------------------------

@@ -13,10 +13,11 @@ from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
-from circuits.scoring.circuit_runs import Errors, Trial, covered_sites, features_in, members_of
-from circuits.scoring.controls import Control, Controls, Overlap, Stability, compare
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, features_in, members_of
+from circuits.scoring.controls import Control, Controls, Overlap, Stability, compare_with_controls
 from circuits.scoring.edge_check import Move, Moves
-from circuits.scoring.faithfulness import NodeCurve, Scale, Score, Share, by_site, default_counts, node_curve, score
+from circuits.scoring.faithfulness import Scale, Score, Share, score
+from circuits.scoring.node_curve import NodeCurve, default_counts, node_curve
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site, Stream
 from subrank.pages.circuit_figure import scoring_figure
@@ -87,7 +88,7 @@ def test_half_a_circuit_has_the_share_that_its_paths_carry(planted):
 
 def test_random_circuits_of_the_same_size_are_not_faithful(planted):
     density = {site: torch.ones(12) for site in TRUE}
-    found = compare(planted.scale(), TRUE, density, generator=torch.Generator().manual_seed(0))
+    found = compare_with_controls(planted.scale(), TRUE, density, generator=torch.Generator().manual_seed(0))
     assert found.circuit.ablated.value == pytest.approx(1, abs=1e-5)
     assert found.first_order.ablated.value == pytest.approx(1, abs=1e-5)  # linear: attribution sees all of it
     assert len(found.random) == 20 and found.better
@@ -133,11 +134,11 @@ def test_a_curve_climbs_to_the_whole_circuit(planted):
 
 def test_intervals_hold_the_value_and_widen_with_disagreement(planted):
     scale = planted.scale()
-    half = scale.trial.values([{Site(0): (0, 1), Site(1): (4, 5), Site(2): (6, 7)}], ABLATED)[0]
+    half = scale.runs.values([{Site(0): (0, 1), Site(1): (4, 5), Site(2): (6, 7)}], ABLATED)[0]
     share, exact = scale.share(half), scale.share(scale.whole)
     assert share.low < share.value < share.high
     assert (exact.low, exact.high) == pytest.approx((1, 1))
-    grouped = Scale(scale.trial, groups=[0] * 6 + [1] * 6).share(half)
+    grouped = Scale(scale.runs, groups=[0] * 6 + [1] * 6).share(half)
     assert grouped.value == share.value and (grouped.low, grouped.high) != (share.low, share.high)
 
 
@@ -206,10 +207,10 @@ class Tiny:
         ranked = {site: sums.argsort(descending=True) for site, sums in active.items()}
         self.members = {site: tuple(order[[0, 1, 2, 3, -1]].tolist()) for site, order in ranked.items()}
 
-    def trial(self, target="logit", ablation=None) -> Trial:
+    def trial(self, target="logit", ablation=None) -> CircuitRuns:
         target = self.targets[target]
         ablation = ablation or ResampleAblation.paired(self.model, self.dictionaries, self.prompts, self.corrupted)
-        return Trial(self.model, self.dictionaries, target, self.prompts, ablation)
+        return CircuitRuns(self.model, self.dictionaries, target, self.prompts, ablation)
 
     def covered(self, target="logit") -> dict:
         return {site: own for site, own in self.members.items() if target == "logit" or site.layer < 2}
@@ -272,9 +273,9 @@ def test_identities(tinies, kind, target):
 def test_completeness_is_the_faithfulness_of_the_complement(tinies):
     own = tinies["neox"]
     scale = Scale(own.trial())
-    found, complement = score(scale, own.members), scale.trial.without(own.members)
+    found, complement = score(scale, own.members), scale.runs.without(own.members)
     for errors in Errors:
-        values = scale.trial.values([complement], errors.other)[0]
+        values = scale.runs.values([complement], errors.other)[0]
         assert found.ways[errors].completeness == scale.share(values)
     assert found.ways[ABLATED].completeness.value != pytest.approx(found.ways[KEPT].completeness.value, abs=1e-3)
 
@@ -283,13 +284,13 @@ def test_a_complete_basis_reaches_the_ceiling_of_one(tinies):
     own = tinies["gpt2"]
     dictionaries = {site: complete_basis(32, seed=site.layer) for site in own.model.sites()}
     text = MeanAblation.over_text(own.model, dictionaries, own.corrupted)
-    scale = Scale(Trial(own.model, dictionaries, own.targets["logit"], own.prompts, text))
+    scale = Scale(CircuitRuns(own.model, dictionaries, own.targets["logit"], own.prompts, text))
     assert score(scale, {}).ceiling.value == pytest.approx(1, abs=1e-4)
     one_less = {
         site: Basis(basis.directions[1:], basis.mean) if site == Site(0) else basis
         for site, basis in dictionaries.items()
     }
-    scale = Scale(Trial(own.model, one_less, own.targets["logit"], own.prompts, text_of(one_less, own)))
+    scale = Scale(CircuitRuns(own.model, one_less, own.targets["logit"], own.prompts, text_of(one_less, own)))
     assert abs(score(scale, {}).ceiling.value - 1) > 1e-3
 
 
@@ -326,7 +327,7 @@ def test_special_tokens_keep_their_activation(tinies):
     own = tinies["neox"]
     only = Examples(torch.full((2, 3), own.model.bos_id), torch.tensor([2, 2]), torch.ones(2))
     other = ResampleAblation.paired(own.model, own.dictionaries, only, own.corrupted[:2, :3])
-    trial = Trial(own.model, own.dictionaries, own.targets["logit"], only, other)
+    trial = CircuitRuns(own.model, own.dictionaries, own.targets["logit"], only, other)
     assert torch.allclose(trial.values([{}], ABLATED)[0], trial.whole.double(), atol=1e-5)
     with user_error("logit: a - b", "no circuit can be scored", "other prompts"):
         Scale(trial)
@@ -378,16 +379,18 @@ def test_mistakes(tinies, planted):
     with user_error("no latent 48", "48, numbered from 0"):
         trial.values([{Site(0): (48,)}], ABLATED)
     with user_error("no resid_post site", "lies below"):
-        Trial(own.model, {Site(2): own.dictionaries[Site(2)]}, own.targets["feature"], own.prompts, trial.ablation)
+        CircuitRuns(
+            own.model, {Site(2): own.dictionaries[Site(2)]}, own.targets["feature"], own.prompts, trial.ablation
+        )
     nobody = Examples(own.tokens[:0], own.end[:0], torch.ones(0))
     with user_error("no prompts", "discovery has not seen"):
-        Trial(own.model, own.dictionaries, own.targets["logit"], nobody, trial.ablation)
+        CircuitRuns(own.model, own.dictionaries, own.targets["logit"], nobody, trial.ablation)
     two = Examples(own.tokens[:2], own.end[:2], torch.ones(2))
     with user_error("for 3 prompts and there are 2"):
-        Trial(own.model, own.dictionaries, own.targets["logit"], two, trial.ablation)
+        CircuitRuns(own.model, own.dictionaries, own.targets["logit"], two, trial.ablation)
     with user_error("no values for resid_post.2"):
         some = {site: own.dictionaries[site] for site in (Site(0), Site(1))}
-        Trial(own.model, own.dictionaries, own.targets["logit"], own.prompts, text_of(some, own))
+        CircuitRuns(own.model, own.dictionaries, own.targets["logit"], own.prompts, text_of(some, own))
     with user_error("equal lengths"):
         ResampleAblation.paired(own.model, own.dictionaries, own.prompts, own.corrupted[:, 1:])
     with user_error("at least two"):

@@ -17,7 +17,7 @@ import torch
 from planted import unchecked
 
 import subrank.cli.train
-from circuits.discovery.recursive import Discovery
+from circuits.discovery.target_causes import CauseSearch
 from circuits.schema import faults
 from editing.removal.experiment import RemovalConfig
 from sae_core.data.text import Text
@@ -451,20 +451,20 @@ def test_an_interrupted_search_goes_on_where_it_was(small_set, tmp_path, capsys,
     target = f"5_{_most_active(small_set)}"
     options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
     assert run(capsys, "circuit", small_set, "--out", tmp_path / "whole", *options)[0] == 0
-    ask, asked = Discovery._ask, []
+    causes_of, searched = CauseSearch.causes_of, []
 
     def failing(self, target, *rest, **how):
-        asked.append(target.node)
-        if len(asked) == 2:
+        searched.append(target.node)
+        if len(searched) == 2:
             raise UserError("the lights went out")
-        return ask(self, target, *rest, **how)
+        return causes_of(self, target, *rest, **how)
 
-    monkeypatch.setattr(Discovery, "_ask", failing)
+    monkeypatch.setattr(CauseSearch, "causes_of", failing)
     assert run(capsys, "circuit", small_set, "--out", tmp_path / "halves", *options)[0] == 2
     assert len((tmp_path / "halves" / "steps.jsonl").read_text().splitlines()) == 2
-    asked.append(None)  # from here on nothing fails
+    searched.append(None)  # from here on nothing fails
     assert run(capsys, "circuit", small_set, "--out", tmp_path / "halves", *options)[0] == 0
-    assert asked.count(asked[0]) == 1, "the first target is not asked again"
+    assert searched.count(searched[0]) == 1, "the first target is not searched again"
     one, other = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in ("whole", "halves"))
     assert one == other
 

@@ -1,0 +1,152 @@
+"""What a circuit explains and on which examples: a request in words, made into targets, prompts and ablations."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.discovery.default_target import default_target
+from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text
+from circuits.discovery.sampling import OverRange
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
+from circuits.effects.ablation_effects import Ablation, ToMean, ToOthers
+from circuits.effects.target_prompts import TargetPrompts
+from circuits.effects.targets import Target
+from circuits.features.atlas import Examples, FeatureAtlas
+from editing.tasks.task import task_of
+from sae_core.data.activations import harvest
+from sae_core.errors import UserError
+from sae_core.model.language_model import LanguageModel
+from sae_core.sites import FeatureId, Site
+from sae_core.storage import DictionarySet
+
+ABLATION_CONTEXTS = 32
+"""Contexts over which ablated values are collected."""
+
+
+class CauseAblation(StrEnum):
+    """What a cause's activation is set to when it is ablated."""
+
+    ZERO = "zero"
+    MEAN = "mean"
+    """Its mean over tokens of the text."""
+    RESAMPLE = "resample"
+    """Its value at a random token of the text."""
+
+
+@dataclass(frozen=True)
+class CircuitRequest:
+    """What is explained, on which examples, and how its circuit is chosen."""
+
+    target: str | None = None
+    """A feature ("5_2079"), a logit or a difference ("logit: she - he"), a task ("task: ioi"); None for a default."""
+    predict: tuple[str, ...] = ()
+    """Tokens that the default target should predict (`default_target`)."""
+    prompts: tuple[str, ...] = ()
+    """Prompts on which a logit is read at their ends; without any, the places of the text where it is largest."""
+    ablation: CauseAblation = CauseAblation.ZERO
+    spread: bool = False
+    """Whether a feature's examples are spread over its range of activations; the strongest otherwise."""
+    n_nodes: int = 0
+    """Features of a sufficient set found by pruning; 0 for the circuit that recursion finds."""
+    cover: int = 2
+    """Sites nearest to the target outside of which the model is untouched, in pruning and in scoring."""
+    seed: int = 0
+
+    @property
+    def is_logit(self) -> bool:
+        """Whether the target is read from the logits, on prompts of its own."""
+        return self.target is not None and self.target.startswith(("logit:", "task:"))
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedRequest:
+    """A request with everything it names: what a search runs on."""
+
+    request: CircuitRequest
+    search: CauseSearch
+    target: Target
+    examples: Examples | None
+    """Prompts of the target's own; None for a feature, whose examples `search.source` gives."""
+    corrupted: Int[Tensor, "examples pos"] | None
+    """Counterparts of the prompts of a task."""
+    atlas: FeatureAtlas
+    """Statistics of all features on the text that is searched, `atlas.contexts`."""
+    prepend_bos: bool
+    """Whether prompts begin with BOS, as the text of the dictionaries does."""
+
+    def prompts(self) -> TargetPrompts:
+        """The target on its examples; raises `UserError` where a feature is never active."""
+        examples = self.examples
+        if examples is None:
+            assert isinstance(self.target.node, FeatureId)
+            examples = self.search.source.examples(self.target.node, self.search.config.n_examples)
+        if not len(examples):
+            raise UserError(f"{self.target.node} is never active on this text; give more text or another target")
+        return TargetPrompts(self.target, examples, self.corrupted)
+
+
+def resolve(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    atlas: FeatureAtlas,
+    request: CircuitRequest,
+    config: DiscoveryConfig,
+) -> ResolvedRequest:
+    """The request made ready on the text of `atlas` (`survey` of the contexts to be searched).
+
+    A logit's or a task's prompts are used whole, so `min_examples` becomes 1 for the features found active on them.
+    Raises `UserError` for a target that does not exist or cannot be explained.
+    """
+    saes = dictionaries.dictionaries
+    ablations = cause_ablations(model, dictionaries, atlas.contexts, request)
+    prepend_bos = dictionaries.text.prepend_bos
+    if request.is_logit:
+        prompts = logit_prompts(model, request, atlas.contexts, "selection", config.n_examples, prepend_bos)
+        source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)
+        search = CauseSearch(model, saes, source, config, ablations)
+        return ResolvedRequest(request, search, prompts.target, prompts.examples, prompts.corrupted, atlas, prepend_bos)
+    if request.prompts:
+        raise UserError("prompts are read only where a logit is explained; give a target like 'logit: she - he'")
+    feature = FeatureId.parse(request.target) if request.target else default_target(model, saes, atlas, request.predict)
+    target = check_target(model, saes, feature)
+    source = OverRange(model, saes, atlas.contexts, request.seed) if request.spread else atlas
+    search = CauseSearch(model, saes, source, config, ablations)
+    return ResolvedRequest(request, search, target, None, None, atlas, prepend_bos)
+
+
+def logit_prompts(
+    model: LanguageModel,
+    request: CircuitRequest,
+    contexts: Int[Tensor, "contexts pos"],
+    split: str,
+    n: int,
+    prepend_bos: bool,
+) -> TargetPrompts:
+    """The logit or task of the request on `n` prompts: a task's split, the given lines, or places of `contexts`."""
+    assert request.target is not None
+    kind, _, name = request.target.partition(":")
+    if kind == "task":
+        pairs = task_of(name.strip(), model).pairs(split, n, seed=request.seed, prepend_bos=prepend_bos)
+        return from_task(model, pairs)
+    if not request.prompts:
+        return from_text(model, name.strip(), contexts, n)
+    return from_lines(model, name.strip(), request.prompts, prepend_bos=prepend_bos)
+
+
+def cause_ablations(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    contexts: Int[Tensor, "contexts pos"],
+    request: CircuitRequest,
+) -> dict[Site, Ablation]:
+    """What the latents of each site are set to; empty for zero."""
+    if request.ablation == CauseAblation.ZERO:
+        return {}
+    ablations: dict[Site, Ablation] = {}
+    for site, dictionary in dictionaries.dictionaries.items():
+        codes = dictionary.encode(harvest(model, contexts[:ABLATION_CONTEXTS], (site,))[site])
+        is_mean = request.ablation == CauseAblation.MEAN
+        ablations[site] = ToMean(codes.mean(0)) if is_mean else ToOthers(codes, request.seed)
+    return ablations

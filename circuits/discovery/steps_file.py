@@ -1,0 +1,87 @@
+"""The steps of a search on disk, so that an interrupted one goes on where it was.
+
+A file of lines: first a card that names everything the steps depend on, then one step per line. Another card means
+another search, and its steps are discarded.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from circuits.discovery.request import ResolvedRequest
+from circuits.discovery.target_causes import TargetCauses
+from sae_core.codec import from_plain, to_plain
+from sae_core.data.text import digest
+from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.files import write_text
+from sae_core.sites import FeatureId, Site
+
+STEPS = "steps.jsonl"
+
+
+def steps_card(resolved: ResolvedRequest, sufficient: Sequence[FeatureId] = ()) -> dict[str, Any]:
+    """Everything that the steps of a search depend on; the model, the dictionaries and the texts by digest."""
+    search, examples = resolved.search, resolved.examples
+    return {
+        "request": to_plain(resolved.request),
+        "config": to_plain(search.config),
+        "target": str(resolved.target.node),
+        "nodes": [str(feature) for feature in sufficient],
+        "model": search.model.fingerprint(),
+        "dictionaries": digest_of_dictionaries(search.dictionaries),
+        "contexts": digest(resolved.atlas.contexts.cpu()),
+        "prompts": None if examples is None else digest(examples.tokens.cpu()),
+    }
+
+
+def digest_of_dictionaries(dictionaries: Mapping[Site, Dictionary]) -> str:
+    """A digest of every dictionary's site, class, settings and tensors."""
+    total = hashlib.sha256()
+    for site, dictionary in sorted(dictionaries.items()):
+        modules = dictionary.named_modules() if isinstance(dictionary, nn.Module) else [("", dictionary)]
+        for name, part in modules:
+            fields = dict(vars(part))
+            if isinstance(part, nn.Module):
+                fields |= dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+            total.update(f"{site} {name} {type(part).__name__}".encode())
+            for key, value in sorted(fields.items()):
+                if isinstance(value, Tensor):
+                    total.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+                    total.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+                elif isinstance(value, int | float | str) and key != "training":
+                    total.update(f"{key} {value!r}".encode())
+    return total.hexdigest()
+
+
+def remembered(
+    path: Path, card: Mapping[str, Any], search: Callable[[list[TargetCauses]], Iterator[TargetCauses]]
+) -> Iterator[TargetCauses]:
+    """Yield the steps of `search(done)`, writing each down; the file is removed when the search is complete.
+
+    `done` are the steps that `path` holds under the same card. A file with another card, or one that was cut off, is
+    overwritten from there on.
+    """
+    first = json.dumps(card, sort_keys=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    done = _steps(lines[1:]) if lines[:1] == [first] else []
+    written = [first]
+    for step in search(done):
+        yield step
+        written.append(json.dumps(to_plain(step)))
+        write_text(path, "\n".join(written) + "\n")
+    path.unlink(missing_ok=True)
+
+
+def _steps(lines: Sequence[str]) -> list[TargetCauses]:
+    """The steps up to the first line that was cut off while it was written."""
+    steps = []
+    for line in lines:
+        try:
+            steps.append(from_plain(TargetCauses, json.loads(line)))
+        except ValueError:  # UserError included
+            break
+    return steps
