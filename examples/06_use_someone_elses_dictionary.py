@@ -13,7 +13,8 @@ import torch
 from editing.loss_recovered import Splice
 from sae_core.data.activations import ActivationStream
 from sae_core.data.text import Text, held_out
-from sae_core.formats.readers import load_foreign, save_sparsify
+from sae_core.formats.readers import load_foreign
+from sae_core.formats.sparsify import save_sparsify
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from sae_core.data.text import Text
-from sae_core.dictionaries.kinds import parts
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, write_json, write_tensors
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
+from sae_core.formats.sae_lens import to_sae_lens
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 from sae_core.training.checkpoint import CHECKPOINT
@@ -84,7 +84,7 @@ class DictionarySet:
         for stale in (SET, QUALITY):  # what was said of the files that are about to change
             (folder / stale).unlink(missing_ok=True)
         for site, dictionary in self.dictionaries.items():
-            tensors, card = _sae_lens(self, site, dictionary)
+            tensors, card = to_sae_lens(dictionary, self._metadata(site))
             write_tensors(folder / str(site) / "sae_weights.safetensors", tensors)
             write_json(folder / str(site) / "cfg.json", card)
         card = {
@@ -97,6 +97,16 @@ class DictionarySet:
             "sites": [str(site) for site in self.sites],
         }
         write_json(folder / SET, card)
+
+    def _metadata(self, site: Site) -> dict[str, Any]:
+        """What a SAELens card says of where a dictionary belongs."""
+        return {
+            "model_name": _public(self.model),
+            "hook_name": hook_name(site),
+            "prepend_bos": self.text.prepend_bos,
+            "context_size": self.text.n_ctx,
+            "dataset_path": _public(self.text.source),
+        }
 
 
 def sets_in(folder: Path) -> list[Path]:
@@ -129,36 +139,6 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / SET} is damaged: {error}") from error
-
-
-def _sae_lens(dictionaries: DictionarySet, site: Site, dictionary: Autoencoder) -> tuple[dict, dict[str, Any]]:
-    """Tensors and card in the layout of SAELens 6."""
-    whole = parts(dictionary)
-    sae, kind, normalisation = whole.sae, whole.kind, whole.normalisation
-    tensors = dict(sae.state_dict())
-    if (gain := getattr(sae, "gain", None)) is not None:  # which SAELens keeps in the lengths of the directions
-        tensors["W_dec"] = sae.W_dec * gain[:, None]
-    loaded = normalisation.loaded if normalisation else {}
-    card = {
-        "architecture": kind.sae_lens,
-        "d_in": sae.d_in,
-        "d_sae": sae.n_latents,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": normalisation.sae_lens if normalisation else "none",
-        "reshape_activations": "none",
-        "metadata": {
-            "model_name": _public(dictionaries.model),
-            "hook_name": hook_name(site),
-            "prepend_bos": dictionaries.text.prepend_bos,
-            "context_size": dictionaries.text.n_ctx,
-            "dataset_path": _public(dictionaries.text.source),
-            **({"model_from_pretrained_kwargs": dict(loaded)} if loaded else {}),
-        },
-    }
-    card |= {name: getattr(sae, name) for name in kind.settings}
-    return tensors, card | kind.card
 
 
 def _public(place: str) -> str:

@@ -43,7 +43,8 @@ def convert(raw: Raw) -> SAE:
     values = {"W_enc": raw.W_enc, "W_dec": directions, "b_dec": raw.b_dec}
     (n_latents, d_in), generator = directions.shape, torch.Generator()
 
-    def bias(b: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    def bias(b: Tensor | None, factor: Tensor | float = 1.0) -> Tensor:
+        assert b is not None  # only gated ones have none
         return b if raw.subtracts else (b + factor * _product(raw.b_dec, raw.W_enc)).float()
 
     if raw.gate is not None:
@@ -55,7 +56,8 @@ def convert(raw: Raw) -> SAE:
     elif raw.k is not None and not raw.rescaled:
         sae = TopKSAE(d_in, n_latents, raw.k, generator=generator)
         values["b_enc"] = bias(raw.b_enc)
-        sae.gain = None if (norms == 1).all() else norms
+        if not (norms == 1).all():
+            sae.gain = norms
     else:
         values["W_enc"], values["b_enc"] = raw.W_enc * norms, bias(raw.b_enc) * norms
         if raw.k is not None:

@@ -14,7 +14,7 @@ from subrank.cli.terminal import say
 if TYPE_CHECKING:
     from sae_core.data.text import Text
     from sae_core.dictionaries.dictionary import Dictionary
-    from sae_core.formats.readers import Foreign
+    from sae_core.formats.foreign import Foreign
     from sae_core.model.language_model import LanguageModel
     from sae_core.sites import Site
     from sae_core.storage import DictionarySet

@@ -17,7 +17,8 @@ from torch import Tensor
 from sae_core import files
 from sae_core.dictionaries.normalised import Centred, LayerNormed, NormRescaled
 from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from sae_core.formats.readers import load_foreign, save_sparsify
+from sae_core.formats.readers import load_foreign
+from sae_core.formats.sparsify import save_sparsify
 from sae_core.sites import Site, Stream
 
 X = 2 * normal(300, D, seed=99).double() + 0.5

@@ -175,7 +175,7 @@ def test_verbs_run_on_an_imported_set(tmp_path, capsys):
 
     from handmade import random_topk
 
-    from sae_core.formats.readers import save_sparsify
+    from sae_core.formats.sparsify import save_sparsify
 
     save_sparsify(random_topk(128, 256, 16), tmp_path / "layers.3")
     out = tmp_path / "theirs"

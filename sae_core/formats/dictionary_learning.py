@@ -1,0 +1,55 @@
+"""dictionary_learning (Marks, Karvonen, Mueller)."""
+
+from dataclasses import replace
+
+from sae_core.errors import UserError
+from sae_core.formats.foreign import Foreign, as_object, calibrated, check_setting, foreign_of, positive_whole
+from sae_core.formats.hook_names import site_of_module
+from sae_core.formats.tensor_files import Source
+from sae_core.formats.unit_norm import Raw, convert
+
+_CLASSES = {
+    "AutoEncoder": ("encoder.weight", "decoder.weight", "encoder.bias", "bias"),
+    "AutoEncoderNew": ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias"),
+    "AutoEncoderTopK": ("encoder.weight", "decoder.weight", "encoder.bias", "b_dec"),
+    "BatchTopKSAE": ("encoder.weight", "decoder.weight", "encoder.bias", "b_dec"),
+    "MatryoshkaBatchTopKSAE": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    "JumpReluAutoEncoder": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    "GatedAutoEncoder": ("encoder.weight", "decoder.weight", None, "decoder_bias"),
+}
+"""Names of W_enc, W_dec, b_enc and b_dec, by class."""
+
+
+def read_dictionary_learning(source: Source) -> Foreign:
+    """A dictionary of any of the classes there; BatchTopK by its threshold."""
+    trainer, buffer = as_object(source.card.get("trainer")), as_object(source.card.get("buffer"))
+    check_setting("io", buffer.get("io", "out"), "out")
+    kind = trainer.get("dict_class") or _class_by_names(source)
+    check_setting("dict_class", kind, *_CLASSES)
+    raw = Raw(*source.matrices(*_CLASSES[kind]), subtracts=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"))
+    n_latents = len(raw.W_dec)
+    if "TopK" in kind:
+        source.read.update(("k", "threshold", "group_sizes"))
+    if kind == "AutoEncoderTopK":
+        raw = replace(raw, k=positive_whole("k", source.values.get("k", trainer.get("k"))))
+    elif kind == "JumpReluAutoEncoder":
+        raw = replace(raw, threshold=source.tensor("threshold", n_latents))
+    elif kind == "GatedAutoEncoder":
+        raw = replace(raw, gate=tuple(source.tensor(name, n_latents) for name in ("gate_bias", "mag_bias", "r_mag")))
+    elif "TopK" in kind:
+        threshold = calibrated("threshold", source.tensor("threshold"), unset=-1.0)
+        raw = replace(raw, threshold=threshold.expand(n_latents))
+    name = str(trainer.get("submodule_name") or source.folder.parent.name)
+    site, n_ctx = site_of_module(name), buffer.get("ctx_len")
+    return foreign_of(convert(raw), "dictionary-learning", site, trainer.get("lm_name"), None, n_ctx)
+
+
+def _class_by_names(source: Source) -> str:
+    """The class whose tensors these are, where no config.json says it."""
+    if source.has("W_enc"):
+        return "MatryoshkaBatchTopKSAE" if source.has("group_sizes") else "JumpReluAutoEncoder"
+    if source.has("gate_bias"):
+        return "GatedAutoEncoder"
+    if source.has("bias"):
+        return "AutoEncoder"
+    raise UserError("its config.json does not name a dict_class, and its tensors fit more than one")

@@ -1,0 +1,142 @@
+"""SAELens: version 6, whose card nests `metadata`, older ones, which are flat, and training checkpoints."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_core.dictionaries.kinds import CENTRED, NORMALISATIONS, SAES, parts
+from sae_core.dictionaries.normalised import Autoencoder, Centred, LayerNormed, Normed
+from sae_core.dictionaries.saes import SAE
+from sae_core.errors import UserError
+from sae_core.files import read_json
+from sae_core.formats.foreign import Foreign, as_object, calibrated, check_setting, foreign_of, positive_whole
+from sae_core.formats.hook_names import site_of_hook
+from sae_core.formats.tensor_files import Source
+from sae_core.formats.unit_norm import Raw, convert
+from sae_core.sites import Site, Stream
+
+log = logging.getLogger(__name__)
+_SAME_ACTIVATIONS = frozenset(
+    "center_writing_weights fold_ln fold_value_biases center_unembed refactor_factored_attn_matrices "
+    "dtype torch_dtype device device_map n_devices move_to_device trust_remote_code attn_implementation "
+    "low_cpu_mem_usage local_files_only cache_dir token default_prepend_bos default_padding_side n_ctx "
+    "first_n_layers "
+    "revision checkpoint_index checkpoint_value".split()
+)
+"""What else a model may have been loaded with: activations at our sites are the same, or (the last line) those of
+other weights, which are then the ones to give."""
+
+
+def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of a dictionary as SAELens 6 reads them, `about` being the metadata; see `read_sae_lens`."""
+    whole = parts(dictionary)
+    sae, kind, normalisation = whole.sae, whole.kind, whole.normalisation
+    tensors = dict(sae.state_dict())
+    if (gain := getattr(sae, "gain", None)) is not None:  # which SAELens keeps in the lengths of the directions
+        tensors["W_dec"] = sae.W_dec * gain[:, None]
+    loaded = dict(normalisation.loaded) if normalisation else {}
+    card = {
+        "architecture": kind.sae_lens,
+        "d_in": sae.d_in,
+        "d_sae": sae.n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": normalisation.sae_lens if normalisation else "none",
+        "reshape_activations": "none",
+        "metadata": dict(about) | ({"model_from_pretrained_kwargs": loaded} if loaded else {}),
+    }
+    return tensors, card | {name: getattr(sae, name) for name in kind.settings} | dict(kind.card)
+
+
+def read_sae_lens(source: Source) -> Foreign:
+    """A dictionary of any version, by what its card says."""
+    card, about = source.card, as_object(source.card.get("metadata")) or source.card
+    activation = card.get("activation_fn") or card.get("activation_fn_str") or "relu"
+    kind = "topk" if activation == "topk" else card.get("architecture") or "standard"
+    if not card.get("architecture") and activation == "relu" and "k" in card:  # as a ReLU it would be wrong in silence
+        raise UserError("its card gives a k but no architecture; expected 'topk'")
+    check_setting("architecture", kind, *(ours.sae_lens for ours in SAES), "batchtopk", "matryoshka_batchtopk")
+    check_setting("activation_fn", activation, "relu", "topk")
+    check_setting("reshape_activations", card.get("reshape_activations"), None, "none")
+    check_setting("hook_head_index", about.get("hook_head_index", about.get("hook_point_head_index")), None)
+    check_setting("hook_name_out", about.get("hook_name_out"), None, about.get("hook_name"))
+
+    W_enc, b_enc, W_dec, b_dec = source.matrices("W_enc", "W_dec", None if kind == "gated" else "b_enc", "b_dec")
+    n_latents, rescaled = len(W_dec), bool(card.get("rescale_acts_by_decoder_norm"))
+    raw = Raw(W_enc, b_enc, _finetuned(source, W_dec), b_dec, subtracts=bool(card.get("apply_b_dec_to_input", True)))
+    if kind == "topk":
+        k = card.get("k") or as_object(card.get("activation_fn_kwargs")).get("k")
+        raw = replace(raw, k=positive_whole("k", k), rescaled=rescaled)
+    elif kind == "gated":
+        raw = replace(raw, gate=tuple(source.tensor(name, n_latents) for name in ("b_gate", "b_mag", "r_mag")))
+    elif source.has("topk_threshold"):
+        threshold = calibrated("topk_threshold", source.tensor("topk_threshold"), unset=0.0)
+        raw = replace(raw, threshold=threshold.expand(n_latents), rescaled=rescaled)
+    elif source.has("log_threshold"):
+        raw = replace(raw, threshold=source.tensor("log_threshold", n_latents).exp())
+    elif kind != "standard":
+        raw = replace(raw, threshold=source.tensor("threshold", n_latents))
+    hook = about.get("hook_name") or about.get("hook_point")
+    site = site_of_hook(str(hook)) if hook else None
+    bos = about.get("prepend_bos", True if about is card else None)
+    dictionary = _as_loaded(source, about, site, _normalised(source, convert(raw)))
+    return foreign_of(dictionary, "SAELens", site, about.get("model_name"), bos, about.get("context_size"))
+
+
+def _finetuned(source: Source, W_dec: Tensor) -> Tensor:
+    """The decoder times the factors that older versions of SAELens fitted to the codes afterwards."""
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        factor = source.tensor(name, len(W_dec)) if name in source.values else torch.ones(1)
+        if not torch.allclose(factor, torch.ones_like(factor)):
+            if not source.card.get("finetuning_scaling_factor"):
+                raise UserError(f"it holds a {name}, of which its cfg.json says that it is not used")
+            W_dec = W_dec * factor[:, None]
+    return W_dec
+
+
+def _normalised(source: Source, sae: SAE) -> Autoencoder:
+    """The dictionary of activations, given the one of activations as SAELens normalises them."""
+    kind = source.card.get("normalize_activations") or "none"
+    by_token = {ours.sae_lens: ours.type for ours in NORMALISATIONS}
+    check_setting("normalize_activations", kind, *by_token, "expected_average_only_in", True)
+    if kind == "none":
+        return sae
+    if kind in by_token:
+        return by_token[kind](sae)
+    scaler = source.folder / "activation_scaler.json"
+    scale = read_json(scaler).get("scaling_factor") if scaler.is_file() else None
+    if not isinstance(scale, (int, float)) or not scale > 0:
+        raise UserError(
+            "it has normalize_activations = 'expected_average_only_in', and the factor is not in the file; "
+            "save it with SAELens' save_inference_model, or put the activation_scaler.json of its training beside it"
+        )
+    return sae.unscaled(scale)
+
+
+def _as_loaded(source: Source, about: dict[str, Any], site: Site | None, dictionary: Autoencoder) -> Autoencoder:
+    """The dictionary of a model's own activations, given the one of the model as TransformerLens loaded it.
+
+    Cards of September 2024 and later say how; what training did before is not known, and a warning says so.
+    """
+    kwargs = about.get("model_from_pretrained_kwargs")
+    strange = sorted(name for name, value in as_object(kwargs).items() if value and name not in _SAME_ACTIVATIONS)
+    if strange:
+        raise UserError(f"its model was loaded with {', '.join(strange)}, which cannot be represented here")
+    if isinstance(dictionary, LayerNormed) or (site and site.stream is Stream.MLP_HIDDEN):
+        return dictionary  # the mean is out already, or was never in
+    if kwargs is None and about is source.card:
+        log.warning(
+            "%s: from before SAELens kept how it loaded the model; if with %s, as gpt2-small-res-jb was, "
+            'add "model_from_pretrained_kwargs": {"%s": true} to its cfg.json',
+            *(source.path, CENTRED, CENTRED),
+        )
+    if not as_object(kwargs).get(CENTRED):
+        return dictionary
+    if isinstance(dictionary, Normed):
+        raise UserError(f"it has {CENTRED} and normalised activations, which cannot be represented here together")
+    return Centred(dictionary)
