@@ -41,7 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from train_throughput import Report, record
 
-from circuits.effects.ablation_effects import Ablation, Causes, ToMean, ablation_effects, to_zero
+from circuits.effects.ablation_effects import AblatedCodes, Causes, ToMean, ablation_effects, to_zero
 from circuits.effects.exact_routes import Rerun
 from circuits.effects.scene import Scene
 from circuits.effects.screens import audited, shortlist
@@ -111,7 +111,7 @@ class Question:
     dictionary: SAE
     """Of the source."""
     examples: Examples
-    ablation: Ablation = to_zero
+    ablation: AblatedCodes = to_zero
 
     @property
     def gap(self) -> int:
@@ -384,7 +384,7 @@ def hard_cases(report: Report, name: str, subject: Subject, size: Size) -> None:
     near, far = Site(last.layer - 1), Site(0)
     target, logit = subject.target(root), top_logit(model, examples)
 
-    def question(source: Site, read: Target, ablation: Ablation = to_zero) -> Question:
+    def question(source: Site, read: Target, ablation: AblatedCodes = to_zero) -> Question:
         return Question(model, read, source, subject.dictionaries[source], examples, ablation)
 
     own = subject.atlas.sites[near]

@@ -247,7 +247,7 @@ def _half(prompts: TargetPrompts, draw: int) -> TargetPrompts:
     corrupted = None if prompts.corrupted is None else prompts.corrupted[rows]
     half = Examples(examples.tokens[rows], examples.end[rows], examples.activation[rows])
     assert isinstance(prompts.target, LogitTarget)
-    return TargetPrompts(prompts.target.some(rows), half, corrupted)
+    return TargetPrompts(prompts.target.only(rows), half, corrupted)
 
 
 def _by_strength(graph: FeatureGraph, covered: set[Site]) -> list[FeatureId]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from circuits.effects.ablation_effects import Ablation, Causes, to_zero
+from circuits.effects.ablation_effects import AblatedCodes, Causes, to_zero
 from circuits.effects.scene import Change
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
@@ -44,7 +44,7 @@ class Evidence:
     dictionaries: Mapping[Site, Dictionary]
     targets: Callable[[NodeId], tuple[Target, Examples]]
     """A target of the circuit with the examples on which its causes were sought."""
-    ablations: Mapping[Site, Ablation]
+    ablations: Mapping[Site, AblatedCodes]
 
     @torch.no_grad()
     def of(self, edge: Edge, n: int = 6) -> list[EdgeExample]:

@@ -16,7 +16,7 @@ from circuits.effects.ablation_effects import (
     error_effect,
     null_effects,
 )
-from circuits.effects.exact_routes import Rerun
+from circuits.effects.exact_routes import Rerun, route
 from circuits.effects.screens import audited, first_order, shortlist
 from circuits.features.atlas import Examples
 from circuits.graph import Edge, ErrorTerm
@@ -163,11 +163,11 @@ def _direct(causes: Causes, latent: int) -> float | None:
     """What of the effect no block in between carries; None where that is not known."""
     scene = causes.scene
     examples = Examples(scene.tokens.cpu(), scene.end.cpu(), scene.clean.cpu())
-    given = (scene.model, causes.dictionary, scene.source, scene.target, examples)
     try:
-        alone = Causes.of(*given, ablation=causes.ablation, direct=True)
+        way = route(scene.model, scene.source, scene.target, examples, direct=True)
     except UserError:  # a source that is no part of the residual, or blocks of unknown parts
         return None
+    alone = Causes.along(way, causes.dictionary, causes.ablation)
     return float(ablation_effects(alone, torch.tensor([latent], device=scene.x.device)).effect[latent])
 
 

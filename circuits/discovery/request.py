@@ -10,7 +10,7 @@ from circuits.discovery.default_target import default_target
 from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text
 from circuits.discovery.sampling import OverRange
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
-from circuits.effects.ablation_effects import Ablation, ToMean, ToOthers
+from circuits.effects.ablation_effects import AblatedCodes, ToMean, ToOthers
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples, FeatureAtlas
@@ -140,11 +140,11 @@ def cause_ablations(
     dictionaries: DictionarySet,
     contexts: Int[Tensor, "contexts pos"],
     request: CircuitRequest,
-) -> dict[Site, Ablation]:
+) -> dict[Site, AblatedCodes]:
     """What the latents of each site are set to; empty for zero."""
     if request.ablation == CauseAblation.ZERO:
         return {}
-    ablations: dict[Site, Ablation] = {}
+    ablations: dict[Site, AblatedCodes] = {}
     for site, dictionary in dictionaries.dictionaries.items():
         codes = dictionary.encode(harvest(model, contexts[:ABLATION_CONTEXTS], (site,))[site])
         is_mean = request.ablation == CauseAblation.MEAN

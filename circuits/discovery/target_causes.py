@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from circuits.discovery.edges import EdgeConfig, find_edges
-from circuits.effects.ablation_effects import Ablation, Causes, to_zero
+from circuits.effects.ablation_effects import AblatedCodes, Causes, to_zero
 from circuits.effects.targets import FeatureTarget, Target
 from circuits.features.atlas import Examples, ExampleSource
 from circuits.graph import Edge, NodeId
@@ -71,7 +71,7 @@ class CauseSearch:
     source: ExampleSource
     """Gives the examples of features."""
     config: DiscoveryConfig = field(default_factory=DiscoveryConfig)
-    ablations: Mapping[Site, Ablation] = field(default_factory=dict)
+    ablations: Mapping[Site, AblatedCodes] = field(default_factory=dict)
     """What the latents of a site are set to, where it is not zero."""
 
     def feature(self, node: FeatureId) -> FeatureTarget:

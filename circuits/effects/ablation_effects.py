@@ -4,13 +4,17 @@
 
 over the target's examples i, a ratio of sums: positive where the cause supports the target. a_ij is the
 target with latent j set to its ablated value (zero, a mean, another token's) at all positions up to the one
-that is read, the error term kept. Its standard error is that of a ratio of sums,
-sqrt(n / (n - 1) sum_i (d_i - r a_i)^2) / |sum a|, d_i being the drop on one example.
+that is read, the error term kept. Its standard error is that of a ratio of sums r = sum d_i / sum a_i,
 
-What cannot matter is not run: a pair of latent and example in which the ablated value is the clean one at
-every position has no effect, exactly. How the rest is computed is `circuits/effects/exact_routes.py`'s.
+    sqrt(n / (n - 1) sum_i (d_i - r a_i)^2) / |sum_i a_i|        d_i = a_i - a_ij
+
+(linearised, Cochran 1977, section 2.11; it counts the scatter of d about r a, not that of d).
+
+A pair of latent and example in which the ablated value is the clean one at every position has no effect,
+exactly, and is not run. `circuits/effects/exact_routes.py` says how the others are computed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -30,8 +34,8 @@ from sae_core.sites import Site
 
 
 @runtime_checkable
-class Ablation(Protocol):
-    """What latents are set to."""
+class AblatedCodes(Protocol):
+    """The values that latents are set to: zero, a mean, or those of another token."""
 
     def __call__(self, codes: Float[Tensor, "pos n_latents"], example: int) -> Float[Tensor, "#pos n_latents"]:
         """The values in place of `codes`, which are those of one example."""
@@ -67,7 +71,7 @@ class ToOthers:
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Effects of every latent of one site on one target."""
+    """The effect of every latent of one site on one target."""
 
     source: Site
     effect: Float[Tensor, "n_latents"]
@@ -80,14 +84,18 @@ class Effects:
     """Pairs of latent and example that were run."""
 
 
+Runs = Iterator[tuple[Change, Int[Tensor, "runs"]]]
+"""The runs of one example at a time, and the key that each is summed under."""
+
+
 @dataclass(frozen=True, eq=False)
 class Causes:
-    """A target, its examples, and what the latents of one site are on them: the question that is asked."""
+    """A target on its examples, and the latents of one site whose effects on it are sought."""
 
     scene: Scene
     route: Route
     dictionary: Dictionary
-    ablation: Ablation
+    ablation: AblatedCodes
     content: Bool[Tensor, "examples pos"]
     """Positions at which latents are ablated."""
 
@@ -100,21 +108,24 @@ class Causes:
         target: Target,
         examples: Examples,
         *,
-        ablation: Ablation = to_zero,
-        direct: bool = False,
+        ablation: AblatedCodes = to_zero,
     ) -> "Causes":
-        """Raises `UserError` where the source cannot affect the target, or the target is zero on the examples."""
-        way = route(model, source, target, examples, direct=direct)
+        """Total effects; raises `UserError` where the source cannot affect the target, or the target is zero."""
+        return cls.along(route(model, source, target, examples), dictionary, ablation)
+
+    @classmethod
+    def along(cls, way: Route, dictionary: Dictionary, ablation: AblatedCodes = to_zero) -> "Causes":
+        """The effects that take a given route; raises `UserError` where the target is zero on the examples."""
         scene = way.scene
         if not abs(float(scene.clean.sum())) > 0:
-            raise UserError(f"{target.node} is not active on the examples given")
-        content = model.content(scene.tokens.cpu()).to(scene.tokens.device)
+            raise UserError(f"{scene.target.node} is not active on the examples given")
+        content = scene.model.content(scene.tokens.cpu()).to(scene.tokens.device)
         content &= torch.arange(scene.tokens.shape[1], device=content.device) <= scene.end[:, None]
         return cls(scene, way, dictionary, ablation, content)
 
     @torch.no_grad()
     def taken(self, example: int, only: Int[Tensor, "k"] | None = None) -> Float[Tensor, "pos n_latents"]:
-        """c - c': what the ablation takes from each latent of one example; of `only` some, if so."""
+        """c - c': what the ablation takes from each latent of one example; zero for latents outside `only`."""
         width = int(self.scene.end[example]) + 1
         codes = self.dictionary.encode(self.scene.x[example, :width])
         taken = (codes - self.ablation(codes, example)) * self.content[example, :width, None]
@@ -127,22 +138,17 @@ class Causes:
 
 
 @torch.no_grad()
-def ablation_effects(causes: Causes, only: Int[Tensor, "k"] | None = None) -> Effects:
+def ablation_effects(causes: Causes, only: Int[Tensor, "k"] | None = None, *, at_once: int | None = None) -> Effects:
     """The effect of each latent that is active on the examples; the others' is 0, exactly.
 
-    With `only`, the effects of those latents, and nothing but zeros for the rest.
+    With `only`, the effects of those latents, and zeros for the rest. `at_once` runs share a forward pass (as many
+    as memory allows by default); the effects do not depend on it.
     """
-    directions, scene = causes.dictionary.directions, causes.scene
-    table = causes.route.table(directions)
-    at_once = runs_at_once(causes.route, table)
-    sums, n_active, n_pairs = _Sums(len(directions), scene), torch.zeros(len(directions), dtype=torch.long), 0
-    for i in range(len(scene.end)):
-        change, latents = _each_latent(causes.taken(i, only), i)
-        n_active[latents.cpu()] += 1
-        n_pairs += change.n_runs
-        for part, keys in zip(change.parts(at_once), latents.split(at_once), strict=False):
-            sums.add(i, keys, causes.route.values(part, table))
-    return Effects(scene.source, *sums.effects(), n_active, n_pairs)
+    directions, n_examples = causes.dictionary.directions, len(causes.scene.end)
+    runs = (_each_latent(causes.taken(i, only), i) for i in range(n_examples))
+    sums = _measured(causes, directions, len(directions), runs, at_once)
+    n_active = sums.n_runs.cpu()  # a latent has one run for each example on which it is active
+    return Effects(causes.scene.source, *sums.effects(), n_active, int(n_active.sum()))
 
 
 @torch.no_grad()
@@ -154,16 +160,14 @@ def effects_by_position(
     Positions are counted back from the target's: 0 is its own.
     """
     directions, scene = causes.dictionary.directions, causes.scene
-    table = causes.route.table(directions)
-    at_once = runs_at_once(causes.route, table)
     n_pos = scene.tokens.shape[1]
-    sums = _Sums(len(directions) * n_pos, scene)
-    for i in range(len(scene.end)):
-        change, latents = _each_place(causes.taken(i, only), i)
-        keys = latents * n_pos + int(scene.end[i]) - change.position
-        for part, own in zip(change.parts(at_once), keys.split(at_once), strict=False):
-            sums.add(i, own, causes.route.values(part, table))
-    effect, error = sums.effects()
+
+    def runs() -> Runs:
+        for i in range(len(scene.end)):
+            change, latents = _each_place(causes.taken(i, only), i)
+            yield change, latents * n_pos + int(scene.end[i]) - change.position
+
+    effect, error = _measured(causes, directions, len(directions) * n_pos, runs()).effects()
     return effect.view(-1, n_pos), error.view(-1, n_pos)
 
 
@@ -174,43 +178,51 @@ def null_effects(causes: Causes, latent: int, n: int = 1000, *, seed: int = 0) -
     width = scene.x.shape[-1]
     drawn = torch.randn(n, width, generator=generator_for(seed, "null", str(scene.target.node), str(scene.source)))
     directions = torch.nn.functional.normalize(drawn, dim=-1).to(scene.x)
-    table = causes.route.table(directions)
-    at_once = runs_at_once(causes.route, table)
-    sums = _Sums(n, scene)
-    everyone = torch.arange(n, device=scene.x.device)
-    for i in range(len(scene.end)):
-        amount = causes.taken(i)[:, latent]
-        position = amount.nonzero()[:, 0]
-        if not len(position):
-            continue
-        run = everyone.repeat_interleave(len(position))
-        change = Change(i, n, run, position.repeat(n), run, amount[position].repeat(n))
-        for part, keys in zip(change.parts(at_once), everyone.split(at_once), strict=True):
-            sums.add(i, keys, causes.route.values(part, table))
-    return sums.effects()[0]
+    numbers = torch.arange(n, device=scene.x.device)  # of directions, and so of runs
+
+    def runs() -> Runs:
+        for i in range(len(scene.end)):
+            amount = causes.taken(i)[:, latent]
+            position = amount.nonzero()[:, 0]
+            if len(position):
+                run = numbers.repeat_interleave(len(position))
+                yield Change(i, n, run, position.repeat(n), run, amount[position].repeat(n)), numbers
+
+    return _measured(causes, directions, n, runs()).effects()[0]
 
 
 @torch.no_grad()
 def error_effect(causes: Causes) -> tuple[float, float]:
-    """(effect, standard error) of taking away what the dictionary misses of the source, x - x_hat."""
+    """(effect, standard error) of taking away the error term of the source, x - x_hat, at all content positions."""
     scene, sums = causes.scene, _Sums(1, causes.scene)
     for i in range(len(scene.end)):
         width = int(scene.end[i]) + 1
-        x = scene.x[i, :width]
-        missed = (x - causes.dictionary.decode(causes.dictionary.encode(x)))[causes.content[i, :width]]
-        places = causes.content[i, :width].nonzero()[:, 0]
-        if not len(places):
-            continue
-        change = Change(
-            i, 1, torch.zeros_like(places), places, torch.arange(len(places), device=x.device), x.new_ones(len(places))
-        )
-        sums.add(
-            i,
-            torch.zeros(1, dtype=torch.long, device=x.device),
-            causes.route.values(change, causes.route.table(missed)),
-        )
+        x, position = scene.x[i, :width], causes.content[i, :width].nonzero()[:, 0]
+        if len(position):
+            # one run, whose direction at each position is that position's own error term
+            errors = (x - causes.dictionary.decode(causes.dictionary.encode(x)))[position]
+            row, run = torch.arange(len(position), device=x.device), torch.zeros_like(position)
+            change = Change(i, 1, run, position, row, x.new_ones(len(position)))
+            sums.add(i, run[:1], causes.route.values(change, causes.route.table(errors)))
     effect, error = sums.effects()
     return float(effect), float(error)
+
+
+def _measured(
+    causes: Causes,
+    directions: Float[Tensor, "rows d_in"],
+    n_keys: int,
+    runs: Runs,
+    at_once: int | None = None,
+) -> "_Sums":
+    """The sums over all runs, each added to its key; `directions` are those that the changes take away."""
+    table = causes.route.table(directions)
+    at_once = at_once or runs_at_once(causes.route, table)
+    sums = _Sums(n_keys, causes.scene)
+    for change, keys in runs:
+        for part, part_keys in zip(change.parts(at_once), keys.split(at_once), strict=False):  # no runs: no parts
+            sums.add(change.example, part_keys, causes.route.values(part, table))
+    return sums
 
 
 def _each_latent(taken: Float[Tensor, "pos n_latents"], example: int) -> tuple[Change, Int[Tensor, "runs"]]:
@@ -228,24 +240,24 @@ def _each_place(taken: Float[Tensor, "pos n_latents"], example: int) -> tuple[Ch
 
 
 class _Sums:
-    """What the drops of many runs add up to, in float64 and in the order of the examples."""
+    """Sums over runs by key of d, d^2 and d a, in float64 and in the order of the examples; d = a - a_ablated."""
 
     def __init__(self, n: int, scene: Scene):
         self.clean = scene.clean.double()
         self.drop, self.square, self.product = torch.zeros(3, n, dtype=torch.float64, device=self.clean.device)
+        self.n_runs = torch.zeros(n, dtype=torch.long, device=self.clean.device)
 
     def add(self, example: int, keys: Int[Tensor, "runs"], values: Float[Tensor, "runs"]) -> None:
         """Runs of one example, no two with the same key."""
-        fall = self.clean[example] - values.double()
-        for total, part in (
-            (self.drop, fall),
-            (self.square, fall.square()),
-            (self.product, fall * self.clean[example]),
-        ):
+        a = self.clean[example]
+        d = a - values.double()
+        for total, part in ((self.drop, d), (self.square, d.square()), (self.product, d * a)):
             total.index_add_(0, keys, part)
+        self.n_runs.index_add_(0, keys, torch.ones_like(keys))
 
     def effects(self) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-        """Ratios of sums and their standard errors."""
+        """Ratios of sums and their standard errors, by key."""
+        # sum_i (d_i - r a_i)^2 = sum d^2 - 2 r sum d a + r^2 sum a^2, so that no d need be kept
         total, n = self.clean.sum(), len(self.clean)
         ratio = self.drop / total
         spread = self.square - 2 * ratio * self.product + ratio.square() * self.clean.square().sum()

@@ -1,9 +1,10 @@
 """Which latents could matter, where ablating all of them would take too long.
 
 Between neighbouring layers every effect is computed; over more than one block each costs a pass through all
-blocks in between. There a screen proposes candidates, exact ablation decides among them, and an audit of
-the rest says how far to trust that. A gradient alone misses true top causes in early layers (large latents
-whose first-order term is small or of the wrong sign), so three lists are united.
+blocks in between. There screens propose candidates, exact ablation decides among them, and an audit of the
+rest bounds what the screens may have missed. A gradient alone misses true top causes in early layers (large
+latents whose first-order term is small or of the wrong sign), so the first of three lists are united: by
+gradient, by integrated gradients, and by the norm of what is taken away.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ IG_STEPS = 10
 
 @dataclass(frozen=True)
 class Audit:
-    """Latents drawn from those that were not ablated, and what ablating them showed."""
+    """Latents drawn at random from those that no screen proposed, and what ablating them showed."""
 
     n_drawn: int
     n_rest: int
@@ -35,44 +36,48 @@ class Audit:
 
     @property
     def share(self) -> float:
-        """With 95% confidence, at most this share of the rest would have been kept, if none that was drawn would."""
+        """Upper end of a one-sided 95% interval for the share of the rest that ablation would have kept."""
         if not self.n_rest:
             return 0.0
+        # If the share p were larger, n draws would all miss with probability (1 - p)^n < e^(-p n) = 0.05. With a hit
+        # among them no such bound is claimed: the screens have failed.
         return min(1.0, -log(1 - CONFIDENCE) / self.n_drawn) if self.n_drawn and not self.n_beyond else 1.0
 
 
 def first_order(causes: Causes) -> Float[Tensor, "n_latents"]:
-    """Effects to first order: sum over examples and positions of (c - c') f_j . d target / d x, over |sum a|."""
+    """Effects to first order: sum over examples and positions of (c_j - c'_j) d_j . da / dx, over |sum a|."""
     return _gradients(causes, [0.0])
 
 
 def integrated(causes: Causes, steps: int = IG_STEPS) -> Float[Tensor, "n_latents"]:
     """First-order effects averaged on the way to all latents ablated at once (Marks et al. 2024, section 2).
 
-    Not the integral along each latent's own way, and so no exact effect of any.
+    They add up to the effect of ablating all at once; that of one latent alone would need a path of its own.
     """
     return _gradients(causes, [step / steps for step in range(steps)])
 
 
 def squared_norms(causes: Causes) -> Float[Tensor, "n_latents"]:
     """Sum of (c - c')^2 over examples and positions: how much is taken away, whatever it does."""
-    return sum(causes.taken(i).double().square().sum(0) for i in range(len(causes.scene.end))).cpu()
+    squares = [causes.taken(i).double().square().sum(0) for i in range(len(causes.scene.end))]
+    return torch.stack(squares).sum(0).cpu()
 
 
 def shortlist(causes: Causes, per_list: int) -> Int[Tensor, "k"]:
     """Latents that are among the `per_list` first by gradient, by integrated gradients, or by norm."""
     norms = squared_norms(causes)
     lists = (first_order(causes).abs(), integrated(causes).abs(), norms)
-    found = torch.cat([score.topk(min(per_list, len(score))).indices for score in lists]).unique()
-    return found[norms[found] > 0]
+    listed = torch.cat([score.topk(min(per_list, len(score))).indices for score in lists]).unique()
+    return listed[norms[listed] > 0]
 
 
 def audited(
     causes: Causes, ablated: Int[Tensor, "k"], n: int, threshold: float, *, seed: int = 0
 ) -> tuple[Audit, Int[Tensor, "drawn"], Effects]:
-    """An audit of up to `n` latents that are active and not in `ablated`; those latents, and the effects of them.
+    """An audit of up to `n` latents that are active and not in `ablated`, those latents, and their effects.
 
-    One of them goes beyond if its |effect| is above `threshold`.
+    A drawn latent would have been kept if its |effect| is above `threshold`. Draws are uniform and without
+    replacement, so that the bound of `Audit.share` holds (it is conservative for a finite rest).
     """
     rest = squared_norms(causes) > 0
     rest[ablated.cpu()] = False
@@ -86,13 +91,16 @@ def audited(
 
 def _gradients(causes: Causes, places: list[float]) -> Float[Tensor, "n_latents"]:
     """Mean over `places` of the gradient there times what is taken; 0 is the clean run, 1 all latents ablated."""
+    # effect_j ~ sum_p t_pj (D g_p)_j with t = c - c' [pos, n_latents], D the directions [n_latents, d_in] and
+    # g = da / dx [pos, d_in], at x - s t D for each place s. Ablation moves x by -t D, and the effect is
+    # a - a_ablated: the two signs cancel.
     scene, directions = causes.scene, causes.dictionary.directions
     total = torch.zeros(len(directions), dtype=torch.float64)
     for i in range(len(scene.end)):
         taken = causes.taken(i)
         with torch.no_grad():
-            way = taken @ directions
-        slopes = torch.stack([_slope(causes, i, place * way) for place in places]).mean(0)
+            path = taken @ directions
+        slopes = torch.stack([_slope(causes, i, place * path) for place in places]).mean(0)
         total += (taken * (slopes @ directions.T)).double().sum(0).cpu()
     return total / causes.total
 

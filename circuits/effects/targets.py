@@ -1,10 +1,10 @@
 """What a circuit explains: one number per example, read from the activation at one position.
 
-A target is a feature's activation, or a logit or a difference of two, each example with tokens of its own.
+A target is a feature's activation, a logit, or the difference of two logits; tokens may differ between examples.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +32,11 @@ class Target(Protocol):
         ...
 
     def read(self, h: Float[Tensor, "rows d_in"], example: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
-        """The number from each row's activation at its own position; `example` says whose row it is."""
+        """The number of each row, `h` being the activation where it is read and `example` the row's example."""
         ...
 
     def near(self, h: Float[Tensor, "examples d_in"]) -> "Target":
-        """The same target, quicker to read where activations are near those of the examples."""
+        """The same target with the same values, cheaper to read near `h`, the activations of the examples."""
         ...
 
 
@@ -56,7 +56,7 @@ class FeatureTarget:
 
     def near(self, h: Float[Tensor, "examples d_in"]) -> Target:
         if isinstance(self.dictionary, TopKSAE):
-            return _Contested.of(self, h)
+            return _Contested.of(self.node, self.dictionary, h)
         if isinstance(self.dictionary, SAE):
             return _Alone(self.node, self.dictionary.only([self.node.index]))
         return self
@@ -84,41 +84,50 @@ class _Alone:
 class _Contested:
     """A latent of a TopK dictionary, which is active only if it is among the k largest.
 
-    The pre-activation of no other latent moves by more than |h' - h| times the largest norm of an encoder row.
-    Where that decides whether k others are larger, only the latent's own is computed; else all are.
+    Whether it is need not be computed from all n_latents pre-activations. With pre_j(h) = w_j . (h - b_dec) + b_j,
+    no pre-activation moves by more than
+
+        |pre_j(h') - pre_j(h)| = |w_j . (h' - h)| <= L |h' - h|        L = max_j |w_j|
+
+    (Cauchy-Schwarz), and so the k-th largest of the others', `bar`, moves by no more either: an order statistic
+    changes at most as much as the numbers do. At h' the latent i is therefore among the k largest if
+    pre_i(h') > bar(h) + L |h' - h|, not among them if pre_i(h') < bar(h) - L |h' - h|, and only in between are all
+    pre-activations computed.
     """
 
     node: FeatureId
     dictionary: TopKSAE
     h: Float[Tensor, "examples d_in"]
     bar: Float[Tensor, "examples"]
-    """The k-th largest pre-activation of the others at `h`."""
-    widest: Float[Tensor, ""]
+    """The k-th largest pre-activation of the other latents at `h`; -inf where there are fewer."""
+    lipschitz: Float[Tensor, ""]
+    """L, the largest norm of an encoder direction."""
+
+    ROUNDING: ClassVar[float] = 1e-4
+    """The bound is widened by this share of itself and of |bar|, far more than float32 rounds off."""
 
     @classmethod
-    def of(cls, target: FeatureTarget, h: Float[Tensor, "examples d_in"]) -> "_Contested":
-        sae, own = target.dictionary, target.node.index
+    def of(cls, node: FeatureId, sae: TopKSAE, h: Float[Tensor, "examples d_in"]) -> "_Contested":
         pre = sae.pre(h.detach())
-        pre[:, own] = -torch.inf
+        pre[:, node.index] = -torch.inf
         bar = pre.topk(sae.k).values[:, -1]
-        return cls(target.node, sae, h.detach(), bar, torch.linalg.vector_norm(sae.W_enc, dim=0).max())
+        return cls(node, sae, h.detach(), bar, torch.linalg.vector_norm(sae.W_enc, dim=0).max())
 
     @property
     def site(self) -> Site:
         return self.node.site
 
     def read(self, h: Float[Tensor, "rows d_in"], example: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
-        sae, own = self.dictionary, self.node.index
-        pre = (h - sae.b_dec) @ sae.W_enc[:, own] + sae.b_enc[own]
-        bar = self.bar[example]
+        sae, latent, bar = self.dictionary, self.node.index, self.bar[example]
+        pre = (h - sae.b_dec) @ sae.W_enc[:, latent] + sae.b_enc[latent]
         moved = torch.linalg.vector_norm((h - self.h[example]).detach(), dim=-1)
-        room = self.widest * moved * (1 + 1e-4) + 1e-4 * bar.abs().nan_to_num(posinf=0.0)  # more than rounding takes
-        value = torch.where(pre > bar + room, pre.relu(), torch.zeros_like(pre))
-        if sae.gain is not None:
-            value = value * sae.gain[own]
-        unsure = ((pre - bar).abs() <= room) & (pre > 0)
-        if unsure.any():
-            value = value.index_put((unsure.nonzero()[:, 0],), sae.encode(h[unsure])[:, own])
+        bound = self.lipschitz * moved * (1 + self.ROUNDING) + self.ROUNDING * bar.abs().nan_to_num(posinf=0.0)
+        value = torch.where(pre > bar + bound, pre.relu(), torch.zeros_like(pre))
+        if isinstance(sae.gain, Tensor):
+            value = value * sae.gain[latent]
+        undecided = ((pre - bar).abs() <= bound) & (pre > 0)
+        if undecided.any():
+            value = value.index_put((undecided.nonzero()[:, 0],), sae.encode(h[undecided])[:, latent])
         return value
 
     def near(self, h: Float[Tensor, "examples d_in"]) -> Target:
@@ -140,14 +149,14 @@ class LogitTarget:
 
     def read(self, h: Float[Tensor, "rows d_in"], example: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
         logits = self.model.unembed(h)
-        found = logits.gather(-1, self.plus.to(h.device)[example, None])[:, 0]
+        plus = logits.gather(-1, self.plus.to(h.device)[example, None])[:, 0]
         if self.minus is None:
-            return found
-        return found - logits.gather(-1, self.minus.to(h.device)[example, None])[:, 0]
+            return plus
+        return plus - logits.gather(-1, self.minus.to(h.device)[example, None])[:, 0]
 
     def near(self, h: Float[Tensor, "examples d_in"]) -> Target:
         return self
 
-    def some(self, rows: Int[Tensor, "k"]) -> "LogitTarget":
-        """The same target for some of the examples."""
+    def only(self, rows: Int[Tensor, "k"]) -> "LogitTarget":
+        """The same target for the examples `rows` only."""
         return replace(self, plus=self.plus[rows], minus=None if self.minus is None else self.minus[rows])

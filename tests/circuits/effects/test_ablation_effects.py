@@ -7,7 +7,6 @@ import torch
 from handmade import Circuit, random_topk
 from tiny import random_tokens, user_error
 
-from circuits.effects import ablation_effects as effects
 from circuits.effects.ablation_effects import (
     Causes,
     Effects,
@@ -20,7 +19,9 @@ from circuits.effects.ablation_effects import (
 )
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples
+from editing.interventions.add_direction import AddDirection
 from editing.interventions.patch import ErrorPatch, FeaturePatch, ablate
+from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site, Stream
 
 LATENTS = 24
@@ -151,8 +152,11 @@ class Setting:
         loudest = f[torch.arange(18), self.examples.end].sum(0).argmax()
         self.target = FeatureId(Site(2), int(loudest))
 
-    def found(self) -> Effects:
-        return effects_of(self.model, self.dictionaries, self.source, self.target, self.examples)
+    def causes(self, **how) -> Causes:
+        return question(self.model, self.dictionaries, self.source, self.target, self.examples, **how)
+
+    def effects(self, *, at_once: int | None = None) -> Effects:
+        return ablation_effects(self.causes(), at_once=at_once)
 
     def read(self, *edits) -> torch.Tensor:
         """The target's activation at the examples' ends in full forwards over whole contexts."""
@@ -186,7 +190,7 @@ class Setting:
 @SOURCES
 def test_effects_equal_an_exhaustive_loop_over_full_forwards(tiny, source):
     setting = Setting(tiny, source)
-    found, expected = setting.found(), setting.naive()
+    found, expected = setting.effects(), setting.naive()
     assert expected.abs().max() > 0.01  # control: something is there to be found
     assert (found.effect - expected).abs().max() < 1e-5
     assert torch.equal(found.n_active, setting.active())
@@ -195,27 +199,25 @@ def test_effects_equal_an_exhaustive_loop_over_full_forwards(tiny, source):
 
 @SOURCES
 def test_latents_that_are_not_active_have_exactly_no_effect(tiny, source):
-    found = Setting(tiny, source).found()
+    found = Setting(tiny, source).effects()
     silent = found.n_active == 0
     assert silent[:2].all() and not silent.all()
     assert (found.effect[silent] == 0).all() and (found.effect[~silent] != 0).any()
 
 
-def test_the_size_of_a_pass_does_not_show(tiny, monkeypatch):
+def test_the_size_of_a_pass_does_not_show(tiny):
     setting = Setting(tiny, Site(1))
-    expected = setting.found()
+    expected = setting.effects()
     for at_once in (1, 3, 50):
-        monkeypatch.setattr(effects, "runs_at_once", lambda *_, at_once=at_once: at_once)
-        found = setting.found()
+        found = setting.effects(at_once=at_once)
         assert (found.effect - expected.effect).abs().max() < 1e-6
         assert found.n_pairs == expected.n_pairs and torch.equal(found.n_active, expected.n_active)
 
 
-def test_no_pass_holds_more_runs_than_allowed(circuit, monkeypatch):
-    monkeypatch.setattr(effects, "runs_at_once", lambda *_: 3)
+def test_no_pass_holds_more_runs_than_allowed(circuit):
     causes = question(circuit.model, circuit.dictionaries, Site(0), feature_3_0(), some_examples(circuit.contexts(20)))
     circuit.model.resumed.clear()
-    found = ablation_effects(causes)
+    found = ablation_effects(causes, at_once=3)
     rows = [n for n, _ in circuit.model.resumed]
     assert len(rows) > 20 and sum(rows) == found.n_pairs and max(rows) == 3
 
@@ -237,9 +239,6 @@ class Edited(Setting):
     def patch(self, latent: int, target: torch.Tensor, mask: torch.Tensor) -> FeaturePatch:
         index = torch.tensor([latent])
         return FeaturePatch(self.source, self.dictionaries[self.source], index, target, mask)
-
-    def causes(self, **how) -> Causes:
-        return question(self.model, self.dictionaries, self.source, self.target, self.examples, **how)
 
     @property
     def content(self) -> torch.Tensor:
@@ -299,20 +298,10 @@ def test_random_directions_in_place_of_a_latents_own(tiny):
     found = null_effects(causes, latent, 5, seed=1)
     x = tiny.record(setting.examples.tokens, [Site(1)])[Site(1)]
     codes = setting.dictionaries[Site(1)].encode(x)[..., latent] * setting.content
-    drawn = torch.randn(5, 32, generator=effects.generator_for(1, "null", str(setting.target), "resid_post.1"))
+    drawn = torch.randn(5, 32, generator=generator_for(1, "null", str(setting.target), "resid_post.1"))
     for r, direction in enumerate(torch.nn.functional.normalize(drawn, dim=-1)):
-        edit = Shifted(Site(1), -codes[..., None] * direction)
+        edit = AddDirection(Site(1), -codes[..., None] * direction)
         assert float(found[r]) == pytest.approx(setting.effect(edit), abs=1e-5)
-
-
-class Shifted:
-    """The edit that adds a tensor."""
-
-    def __init__(self, site: Site, offset: torch.Tensor):
-        self.site, self.offset = site, offset
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        return h + self.offset
 
 
 def test_about_one_in_a_hundred_random_directions_stands_out(tiny_models):
@@ -333,7 +322,7 @@ def test_about_one_in_a_hundred_random_directions_stands_out(tiny_models):
 def test_the_standard_error_is_that_of_a_ratio(tiny):
     """Against the jackknife, which takes examples out one by one; both estimate the same."""
     setting = Edited(tiny, Site(1))
-    found = setting.found()
+    found = setting.effects()
     latent = int((found.effect.abs() * (found.n_active > 9)).argmax())
     clean = setting.read()
     edit = ablate(Site(1), setting.dictionaries[Site(1)], [latent], mask=setting.content)

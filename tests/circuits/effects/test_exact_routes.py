@@ -129,7 +129,7 @@ def test_a_direct_effect_leaves_the_blocks_between_alone(double):
     examples = prompts(double)
     own, other = dictionary("topk", 32), dictionary("topk", 32, 9)
     target = loudest(double, Site(2), other, examples)
-    found = ablation_effects(Causes.of(double, own, Site(0), target, examples, direct=True)).effect
+    found = ablation_effects(Causes.along(route(double, Site(0), target, examples, direct=True), own)).effect
     clean = double.record(examples.tokens, [Site(0), Site(1), Site(2)])
     codes = own.encode(clean[Site(0)]) * double.content(examples.tokens)[..., None]
     everyone = torch.arange(len(ENDS))

@@ -12,6 +12,7 @@ from circuits.effects.ablation_effects import Causes, ablation_effects
 from circuits.effects.screens import Audit, audited, first_order, integrated, shortlist, squared_norms
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples
+from editing.interventions.add_direction import AddDirection
 from sae_core.dictionaries.baselines import Basis, Rectified
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import FeatureId, Site, Stream
@@ -56,7 +57,7 @@ def test_integrated_gradients_add_up_to_all_latents_ablated_at_once(tiny, source
     rows, drop = torch.arange(6), 0.0
     for i in range(6):
         width = int(causes.scene.end[i]) + 1
-        gone = Taken(source, causes.taken(i) @ own.directions)
+        gone = AddDirection(source, -(causes.taken(i) @ own.directions)[None])
         with tiny.hooks(gone):
             h = tiny.record(causes.scene.tokens[i, None, :width], [Site(2)])[Site(2)][:, -1]
         drop += float(causes.scene.clean[i] - causes.scene.target.read(h, rows[i, None]))
@@ -65,16 +66,6 @@ def test_integrated_gradients_add_up_to_all_latents_ablated_at_once(tiny, source
         total = float(integrated(causes, steps=20).sum())
     assert total == pytest.approx(whole, abs=0.03 * abs(whole) + 2e-3)
     assert abs(whole) > 1e-3
-
-
-class Taken:
-    """The edit that takes a tensor away."""
-
-    def __init__(self, site: Site, taken: torch.Tensor):
-        self.site, self.taken = site, taken
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        return h - self.taken
 
 
 def test_a_cancelling_pair_and_a_saturating_cause():
