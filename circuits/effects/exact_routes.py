@@ -26,8 +26,8 @@ from torch import Tensor
 from circuits.effects.scene import Change, Scene
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
-from editing.engine.batching import budget_on, rows_at_once
-from editing.engine.resumed_run import adds
+from editing.engine.batching import budget_on, measure_rows_that_fit
+from editing.engine.resumed_run import adds_to_residual
 from editing.interventions.add_direction import AddDirection
 from sae_core.errors import UserError
 from sae_core.model.block import Block, agrees, block_of
@@ -79,7 +79,7 @@ class Rerun:
         taken = table.new_zeros(change.n_runs, width, table.shape[-1])
         taken[change.run, change.position] = change.amount[:, None] * table[change.row]
         layer, read_at = scene.source.layer, [scene.target.site]
-        if adds(model, scene.source):
+        if adds_to_residual(model, scene.source):
             h = model.resume(scene.recorded[Site(layer)][i, :width] - taken, layer, read_at)
         else:
             with model.hooks(AddDirection(scene.source, -taken)):
@@ -208,12 +208,12 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
     """
     scene = Scene.of(model, source, target, examples)
     into, gap = target.site, scene.gap
-    if direct and not adds(model, source):
+    if direct and not adds_to_residual(model, source):
         raise UserError(f"a direct effect needs a source that is added to the residual; {source} is not")
     read_at_residual = into.stream is Stream.RESID_POST
-    if adds(model, source) and (source == into or (read_at_residual and gap == 0)):
+    if adds_to_residual(model, source) and (source == into or (read_at_residual and gap == 0)):
         return SamePlace(scene)
-    if adds(model, source) and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
+    if adds_to_residual(model, source) and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
         block = block_of(model, into.layer, scene.tokens.shape[1])
         if block is not None:
             closed = OneBlock(scene, block)
@@ -248,4 +248,4 @@ def runs_at_once(route: Route, table: object, budget: int | None = None) -> int:
             Change(i, n, run, position, torch.zeros_like(run), torch.full_like(run, 1e-3, dtype=scene.x.dtype)), table
         )
 
-    return rows_at_once(attempt, budget_on(scene.x.device) if budget is None else budget)
+    return measure_rows_that_fit(attempt, budget_on(scene.x.device) if budget is None else budget)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.effects.ablation_effects import Causes, Effects, ablation_effects
-from editing.engine.resumed_run import adds
+from editing.engine.resumed_run import adds_to_residual
 from editing.interventions.add_direction import AddDirection
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
@@ -114,7 +114,7 @@ def _slope(causes: Causes, example: int, moved: Float[Tensor, "pos d_in"]) -> Fl
     with torch.enable_grad():
         if scene.source == scene.target.site:
             h = scene.x[example, None, :width] + offset
-        elif adds(scene.model, scene.source) and scene.gap:
+        elif adds_to_residual(scene.model, scene.source) and scene.gap:
             after = scene.recorded[Site(layer)][example, None, :width] + offset
             h = scene.model.resume(after, layer, wanted)[scene.target.site]
         else:

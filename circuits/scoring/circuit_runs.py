@@ -9,7 +9,6 @@ one position read. Circuits and prompts are stacked into passes of a measured si
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from functools import cached_property
 from itertools import islice
 
 import torch
@@ -20,7 +19,7 @@ from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from circuits.graph import NodeId
 from circuits.scoring.ablations import AblatedValues, KeepOnly, residual_sites
-from editing.engine.batching import budget_on, rows_at_once
+from editing.engine.batching import budget_on, measure_rows_that_fit
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -112,6 +111,8 @@ class CircuitRuns:
             recorded = model.record(tokens, {self.sites[0], target.site})
             self.start = recorded[self.sites[0]]
             self.whole = self._read(recorded[target.site], torch.arange(len(prompts)))
+        self.rows_at_once = measure_rows_that_fit(self._one_pass, budget_on(self.start.device))
+        """Prompts, each under one circuit, that a pass may stack."""
 
     def __len__(self) -> int:
         return len(self.end)
@@ -165,21 +166,14 @@ class CircuitRuns:
             h = self._next(h, number)
         return before, after, self._read(h, prompts)
 
-    @cached_property
-    def rows_at_once(self) -> int:
-        """Prompts, each under one circuit, that a pass may stack; the memory they take is measured."""
-        everything = self._kept([self.everything()])
-
-        def run(rows: int) -> None:
-            prompts = self.end.new_zeros(rows)
-            masks = {site: mask.expand(rows, -1) for site, mask in everything.items()}
-            *_, final = self._run(self.start[prompts], 0, prompts, masks, Errors.ABLATED)
-            self._read(final, prompts)
-
-        with torch.no_grad():
-            return rows_at_once(run, budget_on(self.start.device))
-
     # ---- inside ------------------------------------------------------------------------------------
+
+    def _one_pass(self, rows: int) -> None:
+        """A pass of so many rows, a prompt under a circuit each, through all covered sites."""
+        prompts = self.end.new_zeros(rows)
+        masks = {site: mask.expand(rows, -1) for site, mask in self._kept([self.everything()]).items()}
+        *_, final = self._run(self.start[prompts], 0, prompts, masks, Errors.ABLATED)
+        self._read(final, prompts)
 
     def _values(
         self,

@@ -1,7 +1,7 @@
 """Prompts run once, to be run again under edits from the edited layer upward.
 
 Rows are prompts by number: one prompt can stand in a pass many times, each time under another edit. Blocks below
-the edit are never run again, and logits are there at the prompts' ends only.
+the edit are never run again, and logits are computed at the prompts' ends only.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 
-def adds(model: LanguageModel, site: Site) -> bool:
+def adds_to_residual(model: LanguageModel, site: Site) -> bool:
     """Whether a change at the site is the same change of the residual after its block, as nothing between reads it.
 
     So it is for the residual itself and for what the MLP writes, and for what attention writes where blocks are
@@ -25,7 +25,7 @@ def adds(model: LanguageModel, site: Site) -> bool:
     return site.stream is not Stream.MLP_HIDDEN
 
 
-class Upward:
+class ResumedRun:
     """One run of prompts, recorded at `sites`, and the same run with edits at `layer` or above."""
 
     def __init__(
@@ -41,11 +41,12 @@ class Upward:
         below, after = Site(layer - 1), Site(layer)
         self.recorded = model.record(tokens, {*sites, after, self.last} | ({below} if layer else set()))
         self.below, self.after = self.recorded.get(below), self.recorded[after]
+        """The residual below and after the layer; below the first there is none."""
         self.logits: Float[Tensor, "batch vocab"] = model.unembed(at_end(self.recorded[self.last], self.end))
         """At the prompts' ends, unedited."""
 
-    def edited(self, prompts: Int[Tensor, "rows"], edits: Sequence[Intervention]) -> Float[Tensor, "rows vocab"]:
-        """Logits at the ends under edits, which get the rows as they are in `prompts`."""
+    def logits_under(self, prompts: Int[Tensor, "rows"], edits: Sequence[Intervention]) -> Float[Tensor, "rows vocab"]:
+        """Logits at the ends under edits, which get the rows in the order of `prompts`."""
         with self.model.hooks(*edits):
             if self.below is None:
                 final = self.model.record(self.tokens[prompts], [self.last])[self.last]
@@ -53,7 +54,9 @@ class Upward:
                 final = self.model.final(self.below[prompts], self.layer - 1)
         return self.model.unembed(at_end(final, self.end[prompts]))
 
-    def changed(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows vocab"]:
-        """Logits at the ends when the residual after the layer is changed."""
+    def logits_changed(
+        self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits at the ends with `change` added to the residual after the layer."""
         final = self.model.final(self.after[prompts] + change, self.layer)
         return self.model.unembed(at_end(final, self.end[prompts]))

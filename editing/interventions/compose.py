@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, edited
+from editing.interventions.masks import Mask, reach
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
@@ -58,7 +58,7 @@ class Spared:
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         apart = (h - self.anchor).norm(dim=-1) > self.radius
-        return torch.where((apart & edited(self.mask, h))[..., None], self.edit(h), h)
+        return torch.where((apart & reach(self.mask, h))[..., None], self.edit(h), h)
 
 
 ALIKE = 0.01

@@ -15,10 +15,10 @@ from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 
-class Measured:
+class MeasuredEdit:
     """An edit that notes |edit(h) - h| at every position of every pass, in `moved`, and is else the same.
 
-    measured = [Measured(edit) for edit in edits]
+    measured = [MeasuredEdit(edit) for edit in edits]
     with model.hooks(*measured):
         ...
     measured[0].sizes()
@@ -63,7 +63,7 @@ def edit_sizes(
     `counted` are the positions to average over, by default the content tokens; give it where prompts are
     padded with tokens that could be content.
     """
-    measured = [Measured(edit) for edit in edits]
+    measured = [MeasuredEdit(edit) for edit in edits]
     with model.hooks(*measured):
         model.record(tokens, {edit.site for edit in edits})
     counted = model.content(tokens) if counted is None else counted

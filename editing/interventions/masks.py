@@ -39,25 +39,11 @@ class Onward:
 Mask = Bool[Tensor, "rows columns"] | Onward | None
 
 
-def edited(mask: Mask, h: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos"]:
-    """The positions of this pass that `mask` lets an edit write to; raises `UserError` if it does not fit."""
-    n_pos = h.shape[1]
-    if mask is None or (isinstance(mask, Onward) and n_pos == 1):
-        return torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-    onward, given = isinstance(mask, Onward), mask.mask if isinstance(mask, Onward) else mask
-    if n_pos == 1 < given.shape[1]:
-        return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
-    later = max(0, n_pos - given.shape[1]) if onward else 0
-    _check_places("mask", given, h, later)
-    given = torch.cat([given, given.new_ones(len(given), later)], 1)
-    return given.to(h.device).expand(h.shape[:2])
-
-
 def where(
     mask: Mask, changed: Float[Tensor, "batch pos d"], h: Float[Tensor, "batch pos d"]
 ) -> Float[Tensor, "batch pos d"]:
     """`changed` at the positions that `mask` lets an edit write to, `h` elsewhere."""
-    return changed if mask is None else torch.where(edited(mask, h)[..., None], changed, h)
+    return changed if mask is None else torch.where(reach(mask, h)[..., None], changed, h)
 
 
 def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d"]) -> bool:
@@ -72,15 +58,24 @@ def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d
 
 
 def reach(
-    mask: Mask, h: Float[Tensor, "batch pos d"], values: Float[Tensor, "own_rows own_columns _"] | None = None
+    mask: Mask, h: Float[Tensor, "batch pos d"], values: Float[Tensor, "rows columns _"] | None = None
 ) -> Bool[Tensor, "batch pos"]:
     """The positions of this pass that an edit with such a mask and such values may write to.
 
-    The positions of the mask; none once `values`, given position by position, have ended.
+    The positions of the mask; none once `values`, given position by position, have ended. Raises `UserError` if mask
+    or values are for other prompts than these.
     """
+    n_pos = h.shape[1]
     if values is not None and ended(values, h):
         return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
-    return edited(mask, h)
+    if mask is None or (isinstance(mask, Onward) and n_pos == 1):
+        return torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+    onward, places = isinstance(mask, Onward), mask.mask if isinstance(mask, Onward) else mask
+    if n_pos == 1 < places.shape[1]:  # a position that was generated after the prompts
+        return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    later = max(0, n_pos - places.shape[1]) if onward else 0
+    _check_places("mask", places, h, later)
+    return torch.cat([places, places.new_ones(len(places), later)], 1).to(h.device).expand(h.shape[:2])
 
 
 @runtime_checkable
@@ -113,8 +108,11 @@ def check_width(site: Site, width: int, h: Float[Tensor, "batch pos d"]) -> None
         )
 
 
-def _check_places(what: str, given: Tensor, h: Tensor, later: int = 0) -> None:
-    rows, columns = given.shape[:2]
+def _check_places(
+    what: str, places: Float[Tensor, "rows columns ..."] | Bool[Tensor, "rows columns"], h: Tensor, later: int = 0
+) -> None:
+    """Raise `UserError` unless rows and columns are those of the pass less `later` positions, or single ones."""
+    rows, columns = places.shape[:2]
     if rows not in (1, h.shape[0]) or columns not in (1, h.shape[1] - later):
         raise UserError(
             f"the edit's {what} for {rows} prompts of {columns} tokens cannot edit {h.shape[0]} of {h.shape[1]}; "

@@ -9,13 +9,11 @@ above changes depends on the patches below it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.batching import budget_on, rows_at_once
 from sae_core.sites import FeatureId
 
 KL, DIFFERENCE, PROBABILITY, SIZE = range(4)
@@ -33,6 +31,8 @@ class Patching(ABC):
     """The prompts on which patching a feature can change anything; on others it is never run."""
     corrupted: Float[Tensor, "batch 4"]
     """What is read with nothing patched."""
+    at_once: int
+    """Rows per forward pass, by measurement; what waits for the pass is counted."""
 
     @abstractmethod
     def feature(self, number: int) -> FeatureId:
@@ -64,16 +64,6 @@ class Patching(ABC):
     @abstractmethod
     def whole(self) -> Float[Tensor, "batch 4"]:
         """What is read with the activation itself patched: all features, and the error."""
-
-    @cached_property
-    def at_once(self) -> int:
-        """Rows per forward pass; what waits for the pass is counted."""
-        return rows_at_once(self._stacked, budget_on(self.corrupted.device))
-
-    def _stacked(self, rows: int) -> None:
-        prompts = torch.arange(rows, device=self.corrupted.device) % len(self.corrupted)
-        waiting = torch.ones_like(self.none()[prompts])
-        self.read(prompts, torch.cat([waiting]))
 
     @torch.no_grad()
     def table(self, trials: Iterable[Trial]) -> Float[Tensor, "trials batch 4"]:

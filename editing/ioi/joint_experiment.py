@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.resumed_run import Upward
+from editing.engine.batching import budget_on, measure_rows_that_fit
+from editing.engine.resumed_run import ResumedRun
 from editing.interventions.add_direction import AddDirection
-from editing.interventions.edit_size import Measured
+from editing.interventions.edit_size import MeasuredEdit
 from editing.interventions.masks import where
 from editing.interventions.patch import ActivationPatch
 from editing.ioi.feature_sets import KL, Patching
@@ -58,13 +59,13 @@ class JointExperiment:
         last = model.sites()[-1]
         with torch.no_grad():
             clean = model.record(pairs.clean, {*self.sites, last})
-            self.upward = Upward(model, pairs.corrupted, pairs.end, self.sites[0].layer, self.sites)
+            self.resumed = ResumedRun(model, pairs.corrupted, pairs.end, self.sites[0].layer, self.sites)
             clean_logits = model.unembed(at_end(clean[last], pairs.end))
             self.answers = Answers(model, pairs, clean_logits)
             self.x = {site: clean[site] for site in self.sites}
-            self.x_bar = {site: self.upward.recorded[site] for site in self.sites}
+            self.x_bar = {site: self.resumed.recorded[site] for site in self.sites}
             self.clean: Float[Tensor, "batch 4"] = self.answers.unedited(clean_logits)
-            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.upward.logits)
+            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.resumed.logits)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -75,8 +76,8 @@ class JointExperiment:
 
     def read(self, prompts: Int[Tensor, "rows"], edits: Sequence[Intervention]) -> Float[Tensor, "rows 4"]:
         """What edits of these rows do, in one forward pass; their sizes are added up."""
-        measured = [Measured(edit) for edit in edits]
-        logits, counted = self.upward.edited(prompts, measured), self.mask[prompts]
+        measured = [MeasuredEdit(edit) for edit in edits]
+        logits, counted = self.resumed.logits_under(prompts, measured), self.mask[prompts]
         sizes = sum((edit.sizes(counted) for edit in measured), logits.new_zeros(len(prompts)))
         return self.answers.read(logits, prompts, sizes)
 
@@ -92,6 +93,13 @@ class JointPatching(Patching):
         self.sizes = [len(dictionary.directions) for dictionary in self.dictionaries.values()]
         self.target = {site: own.encode(experiment.x[site]) for site, own in self.dictionaries.items()}
         self.differs = torch.cat([self._differs(site) for site in experiment.sites], 1)
+        self.at_once = measure_rows_that_fit(self._one_pass, budget_on(self.corrupted.device))
+
+    def _one_pass(self, rows: int) -> None:
+        """A pass of so many rows with all features in, and the sets that wait for it."""
+        prompts = torch.arange(rows, device=self.corrupted.device) % len(self.corrupted)
+        waiting = torch.ones_like(self.none()[prompts])
+        self.read(prompts, torch.cat([waiting]))
 
     def _differs(self, site: Site) -> Bool[Tensor, "batch n_latents"]:
         """Anywhere where patches below can wake a latent; else where c is not c_bar."""

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.batching import budget_on, rows_at_once
-from editing.engine.resumed_run import Upward, adds
+from editing.engine.batching import budget_on, measure_rows_that_fit
+from editing.engine.resumed_run import ResumedRun, adds_to_residual
 from editing.engine.suffix_run import suffix_run
 from editing.interventions.add_direction import AddDirection
 from editing.ioi.feature_sets import KL, Patching
@@ -98,14 +98,16 @@ class PatchExperiment:
         self.model, self.pairs, self.sites, self.site = model, pairs, (site,), site
         with torch.no_grad():
             clean = model.record(pairs.clean, {site, model.sites()[-1]})
-            self.upward = Upward(model, pairs.corrupted, pairs.end, site.layer, [site])
+            self.resumed = ResumedRun(model, pairs.corrupted, pairs.end, site.layer, [site])
             clean_logits = model.unembed(at_end(clean[model.sites()[-1]], pairs.end))
             self.answers = Answers(model, pairs, clean_logits)
-            self.x, self.x_bar = clean[site], self.upward.recorded[site]
-            self.adds = adds(model, site)
-            self.tail = suffix_run(model, self.upward.tokens, self.upward.end, site.layer) if self.adds else None
+            self.x, self.x_bar = clean[site], self.resumed.recorded[site]
+            self.adds = adds_to_residual(model, site)
+            self.suffix = suffix_run(model, self.resumed.tokens, self.resumed.end, site.layer) if self.adds else None
             self.clean: Float[Tensor, "batch 4"] = self.answers.unedited(clean_logits)
-            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.upward.logits)
+            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.resumed.logits)
+            self.at_once = measure_rows_that_fit(self._one_pass, budget_on(self.x.device))
+            """Rows per forward pass."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -121,11 +123,11 @@ class PatchExperiment:
 
     def run(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows vocab"]:
         """Logits at the answer of corrupted prompts whose activation is changed, in one forward pass."""
-        if self.tail is not None:
-            return self.tail.logits(prompts, change)
+        if self.suffix is not None:
+            return self.suffix.logits(prompts, change)
         if self.adds:
-            return self.upward.changed(prompts, change)
-        return self.upward.edited(prompts, [AddDirection(self.site, change)])
+            return self.resumed.logits_changed(prompts, change)
+        return self.resumed.logits_under(prompts, [AddDirection(self.site, change)])
 
     def read(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows 4"]:
         """What such changes do, in one forward pass: the columns of a readout (`editing/ioi/feature_sets.py`)."""
@@ -140,17 +142,11 @@ class PatchExperiment:
 
         return gradients(kl, [self.x])[0]
 
-    @cached_property
-    def at_once(self) -> int:
-        """Rows per forward pass; the changes that wait for the pass are counted."""
-
-        def run(rows: int) -> None:
-            prompts = torch.arange(rows, device=self.x.device) % len(self)
-            waiting = torch.ones_like(self.x[prompts])  # a change of all positions takes most
-            self.read(prompts, torch.cat([waiting]))
-
-        with torch.no_grad():
-            return rows_at_once(run, budget_on(self.x.device))
+    def _one_pass(self, rows: int) -> None:
+        """A pass of so many rows with all that waits for it: changes of all positions, which take most."""
+        prompts = torch.arange(rows, device=self.x.device) % len(self)
+        waiting = torch.ones_like(self.x[prompts])
+        self.read(prompts, torch.cat([waiting]))
 
 
 def gradients(
@@ -170,7 +166,7 @@ def gradients(
     def some(rows: int) -> tuple[Tensor, ...]:
         return run(torch.arange(rows, device=everyone.device) % len(everyone))
 
-    for prompts in everyone.split(rows_at_once(some, budget_on(everyone.device))):
+    for prompts in everyone.split(measure_rows_that_fit(some, budget_on(everyone.device))):
         for whole, part in zip(found, run(prompts), strict=True):
             whole[prompts] = part
     return found
@@ -182,7 +178,7 @@ class SitePatching(Patching):
     def __init__(self, experiment: PatchExperiment, dictionary: Dictionary):
         check_features(experiment.site, dictionary, experiment.x)
         self.experiment, self.directions = experiment, dictionary.directions
-        self.corrupted = experiment.corrupted
+        self.corrupted, self.at_once = experiment.corrupted, experiment.at_once
         self._difference, self._row = _differences(experiment, dictionary)
         self.differs = torch.zeros(len(experiment), len(self.directions), dtype=torch.bool, device=experiment.x.device)
         self.differs[:, self._row >= 0] = self._difference.ne(0).any(-1).T
@@ -211,10 +207,6 @@ class SitePatching(Patching):
         experiment = self.experiment
         everyone = torch.arange(len(experiment), device=self.corrupted.device)
         return self.table([(everyone, (experiment.x - experiment.x_bar) * experiment.mask[..., None])])[0]
-
-    @property
-    def at_once(self) -> int:
-        return self.experiment.at_once
 
 
 def _differences(

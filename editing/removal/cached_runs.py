@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.batching import budget_on, rows_at_once
-from editing.engine.resumed_run import Upward, adds
+from editing.engine.batching import budget_on, measure_rows_that_fit
+from editing.engine.resumed_run import ResumedRun, adds_to_residual
 from editing.engine.suffix_run import SuffixRun, suffix_run
 from editing.interventions.compose import unscaled
-from editing.interventions.edit_size import Measured
+from editing.interventions.edit_size import MeasuredEdit
 from editing.interventions.patch import FeaturePatch
 from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import estimate_from, kl_from_log_probs, resampled
@@ -71,13 +71,13 @@ class Runs:
 
     def edited(self, edits: Sequence[Intervention]) -> Edited:
         """The run with `edits`."""
-        if len(edits) == 1 and adds(self.model, edits[0].site):
+        if len(edits) == 1 and adds_to_residual(self.model, edits[0].site):
             return self.moved(edits[0].site, self.change(edits[0]))
         last, parts = Site(self.model.n_layers - 1), []
         moved: list[list[Tensor]] = [[] for _ in edits]
         rows = min(rows_of_codes(edit, self.mask) for edit in edits)
         for tokens, mask in zip(self.tokens.split(rows), self.mask.split(rows), strict=True):
-            watched = [Measured(replace(edit, mask=mask)) for edit in edits]
+            watched = [MeasuredEdit(replace(edit, mask=mask)) for edit in edits]
             with self.model.hooks(*watched):
                 parts.append(self.model.record(tokens, {last, *(edit.site for edit in edits)}))
             for own, one in zip(moved, watched, strict=True):
@@ -201,12 +201,12 @@ class Elsewhere:
 class Ground:
     """Prompts recorded once at a site; any change of its activation run from there upward, many at a time."""
 
-    upward: Upward
-    tail: SuffixRun | None
+    resumed: ResumedRun
+    suffix: SuffixRun | None
     """The shorter way up, where there is one."""
     site: Site
     prompts: Contrast
-    """The prompts of `upward`, or the first of them."""
+    """The prompts of `resumed`, or the first of them."""
     x: Float[Tensor, "batch pos d"]
     mask: Bool[Tensor, "batch pos"]
     """The positions that are edited: content tokens up to each prompt's end."""
@@ -219,23 +219,23 @@ class Ground:
         """The prompts at `site`; raises `UserError` for a stream that does not add to the residual."""
         if site.stream not in REMOVABLE:
             raise UserError(f"removal at {site} is not supported; give a resid_post or mlp_out site")
-        upward = Upward(model, prompts.tokens, prompts.end, site.layer, [site])
-        tail = suffix_run(model, upward.tokens, upward.end, site.layer)
-        ground = cls(upward, tail, site, prompts, upward.recorded[site], up_to_end(model, prompts), at_once=1)
+        resumed = ResumedRun(model, prompts.tokens, prompts.end, site.layer, [site])
+        suffix = suffix_run(model, resumed.tokens, resumed.end, site.layer)
+        ground = cls(resumed, suffix, site, prompts, resumed.recorded[site], up_to_end(model, prompts), at_once=1)
 
         def run(rows: int) -> Tensor:
             which = torch.arange(rows, device=ground.x.device) % len(prompts)
             return ground._scores(which, torch.ones_like(ground.x[which]))
 
-        return replace(ground, at_once=rows_at_once(run, budget_on(ground.x.device)))
+        return replace(ground, at_once=measure_rows_that_fit(run, budget_on(ground.x.device)))
 
     @torch.no_grad()
     def on(self, prompts: Contrast) -> "Ground":
         """Other prompts at the same site, about as long, so that as many fit into memory."""
-        model = self.upward.model
-        upward = Upward(model, prompts.tokens, prompts.end, self.site.layer, [self.site])
+        model = self.resumed.model
+        resumed = ResumedRun(model, prompts.tokens, prompts.end, self.site.layer, [self.site])
         mask = up_to_end(model, prompts)
-        return replace(self, upward=upward, tail=None, prompts=prompts, x=upward.recorded[self.site], mask=mask)
+        return replace(self, resumed=resumed, suffix=None, prompts=prompts, x=resumed.recorded[self.site], mask=mask)
 
     def first(self, n: int) -> "Ground":
         """The same ground with the first `n` prompts only."""
@@ -279,11 +279,11 @@ class Ground:
             return torch.autograd.grad(total, change)[0]
 
         budget = budget_on(self.x.device)
-        at_once = rows_at_once(lambda n: of(self._everyone[:n]), budget)  # a graph takes more than a pass
+        at_once = measure_rows_that_fit(lambda n: of(self._everyone[:n]), budget)  # a graph takes more than a pass
         return torch.cat([of(which) for which in self._everyone.split(at_once)])
 
     def _scores(self, which: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows"]:
-        way = self.upward.changed if self.tail is None else self.tail.logits
+        way = self.resumed.logits_changed if self.suffix is None else self.suffix.logits
         return self.prompts.rows(which.cpu()).score(way(which, change))
 
     @property

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.interventions.edit_size import Measured
+from editing.interventions.edit_size import MeasuredEdit
 from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import kl_divergence
 from editing.steering.edits import Mode
@@ -124,7 +124,7 @@ class HeldOut:
         last, model = self.model.sites()[-1], self.model
         finals, moved = [], []
         for tokens, below in zip(self.tokens.split(AT_ONCE), self.below, strict=True):
-            measured = [Measured(edit) for edit in edits(model.content(tokens).to(model.device))]
+            measured = [MeasuredEdit(edit) for edit in edits(model.content(tokens).to(model.device))]
             with model.hooks(*measured):
                 finals.append(model.record(tokens, [last])[last] if below is None else model.final(below, self.layer))
             moved.append(sum((edit.moved[0] for edit in measured), torch.zeros(tokens.shape, device=model.device)))

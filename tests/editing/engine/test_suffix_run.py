@@ -10,7 +10,7 @@ from plain_patching import random_pairs
 from tiny import random_tokens
 
 from editing.engine import suffix_run as module
-from editing.engine.resumed_run import Upward, adds
+from editing.engine.resumed_run import ResumedRun, adds_to_residual
 from editing.engine.suffix_run import SuffixRun, suffix_run
 from editing.interventions.add_direction import AddDirection
 from editing.ioi.site_experiment import PatchExperiment
@@ -91,7 +91,7 @@ def test_without_a_short_way_the_model_runs_itself(tiny, tokens, monkeypatch):
     short = PatchExperiment(tiny, pairs, Site(0))
     monkeypatch.setattr("editing.ioi.site_experiment.suffix_run", lambda *given: None)
     long = PatchExperiment(tiny, pairs, Site(0))
-    assert short.tail is not None and long.tail is None
+    assert short.suffix is not None and long.suffix is None
     close(short.read(torch.arange(3), change), long.read(torch.arange(3), change), 1e-4)
 
 
@@ -122,11 +122,11 @@ def gemma(tmp_path_factory) -> LanguageModel:
 def test_gemma_is_patched_where_its_outputs_are_added(gemma, stream):
     """What is read behind the norms is what the residual gets; there is no short way, and numbers are right."""
     site, tokens = Site(0, stream), random_tokens(gemma.n_vocab, 3, 9)
-    upward = Upward(gemma, tokens, END, 0, [site])
+    resumed = ResumedRun(gemma, tokens, END, 0, [site])
     assert suffix_run(gemma, tokens, END, 0) is None
-    change = normal(*upward.recorded[site].shape)
-    moved = upward.edited(torch.arange(3), [AddDirection(site, change)])
-    assert (moved - upward.logits).abs().max() > 1e-2
-    assert adds(gemma, site) == (stream in (Stream.RESID_POST, Stream.MLP_OUT))
-    if adds(gemma, site):
-        close(upward.changed(torch.arange(3), change), moved, 1e-4)
+    change = normal(*resumed.recorded[site].shape)
+    moved = resumed.logits_under(torch.arange(3), [AddDirection(site, change)])
+    assert (moved - resumed.logits).abs().max() > 1e-2
+    assert adds_to_residual(gemma, site) == (stream in (Stream.RESID_POST, Stream.MLP_OUT))
+    if adds_to_residual(gemma, site):
+        close(resumed.logits_changed(torch.arange(3), change), moved, 1e-4)

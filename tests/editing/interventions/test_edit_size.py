@@ -9,7 +9,7 @@ from handmade import normal, random_topk
 from tiny import Edit, random_tokens, user_error
 
 from editing.interventions.add_direction import AddDirection
-from editing.interventions.edit_size import Measured, edit_sizes
+from editing.interventions.edit_size import MeasuredEdit, edit_sizes
 from editing.interventions.masks import Onward
 from editing.interventions.patch import ActivationPatch, Together, ablate, patch_features, scale, splice_with_error
 from sae_core.model.generation import Sampling, generate
@@ -114,7 +114,7 @@ def test_sizes_while_generating_go_on_where_the_edit_does(tiny):
         "by position": AddDirection(RESID, direction * torch.ones(2, 6, 1)),
     }
     for name, edit in edits.items():
-        measured = Measured(edit)
+        measured = MeasuredEdit(edit)
         with tiny.hooks(measured):
             new = generate(tiny, rows, 3, seed=0, sampling=Sampling(temperature=0.0))
         assert max(map(len, new)) == 3
@@ -130,7 +130,7 @@ def test_measuring_changes_nothing_and_leaves_no_trace(tiny, tokens):
     edit, before, hooks = scale(RESID, random_topk(32), range(48), 2.0), tiny.logits(tokens), n_hooks(tiny)
     with tiny.hooks(edit):
         expected = tiny.logits(tokens)
-    with tiny.hooks(Measured(edit)):
+    with tiny.hooks(MeasuredEdit(edit)):
         assert torch.equal(tiny.logits(tokens), expected)
     edit_sizes(tiny, tokens, [edit])
     with user_error("32", "64"):
@@ -142,7 +142,7 @@ def test_an_edit_of_ones_own_is_measured_too(tiny, tokens):
     edit = Edit(RESID, lambda h: h + 1)
     close(edit_sizes(tiny, tokens, [edit])[0], torch.full((3,), 32**0.5), 1e-5)
     pushed = torch.zeros(32, requires_grad=True)
-    measured = Measured(AddDirection(RESID, pushed))
+    measured = MeasuredEdit(AddDirection(RESID, pushed))
     with tiny.hooks(measured):
         tiny.logits(tokens).sum().backward()
     assert pushed.grad.any() and not measured.moved[0].requires_grad

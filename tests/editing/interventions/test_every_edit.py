@@ -14,7 +14,7 @@ from tiny import KINDS, random_tokens
 
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.compose import Scaled, spare_bos
-from editing.interventions.edit_size import Measured, edit_sizes
+from editing.interventions.edit_size import MeasuredEdit, edit_sizes
 from editing.interventions.erase import fit_leace, mean_difference, orthogonal, project_out
 from editing.interventions.masks import Onward
 from editing.interventions.patch import (
@@ -216,7 +216,7 @@ def test_generating_with_a_cache_in_a_padded_batch_is_one_full_pass_of_each_row_
     changes = 0
     for mask in masks(case).values():
         edit, watch = case.edit if mask is None else replace(case.edit, mask=mask), Watch(model)
-        measured = Measured(edit)
+        measured = MeasuredEdit(edit)
         with model.hooks(measured, watch):
             new = generate(model, rows, N_NEW, seed=0, sampling=Sampling(temperature=0.0))
         read = range(sum(one.shape[1] for one in watch.passes))

@@ -9,7 +9,7 @@ from tiny import random_tokens, user_error
 
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.compose import Scaled
-from editing.interventions.masks import Onward, edited, ended, reach_of, where
+from editing.interventions.masks import Onward, ended, reach, reach_of, where
 from editing.interventions.patch import ActivationPatch, Together, patch_features
 from sae_core.model.generation import Sampling, generate
 from sae_core.sites import Site, Stream
@@ -28,27 +28,27 @@ def some(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_mask_names_the_positions_of_its_own_pass():
     h, mask = torch.zeros(3, 7, 5), some(3, 7)
-    assert edited(None, h).all()
-    assert torch.equal(edited(mask, h), mask)
-    assert torch.equal(edited(Onward(mask), h), mask)
+    assert reach(None, h).all()
+    assert torch.equal(reach(mask, h), mask)
+    assert torch.equal(reach(Onward(mask), h), mask)
     for rows, columns in ((1, 7), (3, 1), (1, 1)):
         part = mask[:rows, :columns]
-        assert torch.equal(edited(part, h), part.expand(3, 7))
+        assert torch.equal(reach(part, h), part.expand(3, 7))
 
 
 def test_what_follows_the_prompt_is_edited_onward_only():
     mask, later = some(3, 7), torch.zeros(3, 1, 5)
-    assert edited(None, later).all() and edited(Onward(mask), later).all()
-    assert not edited(mask, later).any()
-    grown = edited(Onward(mask), torch.zeros(3, 9, 5))
+    assert reach(None, later).all() and reach(Onward(mask), later).all()
+    assert not reach(mask, later).any()
+    grown = reach(Onward(mask), torch.zeros(3, 9, 5))
     assert torch.equal(grown[:, :7], mask) and grown[:, 7:].all()
 
 
 def test_one_column_holds_everywhere():
     rows = torch.tensor([[True], [False], [True]])
     for n_pos in (1, 7):
-        assert torch.equal(edited(rows, torch.zeros(3, n_pos, 5)), rows.expand(3, n_pos))
-    assert edited(Onward(~rows), torch.zeros(3, 1, 5)).all()  # a prompt of one token cannot be told apart
+        assert torch.equal(reach(rows, torch.zeros(3, n_pos, 5)), rows.expand(3, n_pos))
+    assert reach(Onward(~rows), torch.zeros(3, 1, 5)).all()  # a prompt of one token cannot be told apart
 
 
 def test_values_by_position_end_and_constants_do_not():
@@ -68,12 +68,12 @@ def test_where_takes_the_change_at_the_mask_and_nothing_else():
 def test_a_mask_or_a_value_for_other_prompts_is_refused(rows, columns):
     h, place = torch.zeros(3, 7, 5), f"{rows} prompts of {columns} tokens"
     with user_error(place, "3 of 7"):
-        edited(torch.ones(rows, columns, dtype=torch.bool), h)
+        reach(torch.ones(rows, columns, dtype=torch.bool), h)
     with user_error(place, "3 of 7"):
         ended(torch.zeros(rows, columns, 5), h)
     if (rows, columns) != (3, 6):  # there, the last position came later
         with user_error(place):
-            edited(Onward(torch.ones(rows, columns, dtype=torch.bool)), h)
+            reach(Onward(torch.ones(rows, columns, dtype=torch.bool)), h)
 
 
 # ---- generation ------------------------------------------------------------------------------------

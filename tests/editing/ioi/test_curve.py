@@ -13,7 +13,7 @@ from plain_patching import RESID, full_logits, plain_kl, random_pairs
 from tiny import user_error
 
 from editing.engine import batching as memory
-from editing.engine.batching import peak_bytes, rows_at_once
+from editing.engine.batching import peak_bytes
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.patch import ActivationPatch
 from editing.ioi.curve import CurvePoint, default_counts, floor, summary, trace
@@ -99,7 +99,7 @@ def test_the_short_route_is_taken_just_where_a_change_is_added_to_the_residual(t
     experiment = PatchExperiment(tiny, random_pairs(tiny), site)
     after, change = Site(site.layer), normal(*experiment.x.shape)
     with tiny.hooks(AddDirection(site, change)):
-        moved = tiny.record(experiment.pairs.corrupted, [after])[after] - experiment.upward.after
+        moved = tiny.record(experiment.pairs.corrupted, [after])[after] - experiment.resumed.after
     added = moved.shape == change.shape and torch.allclose(moved, change, atol=1e-4)
     assert experiment.adds == added
     assert added == (
@@ -109,7 +109,7 @@ def test_the_short_route_is_taken_just_where_a_change_is_added_to_the_residual(t
 
 def test_the_reference_runs_are_the_models_own(experiment):
     model, pairs = experiment.model, experiment.pairs
-    close(experiment.upward.logits, at_end(model.logits(pairs.corrupted), pairs.end))
+    close(experiment.resumed.logits, at_end(model.logits(pairs.corrupted), pairs.end))
     close(experiment.answers.clean, at_end(model.logits(pairs.clean), pairs.end).log_softmax(-1))
     assert (experiment.clean[:, KL] == 0).all() and (experiment.corrupted[:, KL] > 0).all()
     p = experiment.answers.clean.exp()
@@ -161,22 +161,6 @@ def test_a_prompt_on_which_nothing_was_added_is_not_run_again(one, monkeypatch):
 # ---- memory ----------------------------------------------------------------------------------------
 
 
-def test_peak_bytes_counts_what_lives_at_one_time():
-    def apart():
-        for _ in range(5):
-            torch.zeros(1000)
-
-    def together():
-        return [torch.zeros(1000) for _ in range(5)]
-
-    def in_place():
-        x = torch.zeros(1000)
-        x += 1
-        return x.view(10, 100).T
-
-    assert peak_bytes(apart) == peak_bytes(in_place) == 4_000 and peak_bytes(together) == 20_000
-
-
 def test_passes_stay_within_their_memory(one, monkeypatch):
     """The real peak of a curve, with budgets for a few rows and for many: all that waits for a pass is counted.
 
@@ -210,16 +194,6 @@ def test_a_backward_pass_stays_within_its_memory(tiny_models, monkeypatch):
         close(fresh.gradient, whole, 1e-5)
 
 
-def test_at_least_one_row_is_run():
-    assert rows_at_once(lambda n: torch.zeros(n, 100), 4_000) == 10
-    assert rows_at_once(lambda n: torch.zeros(n, 100), 1) == 1
-
-
-def test_a_gpu_is_given_more_at_a_time():
-    cpu, gpu = (memory.budget_on(torch.device(name)) for name in ("cpu", "cuda:0"))
-    assert cpu == memory.MEMORY < gpu == memory.ACCELERATOR_MEMORY
-
-
 # ---- the ends of the curve -------------------------------------------------------------------------
 
 
@@ -228,7 +202,7 @@ def test_the_curve_begins_at_the_corrupted_run(experiment):
     assert start.n_features == start.recovered == start.edit_size == 0
     assert start.intervals["recovered"] == pytest.approx((0, 0), abs=1e-9)
     assert start.intervals["kl"][0] <= start.kl <= start.intervals["kl"][1]
-    assert start.kl == pytest.approx(plain_kl(experiment.answers.clean, experiment.upward.logits), rel=1e-4)
+    assert start.kl == pytest.approx(plain_kl(experiment.answers.clean, experiment.resumed.logits), rel=1e-4)
     assert start.kl > 0.1
 
 
@@ -246,7 +220,7 @@ def test_a_sparse_dictionary_ends_at_the_floor(experiment):
     end = curve(experiment, sae, range(48), [0, 10, 48])[-1]
     below = floor(experiment.patching(sae))
     assert end.kl == pytest.approx(below["all_latents"], rel=1e-4)
-    assert below["nothing"] == pytest.approx(plain_kl(experiment.answers.clean, experiment.upward.logits), rel=1e-4)
+    assert below["nothing"] == pytest.approx(plain_kl(experiment.answers.clean, experiment.resumed.logits), rel=1e-4)
     assert below["all_latents_and_error"] == pytest.approx(0, abs=1e-4)
     assert below["all_latents"] > 0.05  # control: without the error it is not the clean run
 

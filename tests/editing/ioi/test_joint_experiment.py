@@ -149,7 +149,7 @@ def test_rows_do_not_notice_how_they_are_stacked(one):
 
 def test_logits_are_those_of_the_runs(experiment):
     pairs = experiment.pairs
-    close(experiment.upward.logits, at_end(experiment.model.logits(pairs.corrupted), pairs.end))
+    close(experiment.resumed.logits, at_end(experiment.model.logits(pairs.corrupted), pairs.end))
     close(experiment.answers.clean, at_end(experiment.model.logits(pairs.clean), pairs.end).log_softmax(-1))
 
 

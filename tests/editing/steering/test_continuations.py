@@ -7,7 +7,7 @@ import torch
 from handmade import Zero, random_topk
 from tiny import random_tokens
 
-from editing.interventions.edit_size import Measured
+from editing.interventions.edit_size import MeasuredEdit
 from editing.interventions.masks import Onward
 from editing.steering.continuations import Continuation, Writing, changed_tokens, continuations, example_prompts
 from editing.steering.edits import Mode, Steering
@@ -38,7 +38,7 @@ def test_every_new_token_is_edited_and_bos_is_not(storybook):
     text = read_features(storybook, dictionaries, [FeatureId(site, 3)], torch.tensor([prompt]))
     mask = Onward(storybook.content(torch.tensor([prompt])))
     (edit,) = Steering(dictionaries, replace(text, f=text.f + 1), Mode.CLAMP).edits(5.0, mask)
-    measured = Measured(edit)
+    measured = MeasuredEdit(edit)
     with storybook.hooks(measured):
         (new,) = generate(storybook, [prompt], 6, seed=0, sampling=Sampling(temperature=0.0))
     first, *later = measured.moved
