@@ -58,7 +58,7 @@ def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d
 
 
 def reach(
-    mask: Mask, h: Float[Tensor, "batch pos d"], values: Float[Tensor, "rows columns _"] | None = None
+    mask: Mask, h: Float[Tensor, "batch pos d"], values: Float[Tensor, "value_rows value_columns _"] | None = None
 ) -> Bool[Tensor, "batch pos"]:
     """The positions of this pass that an edit with such a mask and such values may write to.
 
@@ -108,9 +108,7 @@ def check_width(site: Site, width: int, h: Float[Tensor, "batch pos d"]) -> None
         )
 
 
-def _check_places(
-    what: str, places: Float[Tensor, "rows columns ..."] | Bool[Tensor, "rows columns"], h: Tensor, later: int = 0
-) -> None:
+def _check_places(what: str, places: Tensor, h: Tensor, later: int = 0) -> None:
     """Raise `UserError` unless rows and columns are those of the pass less `later` positions, or single ones."""
     rows, columns = places.shape[:2]
     if rows not in (1, h.shape[0]) or columns not in (1, h.shape[1] - later):
