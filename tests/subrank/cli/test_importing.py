@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 from foreign_files import METADATA, K, N, linear, sae_lens_card, without, write
+from handmade import random_topk
 from tiny import random_tokens, user_error
+from verbs import result_of, run
 
 from editing.loss_recovered import Splice
 from sae_core.data.text import Text
 from sae_core.errors import UserError
+from sae_core.formats.sparsify import save_sparsify
 from sae_core.sites import Site, Stream
 from subrank.cli.importing import import_set
 
@@ -169,25 +172,21 @@ def test_a_models_name_is_compared_without_its_folder(found, checkpoints, tmp_pa
     assert load_set(tmp_path / "out").text.n_ctx == 24
 
 
+@pytest.mark.slow
 def test_verbs_run_on_an_imported_set(tmp_path, capsys):
-    """Someone else's dictionary of `storybook`, measured and patched as one of our own."""
-    import json
-
-    from handmade import random_topk
-
-    from sae_core.formats.sparsify import save_sparsify
-
+    """A dictionary of `storybook` in another package's format is measured and patched like a trained set."""
     save_sparsify(random_topk(128, 256, 16), tmp_path / "layers.3")
     out = tmp_path / "theirs"
 
-    def run(*arguments) -> dict:
-        assert command.main([str(argument) for argument in arguments]) == 0
-        return json.loads((Path(arguments[arguments.index("--out") + 1]) / "result.json").read_text())
+    def result(verb: str, *arguments: object, out: Path) -> dict:
+        status, _, error = run(capsys, verb, *arguments, "--out", out)
+        assert status == 0, error
+        return result_of(out)
 
-    run("import", tmp_path / "layers.3", "--model", "storybook", "--context", 32, "--tokens", 10_000, "--out", out)
-    measured = run("evaluate", out, "--contexts", 4, "--spliced", 2, "--out", tmp_path / "e")["sets"]["theirs"]
+    result("import", tmp_path / "layers.3", "--model", "storybook", "--context", 32, "--tokens", 10_000, out=out)
+    measured = result("evaluate", out, "--contexts", 4, "--spliced", 2, out=tmp_path / "e")["sets"]["theirs"]
     assert measured["resid_post.3"]["l0"] <= 16 and measured["resid_post.3"]["n_latents"] == 256
     small = ["--prompts", 6, "--corruption", "swap", "--selectors", "attribution"]
-    (ioi,) = run("ioi", out, *small, "--out", tmp_path / "i")["ioi"]
+    (ioi,) = result("ioi", out, *small, out=tmp_path / "i")["ioi"]
     (curve,) = [curve for curve in ioi["curves"] if curve["name"] == "dictionary"]
     assert ioi["site"] == "resid_post.3" and curve["points"]

@@ -1,0 +1,140 @@
+"""Every mistake is answered in one line, with exit status 2."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from verbs import one_line
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_missing_model_or_text(tmp_path, capsys):
+    assert "no model directory" in one_line(capsys, "train", tmp_path / "none", "--out", tmp_path / "o")
+    missing = tmp_path / "none.jsonl"
+    assert str(missing) in one_line(capsys, "train", "storybook", "--text", missing, "--out", tmp_path / "o")
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in one_line(capsys, "train", tmp_path / "empty", "--out", tmp_path / "o")
+
+
+def test_a_hub_that_does_not_answer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sae_core.model.hub.hub_answers", lambda *a, **k: False)
+    assert "hub does not answer" in one_line(capsys, "train", "nobody/nothing", "--out", tmp_path)
+    assert "hub does not answer" in one_line(capsys, "train", "storybook", "--text", "nobody/text", "--out", tmp_path)
+
+
+def test_a_text_that_is_too_short(tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("Mary went home.")
+    error = one_line(capsys, "train", "storybook", "--text", tmp_path / "short.txt", "--out", tmp_path / "o")
+    assert "fewer than one context" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--target", "logit: qqqq"], "'qqqq'"),
+        (["--target", "task: none"], "no task"),
+        (["--target", "logit: she", "--prompts", "none.txt"], "cannot be read"),
+        (["--keep", "-1"], "--keep"),
+        (["--depth", "0"], "--depth"),
+        (["--names", "none.json"], "none.json"),
+        (["--min-effect", "-1"], "-1"),
+    ],
+)
+def test_circuits_that_make_no_sense(untrained_set, tmp_path, capsys, options, complaint):
+    settings = ["--contexts", 20, "--out", tmp_path]
+    assert complaint in one_line(capsys, "circuit", untrained_set, *settings, *options)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "features", "remove", "steer"])
+def test_a_folder_that_holds_no_dictionaries(verb, tmp_path, capsys):
+    assert "no dictionaries" in one_line(capsys, verb, tmp_path)
+    assert "no folder" in one_line(capsys, verb, tmp_path / "none")
+
+
+def test_a_set_made_for_another_model(untrained_set, tmp_path, capsys):
+    from tiny import write_tiny
+
+    other = write_tiny(tmp_path / "neox", "neox")
+    error = one_line(capsys, "ioi", untrained_set, "--model", other or tmp_path / "neox", "--out", tmp_path / "o")
+    assert "width" in error or "another model" in error or "layers run" in error
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("5_99999", "out of range"),
+        ("nonsense", "no feature"),
+        ("0_1", "below it"),
+        ("mlp_out.5_1", "no dictionary"),
+    ],
+)
+def test_a_target_that_is_not_there(untrained_set, tmp_path, capsys, target, complaint):
+    assert complaint in one_line(capsys, "circuit", untrained_set, "--target", target, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--feature", "5_99999"], "has 512"),
+        (["--feature", "nonsense"], "no feature"),
+        (["--prompt", " "], "empty"),
+        (["--prompt", "Mary " * 250], "do not fit"),
+        (["--strengths", "strong"], "must be numbers"),
+        (["--strengths", "nan"], "finite"),
+        (["--mode", "off", "--strengths", "1"], "no strengths"),
+    ],
+)
+def test_steering_that_makes_no_sense(untrained_set, tmp_path, capsys, options, complaint):
+    assert complaint in one_line(capsys, "steer", untrained_set, "--out", tmp_path, *options)
+
+
+def test_damaged_weights(untrained_set, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(untrained_set, broken)
+    weights = broken / "resid_post.2" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in one_line(capsys, "ioi", broken)
+
+
+def test_an_out_that_cannot_be_written_is_found_before_work_starts(untrained_set, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(
+        "sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("the model was loaded first")
+    )
+    for verb in (["train", "storybook"], ["ioi", untrained_set], ["demo"]):
+        assert "cannot be written" in one_line(capsys, *verb, "--out", tmp_path / "file" / "out")
+
+
+def test_training_never_overwrites_a_set(untrained_set, capsys):
+    before = (untrained_set / "set.json").read_bytes()
+    assert "--resume" in one_line(capsys, "train", "storybook", "--out", untrained_set)
+    assert (untrained_set / "set.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sites", "resid_post.9"],
+        ["--sites", "nowhere"],
+        ["-k", "0"],
+        ["--tokens", "10"],
+        ["--lr", "-1"],
+        ["--context", "9999"],
+        ["--device", "abacus"],
+        ["--resume"],
+        *(["--memory", value] for value in ("nan", "inf", "0", "-1")),
+        *(["--kind", kind, "--l1", "-1"] for kind in ("relu", "tied", "gated")),
+        *(["--kind", kind, "-k", "100000"] for kind in ("topk", "jumprelu")),
+        ["--multi", "nan"],
+        ["--kl", "nan"],
+        ["--clip", "nan"],
+        ["--lr", "inf"],
+        ["--save-every", "nan"],
+        ["--dead-after", "0"],
+    ],
+)
+def test_settings_that_make_no_sense(options, tmp_path, capsys):
+    if "100000" in options:
+        options = [*options, "--tokens", "4096", "--sites", "resid_post.0"]
+    one_line(capsys, "train", "storybook", "--out", tmp_path, *options)

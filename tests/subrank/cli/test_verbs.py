@@ -1,0 +1,181 @@
+"""Every verb on its smallest settings, from the same trained dictionaries, ending in the demo."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from verbs import most_active, one_line, result_of, run
+
+from circuits.discovery.target_causes import CauseSearch
+from circuits.schema import faults
+from editing.removal.experiment import RemovalConfig
+from sae_core.data.text import Text
+from sae_core.errors import UserError
+from sae_core.model.language_model import load_model
+from sae_core.storage import load_set
+from sae_core.training.config import TrainConfig
+from sae_core.training.run import Run
+from subrank.cli.circuit import After
+from subrank.cli.demo import prepare_demo
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_train_writes_a_set_that_states_its_quality(trained_set):
+    dictionaries = load_set(trained_set).dictionaries
+    assert [str(site) for site in dictionaries] == [f"resid_post.{layer}" for layer in range(6)]
+    quality = result_of(trained_set)["dictionaries"]
+    assert quality.keys() == {str(site) for site in dictionaries}
+    assert all(0 < row["fvu"] < 1 and row["l0"] <= 16 and row["loss_recovered"] <= 1 for row in quality.values())
+    assert not (trained_set / "checkpoint").exists()
+
+
+def test_ioi_states_the_models_own_score_first(trained_set, tmp_path, capsys):
+    status, printed, _ = run(capsys, "ioi", trained_set, "--out", tmp_path, "--prompts", 12, "--corruption", "swap")
+    assert status == 0
+    score = next(line for line in printed.splitlines() if "swap:" in line)
+    assert "the model itself does this task" in score
+    result = result_of(tmp_path)
+    assert list(result) == ["own_score", "dictionaries", "labels", "ioi"]
+    curves = {curve["name"]: curve["points"] for curve in result["ioi"][0]["curves"]}
+    assert curves.keys() == {"dictionary", "PCA", "non-negative PCA", "neurons", "random basis"}
+    chosen = [curve["selection"] for curve in result["ioi"][0]["curves"] if curve["name"] == "dictionary"]
+    assert chosen == ["greedy", "attribution", "threshold", "random"]
+    assert all(name in result["ioi"][0]["sentences"][0] for name in ("dictionary", "PCA"))
+    assert curves["PCA"][-1]["kl"] < 1e-4 < curves["PCA"][0]["kl"] and curves["PCA"][-1]["recovered"] > 0.999
+    assert "plotly.min.js" in (tmp_path / "ioi.html").read_text() and (tmp_path / "plotly.min.js").is_file()
+
+
+def test_circuit_is_written_as_json_dot_svg_and_png(trained_set, tmp_path, capsys):
+    target = most_active(trained_set)
+    options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 20]
+    options += ["--held", 24, "--cards", 16, "--draws", 2, "--cover", 1]
+    status, printed, error = run(capsys, "circuit", trained_set, "--out", tmp_path, *options)
+    assert status == 0, error
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {"reached", "scores", "controls", "curves", "stability", "moves"} == result["judgement"].keys()
+    assert len(result["judgement"]["scores"]) == 2 and "faithfulness" in printed + error
+    assert (tmp_path / "explore" / "index.html").is_file() and not (tmp_path / "steps.jsonl").exists()
+    assert json.loads((tmp_path / "node_link.json").read_text())["nodes"]
+    assert not list(faults(json.loads((tmp_path / "neuronpedia" / "graph.json").read_text())))
+    graph = json.loads((tmp_path / "circuit.json").read_text())
+    assert graph["target"] == target and graph["edges"] and graph["facts"]["targets_asked"] == 2
+    assert "digraph" in (tmp_path / "circuit.dot").read_text()
+    assert "<svg" in (tmp_path / "circuit.svg").read_text()
+    assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained_set, tmp_path, capsys):
+    """Found on one half of the task's names and templates, scored on the other; the graph has all of its nodes."""
+    options = ["--target", "task: ioi", "--nodes", 16, "--cover", 1, "--contexts", 40, "--held", 40, "--examples", 16]
+    options += ["--null", 0, "--cards", 0, "--draws", 2]
+    status, printed, error = run(capsys, "circuit", trained_set, "--out", tmp_path, *options)
+    assert status == 0 and "features that suffice" in printed, error
+    result = json.loads((tmp_path / "result.json").read_text())
+    nodes = [node["id"] for node in result["circuit"]["nodes"] if node["id"].startswith("5_")]
+    assert 0 < len(nodes) <= 16 and result["circuit"]["facts"]["nodes"] == f"{len(nodes)} that suffice"
+    resampled = result["judgement"]["controls"][1]
+    circuit, drawn = (resampled[name] for name in ("circuit", "random"))
+    assert circuit["ablated"][0] > max(draw["ablated"][0] for draw in drawn)
+    assert "needs most first" in result["judgement"]["curves"][0]["order"]
+    assert result["judgement"]["stability"]["mean"]["nodes"] > 0.3
+    assert "--nodes" in one_line(capsys, "circuit", trained_set, "--nodes", -1)
+
+
+def test_an_interrupted_search_goes_on_where_it_was(trained_set, tmp_path, capsys, monkeypatch):
+    """The second run takes the first step over, and ends with the same circuit as one that was never stopped."""
+    target = most_active(trained_set)
+    options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
+    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "whole", *options)[0] == 0
+    causes_of, searched = CauseSearch.causes_of, []
+
+    def failing(self, target, *rest, **how):
+        searched.append(target.node)
+        if len(searched) == 2:
+            raise UserError("the lights went out")
+        return causes_of(self, target, *rest, **how)
+
+    monkeypatch.setattr(CauseSearch, "causes_of", failing)
+    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 2
+    assert len((tmp_path / "halves" / "steps.jsonl").read_text().splitlines()) == 2
+    searched.append(None)  # from here on nothing fails
+    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 0
+    assert searched.count(searched[0]) == 1, "the first target is not searched again"
+    whole, halves = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in ("whole", "halves"))
+    assert whole == halves
+
+
+def test_remove_reports_every_method_on_the_same_site(trained_set, tmp_path, capsys):
+    status, printed, _ = run(
+        capsys, "remove", trained_set, "--out", tmp_path, "--site", "resid_post.5", "--prompts", 48
+    )
+    assert status == 0 and "the model itself does this task" in printed
+    removal = result_of(tmp_path)["removal"]
+    methods = {method["method"]: method for method in removal["methods"]}
+    assert {"features", "LEACE", "mean difference", "random features"} <= methods.keys()
+    assert {method["site"] for method in removal["methods"]} == {"resid_post.5"}
+    assert methods["random features"]["edit_size"] == pytest.approx(methods["features"]["edit_size"], rel=0.02)
+    assert removal["own_auroc"] > 0.99 and removal["sentence"] in printed
+
+
+def test_steer_shows_texts_side_by_side(trained_set, tmp_path, capsys):
+    feature = most_active(trained_set)
+    options = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 8, "--contexts", 4]
+    status, printed, error = run(capsys, "steer", trained_set, "--out", tmp_path, *options, "--prompt", "Mary went to")
+    assert status == 0, error
+    assert (
+        "Mary went to ..." in printed and feature in printed and "\033" not in printed
+    )  # no colour where there is no terminal
+    assert [line.split("|")[0].strip() for line in printed.splitlines() if " |" in line] == ["unedited", "-4", "1", "8"]
+    result = result_of(tmp_path)
+    assert list(result) == ["dictionaries", "texts", "dose_response"]
+    unedited, _, same, _ = result["texts"]
+    assert same["tokens"] == unedited["tokens"] and not any(same["changed"])
+    doses = {(dose["method"], dose["strength"]): dose for dose in result["dose_response"]["doses"]}
+    assert len(doses) == 9 and doses["features", 1.0]["logit"]["mean"] == 0 < doses["features", 8.0]["logit"]["mean"]
+    page = (tmp_path / "steer.html").read_text()
+    assert "plotly-graph-div" in page and feature in page and (tmp_path / "plotly.min.js").is_file()
+
+
+def test_steer_chooses_a_feature_and_prompts_itself(trained_set, tmp_path, capsys):
+    settings = ["--mode", "off", "--tokens", 3, "--contexts", 2]
+    status, printed, error = run(capsys, "steer", trained_set, "--out", tmp_path, *settings)
+    assert status == 0, error
+    result = result_of(tmp_path)
+    assert result["dose_response"]["features"][0].startswith("5_") and len(result["texts"]) == 4
+    assert "choosing a feature" in printed
+
+
+def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(
+    trained_set, training_seed, tmp_path, capsys, monkeypatch
+):
+    few = RemovalConfig(8, 8, 8, shortlist=6, max_features=4, text_contexts=16, random_draws=1, strengths=(0.0, 1.0))
+    monkeypatch.setattr("subrank.cli.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=16, cover=1))
+    monkeypatch.setattr("subrank.cli.demo.removal_config", lambda *_: few)
+    folder = shutil.copytree(trained_set, tmp_path / "dictionaries")
+    options = ["--tokens", 60_000, "--seed", training_seed, "--prompts", 8, "--contexts", 100, "--max-targets", 1]
+    status, printed, error = run(capsys, "demo", "--out", tmp_path, *options)
+    assert status == 0, error
+    assert "kept" in printed and "step " not in printed
+    page = (tmp_path / "index.html").read_text()
+    for link in ("dictionaries/", "ioi/ioi.html", "circuit/circuit.html", "remove/remove.html"):
+        assert f'href="{link}"' in page and (tmp_path / link).exists()
+    assert page.count("plotly-graph-div") == 5 and "<svg" in page and "subrank train" in page
+    assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
+    # dictionaries of other settings are neither passed off as these nor deleted
+    model, config = load_model("storybook"), TrainConfig(tokens=60_000, seed=training_seed)
+    requested = Run("storybook", Text("storybook", 128, True, max_tokens=60_000), ("resid_post",), (config,))
+    assert prepare_demo(folder, model, requested) is False
+    others = (
+        replace(requested, members=(replace(config, seed=training_seed + 1),)),
+        replace(requested, sites=("resid_post.4",)),
+    )
+    for other in others:
+        with pytest.raises(UserError, match="other settings"):
+            prepare_demo(folder, model, other)
+    assert (folder / "set.json").exists()

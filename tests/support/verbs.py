@@ -1,0 +1,44 @@
+"""Whole verbs, run as a user runs them, and what they leave behind."""
+
+import json
+from pathlib import Path
+
+import torch
+from planted import unchecked
+
+from sae_core.model.language_model import load_model
+from sae_core.storage import load_set
+from subrank.cli import command
+
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a verb; the tests of its parts check their shapes."""
+    with unchecked():
+        status = command.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def one_line(capsys, *arguments: object) -> str:
+    """The line that answers a mistake."""
+    status, _, error = run(capsys, *arguments)
+    assert status == 2 and len(error.strip().splitlines()) == 1 and error.startswith("subrank: ")
+    return error
+
+
+def result_of(folder: Path) -> dict:
+    """What `result.json` holds; beside it lies where it came from."""
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["model"] and provenance["fingerprint"] and provenance["packages"]["torch"] == torch.__version__
+    return json.loads((folder / "result.json").read_text())
+
+
+def most_active(folder: Path) -> str:
+    """The name of the feature of the last layer that is active on most tokens."""
+    model, dictionaries = load_model("storybook"), load_set(folder)
+    site = max(dictionaries.dictionaries, key=lambda s: s.layer)
+    contexts = dictionaries.text.contexts(model)[:40]
+    codes = dictionaries.dictionaries[site].encode(model.record(contexts, [site])[site])[model.content(contexts)]
+    return f"{site.layer}_{int((codes > 0).sum(0).argmax())}"
