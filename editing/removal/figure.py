@@ -1,6 +1,6 @@
 """The frontier of a removal: capability left against damage done, one curve per method."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
 from editing.removal.evaluation import GONE, Method, Removal
@@ -9,7 +9,7 @@ from editing.removal.result import RemovalResult
 from sae_core.estimate import Estimate
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
 
 _COLOURS = {
     Method.FEATURES: BLUE,
@@ -36,23 +36,24 @@ def removal_figure(result: RemovalResult) -> "Figure":
     figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
     shown: set[Method] = set()
     for column, (site, methods) in enumerate(panels, 1):
-        figure.add_hrect(y0=0.5 - GONE, y1=0.5 + GONE, fillcolor=GREEN, opacity=0.12, line_width=0, row=1, col=column)
+        place: dict[str, Any] = {"row": 1, "col": column}
+        figure.add_hrect(y0=0.5 - GONE, y1=0.5 + GONE, fillcolor=GREEN, opacity=0.12, line_width=0, **place)
         curves = [curve for curve in result.frontiers if curve.site == site]
         for curve in curves:
-            figure.add_trace(_curve(curve, first=curve.method not in shown), row=1, col=column)
+            figure.add_trace(_curve(curve, first=curve.method not in shown), **place)
             shown.add(curve.method)
         drawn = {curve.method for curve in curves}
         for removal in methods:
             if removal.method in _COLOURS and removal.method not in drawn:
-                figure.add_trace(_point(removal, first=removal.method not in shown), row=1, col=column)
+                figure.add_trace(_point(removal, first=removal.method not in shown), **place)
                 shown.add(removal.method)
-        figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", row=1, col=column)
+        figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", **place)
     difference = f"logit({result.answers[0]}) - logit({result.answers[1]})"
     figure.update_yaxes(title_text=f"capability left: AUROC of {difference}", range=[-0.03, 1.03], row=1, col=1)
     return styled(figure, height=520, top=90)
 
 
-def _curve(curve: Frontier, *, first: bool):
+def _curve(curve: Frontier, *, first: bool) -> "Scatter":
     from plotly.graph_objects import Scatter
 
     points, damage = curve.points, [_on_axis(p.damage) for p in curve.points]
@@ -74,7 +75,7 @@ def _curve(curve: Frontier, *, first: bool):
     )
 
 
-def _point(removal: Removal, *, first: bool):
+def _point(removal: Removal, *, first: bool) -> "Scatter":
     from plotly.graph_objects import Scatter
 
     damage = _on_axis(removal.damage)

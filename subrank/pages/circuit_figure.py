@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls
@@ -30,7 +30,8 @@ def scoring_figure(curves: Sequence[NodeCurve], controls: Sequence[Controls] = (
         cols=max(1, len(ablations)), shared_yaxes=True, subplot_titles=[escape(a) for a in ablations]
     )
     for column, ablation in enumerate(ablations, 1):
-        place, first = {"row": 1, "col": column}, column == 1
+        place: dict[str, Any] = {"row": 1, "col": column}
+        first = column == 1
         shown = [curve for curve in curves if curve.ablation == ablation]
         for curve in shown:
             dash = _DASHES[orders.index(curve.order) % len(_DASHES)]

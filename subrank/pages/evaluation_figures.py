@@ -47,7 +47,7 @@ def frontier_figure(evaluation: Evaluation) -> "Figure":
 
 
 def _curves(evaluation: Evaluation) -> Iterator[tuple[Site, int, list[str]]]:
-    """(Site, rank of the number of latents, sets by rising L0): what one line of the plot joins."""
+    """(site, rank of the number of latents, sets by rising L0) of every line in the plot."""
     for site in evaluation.sites:
         reports = evaluation.at(site)
         for rank, width in enumerate(sorted({report.n_latents for report in reports.values()})):

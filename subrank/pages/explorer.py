@@ -50,7 +50,7 @@ def explore(
     for a card without an id or two of one feature, and for examples of an edge that the graph lacks.
     """
     check_names(names or {})
-    if folder.exists() and not _ours(folder):
+    if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} holds other files; give a new folder, or that of an earlier page")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -68,10 +68,10 @@ def _title(graph: FeatureGraph | None) -> str:
     return f"The circuit of {graph.target}" if graph else "Features"
 
 
-def _ours(folder: Path) -> bool:
-    """Whether a folder is empty or an earlier page, which may be overwritten."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    return not found or {"index.html", "data"} <= found <= {"index.html", "data", "names.json"} | set(_static())
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty or holds an earlier page only, so that it may be overwritten."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or {"index.html", "data"} <= names <= {"index.html", "data", "names.json"} | set(_static())
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -88,7 +88,7 @@ def _replace(folder: Path, partial: Path) -> None:
 
 
 def _static() -> dict[str, str]:
-    """The page's own files by name."""
+    """The viewer's scripts and style sheet, by name."""
     return {file.name: file.read_text(encoding="utf-8") for file in _VIEWER.iterdir()}
 
 
@@ -186,8 +186,8 @@ class _Listing:
 
 def peaks(card: dict[str, Any], n: int = 3) -> list[str]:
     """The tokens on which a card's top examples peak, the strongest first, each once."""
-    found = [e["tokens"][e["end"]] for e in card.get("examples", ()) if e["group"] == "top"]
-    return list(dict.fromkeys(found))[:n]
+    tokens = [e["tokens"][e["end"]] for e in card.get("examples", ()) if e["group"] == "top"]
+    return list(dict.fromkeys(tokens))[:n]
 
 
 def _write_examples(folder: Path, graph: FeatureGraph | None, examples: EdgeExamples) -> dict[tuple[str, str], int]:
@@ -195,7 +195,7 @@ def _write_examples(folder: Path, graph: FeatureGraph | None, examples: EdgeExam
     keys = {(str(cause), str(target)): (cause, target) for cause, target in examples}
     edges = [(str(edge.cause), str(edge.target)) for edge in graph.edges] if graph else []
     if unknown := sorted(set(keys) - set(edges)):
-        raise UserError(f"examples are given for the edge {' -> '.join(unknown[0])}, which the graph does not have")
+        raise UserError(f"there are examples of the edge {' -> '.join(unknown[0])}, which the graph does not have")
     known = [edge for edge in edges if edge in keys]
     where = {}
     for number, start in enumerate(range(0, len(known), EXAMPLES)):
@@ -273,7 +273,7 @@ def _brief(examples: Iterable[dict[str, Any]], *names: str) -> list[dict[str, An
 def _finite(value: Any) -> Any:
     """The value with null for numbers that JSON cannot hold: a score of nothing is not a number."""
     if isinstance(value, dict):
-        return {name: _finite(own) for name, own in value.items()}
+        return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(own) for own in value]
+        return [_finite(part) for part in value]
     return finite(value) if isinstance(value, float) else value

@@ -31,7 +31,7 @@ def _part(result: IOIResult, labels: Labels | None) -> dict:
         "model_score": result.own.sentence(),
         "positions": "all positions" if positions is None else f"positions {', '.join(map(str, positions))}",
         "n_selection": result.n_selection,
-        "selection": result.curves[0].selection or "given beforehand",
+        "selection": result.curves[0].selection or "fixed beforehand",
         "n_test": result.n_test,
         "shared": " and ".join(result.shared),
         "kl": _curve_table(curves, "kl"),

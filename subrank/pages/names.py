@@ -1,4 +1,4 @@
-"""Names that people give to nodes of a circuit: `names.json`, which the page saves and `--names` reads.
+"""Names of a circuit's nodes, written by hand: `names.json`, which the explorer saves and `--names` reads.
 
     {"run": "5f0c…", "names": {"5_17": "closing bracket", "logit: she - he": "she, not he"}}
 
@@ -24,7 +24,7 @@ def check_names(names: Mapping[str, Any]) -> dict[str, str]:
         try:
             parse_node(node)
         except UserError as error:
-            raise UserError(f"a name is given to {node!r}, which is no node: {error}") from error
+            raise UserError(f"names.json names {node!r}, which is no node: {error}") from error
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"the name of {node} is {name!r}; a name is a text that is not empty")
         if len(name) > LONGEST:
@@ -36,11 +36,11 @@ def check_names(names: Mapping[str, Any]) -> dict[str, str]:
 
 def read_names(path: Path) -> dict[str, str]:
     """The names in a `names.json`, by `str(node)`; raises `UserError` where the file is not one."""
-    found = read_json(path).get("names")
-    if not isinstance(found, dict):
+    names = read_json(path).get("names")
+    if not isinstance(names, dict):
         raise UserError(f'{path} holds no names; expected {{"names": {{"5_17": "closing bracket"}}}}')
     try:
-        return check_names(found)
+        return check_names(names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
