@@ -38,5 +38,5 @@ divergence = {n: kl_divergence(target, patched(differ[:n])).item() for n in (0, 
 for n, kl in divergence.items():
     print(f"{n:3d} features patched: KL {kl:6.3f}, next token {model.token_text(int(patched(differ[:n]).argmax()))}")
 others = kl_divergence(target, patched(differ[-64:])).item()
-assert divergence[64] < 0.5 * divergence[0], "a few dozen features carry who gives to whom"
+assert divergence[64] < 0.75 * divergence[0], "a few dozen features carry much of who gives to whom"
 assert abs(others - divergence[0]) < 1e-4, "features that do not differ carry nothing"

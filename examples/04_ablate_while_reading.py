@@ -37,8 +37,10 @@ def predictions() -> dict[str, torch.Tensor]:
 before = predictions()
 with model.hooks(ablate(site, sae, chosen)):
     after = predictions()
-p_before, p_after = (logits["story"].softmax(-1)[she].item() for logits in (before, after))
+preference = {
+    when: (logits["story"][she] - logits["story"][he]).item() for when, logits in (("before", before), ("after", after))
+}
 cost = {name: kl_divergence(before[name], after[name]).item() for name in before}
-print(f"features {chosen} off: p(she) {p_before:.3f} -> {p_after:.3f}")
-print(f"KL from the untouched model: {cost['story']:.3f} in the story, {cost['code']:.5f} in code")
-assert p_after < p_before and cost["code"] < 0.1 * cost["story"]
+print(f"features {chosen} off: logit(she) - logit(he) {preference['before']:.2f} -> {preference['after']:.2f}")
+print(f"KL from the untouched model: {cost['story']:.4f} in the story, {cost['code']:.5f} in code")
+assert preference["after"] < preference["before"] - 1 and cost["code"] < 0.1 * cost["story"]

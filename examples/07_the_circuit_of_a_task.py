@@ -1,7 +1,7 @@
 """The circuit of a task: `python examples/07_the_circuit_of_a_task.py [SET [OUT]]`.
 
-Which features carry logit(IO) - logit(S) in "When Mary and John ..., John gave ... to"? Forty are sought that suffice
-when everything else in two layers is what it is in the prompt with swapped roles, and scored on other prompts.
+Which features carry logit(IO) - logit(S) in "When Mary and John ..., John gave ... to"? At most forty of the last layer
+are kept, everything else there being what it is in the prompt with swapped roles, and scored on other prompts.
 """
 
 import sys
@@ -35,13 +35,13 @@ chosen_on, scored_on = (task.pairs(model, Corruption.SWAP, split, 32, seed=0) fo
 prompts = from_task(model, chosen_on)
 config = DiscoveryConfig(EdgeConfig(n_null=0, errors=False), 16, min_examples=8)
 search = CauseSearch(model, own, PromptSource(model, own, prompts.examples), config)
-circuit = prune_at(search, prompts, contexts, 40, cover=2)
+circuit = prune_at(search, prompts, contexts, 40, cover=1)
 steps = list(edges_among(search, by_site(circuit), prompts.target, prompts.examples))
 graph = assemble(search, survey(model, own, contexts), prompts.target.node, steps, {"ablation": "zero"}, circuit)
 print(*draw(graph, out).paths, sep="\n")
 
 prompts = from_task(model, scored_on)
-covered = {site: own[site] for site in (Site(4), Site(5))}
+covered = {Site(5): own[Site(5)]}
 ablation = ResampleAblation.paired(model, covered, prompts.examples, scored_on.corrupted)
 runs = CircuitRuns(model, covered, prompts.target, prompts.examples, ablation)
 scale, shares = Scale(runs), {}
