@@ -42,10 +42,12 @@ from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_training_recovers_planted_directions(recipe, steps, lr):
+def test_training_recovers_planted_directions(recipe, steps, lr, training_seed):
     truth = planted_directions()
     stream = Planted(truth)
-    state = start(stream, TrainConfig(recipe, tokens=steps * 256, batch=256, lr=lr, dead_after=20_000))
+    state = start(
+        stream, TrainConfig(recipe, tokens=steps * 256, batch=256, lr=lr, dead_after=20_000, seed=training_seed)
+    )
     untrained = mean_max_cosine(truth, state.dictionaries()[Site(0)].directions)
     with unchecked():
         *_, last = train(stream, state)
@@ -62,11 +64,13 @@ def test_training_recovers_planted_directions(recipe, steps, lr):
     assert now["l0"] == pytest.approx(l0(f), rel=0.15)
 
 
-def test_tied_encoders_are_found_with_their_directions():
+def test_tied_encoders_are_found_with_their_directions(training_seed):
     """Weights tied, fewer directions: with many in few dimensions a tied encoder hears too much else."""
     truth = planted_directions(24, 20)
     stream = Planted(truth)
-    state = start(stream, TrainConfig(ReLU(2.0, tied=True), expansion=2, tokens=900 * 256, batch=256, lr=1e-2))
+    state = start(
+        stream, TrainConfig(ReLU(2.0, tied=True), expansion=2, tokens=900 * 256, batch=256, lr=1e-2, seed=training_seed)
+    )
     with unchecked():
         assert len(list(train(stream, state))) == 900
     found = state.dictionaries()[Site(0)]
