@@ -98,18 +98,6 @@ def interval(resamples: Float[Tensor, "resamples *shape"]) -> Float[Tensor, "2 *
     return resamples.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
 
 
-def bootstrap(
-    values: Float[Tensor, "batch"], groups: Sequence[Hashable] | Int[Tensor, "batch"], seed: int, n: int = 1000
-) -> tuple[float, float]:
-    """A 95% interval for the mean of `values`: the percentile bootstrap over groups, then members within group.
-
-    The same seed gives the same interval. With one group only its members are resampled; with a group to each
-    value it is the ordinary bootstrap. Few groups make it too narrow: percentiles do not know how few there were.
-    """
-    low, high = interval(resampled(groups, seed, n) @ values.double().cpu()).tolist()
-    return low, high
-
-
 def estimate_from(value: float, resamples: Float[Tensor, "resamples"]) -> Estimate:
     """`value`, a statistic of all prompts, with the 95% interval of the same statistic's `resamples`."""
     return Estimate(value, *interval(resamples).tolist())
@@ -118,8 +106,9 @@ def estimate_from(value: float, resamples: Float[Tensor, "resamples"]) -> Estima
 def bootstrap_estimate(values: Float[Tensor, "batch"], weights: Float[Tensor, "resamples batch"]) -> Estimate:
     """The mean of `values` with its 95% interval, the quantiles of `weights @ values`; `weights` of `resampled`.
 
-    Computed in float64 on the CPU. Quantities of the same prompts share their weights, so that their differences
-    are compared prompt by prompt.
+    Computed in float64 on the CPU. With a group to each value it is the ordinary percentile bootstrap. Few groups make
+    it too narrow: percentiles do not know how few there were. Quantities of the same prompts share their weights, so
+    that their differences are compared prompt by prompt.
     """
     values = values.double().cpu()
     return estimate_from(values.mean().item(), weights @ values)

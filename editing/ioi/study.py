@@ -17,7 +17,8 @@ from editing.ioi.joint_experiment import JointExperiment
 from editing.ioi.site_experiment import PatchExperiment
 from editing.metrics import resampled
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.pairs import OwnScore, Place, PromptPairs, own_score
+from editing.tasks.pairs import Place, PromptPairs
+from editing.tasks.score import TaskScore
 from sae_core.data.activations import harvest
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -68,7 +69,7 @@ class IOIResult:
     """One corruption at one site, or at several that are patched jointly."""
 
     corruption: Corruption
-    own: OwnScore
+    own: TaskScore
     site: str
     """Several are joined by a plus sign."""
     site_kl: dict[str, float]
@@ -125,7 +126,7 @@ class _Prompts:
 
     selection: PromptPairs
     test: PromptPairs
-    own: OwnScore
+    own: TaskScore
 
 
 class IOIStudy:
@@ -213,7 +214,7 @@ class IOIStudy:
                 self.task.pairs(self.model, corruption, split, n, **given)
                 for split, n in (("selection", config.selection_prompts), ("test", config.test_prompts))
             )
-            self._prompts[corruption] = _Prompts(selection, test, own_score(self.model, test))
+            self._prompts[corruption] = _Prompts(selection, test, task_score(self.model, test))
         return self._prompts[corruption]
 
     def baselines(self, sites: Sequence[Site]) -> dict[str, dict[Site, Dictionary]]:

@@ -7,7 +7,7 @@ from typing import Any
 from editing.removal.evaluation import GONE, Removal
 from editing.removal.frontier import STRENGTHS, Frontier
 from editing.removal.versus_leace import LeaceComparison, verdict
-from editing.tasks.pairs import OwnScore
+from editing.tasks.score import TaskScore
 from sae_core.codec import to_plain
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
@@ -55,7 +55,7 @@ class RemovalConfig:
 class RemovalResult:
     """The capability, the methods at the chosen site, the same at every other site, and at all layers at once."""
 
-    own: OwnScore
+    own: TaskScore
     own_auroc: float
     site: str
     methods: tuple[Removal, ...]

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.metrics import auroc, aurocs, interval, resampled, weighted_aurocs
-from editing.tasks.pairs import OwnScore, PromptPairs, end_logits, wilson_interval
+from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import PronounPrompts
+from editing.tasks.score import TaskScore, end_logits
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import LanguageModel
 
@@ -198,19 +199,12 @@ def span(drawn: Float[Tensor, "resamples"]) -> Span:
     return low, high
 
 
-def model_score(model: LanguageModel, prompts: Contrast) -> tuple[OwnScore, float]:
+def model_score(model: LanguageModel, prompts: Contrast) -> tuple[TaskScore, float]:
     """The unedited model's accuracy on both classes, and its AUROC."""
     logits = end_logits(model, prompts.tokens, prompts.end).cpu()
-    scores, positive = prompts.score(logits), prompts.positive
+    positive = prompts.positive
     right, wrong = (torch.where(positive, a, b) for a, b in ((prompts.yes, prompts.no), (prompts.no, prompts.yes)))
-    score = OwnScore.of(logits, right, wrong, prompts.template)
-    if prompts.name is not None:  # `OwnScore` knows templates only
-        ahead, weights = torch.where(positive, scores, -scores).double(), prompts.weights(0)
-        correct = (ahead > 0).double()
-        drawn, wilson = span(weights @ correct), wilson_interval(int(correct.sum()), len(correct))
-        accuracy = (max(0.0, min(drawn[0], wilson[0])), min(1.0, max(drawn[1], wilson[1])))
-        score = replace(score, accuracy_interval=accuracy, difference_interval=span(weights @ ahead))
-    return score, auroc(scores, positive)
+    return TaskScore.of(logits, right, wrong, prompts.weights(0)), auroc(prompts.score(logits), positive)
 
 
 def together(parts: Sequence[Contrast]) -> Contrast:

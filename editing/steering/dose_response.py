@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editing.metrics import bootstrap
+from editing.metrics import bootstrap_estimate, resampled
 from editing.steering.edits import Mode, Steering, promoted, random_directions
 from editing.steering.feature_text import FeatureText
 from editing.steering.held_out import DoseConfig, Edits, HeldOut
@@ -139,7 +139,7 @@ def _edits(steering: Steering, strength: float, along: Mapping[Site, Tensor] | N
 
 def estimate(values: Float[Tensor, "contexts"], seed: int) -> Estimate:
     """The mean over contexts, with its bootstrap interval over contexts."""
-    return Estimate(values.mean().item(), *bootstrap(values, torch.arange(len(values)), seed))
+    return bootstrap_estimate(values, resampled(range(len(values)), seed))
 
 
 def slope(strengths: Sequence[float], values: Float[Tensor, "strengths contexts"]) -> Float[Tensor, "contexts"]:

@@ -2,14 +2,12 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.metrics import bootstrap, logit_difference
 from editing.tasks import names
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -175,92 +173,6 @@ def numbered(labels) -> Int[Tensor, "batch"]:
     return torch.tensor([number[label] for label in labels])
 
 
-@dataclass(frozen=True)
-class OwnScore:
-    """What the unedited model does on the clean prompts."""
-
-    accuracy: float
-    """Share of prompts on which the answer has a higher logit than the wrong one."""
-    top1: float
-    """Share on which the answer is the argmax over the whole vocabulary."""
-    logit_difference: float
-    """Mean of logit(answer) - logit(wrong one)."""
-    n: int
-    accuracy_interval: tuple[float, float] | None = None
-    """95%: the wider of the bootstrap over templates, then prompts, and Wilson's.
-
-    Where every prompt is right the bootstrap knows no doubt, and Wilson's knows no templates.
-    """
-    difference_interval: tuple[float, float] | None = None
-    """95%, of the mean logit difference: bootstrap over templates, then prompts."""
-
-    @classmethod
-    def of(
-        cls,
-        logits: Float[Tensor, "batch vocab"],
-        answer: Int[Tensor, "batch"],
-        wrong: Int[Tensor, "batch"],
-        groups: Int[Tensor, "batch"],
-        *,
-        seed: int = 0,
-    ) -> "OwnScore":
-        """The score that these logits at the prompts' ends amount to."""
-        answer = answer.to(logits.device)
-        difference = logit_difference(logits, answer, wrong.to(logits.device))
-        right = (difference > 0).float()
-        resampled, wilson = bootstrap(right, groups, seed), wilson_interval(int(right.sum()), len(right))
-        return cls(
-            accuracy=right.double().mean().item(),
-            top1=(logits.argmax(-1) == answer).double().mean().item(),
-            logit_difference=difference.mean().item(),
-            n=len(right),
-            accuracy_interval=(max(0.0, min(resampled[0], wilson[0])), min(1.0, max(resampled[1], wilson[1]))),
-            difference_interval=bootstrap(difference, groups, seed),
-        )
-
-    def sentence(self) -> str:
-        """The score in words."""
-        if self.accuracy < 0.6 or self.top1 < 0.05:
-            verdict = "does not do"
-        else:
-            verdict = "does" if self.accuracy >= 0.9 and self.top1 >= 0.5 else "barely does"
-        between = difference = ""
-        if self.accuracy_interval:
-            between = f" (95% interval {self.accuracy_interval[0]:.1%} to {self.accuracy_interval[1]:.1%})"
-        if self.difference_interval:
-            difference = f" ({self.difference_interval[0]:+.2f} to {self.difference_interval[1]:+.2f})"
-        return (
-            f"the model itself {verdict} this task: right answer above the wrong one on {self.accuracy:.1%} "
-            f"of {self.n} prompts{between}, answer on top of the vocabulary on {self.top1:.1%}, "
-            f"mean logit difference {self.logit_difference:+.2f}{difference}"
-        )
-
-
-def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval for a share: the shares p with |n_right/n - p| <= 1.96 sqrt(p (1 - p) / n)."""
-    z, share = 1.959964, n_right / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    # rounding alone could leave a share of 0 or 1 outside
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
 def at_end(h: Float[Tensor, "batch pos d"], end: Int[Tensor, "batch"]) -> Float[Tensor, "batch d"]:
     """Rows of `h` at each prompt's last position."""
     return h[torch.arange(len(h), device=h.device), end.to(h.device)]
-
-
-@torch.no_grad()
-def end_logits(
-    model: LanguageModel, tokens: Int[Tensor, "batch pos"], end: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch vocab"]:
-    """The unedited model's logits at the prompts' ends, 256 prompts at a time."""
-    last, parts = model.sites()[-1], []
-    for rows in torch.arange(len(tokens)).split(256):
-        parts.append(model.unembed(at_end(model.record(tokens[rows], [last])[last], end[rows])))
-    return torch.cat(parts)
-
-
-def own_score(model: LanguageModel, pairs: PromptPairs) -> OwnScore:
-    """The model's own score on `pairs`, the first thing that every result states."""
-    return OwnScore.of(end_logits(model, pairs.clean, pairs.end), pairs.answer, pairs.rival, pairs.groups)

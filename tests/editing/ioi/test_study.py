@@ -23,7 +23,7 @@ from editing.ioi.site_experiment import PatchExperiment
 from editing.ioi.study import IOIConfig, IOIResult, IOIStudy, run_ioi
 from editing.metrics import resampled
 from editing.tasks.ioi import Corruption, IOITask, Role
-from editing.tasks.pairs import own_score
+from editing.tasks.score import task_score
 from sae_core.data.activations import harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import pca
@@ -58,7 +58,7 @@ def run(storybook, contexts, sets, corruption=Corruption.IO, config=CONFIG, **wh
 def test_every_corruption_begins_with_the_models_own_score(storybook, few_contexts, dictionaries, corruption):
     config = replace(CONFIG, selectors=("attribution",), baselines=())
     result = run_ioi(storybook, {Site(3): dictionaries[Site(3)]}, few_contexts, corruption, config)
-    assert result.own.accuracy >= 0.99 and result.own.n == result.n_test == 8 and result.n_selection == 6
+    assert result.own.accuracy.value >= 0.99 and result.own.n == result.n_test == 8 and result.n_selection == 6
     assert result.corruption is corruption and result.comparisons == () and result.sentences() == []
 
 
@@ -175,7 +175,7 @@ def test_sites_patched_jointly(storybook, few_contexts):
 def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, few_contexts, dictionaries, monkeypatch):
     harvested, scored = [], []
     monkeypatch.setattr("editing.ioi.study.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
-    monkeypatch.setattr("editing.ioi.study.own_score", lambda *given: scored.append(given) or own_score(*given))
+    monkeypatch.setattr("editing.ioi.study.task_score", lambda *given: scored.append(given) or task_score(*given))
     study = IOIStudy(storybook, {"dictionary": dictionaries}, few_contexts, replace(CONFIG, selectors=("attribution",)))
     study.baselines([Site(1), Site(3)])
     kinds, sites = (Corruption.IO, Corruption.SWAP), (Site(1), Site(3))

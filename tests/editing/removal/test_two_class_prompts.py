@@ -174,10 +174,10 @@ def test_sets_of_prompts_are_mixed_as_they_are_long():
 def test_storybook_predicts_pronouns_and_the_interval_knows_its_names(storybook, form):
     prompts = Contrast.of_pronouns(pronoun_prompts(storybook, [Split.TEST], 64, seed=0, form=form))
     own, area = model_score(storybook, prompts)
-    assert own.accuracy >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == 64
-    low, high = own.difference_interval
-    assert low < own.logit_difference < high and own.accuracy_interval[0] < own.accuracy
+    assert own.accuracy.value >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == 64
+    low, high = own.logit_difference.low, own.logit_difference.high
+    assert low < own.logit_difference.value < high and own.accuracy.low < own.accuracy.value
     templates_only, _ = model_score(storybook, replace(prompts, name=None))
-    assert high - low > 1.2 * (templates_only.difference_interval[1] - templates_only.difference_interval[0])
+    assert high - low > 1.2 * (templates_only.logit_difference.high - templates_only.logit_difference.low)
     turned, area = model_score(storybook, replace(prompts, positive=~prompts.positive))  # control
-    assert turned.accuracy <= 0.01 and area <= 0.01 and turned.top1 <= 0.1
+    assert turned.accuracy.value <= 0.01 and area <= 0.01 and turned.top1 <= 0.1

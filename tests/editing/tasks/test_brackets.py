@@ -10,7 +10,8 @@ from tiny import user_error
 
 from editing.tasks import brackets
 from editing.tasks.brackets import TEMPLATES, WORDS, BracketTask
-from editing.tasks.pairs import PromptPairs, own_score
+from editing.tasks.pairs import PromptPairs
+from editing.tasks.score import task_score
 from sae_core.storybook.grammar import CLOSING
 
 N = 60
@@ -84,14 +85,14 @@ def test_the_seed_decides(storybook, task):
 
 
 def test_storybook_closes_brackets_and_the_corrupted_prompt_is_what_undoes_it(storybook, pairs):
-    own = own_score(storybook, pairs)
-    assert own.accuracy == own.top1 == 1.0 and own.n == N and own.accuracy_interval[0] > 0.9
+    own = task_score(storybook, pairs)
+    assert own.accuracy.value == own.top1 == 1.0 and own.n == N and own.accuracy.low > 0.9
     assert "the model itself does this task" in own.sentence()
-    control = own_score(storybook, replace(pairs, clean=pairs.corrupted))
-    assert control.accuracy <= 0.1 and control.logit_difference < -5
+    control = task_score(storybook, replace(pairs, clean=pairs.corrupted))
+    assert control.accuracy.value <= 0.1 and control.logit_difference.value < -5
     exchanged = torch.arange(N) % 4 < 2  # control: half of the answers and foils change places
     answer, foil = pairs.answer.where(exchanged, pairs.foil), pairs.foil.where(exchanged, pairs.answer)
-    assert abs(own_score(storybook, replace(pairs, answer=answer, rival=foil)).accuracy - 0.5) <= 0.05
+    assert abs(task_score(storybook, replace(pairs, answer=answer, rival=foil)).accuracy.value - 0.5) <= 0.05
 
 
 def test_words_that_do_not_fit_a_tokenizer_are_passed_over():

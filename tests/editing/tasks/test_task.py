@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import user_error
 
-from editing.tasks.pairs import PromptPairs, own_score
+from editing.tasks.pairs import PromptPairs
+from editing.tasks.score import task_score
 from editing.tasks.task import TASKS, Task, task_of
 
 
@@ -34,8 +35,8 @@ def test_every_task_gives_pairs_that_the_model_gets_right(storybook, any_task):
         assert isinstance(pairs, PromptPairs) and 1 < len(pairs) <= 12 and len(pairs.groups) == len(pairs)
         assert pairs.clean.shape == pairs.corrupted.shape and (pairs.clean != pairs.corrupted).any(1).all()
         assert (pairs.answer != pairs.foil).all() and (pairs.answer != pairs.rival).all()
-        own = own_score(storybook, pairs)
-        assert own.accuracy == 1.0 and own.accuracy_interval[1] == 1.0
+        own = task_score(storybook, pairs)
+        assert own.accuracy.value == 1.0 and own.accuracy.high == 1.0
 
 
 def test_the_splits_have_no_prompt_in_common(any_task):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiny import user_error
 
 from editing.tasks.ioi import Corruption, IOITask
-from editing.tasks.pairs import TextPair, own_score
+from editing.tasks.pairs import TextPair
+from editing.tasks.score import task_score
 from editing.tasks.task import task_of
 from editing.tasks.user_pairs import Line, OwnPairs, continued, divide, load_pairs, read_lines
 
@@ -50,7 +51,7 @@ def test_a_task_written_to_a_file_is_read_back(storybook, tmp_path):
     for field in ("clean", "corrupted", "answer", "foil", "rival", "end", "groups"):
         assert torch.equal(getattr(read, field), getattr(pairs, field)), field
     assert read.texts == pairs.texts and read.name == "pairs"
-    assert own_score(storybook, read) == own_score(storybook, pairs)
+    assert task_score(storybook, read) == task_score(storybook, pairs)
 
 
 def test_the_agreement_files_of_others_read_the_same(tmp_path):
@@ -85,7 +86,7 @@ def test_answers_as_the_model_reads_them(storybook, tmp_path):
     she, he = (storybook.to_ids(word)[0] for word in ("she", "he"))
     assert pairs.answer.tolist() == [she, he] and pairs.foil.tolist() == pairs.rival.tolist() == [he, she]
     assert pairs.groups.tolist() == [0, 0]  # the same two prompts, mirrored
-    assert own_score(storybook, pairs).accuracy == 1.0
+    assert task_score(storybook, pairs).accuracy.value == 1.0
     without = load_pairs(tmp_path / "pairs.jsonl", storybook, prepend_bos=False)
     assert torch.equal(without.clean, pairs.clean[:, 1:])
 

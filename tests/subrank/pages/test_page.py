@@ -13,7 +13,7 @@ from editing.removal.evaluation import Method
 from editing.removal.experiment import Removal, RemovalResult
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption
-from editing.tasks.pairs import OwnScore
+from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import FeatureId, Site
@@ -28,7 +28,7 @@ from subrank.pages.removal_page import removal_section
 NASTY = "<script>alert(1)</script>"
 TEMPLATES = Path(module.__file__).parent / "templates"
 ROOT = TEMPLATES.parents[2]
-OWN = OwnScore(accuracy=0.5, top1=0.1, logit_difference=0.0, n=64)
+OWN = TaskScore(Estimate(0.5, 0.5, 0.5), 0.1, Estimate(0.0, 0.0, 0.0), 64)
 
 
 def graph() -> FeatureGraph:

@@ -6,7 +6,7 @@ from explorer_pages import example, example_cards
 
 from editing.removal.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
-from editing.tasks.pairs import OwnScore
+from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate
 from subrank.pages.circuit_page import circuit_section
 from subrank.pages.explorer import explore
@@ -51,7 +51,7 @@ def report(tmp_path):
         Method.FEATURES, "resid_post.1", answer_mass=0.5, damage=Estimate(0.01, 0.005, 0.02), edit_size=1.0,
         features=("1_2",), transfer={"her or his": Estimate(0.9), "a longer form": Estimate(0.8)}, **wide,
     )  # fmt: skip
-    score = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)
+    score = TaskScore(Estimate(0.99, 0.99, 0.99), 0.98, Estimate(5.0, 5.0, 5.0), 64)
     removed = RemovalResult(score, 0.99, "resid_post.1", (features,), (), None)
     facts = {"targets_asked": 1, "pairs_run": 2, "exhaustive": True}
     graph = example()

@@ -9,12 +9,12 @@ from editing.removal.figure import LEAST, removal_figure
 from editing.removal.frontier import Frontier, FrontierPoint
 from editing.removal.result import RemovalResult
 from editing.removal.versus_leace import LeaceComparison
-from editing.tasks.pairs import OwnScore
+from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate
 from subrank.pages.removal_page import removal_section
 
 HERE, THERE, NASTY = "resid_post.1", "resid_post.2", "<script>alert(1)</script>"
-OWN = OwnScore(accuracy=0.99, top1=0.98, logit_difference=5.0, n=64)
+OWN = TaskScore(Estimate(0.99, 0.99, 0.99), 0.98, Estimate(5.0, 5.0, 5.0), 64)
 
 
 def removal(method: Method, area: float, damage: float, site: str = HERE, **fields) -> Removal:
