@@ -18,7 +18,7 @@ from editing.ioi.site_experiment import PatchExperiment
 from editing.metrics import resampled
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import Place, PromptPairs
-from editing.tasks.score import TaskScore
+from editing.tasks.score import TaskScore, task_score
 from sae_core.data.activations import harvest
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
