@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples, FeatureAtlas, survey
+from circuits.features.reading import Chunks
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.saes import SAE, ReLUSAE, TopKSAE
@@ -133,7 +134,7 @@ def subjects(model: LanguageModel, texts: Texts) -> Iterator[Subject]:
         trained = {site: sae.requires_grad_(False) for site, sae in member.dictionaries().items()}
         for dictionaries in (trained, {site: as_relu(sae, x[site]) for site, sae in trained.items()}):
             errors = [fvu(x[site], sae.decode(sae.encode(x[site]))) for site, sae in dictionaries.items()]
-            atlas = survey(model, dictionaries, text, top=96, at_once=64)
+            atlas = survey(model, dictionaries, text, top=96, chunks=Chunks(contexts=64))
             yield Subject(model, dictionaries, atlas, sum(errors) / len(errors))
 
 

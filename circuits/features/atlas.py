@@ -1,4 +1,4 @@
-"""What features respond to, and what they say.
+"""What features respond to, and which tokens they promote.
 
 One pass over a text keeps, for every latent of every site, its density and its strongest contexts: one
 token per context, so that a single long passage cannot fill a feature's examples.
@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.features.reading import DEFAULT_CHUNKS, Chunks, SiteCounts, SiteStatistics, read_text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, silent
 from sae_core.sites import FeatureId, Site
 
 
@@ -38,20 +40,6 @@ class ExampleSource(Protocol):
     def examples(self, feature: FeatureId, n: int) -> Examples:
         """At most `n` examples on which the feature is active, each read at one position."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class SiteStatistics:
-    """The latents of one dictionary on a text."""
-
-    density: Float[Tensor, "n_latents"]
-    """Share of content tokens on which the latent is active."""
-    mean_active: Float[Tensor, "n_latents"]
-    """Mean activation where active; zero for a latent that never is."""
-    top: Float[Tensor, "n_latents k"]
-    """Largest activations, one per context, falling; zero where fewer contexts activate the latent."""
-    context: Int[Tensor, "n_latents k"]
-    position: Int[Tensor, "n_latents k"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,49 +82,22 @@ class FeatureAtlas:
         ]
 
 
-@torch.no_grad()
 def survey(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     *,
     top: int = 64,
-    at_once: int = 16,
+    chunks: Chunks = DEFAULT_CHUNKS,
+    on_progress: OnProgress = silent,
 ) -> FeatureAtlas:
-    """Statistics and strongest contexts of every latent, in one pass over `contexts`."""
-    last = model.sites()[-1]
-    counts = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in dictionaries.items()}
-    sums = {site: torch.zeros_like(count) for site, count in counts.items()}
-    best: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
-    n_tokens, final = 0, torch.zeros(model.d_model, dtype=torch.float64)
-    for start in range(0, len(contexts), at_once):
-        chunk = contexts[start : start + at_once]
-        content = model.content(chunk).to(model.device)
-        recorded = model.record(chunk, {*dictionaries, last})
-        n_tokens += int(content.sum())
-        final += recorded[last][content].double().sum(0).cpu()
-        for site, dictionary in dictionaries.items():
-            f = dictionary.encode(recorded[site]) * content[..., None]
-            counts[site] += (f != 0).sum((0, 1)).cpu()
-            sums[site] += f.sum((0, 1)).double().cpu()
-            peak, where = f.max(1)  # [contexts, n_latents]
-            places = torch.arange(start, start + len(chunk), device=f.device)[:, None].expand_as(where)
-            found = (peak.T, places.T, where.T)
-            if site in best:
-                found = tuple(torch.cat(pair, 1) for pair in zip(best[site], found, strict=True))
-            order = found[0].topk(min(top, found[0].shape[1]), dim=1).indices
-            best[site] = tuple(part.gather(1, order) for part in found)
-    statistics = {
-        site: SiteStatistics(
-            density=(counts[site] / n_tokens).float(),
-            mean_active=(sums[site] / counts[site].clamp_min(1)).float(),
-            top=best[site][0].cpu(),
-            context=best[site][1].cpu(),
-            position=best[site][2].cpu(),
-        )
-        for site in dictionaries
-    }
-    return FeatureAtlas(contexts, statistics, (final / n_tokens).float().to(model.device))
+    """Statistics and the `top` strongest contexts of every latent, in one pass over `contexts`."""
+    counts = {site: SiteCounts(d.directions, min(top, len(contexts))) for site, d in dictionaries.items()}
+    mean_final = read_text(
+        model, dictionaries, contexts, lambda site, piece: counts[site].add(piece), chunks, on_progress
+    )
+    n_tokens = int(model.content(contexts).sum())
+    return FeatureAtlas(contexts, {site: count.statistics(n_tokens) for site, count in counts.items()}, mean_final)
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ from circuits.features.explanations import (
 from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
-from circuits.features.statistics import AFTER, BEFORE, Chunks, Tally, activations, tally
+from circuits.features.reading import Chunks
+from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
 from editing.interventions.add_direction import written
 from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary

@@ -13,34 +13,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.atlas import FeatureAtlas, SiteStatistics
+from circuits.features.atlas import FeatureAtlas
+from circuits.features.reading import (
+    CODES_AT_ONCE,
+    DEFAULT_CHUNKS,
+    Chunks,
+    Piece,
+    SiteCounts,
+    SiteStatistics,
+    read_text,
+)
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.progress import OnProgress, Stages, silent
+from sae_core.progress import OnProgress, silent
 from sae_core.sites import FeatureId, Site
 
 BEFORE, AFTER = 11, 4
 """Positions around a peak whose activations are kept."""
-CODES_AT_ONCE = 2**23
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """How much of a text is held at once; the numbers do not depend on it."""
-
-    contexts: int = 16
-    """Contexts per forward pass."""
-    codes: int = CODES_AT_ONCE
-    """Entries of dense codes."""
-    pairs: int = 2**20
-    """Pairs of latent and token that may wait before they are merged with the others."""
-
-    def stages(self, n_contexts: int) -> dict[int, str]:
-        """The stages of reading a text, by the number of the forward pass at which each begins: four, or fewer."""
-        starts = range(0, n_contexts, self.contexts)
-        begins = sorted({len(starts) * quarter // 4 for quarter in range(4)})
-        return {number: f"reading from context {starts[number]:,} of {n_contexts:,}" for number in begins}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,113 +78,65 @@ class Tally:
         return int(self.token_counts.sum())
 
 
-@torch.no_grad()
 def tally(
     model: LanguageModel,
     dictionaries: Mapping[Site, Dictionary],
     contexts: Int[Tensor, "contexts pos"],
     *,
     top: int = 8,
-    chunks: Chunks = Chunks(),
+    chunks: Chunks = DEFAULT_CHUNKS,
     on_progress: OnProgress = silent,
 ) -> Tally:
     """What every latent does on a text, in one pass; `top` contexts are kept per latent.
 
     Raises `UserError` where the text holds special tokens only.
     """
-    content = model.content(contexts)
-    if not content.any():
-        raise UserError("the text holds no tokens but special ones; give another text")
-    first = content & (content.cumsum(-1) == 1)
-    last = model.sites()[-1]
-    final = torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
-    counts = {site: _Counts(dictionary, model.n_vocab, top, chunks) for site, dictionary in dictionaries.items()}
-    announced = chunks.stages(len(contexts))
-    stages = Stages(on_progress, len(announced))
-    for number, rows in enumerate(torch.arange(len(contexts)).split(chunks.contexts)):
-        if number in announced:
-            stages.begin(announced[number])
-        recorded = model.record(contexts[rows], {*dictionaries, last})
-        final += recorded[last][content[rows].to(model.device)].double().sum(0)
-        for site, own in counts.items():
-            own.add(recorded[site], contexts[rows], content[rows], first[rows], int(rows[0]))
-    token_counts = torch.bincount(contexts[content], minlength=model.n_vocab)
+    top = min(top, len(contexts))
+    strongest = {site: SiteCounts(d.directions, top, before=BEFORE, after=AFTER) for site, d in dictionaries.items()}
+    sums = {site: _Sums(d.directions, model.n_vocab, chunks.pairs) for site, d in dictionaries.items()}
+
+    def add(site: Site, piece: Piece) -> None:
+        strongest[site].add(piece)
+        sums[site].add(piece)
+
+    mean_final = read_text(model, dictionaries, contexts, add, chunks, on_progress)
+    token_counts = torch.bincount(contexts[model.content(contexts)], minlength=model.n_vocab)
     n_tokens = int(token_counts.sum())
-    sites = {site: own.tally(n_tokens) for site, own in counts.items()}
-    statistics = {site: own.statistics for site, own in sites.items()}
-    return Tally(FeatureAtlas(contexts, statistics, (final / n_tokens).float()), sites, token_counts)
+    sites = {site: sums[site].tally(strongest[site], n_tokens) for site in dictionaries}
+    statistics = {site: latents.statistics for site, latents in sites.items()}
+    return Tally(FeatureAtlas(contexts, statistics, mean_final), sites, token_counts)
 
 
-class _Counts:
-    """Sums and strongest contexts of one dictionary, while the text is read."""
+class _Sums:
+    """Sums over the content tokens of a text by latent, and by latent and token, while it is read."""
 
-    def __init__(self, dictionary: Dictionary, n_vocab: int, top: int, chunks: Chunks):
-        self.dictionary, self.n_vocab, self.chunks = dictionary, n_vocab, chunks
-        n, new = len(dictionary.directions), dictionary.directions.new_zeros
-        self.active = new(n, dtype=torch.long)
-        self.total, self.square, self.started, self.size = (new(n, dtype=torch.float64) for _ in range(4))
+    def __init__(self, directions: Float[Tensor, "n_latents d_in"], n_vocab: int, merge_from: int):
+        self.n_vocab = n_vocab
+        new = directions.new_zeros
+        self.square, self.size, self.started = (new(len(directions), dtype=torch.float64) for _ in range(3))
         self.norm = new((), dtype=torch.float64)
-        self.top = new(n, top)
-        self.context, self.position = new(2, n, top, dtype=torch.long)
-        self.nearby = new(n, top, BEFORE + 1 + AFTER)
-        self.pairs = _PairSums(chunks.pairs)
+        self.pairs = _PairSums(merge_from)
 
-    def add(self, h: Tensor, tokens: Tensor, content: Tensor, first: Tensor, start: int) -> None:
-        """Count contexts, of which the first is number `start` of the text."""
-        few = max(1, self.chunks.codes // (h.shape[1] * len(self.top)))
-        for rows in torch.arange(len(h)).split(few):
-            own = (part[rows].to(h.device) for part in (tokens, content, first))
-            self._add(h[rows.to(h.device)], *own, start + int(rows[0]))
+    def add(self, piece: Piece) -> None:
+        """Count a piece of the text."""
+        # f is sparse: all sums go over its nonzero entries, f_j at (row, position)
+        row, position, latent = piece.f.nonzero(as_tuple=True)
+        values = piece.f[row, position, latent].double()
+        at_start = (piece.content & (piece.content.cumsum(1) == 1))[row, position]
+        self.norm += piece.x[piece.content].double().square().sum()
+        self.square.index_add_(0, latent, values.square())
+        self.size.index_add_(0, latent, values.abs())
+        self.started.index_add_(0, latent[at_start], values[at_start].abs())
+        self.pairs.add(latent * self.n_vocab + piece.tokens[row, position], values)
 
-    def _add(self, h: Tensor, tokens: Tensor, content: Tensor, first: Tensor, start: int) -> None:
-        f = self.dictionary.encode(h)
-        row, position, latent = f.nonzero(as_tuple=True)
-        kept = content[row, position]
-        row, position, latent = row[kept], position[kept], latent[kept]
-        values = f[row, position, latent]
-        wide, at_start = values.double(), first[row, position]
-        self.norm += h[content].double().square().sum()
-        self.active += torch.bincount(latent, minlength=len(self.active))
-        self.total.index_add_(0, latent, wide)
-        self.square.index_add_(0, latent, wide.square())
-        self.size.index_add_(0, latent, wide.abs())
-        self.started.index_add_(0, latent[at_start], wide[at_start].abs())
-        self.pairs.add(latent * self.n_vocab + tokens[row, position], wide)
-        n = len(self.active)
-        peak, where = _peaks(row * n + latent, position, values, len(f) * n, f.shape[1])
-        self._keep(f, content, peak.view(-1, n), where.view(-1, n), start)
-
-    def _keep(self, f: Tensor, content: Tensor, peak: Tensor, where: Tensor, start: int) -> None:
-        """Let each context's peak compete with the strongest so far; of equal ones the earlier stays."""
-        better = (peak.max(0).values > self.top[:, -1]).nonzero()[:, 0]
-        if not len(better):
-            return
-        around = where[:, better, None] + torch.arange(-BEFORE, AFTER + 1, device=f.device)
-        place, rows = around.clamp(0, f.shape[1] - 1), torch.arange(len(f), device=f.device)[:, None, None]
-        nearby = f[rows, place, better[:, None]] * (content[rows, place] & (place == around))
-        context = (start + rows[:, :, 0]).expand(-1, len(better))
-        found = (peak[:, better].T, context.T, where[:, better].T, nearby.transpose(0, 1))
-        order = torch.cat([self.top[better], found[0]], 1).sort(dim=1, descending=True, stable=True).indices
-        order = order[:, : self.top.shape[1]]
-        for own, new in zip((self.top, self.context, self.position, self.nearby), found, strict=True):
-            both = torch.cat([own[better], new], 1)
-            index = order if both.ndim == 2 else order[..., None].expand(-1, -1, both.shape[2])
-            own[better] = both.gather(1, index)
-
-    def tally(self, n_tokens: int) -> SiteTally:
-        statistics = SiteStatistics(
-            density=(self.active.double() / n_tokens).float().cpu(),
-            mean_active=(self.total / self.active.clamp_min(1)).float().cpu(),
-            top=self.top.cpu(),
-            context=self.context.cpu(),
-            position=self.position.cpu(),
-        )
+    def tally(self, strongest: SiteCounts, n_tokens: int) -> SiteTally:
+        """All that was counted of one dictionary."""
         tiny = torch.finfo(torch.float64).tiny
         return SiteTally(
-            statistics,
-            self.nearby.cpu(),
-            self.active.cpu(),
-            self.total.cpu(),
+            strongest.statistics(n_tokens),
+            strongest.nearby.cpu(),
+            strongest.active.cpu(),
+            strongest.total.cpu(),
             self.square.cpu(),
             first_position=(self.started / self.size.clamp_min(tiny)).cpu(),
             norm_share=(self.square / self.norm.clamp_min(tiny)).cpu(),
@@ -203,16 +144,12 @@ class _Counts:
         )
 
 
-def _peaks(key: Tensor, position: Tensor, values: Tensor, n_keys: int, n_pos: int) -> tuple[Tensor, Tensor]:
-    """The largest of the values of each key, and the first position that has it; 0 where none is positive."""
-    peak = values.new_zeros(n_keys).scatter_reduce(0, key, values, "amax")
-    at = values == peak[key]
-    where = torch.full((n_keys,), n_pos, device=key.device).scatter_reduce(0, key[at], position[at], "amin")
-    return peak, where.where(where < n_pos, 0)
-
-
 class _PairSums:
-    """Counts and sums by key; what is added waits until it is worth a sort."""
+    """Counts and sums by key; what is added waits until it is worth a sort.
+
+    A merge sorts all pairs. It happens once those that wait are twice as many as the merged ones, so that all merges
+    together take time in proportion to what was added (times the logarithm of a sort).
+    """
 
     def __init__(self, merge_from: int) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -28,6 +28,7 @@ from circuits.features.atlas import (
     strongest_writer,
     survey,
 )
+from circuits.features.reading import Chunks
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout, nodes_of
 from sae_core.codec import from_plain, to_plain
 from sae_core.dictionaries.baselines import Basis
@@ -329,7 +330,7 @@ def surveyed(tiny_models):
     contexts = random_tokens(model.n_vocab, 21, 7, seed=4)
     contexts[:, 0] = contexts[::4, 3] = model.bos_id
     dictionaries = {Site(0): random_topk(32, 20, 3), Site(2, Stream.MLP_OUT): random_topk(32, 20, 3, seed=7)}
-    return model, dictionaries, contexts, survey(model, dictionaries, contexts, top=6, at_once=5)
+    return model, dictionaries, contexts, survey(model, dictionaries, contexts, top=6, chunks=Chunks(contexts=5))
 
 
 def dense_codes(surveyed, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
@@ -365,7 +366,7 @@ def test_the_mean_final_residual_is_that_of_the_content_tokens(surveyed):
 
 def test_how_the_contexts_are_split_does_not_show(surveyed):
     model, dictionaries, contexts, atlas = surveyed
-    whole = survey(model, dictionaries, contexts, top=6, at_once=21)
+    whole = survey(model, dictionaries, contexts, top=6, chunks=Chunks(contexts=21))
     for site, own in whole.sites.items():
         assert torch.equal(own.density, atlas.sites[site].density)
         assert torch.allclose(own.top, atlas.sites[site].top, atol=1e-5)

@@ -16,7 +16,8 @@ from circuits.features.card import TOP, Card, spots
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.geometry import coordinates, nearest
 from circuits.features.histograms import N_BINS, N_TOKENS, activation_histogram, logit_drops
-from circuits.features.statistics import AFTER, BEFORE, Chunks, activations, tally
+from circuits.features.reading import Chunks
+from circuits.features.statistics import AFTER, BEFORE, activations, tally
 from editing.interventions.add_direction import written
 from editing.interventions.patch import ablate
 from editing.loss_recovered import SpliceCost
