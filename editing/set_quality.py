@@ -22,6 +22,14 @@ class SetQuality:
     quality: dict[Site, Quality]
     cost: dict[Site, SpliceCost]
 
+    def lines(self) -> list[str]:
+        """A line for each site: FVU, L0, dead latents, and the loss with the reconstruction spliced in."""
+        return [
+            f"{site}: FVU {quality.fvu:.3f}, L0 {quality.l0:.1f}, dead {quality.dead:.1%}, "
+            f"loss recovered {self.cost[site].recovered:.3f}"
+            for site, quality in self.quality.items()
+        ]
+
     def to_json(self) -> dict[str, dict[str, float]]:
         """FVU, L0, dead share and the cross-entropies, per site; `from_json` is the inverse."""
         return {

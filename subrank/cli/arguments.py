@@ -1,26 +1,17 @@
 """Values of options made into what they name, or a `UserError` that says what was expected."""
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sae_core.model.language_model import LanguageModel
-    from sae_core.sites import Site
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise `UserError` for an option that is too small."""
-    from sae_core.errors import UserError
-
-    if value < least:
-        raise UserError(f"{name} must be at least {least}; got {value}")
+    from subrank.saes import Saes
 
 
 def writable(folder: Path) -> Path:
     """`folder`, made if need be; raises `UserError` before any work if results could not be written there."""
-    import tempfile
-
     from sae_core.errors import UserError
 
     try:
@@ -33,7 +24,7 @@ def writable(folder: Path) -> Path:
 
 
 def model_of(name: str, device: str | None) -> "LanguageModel":
-    """The model of that name, on the device asked for."""
+    """The model of that name, on the device that is named."""
     import torch
 
     from sae_core.errors import UserError
@@ -46,18 +37,19 @@ def model_of(name: str, device: str | None) -> "LanguageModel":
     return load_model(name, device=device)
 
 
-def sites_of(model: "LanguageModel", places: Iterable[str]) -> "tuple[Site, ...]":
-    """Sites named one by one or by stream, checked against the model."""
-    from sae_core.sites import Site, Stream
+def sets_of(folders: Sequence[Path]) -> "dict[str, Saes]":
+    """The sets in folders of sets and of sweeps, by the shortest names that tell them apart."""
+    from sae_core.storage import sets_in
+    from subrank.saes import load
 
-    found = []
-    for place in places:
-        found += model.sites(Stream(place)) if place in set(Stream) else [model.check(Site.parse(place))]
-    return tuple(sorted(set(found)))
+    paths = list(dict.fromkeys(path.resolve() for folder in folders for path in sets_in(folder)))
+    return {name: load(path) for name, path in zip(names_of(paths), paths, strict=True)}
 
 
-def site_of(name: str | None) -> "Site | None":
-    """The site of that name, or None."""
-    from sae_core.sites import Site
-
-    return Site.parse(name) if name else None
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart."""
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("two folders are one")

@@ -2,86 +2,111 @@
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subrank.cli.arguments import model_of, sites_of, writable
-from subrank.cli.circuit import circuit_into
-from subrank.cli.ioi import ioi_config, ioi_into
-from subrank.cli.parsers import Verbs
-from subrank.cli.remove import removal_config, removal_into
-from subrank.cli.request import After
-from subrank.cli.sets import prepared
-from subrank.cli.terminal import say
-from subrank.cli.train import RUN, train_into
+from subrank.cli.arguments import model_of, writable
+from subrank.cli.parsers import Verbs, settings_of
+from subrank.cli.terminal import report, say
+from subrank.cli.train import RUN, begin, go_on, train_into
+from subrank.settings.circuit import CircuitSettings
+from subrank.settings.demo import DemoSettings
+from subrank.settings.experiments import IOISettings, RemoveSettings
 
 if TYPE_CHECKING:
+    from editing.removal.result import RemovalConfig
     from sae_core.model.language_model import LanguageModel
     from sae_core.training.run import Run
 
 
 def add(verbs: Verbs) -> None:
-    """Declare `subrank demo`."""
-    parser = verbs.add("demo", run, "the whole story on the bundled model, ending in one page", "./demo")
-    parser.add_argument("--tokens", type=int, default=500_000, help="tokens to train the dictionaries on")
-    parser.add_argument("--sites", nargs="+", default=["resid_post"], help="where (default: every layer)")
-    parser.add_argument("--prompts", type=int, default=None, help="test prompts per experiment, if not each one's own")
-    parser.add_argument("--contexts", type=int, default=1000, help="contexts searched for examples of features")
-    parser.add_argument("--max-targets", type=int, default=15, help="features asked for their causes")
+    """Declare the verb."""
+    verbs.add("demo", run, DemoSettings, "./demo")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of each experiment the demo runs: less than the verbs do, as it has minutes."""
+
+    ioi: IOISettings
+    circuit: CircuitSettings
+    removal: "RemovalConfig"
 
 
 def run(options: argparse.Namespace) -> int:
-    """`subrank demo`."""
-    from circuits.discovery.edges import EdgeConfig
-    from circuits.discovery.request import CircuitRequest
-    from circuits.discovery.target_causes import DiscoveryConfig
-    from editing.tasks.ioi import Corruption
+    """`subrank demo`: the whole story on the bundled model, ending in one page."""
+    settings = settings_of(options, DemoSettings)
+    return tell(writable(options.out or Path("demo")), settings, plan_of(settings), options.device)
+
+
+def plan_of(settings: DemoSettings) -> Plan:
+    """The plan of a demo of a few minutes."""
+    from editing.removal.result import RemovalConfig
+
+    seed = settings.seed
+    circuit = CircuitSettings(
+        contexts=settings.contexts, max_targets=settings.max_targets, null=200, held=200, draws=0, cards=150, seed=seed
+    )
+    if settings.prompts is None:
+        removal = RemovalConfig(
+            selection_prompts=96,
+            greedy_prompts=48,
+            test_prompts=160,
+            text_contexts=32,
+            shortlist=12,
+            max_features=8,
+            random_draws=1,
+            strengths=(0.0, 0.5, 0.8, 1.0, 1.25),
+            seed=seed,
+        )
+    else:
+        half = max(8, settings.prompts // 2)
+        removal = RemovalConfig(seed=seed, test_prompts=settings.prompts, selection_prompts=half)
+    return Plan(IOISettings(prompts=settings.prompts, seed=seed), circuit, removal)
+
+
+def tell(out: Path, settings: DemoSettings, plan: Plan, device: str | None = None) -> int:
+    """Train, patch, discover, remove, and write the page; returns the exit status."""
     from sae_core.data.text import Text
-    from sae_core.storage import SET, load_set
+    from sae_core.storage import SET
     from sae_core.training.config import TrainConfig
     from sae_core.training.run import Run
-    from subrank.pages.circuit_page import circuit_section
+    from subrank.experiments.circuit import run_circuit
+    from subrank.experiments.ioi import run_ioi
+    from subrank.experiments.removal import run_remove
     from subrank.pages.demo_page import demo_page
     from subrank.pages.evaluation_page import dictionaries_section
-    from subrank.pages.ioi_page import ioi_section
-    from subrank.pages.removal_page import removal_section
+    from subrank.saes import by_name, load
 
-    started, out = time.time(), writable(options.out or Path("demo"))
-    folder, argv = out / "dictionaries", vars(options)
-    model = model_of("storybook", options.device)
-    text, config = Text("storybook", 128, True, max_tokens=options.tokens), TrainConfig(tokens=options.tokens)
-    training = Run("storybook", text, tuple(options.sites), (replace(config, seed=options.seed),))
+    started, folder, seed = time.time(), out / "dictionaries", settings.seed
+    model = model_of("storybook", device)
+    text = Text("storybook", 128, True, max_tokens=settings.tokens)
+    training = Run("storybook", text, settings.sites, (TrainConfig(tokens=settings.tokens, seed=seed),))
     say("1/4  dictionaries")
     resume = prepare_demo(folder, model, training)
     if (folder / SET).exists():
-        say(f"the dictionaries in {folder} are the ones asked for: kept")
-    elif train_into(folder, model, training, resume=resume) is None:
+        say(f"the dictionaries in {folder} have these settings: kept")
+    elif train_into(folder, (go_on if resume else begin)(folder, model, training)) is None:
         say("stopped; the same command goes on from here")
         return 130
-    dictionaries = load_set(folder)
-    contexts, measured = prepared(dictionaries, folder, model)
+    saes = load(folder)
     say("2/4  IOI: patching features from one prompt into another")
-    config = ioi_config(options, dictionaries)
-    settings = {"argv": argv, "assets": out}
-    kinds = [Corruption.IO, Corruption.SWAP]
-    ioi = ioi_into(out / "ioi", model, dictionaries, contexts, measured, kinds, config, **settings)
+    ioi = run_ioi(model, by_name(saes), plan.ioi, report)
+    ioi.save(out / "ioi", assets=out)
     say("3/4  a circuit")
-    light = EdgeConfig(n_null=200, seed=options.seed)
-    config, how = DiscoveryConfig(light, max_targets=options.max_targets), CircuitRequest()
-    after = After(options.contexts, n_held=200, n_draws=0, n_cards=150)
-    graph, svg, _ = circuit_into(
-        out / "circuit", model, dictionaries, contexts, measured, how, config, after, **settings
-    )
+    circuit = run_circuit(model, saes, None, plan.circuit, report, steps_folder=out / "circuit")
+    circuit.save(out / "circuit", assets=out)
     say("4/4  removing pronouns")
-    config = removal_config(options, dictionaries)
-    removal = removal_into(out / "remove", model, dictionaries, contexts, measured, config, **settings)
+    removal = run_remove(model, saes, "pronouns", RemoveSettings(seed=seed), plan.removal, report)
+    removal.save(out / "remove", assets=out)
     minutes = (time.time() - started) / 60
-    demo_page(
-        out / "index.html",
-        [dictionaries_section(measured), ioi_section(ioi), circuit_section(graph, svg), removal_section(removal)],
-        minutes,
-    )
+    for result in (ioi, circuit, removal):
+        for line in result.lines():
+            say(f"  {line}")
+    assert saes.quality is not None, "training measures"
+    sections = [dictionaries_section(saes.quality), ioi.section(), circuit.section(), removal.section()]
+    demo_page(out / "index.html", sections, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
     return 0
 
@@ -93,12 +118,13 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     from sae_core.storage import SET, load_set
     from sae_core.training.checkpoint import CHECKPOINT, read_checkpoint
     from sae_core.training.run import Run
+    from subrank.sites import sites_of
 
     try:
         if (folder / SET).exists():
-            found = load_set(folder)
-            mine = (run.text, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
-            same = (found.text, found.training, found.fingerprint, set(found.dictionaries)) == mine
+            there = load_set(folder)
+            wanted = (run.text, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
+            same = (there.text, there.training, there.fingerprint, set(there.dictionaries)) == wanted
             resume = False
         else:
             begun = Run.from_json(read_json(folder / RUN))

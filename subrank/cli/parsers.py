@@ -1,39 +1,26 @@
-"""The parsers of the verbs, with the options that several of them share."""
+"""The parsers of the verbs: settings (`subrank/settings`) as options, and what the verbs share.
+
+Why argparse and not a library on top of it: see CONTRIBUTING.md.
+"""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import NoReturn
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args
+
+from subrank.settings.fields import choices, documented, flag_of, hints, is_several, make
 
 Run = Callable[[argparse.Namespace], int | None]
-_ABSENT = object()
+S = TypeVar("S")
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line and exit status 2."""
 
-    given: frozenset[str] = frozenset()
-    """Names of what stood on the command line that was read last, whatever its value."""
-
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.split()[0]}: {' '.join(message.split())}; see {self.prog} --help\n")
-
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        found = super().parse_known_args(args, namespace)
-        # once more with a mark in the place of every default: what still has it was not given
-        marked = argparse.Namespace(**dict.fromkeys(vars(found[0]), _ABSENT))
-        super().parse_known_args(args, marked)
-        self.given = frozenset(name for name, value in vars(marked).items() if value is not _ABSENT)
-        return found
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that shows the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Verbs:
@@ -42,19 +29,91 @@ class Verbs:
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
-    def add(self, name: str, run: Run, text: str, out: str) -> Parser:
-        """The parser of a verb that writes its results to `out` by default."""
-        one = self._parsers.add_parser(name, help=text, description=text, formatter_class=_Help)
-        one.set_defaults(run=run)
-        one.add_argument("--out", type=Path, default=None, help=f"folder for the results (default: {out})")
-        one.add_argument("--seed", type=int, default=0)
-        one.add_argument("--device", default=None, help="torch device; CUDA where there is one")
-        return one
+    def add(self, name: str, run: Run, settings: type, out: str) -> Parser:
+        """The parser of a verb whose options are the fields of `settings`, and that writes its results to `out`.
 
-    def add_on_set(self, name: str, run: Run, text: str) -> Parser:
-        """The parser of a verb that works on a saved set."""
-        one = self.add(name, run, text, f"DIR/{name}")
-        one.add_argument("dir", metavar="DIR", type=Path, help="folder that `subrank train` wrote")
-        one.add_argument("--model", default=None, help="where the model is now, if not where it was")
-        one.add_argument("--text", default=None, help="another text than the one trained on")
-        return one
+        The docstring of `run` is what the verb does, in the list of verbs and in its help.
+        """
+        text = (run.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+        parser = self._parsers.add_parser(name, help=text, description=text)
+        parser.set_defaults(run=run)
+        parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
+        parser.add_argument("--device", default=None, help="torch device; CUDA where there is one")
+        add_settings(parser, settings)
+        return parser
+
+    def add_on_set(self, name: str, run: Run, settings: type) -> Parser:
+        """The parser of a verb that works on one saved set."""
+        parser = self.add(name, run, settings, f"DIR/{name}")
+        parser.add_argument("dir", metavar="DIR", type=path, help="folder that `subrank train` wrote")
+        parser.add_argument("--model", default=None, help="where the model is now, if not where it was")
+        return parser
+
+    def add_on_sets(self, name: str, run: Run, settings: type, out: str) -> Parser:
+        """The parser of a verb that works on one or several saved sets."""
+        parser = self.add(name, run, settings, out)
+        parser.add_argument(
+            "dirs", metavar="DIR", nargs="+", type=path, help="folder of a set, or of a sweep: all its sets"
+        )
+        parser.add_argument("--model", default=None, help="where the model is now, if not where it was")
+        return parser
+
+
+def path(text: str) -> Path:
+    """A path from the command line; the empty text is no path."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
+    """An option for each field of a dataclass of settings. What is not on the command line is not in the namespace."""
+    helps, groups = documented(kind), {}
+    for each in fields(kind):
+        heading = each.metadata.get("group")
+        if heading and heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        into = groups[heading] if heading else parser
+        into.add_argument(
+            flag_of(each), dest=each.name, default=argparse.SUPPRESS, **_how(each, kind, helps[each.name])
+        )
+
+
+def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The settings that were on the command line, by name."""
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def settings_of(options: argparse.Namespace, kind: type[S]) -> S:
+    """The settings that the command line describes; raises `UserError` for values that are not allowed."""
+    return make(kind, given(options, kind))
+
+
+def _how(each: Field, kind: type, text: str) -> dict[str, Any]:
+    """How argparse reads a field: its type, how many values, what is allowed; and its help."""
+    hint, default = hints(kind)[each.name], each.default
+    help = " ".join(text.split()).replace("%", "%%")
+    if default not in (None, False, True) and "default" not in help:
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        help += f" (default: {shown})"
+    single = _single(hint)
+    if single is bool:
+        action = "store_true" if default is False else argparse.BooleanOptionalAction
+        return {"action": action, "help": help}
+    how: dict[str, Any] = {"help": help, "type": path if single is Path else single}
+    if allowed := choices(hint):
+        how |= {"type": str, "choices": allowed}
+    if is_several(hint):
+        how["nargs"] = "*" if each.metadata.get("empty") else "+"
+    if metavar := each.metadata.get("metavar"):
+        how["metavar"] = metavar
+    return how
+
+
+def _single(hint: Any) -> Any:
+    """The type of one value: of `tuple[int, ...] | None` int."""
+    if choices(hint):
+        return str
+    parts = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
+    return _single(parts[0]) if parts else hint

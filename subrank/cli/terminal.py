@@ -1,5 +1,6 @@
 """What the person at the terminal sees and presses: lines of progress, a bar, Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,32 +19,26 @@ def report(progress: Progress) -> None:
     say("  " + progress.stage)
 
 
-def last_of(stages: Iterator[Any]) -> Any:
-    """Say every line of progress; return the result that comes last."""
-    for stage in stages:
-        if not isinstance(stage, str):
-            return stage
-        say("  " + stage)
-    raise AssertionError("an experiment ended without a result")
+def colourful() -> bool:
+    """Whether the terminal shows colours, and nothing asks for none."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def progress(steps: Iterator[Any], total: int, done: int) -> Iterator[Any]:
+def steps_shown(steps: Iterator[Any], total: int, done: int) -> Iterator[Any]:
     """Steps of training, with a bar on a terminal and a plain line per tenth elsewhere."""
     from tqdm import tqdm
+
+    from subrank.experiments.training import summary
 
     bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty())
     with bar:
         for step in steps:
             bar.update(1)
-            told = step.step % max(1, total // 10) == 0 or step.step == total
-            if told if bar.disable else step.step % 16 == 0:  # numbers are read no more often than they are shown
-                rows = [row for sites in step.numbers() for row in sites.values()]
-                fvu, l0 = (sum(row[name] for row in rows) / len(rows) for name in ("fvu", "l0"))
-                line = f"FVU {fvu:.3f}, L0 {l0:.1f}, dead {sum(row['dead'] for row in rows)}"
-                if bar.disable:
-                    say(f"  step {step.step}/{total}: {line}")
-                else:
-                    bar.set_postfix_str(line, refresh=False)
+            # numbers are read, which a GPU waits for, no more often than they are shown
+            if bar.disable and (step.step % max(1, total // 10) == 0 or step.step == total):
+                say(f"  step {step.step}/{total}: {summary(step)}")
+            elif not bar.disable and step.step % 16 == 0:
+                bar.set_postfix_str(summary(step), refresh=False)
             yield step
 
 

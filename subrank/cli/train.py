@@ -1,235 +1,218 @@
-"""`subrank train`: dictionaries for chosen sites, trained, saved and measured, any number of members in one pass."""
+"""`subrank train`: a training session kept on disk: settings, log, checkpoints, and in the end the sets."""
 
 import argparse
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subrank.cli.arguments import model_of, sites_of, writable
-from subrank.cli.log import Log
-from subrank.cli.parsers import Verbs
-from subrank.cli.results import save_result
-from subrank.cli.terminal import interruptible, progress, say
-from subrank.cli.train_options import check_same, described, flag, run_of
+from subrank.cli.arguments import model_of, writable
+from subrank.cli.parsers import Verbs, given, path, settings_of
+from subrank.cli.terminal import interruptible, report, say, steps_shown
+from subrank.settings.train import TrainSettings
 
 if TYPE_CHECKING:
-    import torch
-
     from sae_core.model.language_model import LanguageModel
-    from sae_core.sites import Site
-    from sae_core.storage import DictionarySet
-    from sae_core.training.inputs import ActivationSource
     from sae_core.training.run import Run
     from sae_core.training.state import TrainState
+    from subrank.experiments.training import Session, Trained
+    from subrank.saes import Saes
 
 RUN, LOG = "run.json", "log.jsonl"
-_KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied")
 
 
 def add(verbs: Verbs) -> None:
-    """Declare `subrank train`."""
-    parser = verbs.add("train", run, "train dictionaries for chosen sites in one pass over the text", "./dictionaries")
-    parser.set_defaults(parser=parser)
-    add_option = parser.add_argument
-    add_option("model", metavar="MODEL", nargs="?", help="'storybook', a Hugging Face directory, or a hub name")
-    add_option("--text", default="storybook", help="'storybook', .txt, .jsonl, a folder, a dataset[:config]")
-    add_option("--column", default="text", help="where a dataset or .jsonl keeps its text")
-    add_option("--sites", nargs="+", default=["resid_post"], help="streams (all layers) or sites, e.g. mlp_out.3")
-    several = "; several make a sweep"
-    add_option("--kind", nargs="+", default=["topk"], choices=_KINDS, help="architecture" + several)
-    add_option("--expansion", type=int, nargs="+", default=[4], help="latents per dimension" + several)
-    add_option("-k", type=int, nargs="+", default=[16], help="latents active per token" + several)
-    add_option("--l1", type=float, nargs="+", default=[2.0], help="L1 coefficient of relu, tied and gated" + several)
-    add_option("--seeds", type=int, nargs="+", default=None, help="in place of --seed" + several)
-    add_option("--multi", type=float, default=0.0, help="weight of the loss at 4k latents (topk); Gao et al. use 0.125")
-    add_option("--kl", type=float, default=0.0, help="weight of the KL divergence of the model's predictions")
-    add_option("--tokens", type=int, default=2_000_000, help="tokens to train on")
-    add_option("--batch", type=int, default=1024, help="tokens per step")
-    add_option(
-        "--bfloat16", action=argparse.BooleanOptionalAction, help="choose latents in it; where it is fast, if not given"
-    )
-    add_option("--lr", type=float, default=None, help="learning rate; 5e-4 sqrt(2^14 / latents) by default")
-    add_option("--clip", type=float, default=None, help="largest norm of a gradient; not cut by default")
-    add_option("--dead-after", type=int, default=100_000, help="tokens without activity after which a latent is dead")
-    add_option("--context", type=int, default=None, help="tokens per context; the model's, at most 128")
-    add_option("--prepend-bos", action=argparse.BooleanOptionalAction, default=True)
-    add_option("--memory", type=float, default=2.0, metavar="GIB", help="activations held at once")
-    add_option("--cache", type=Path, default=None, help="folder to keep activations in, and to take them from")
-    add_option("--config", type=Path, default=None, help="a run.json in place of MODEL and all that describes the run")
-    add_option("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints")
-    add_option("--resume", action="store_true", help="go on from the checkpoint in --out")
+    """Declare the verb."""
+    parser = verbs.add("train", run, TrainSettings, "./dictionaries")
+    option = parser.add_argument
+    option("model", metavar="MODEL", nargs="?", help="'storybook', a Hugging Face directory, or a hub name")
+    text = "'storybook', .txt, .jsonl, a folder, a dataset[:config] (default: storybook)"
+    option("--text", default=argparse.SUPPRESS, help=text)
+    option("--cache", type=path, default=None, help="folder to keep activations in, and to take them from")
+    option("--config", type=path, default=None, help="a run.json in place of MODEL and all that describes the run")
+    option("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints (default: 60)")
+    option("--resume", action="store_true", help="go on from the checkpoint in --out")
 
 
 def run(options: argparse.Namespace) -> int:
-    """`subrank train`."""
+    """`subrank train`: train dictionaries for chosen sites in one pass over the text."""
     from sae_core import checks
     from sae_core.errors import UserError
-    from sae_core.storage import SET
-    from sae_core.training.checkpoint import CHECKPOINT
+    from sae_core.storage import CHECKPOINT, SET
 
     checks.weight("--save-every", options.save_every)
+    settings_of(options, TrainSettings)  # what is wrong with them is said before anything else
     out = writable(options.out or Path("dictionaries"))
-    config = _config(options)
     if options.resume:
-        model, found = _resumed(options, config, out)
+        model, wanted = _begun(options, out)
     elif (out / SET).exists() or (out / CHECKPOINT).exists() or any(out.glob(f"*/{SET}")):
         raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
-    elif not config and options.model is None:
-        raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
     else:
-        model = model_of(config.model if config else options.model, options.device)
-        found = config or run_of(options, model)
-    sets = train_into(out, model, found, resume=options.resume, save_every=options.save_every, cache=options.cache)
-    if sets is None:
-        say(f"stopped; go on with: subrank train {options.model or found.model} --out {out} --resume")
+        model, wanted = _new(options)
+    say(f"reading {wanted.text.source}")
+    session = (
+        begin(out, model, wanted, options.cache) if not options.resume else go_on(out, model, wanted, options.cache)
+    )
+    if train_into(out, session, options.save_every) is None:
+        say(f"stopped; go on with: subrank train {options.model or wanted.model} --out {out} --resume")
         return 130
     say(f"dictionaries: {out}")
     return 0
 
 
-def _config(options: argparse.Namespace) -> "Run | None":
-    """The run in the file that --config names, if it does."""
+def _new(options: argparse.Namespace) -> "tuple[LanguageModel, Run]":
+    """Model and run that the command line, or the file that it names, describes."""
+    from sae_core.errors import UserError
+    from subrank.experiments.training import run_of
+
+    if options.config is not None:
+        wanted = _config(options)
+        return model_of(wanted.model, options.device), wanted
+    if options.model is None:
+        raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
+    model = model_of(options.model, options.device)
+    return model, run_of(settings_of(options, TrainSettings), model, getattr(options, "text", "storybook"))
+
+
+def _described(options: argparse.Namespace) -> dict[str, Any]:
+    """The options on the command line that describe the run."""
+    text = {"text": options.text} if hasattr(options, "text") else {}
+    return given(options, TrainSettings) | text
+
+
+def _config(options: argparse.Namespace) -> "Run":
+    """The run in the file that --config names."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
     from sae_core.training.run import Run
+    from subrank.cli.same_run import flags
 
-    if options.config is None:
-        return None
-    if options.model or (given := [flag(name) for name in described(options)]):
-        raise UserError(f"--config describes the whole run; leave out {options.model or ', '.join(given)}")
+    described = _described(options)
+    if options.model or described:
+        raise UserError(f"--config describes the whole run; leave out {options.model or flags(described)}")
     return Run.from_json(read_json(options.config))
 
 
-def _resumed(options: argparse.Namespace, config: "Run | None", out: Path) -> "tuple[LanguageModel, Run]":
-    """Model and run of the checkpoint in `out`; raises `UserError` where another run is asked for."""
+def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]":
+    """Model and run of the checkpoint in `out`; raises `UserError` where the command line describes another."""
+    from dataclasses import replace
+
     from sae_core.errors import UserError
     from sae_core.files import read_json
     from sae_core.training.checkpoint import read_checkpoint
     from sae_core.training.run import Run
+    from subrank.cli.same_run import check_same
 
-    card, found = read_checkpoint(out), Run.from_json(read_json(out / RUN))
-    model = model_of(config.model if config else options.model or found.model, options.device)
+    card, begun = read_checkpoint(out), Run.from_json(read_json(out / RUN))
+    config = _config(options) if options.config is not None else None
+    model = model_of(config.model if config else options.model or begun.model, options.device)
     if card["fingerprint"] != model.fingerprint():
         raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
-    if not config:
-        check_same(options, model, found, out)
-    elif differences := replace(config, model=found.model).differences(found):
+    if config is None:
+        check_same(_described(options), model, begun, out)
+    elif differences := replace(config, model=begun.model).differences(begun):
         raise UserError(
             f"the run in {out} has other {' and '.join(differences)} than {options.config}; "
             "leave --config out, or start anew elsewhere"
         )
     say(f"resuming after step {card['step']}, with the settings of the checkpoint")
-    return model, found
+    return model, begun
 
 
-def train_into(
-    out: Path,
-    model: "LanguageModel",
-    run: "Run",
-    *,
-    resume: bool = False,
-    save_every: float = 60.0,
-    cache: Path | None = None,
-) -> "list[DictionarySet] | None":
-    """Train, save and measure the members of a run; None if the user stopped it, a checkpoint being left.
+# ---- a session on disk -----------------------------------------------------------------------------
 
-    One member's set is `out` itself, several are folders in it.
-    """
-    import shutil
 
-    from sae_core.data.text import digest, held_out
+def begin(out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None) -> "Session":
+    """A session from the beginning; `run.json` is written into `out`."""
+    return _session(out, model, run, cache, None)
+
+
+def go_on(out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None) -> "Session":
+    """The session whose checkpoint is in `out`."""
+    from sae_core.training.checkpoint import load_checkpoint
+
+    return _session(out, model, run, cache, load_checkpoint(out, device=model.device))
+
+
+def _session(
+    out: Path, model: "LanguageModel", run: "Run", cache: Path | None, state: "TrainState | None"
+) -> "Session":
     from sae_core.errors import UserError
     from sae_core.files import write_json
-    from sae_core.storage import DictionarySet
-    from sae_core.training.checkpoint import CHECKPOINT, save_checkpoint
-    from sae_core.training.loop import start, train
-    from sae_core.training.run import calibrate_thresholds
+    from sae_core.training.checkpoint import read_checkpoint
+    from subrank.experiments.training import Session
 
-    sites = sites_of(model, run.sites)
-    if cache and run.downstream(model):
-        raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
-    say(f"reading {run.text.source}")
-    contexts = run.text.contexts(model)
-    read, steps = digest(contexts), run.members[0].steps
-    training, measuring = held_out(contexts)
-    say(
-        f"{len(training)} contexts of {run.text.n_ctx} tokens, {run.members[0].tokens / training.numel():.2g} epochs; "
-        f"{len(sites)} sites, {len(run.members)} members, {steps} steps"
-    )
-    stream = _stream(run, model, training, sites, cache)
-    state = _checkpoint(out, model, read, run.text.source) if resume else start(stream, *run.members)
+    session = Session.begin(model, run, cache=cache, state=state)
+    if state is not None:
+        if read_checkpoint(out)["contexts"] != session.digest:
+            raise UserError(
+                f"{run.text.source} holds another text than when the run in {out} began; "
+                "bring that back, or start anew elsewhere"
+            )
+        _say_precision(state)
+    for line in session.facts():
+        say(line)
     write_json(out / RUN, run.to_json())
-    log, saved = Log(out / LOG, state), time.monotonic()
-    with interruptible() as stopped:
-        for step in progress(train(stream, state, run.downstream(model)), steps, state.step):
-            log.add(step)
-            if stopped() or time.monotonic() - saved > save_every:
-                save_checkpoint(state, run.text, model, out, contexts=read)
-                saved = time.monotonic()
-            if stopped() and step.step < steps:
-                return None
-    sets, measured, thresholds = [], {}, {}
-    for member in state.members:
-        dictionaries, folder = member.dictionaries(), out if len(state.members) == 1 else out / member.name
-        found = calibrate_thresholds(member.config, dictionaries, model, training[:128])
-        thresholds |= {f"{member.name}/{site}": both for site, both in found.items()}
-        named = {"training": member.config, "stream_seed": run.stream_seed}
-        sets.append(DictionarySet(model.name, model.fingerprint(), run.text, dictionaries, **named))
-        sets[-1].save(folder)
-        measured[member.name] = _measure_into(folder, model, sets[-1], measuring, member.name)
-    numbers: dict[str, Any] = {"dictionaries": measured if len(measured) > 1 else measured[state.members[0].name]}
-    save_result(out, numbers | ({"thresholds": thresholds} if thresholds else {}), model, run.to_json())
-    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    return sets
+    return session
 
 
-def _stream(
-    run: "Run", model: "LanguageModel", contexts: "torch.Tensor", sites: "tuple[Site, ...]", cache: Path | None
-) -> "ActivationSource":
-    """The activations that the run trains on, from the cache if there is one; says what they cost."""
-    from sae_core.data.activation_cache import CachedStream, disk_bytes
-    from sae_core.data.activations import ActivationStream
-
-    stream = run.stream(model, contexts, sites)
-    if isinstance(stream, ActivationStream) and stream.block_contexts < min(stream.batch, len(contexts)):
-        n = stream.block_contexts
-        say(f"only {n} contexts mix within --memory: tokens of one context meet in a batch more often than by chance")
-    if cache is None:
-        return stream
-    cached = CachedStream(stream, cache)
-    say(f"{cache} takes about {disk_bytes(stream, run.members[0].tokens) / 2**30:.2g} GiB in the end")
-    return cached
-
-
-def _checkpoint(out: Path, model: "LanguageModel", read: str, source: str) -> "TrainState":
-    """The state to go on from; raises `UserError` unless the text is what it was (`read` is its digest)."""
-    from sae_core.errors import UserError
-    from sae_core.training.checkpoint import load_checkpoint, read_checkpoint
+def _say_precision(state: "TrainState") -> None:
+    """Say where a resumed run multiplies in another precision than a new one would here."""
     from sae_core.training.loop import in_bfloat16
 
-    if read_checkpoint(out)["contexts"] != read:
-        raise UserError(
-            f"{source} holds another text than when the run in {out} began; bring that back, or start anew elsewhere"
-        )
-    state = load_checkpoint(out, device=model.device)
     for member in state.members:
         weight = next(iter(member.sites.values())).sae.W_dec
         if member.bfloat16 != in_bfloat16(member.config, weight):
             precision = "bfloat16" if member.bfloat16 else "float32"
             say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")
-    return state
 
 
-def _measure_into(folder: Path, model: "LanguageModel", found: "DictionarySet", contexts: Any, name: str) -> dict:
-    from editing.set_quality import measure_set
+def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trained | None":
+    """Take the steps that are left and save the sets; None if the user stopped it, a checkpoint being left.
+
+    One member's set is `out` itself, several are folders in it.
+    """
+    import shutil
+
+    from sae_core.storage import CHECKPOINT
+    from sae_core.training.checkpoint import save_checkpoint
+    from subrank.cli.training_log import Log
+
+    run, state = session.run, session.state
+    total, saved = run.members[0].steps, time.monotonic()
+    log = Log(out / LOG, state)
+    with interruptible() as stopped:
+        for step in steps_shown(session.steps(), total, state.step):
+            log.add(step)
+            if stopped() or time.monotonic() - saved > save_every:
+                save_checkpoint(state, run.text, session.model, out, contexts=session.digest)
+                saved = time.monotonic()
+            if stopped() and step.step < total:
+                return None
+    trained = session.finish(report)
+    for name, saes in trained.sets.items():
+        saes.save(out if len(trained.sets) == 1 else out / name)
+        for line in saes.quality.lines() if saes.quality else ():
+            say(f"  {line}")
+    save_quality(out, trained.sets, session.model, run.to_json(), trained.thresholds)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    return trained
+
+
+def save_quality(
+    out: Path,
+    sets: "Mapping[str, Saes]",
+    model: "LanguageModel",
+    settings: Mapping[str, Any],
+    thresholds: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `result.json`, what new sets are worth, and `provenance.json`."""
+    from dataclasses import asdict
+
     from sae_core.files import write_json
-    from sae_core.storage import QUALITY
+    from subrank.result import PROVENANCE, RESULT, Provenance
 
-    say(f"measuring {name} on held-out text")
-    measured = measure_set(model, found, contexts).to_json()
-    write_json(folder / QUALITY, measured)
-    for site, row in measured.items():
-        rest = f"dead {row['dead']:.1%}, loss recovered {row['loss_recovered']:.3f}"
-        say(f"  {site}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {rest}")
-    return measured
+    measured = {name: saes.quality.to_json() for name, saes in sets.items() if saes.quality}
+    numbers = {"dictionaries": measured if len(measured) > 1 else next(iter(measured.values()))}
+    write_json(out / PROVENANCE, asdict(Provenance.of("train", model, settings)))
+    write_json(out / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}))

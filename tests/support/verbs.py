@@ -16,7 +16,10 @@ VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "r
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a verb; the tests of its parts check their shapes."""
     with unchecked():
-        status = command.main([str(argument) for argument in arguments])
+        try:
+            status = command.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # what the parser refuses
+            status = int(stop.code or 0)
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 

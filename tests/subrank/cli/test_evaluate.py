@@ -16,6 +16,7 @@ from sae_core.evaluation.reconstruction import quality
 from sae_core.sites import Site, Stream
 from sae_core.storage import DictionarySet, load_set
 from subrank.cli import evaluate
+from subrank.cli.arguments import names_of
 from subrank.cli.parsers import Verbs
 
 SITES = (Site(0), Site(1, Stream.MLP_OUT))
@@ -67,7 +68,7 @@ def test_a_sweep_stands_for_its_sets(sweep, model, tmp_path, capsys):
     page = (tmp_path / "evaluate.html").read_text()
     assert "plotly.min.js" in page and (tmp_path / "plotly.min.js").is_file()
     provenance = json.loads((tmp_path / "provenance.json").read_text())
-    assert provenance["settings"]["dirs"] == [str(sweep / "seed0"), str(sweep / "seed1")]
+    assert provenance["settings"]["sets"] == {name: str(sweep / name) for name in ("seed0", "seed1")}
     assert provenance["fingerprint"] == model.fingerprint()
 
 
@@ -86,7 +87,7 @@ def test_one_set_lands_beside_its_dictionaries(model, tmp_path):
 
 def test_sets_of_different_models(sweep, model, tmp_path):
     replace(a_set(model), fingerprint="0" * 16, model="elsewhere").save(tmp_path / "other")
-    with user_error("another model", "elsewhere", "evaluate them apart"):
+    with user_error("another model", "elsewhere", "use them apart"):
         run(sweep, tmp_path / "other", "--out", tmp_path / "out")
     with user_error("another model"):
         run(tmp_path / "other", "--model", model.name)
@@ -110,5 +111,5 @@ def test_folders_without_sets_and_counts_that_make_no_sense(sweep, tmp_path):
 
 
 def test_names_are_as_short_as_tells_them_apart():
-    assert evaluate.names_of([Path("/a/x/s0"), Path("/a/x/s1")]) == ["s0", "s1"]
-    assert evaluate.names_of([Path("/a/x/s0"), Path("/a/y/s0")]) == ["x/s0", "y/s0"]
+    assert names_of([Path("/a/x/s0"), Path("/a/x/s1")]) == ["s0", "s1"]
+    assert names_of([Path("/a/x/s0"), Path("/a/y/s0")]) == ["x/s0", "y/s0"]

@@ -11,11 +11,15 @@ from verbs import result_of, run
 from editing.loss_recovered import Splice
 from sae_core.data.text import Text
 from sae_core.errors import UserError
-from sae_core.formats.sparsify import save_sparsify
+from sae_core.formats.readers import load_foreign, save_sparsify
 from sae_core.sites import Site, Stream
-from subrank.cli.importing import import_set
+from subrank.experiments.importing import gather
 
 TEXT = Text("storybook", 16, True, max_tokens=2000)
+
+
+def import_set(files, model, text, at=None):
+    return gather(files, [load_foreign(file) for file in files], model, text, at)
 
 
 @pytest.fixture

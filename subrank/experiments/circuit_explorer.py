@@ -1,0 +1,112 @@
+"""The folder to explore a circuit in, and the files for other people's viewers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.discovery.edge_examples import Evidence
+from circuits.discovery.request import ResolvedRequest
+from circuits.effects.targets import LogitTarget, Target
+from circuits.exports import Prompt, neuronpedia, node_link
+from circuits.features.atlas import Examples
+from circuits.features.card import Card
+from circuits.features.catalogue import Catalogue, read_catalogue
+from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from sae_core.files import write_json
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress
+from sae_core.sites import FeatureId
+from subrank.pages.explorer import explore
+
+
+@dataclass(frozen=True, eq=False)
+class Explored:
+    """Cards of all features, and the examples behind every edge of a circuit."""
+
+    catalogue: Catalogue
+    full: Mapping[FeatureId, Card]
+    """The full cards: those of the circuit's features."""
+    evidence: Evidence
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        resolved: ResolvedRequest,
+        graph: FeatureGraph,
+        contexts: Int[Tensor, "contexts pos"],
+        n_contexts: int,
+        names: Mapping[str, str],
+        on_progress: OnProgress,
+    ) -> "Explored":
+        """Cards are made from the first `n_contexts` contexts, at most four fifths, and scored on a quarter as many."""
+        search = resolved.search
+        n = min(n_contexts, max(1, 4 * len(contexts) // 5))
+        training, held = contexts[:n], contexts[n : n + max(2, n // 4)]
+        seed = search.config.edges.seed
+        catalogue = read_catalogue(
+            search.model, search.dictionaries, training, held, seed=seed, on_progress=on_progress
+        )
+        alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
+        full = {card.feature: card for card in catalogue.full(sorted(alive))} if alive else {}
+
+        def examples_of(node: NodeId) -> tuple[Target, Examples]:
+            if node == resolved.target.node and resolved.examples is not None:
+                return resolved.target, resolved.examples
+            assert isinstance(node, FeatureId)
+            return search.feature(node), search.source.examples(node, search.config.n_examples)
+
+        return cls(catalogue, full, Evidence(search.model, search.dictionaries, examples_of, search.ablations), names)
+
+    def cards(self) -> Iterator[dict[str, Any]]:
+        """Every feature's card, the full one where there is one."""
+        for site in sorted(self.catalogue.dictionaries):
+            for card in self.catalogue.light(site):
+                yield self.full.get(card.feature, card).to_json()
+
+
+def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> None:
+    """Write `explore/`, `node_link.json` and `neuronpedia/graph.json`."""
+    evidence = explored.evidence
+    behind = {(e.cause, e.target): [example.to_json() for example in evidence.of(e)] for e in graph.edges}
+    explore(folder / "explore", graph, explored.cards(), edge_examples=behind, names=explored.names)
+    write_json(folder / "node_link.json", node_link(graph))
+    write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))
+
+
+def on_first_example(evidence: Evidence, graph: FeatureGraph) -> dict[str, Any]:
+    """The circuit on the first example of its target, for circuit-tracer's and Neuronpedia's viewers."""
+    model, (_, examples) = evidence.model, evidence.targets(graph.target)
+    tokens = examples.tokens[:1, : int(examples.end[0]) + 1]
+    activations, outputs = _on_tokens(evidence, graph, model, tokens)
+    words = tuple(model.token_text(token) for token in tokens[0].tolist())
+    slug = "".join(letter if letter.isalnum() else "-" for letter in str(graph.target)).strip("-")
+    return neuronpedia(graph, Prompt(words, activations, outputs), slug=slug, scan=Path(model.name).name)
+
+
+@torch.no_grad()
+def _on_tokens(
+    evidence: Evidence, graph: FeatureGraph, model: LanguageModel, tokens: Int[Tensor, "1 pos"]
+) -> tuple[dict[NodeId, list[float]], dict[Readout, tuple[int, float]]]:
+    """The activation of each feature on each token; of a readout its first token, and the probability of that."""
+    last = model.sites()[-1]
+    sites = {node.id.site for node in graph.nodes if not isinstance(node.id, Readout)}
+    recorded = model.record(tokens, sites | {last})
+    probability = model.unembed(recorded[last][0, -1]).softmax(-1)
+    activations: dict[NodeId, list[float]] = {}
+    outputs: dict[Readout, tuple[int, float]] = {}
+    for node in graph.nodes:
+        if isinstance(node.id, Readout):
+            target = evidence.targets(node.id)[0]
+            assert isinstance(target, LogitTarget)
+            token = int(target.plus[0])
+            outputs[node.id] = (token, float(probability[token]))
+        elif not isinstance(node.id, ErrorTerm):
+            f = evidence.dictionaries[node.id.site].encode(recorded[node.id.site][0])[:, node.id.index]
+            activations[node.id] = (f * model.content(tokens)[0].to(f.device)).tolist()
+    return activations, outputs

@@ -1,0 +1,115 @@
+"""`sr.import_saes`, `subrank import`: a set of other people's dictionaries, so that every experiment runs on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editing.set_quality import measure_set
+from sae_core.data.text import Text, held_out
+from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.dictionaries.normalised import Centred
+from sae_core.errors import UserError
+from sae_core.formats.readers import Foreign, load_foreign
+from sae_core.model.language_model import LanguageModel
+from sae_core.sites import Site
+from sae_core.storage import DictionarySet
+from subrank.saes import Saes
+from subrank.settings.experiments import ImportSettings
+from subrank.settings.fields import make, takes
+
+
+@takes(ImportSettings)
+def import_saes(files: Sequence[str | Path] | str | Path, model: LanguageModel, **settings: Any) -> Saes:
+    """A set of the dictionaries in `files` for `model`, one per site.
+
+    Files of SAELens, OpenAI, Gemma Scope, sparsify and dictionary-learning are read. Raises `UserError`, which names
+    the file, where one cannot be loaded or is of another width than the model, and where two are for one site.
+    """
+    paths = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
+    return run_import(paths, [load_foreign(path) for path in paths], model, make(ImportSettings, settings))
+
+
+def run_import(
+    files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel, settings: ImportSettings
+) -> Saes:
+    """`import_saes` of files that are loaded already."""
+    known = [each.n_ctx for each in foreign if each.n_ctx and each.n_ctx > 1]
+    n_ctx = min(128, model.n_ctx, *known) if settings.context is None else settings.context
+    bos = _prepend_bos(foreign) if settings.prepend_bos is None else settings.prepend_bos
+    text = Text(settings.text, n_ctx, bos, settings.tokens)
+    sites = [Site.parse(name) for name in settings.at] if settings.at else None
+    plain = gather(files, foreign, model, text, sites)
+    return Saes.of(plain, model, measure_set(model, plain, held_out(text.contexts(model))[1]))
+
+
+def notes(files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel) -> list[str]:
+    """A line for each file that says that it was trained on another model."""
+    return [
+        f"note: {file} says that it was trained on {each.model_name}, not on {model.name}"
+        for file, each in zip(files, foreign, strict=True)
+        if each.model_name and _bare(each.model_name) != _bare(model.name)
+    ]
+
+
+def _bare(name: str) -> str:
+    """A model's name without the folder or the account that it lies in, and by one spelling."""
+    return {"gpt2-small": "gpt2"}.get(bare := Path(name).name.lower(), bare)
+
+
+def gather(
+    files: Sequence[Path],
+    foreign: Sequence[Foreign],
+    model: LanguageModel,
+    text: Text,
+    at: Sequence[Site] | None = None,
+) -> DictionarySet:
+    """The set of loaded dictionaries, each at the site that it names or that `at` gives it."""
+    if at is not None and len(at) != len(files):
+        raise UserError(f"{len(files)} files, but {len(at)} sites; give one site for each file, in their order")
+    dictionaries: dict[Site, Any] = {}
+    origin: dict[str, str] = {}
+    for file, each, wanted in zip(files, foreign, at or [None] * len(files), strict=True):
+        try:
+            site = _site(each, wanted)
+            width, expected = each.dictionary.directions.shape[-1], model.d_in(site)
+            if width != expected:
+                raise UserError(
+                    f"it reads activations of width {width}; those at {site} of {model.name} have {expected}"
+                )
+            if site in dictionaries:
+                raise UserError(f"it belongs at {site}, as does {origin[str(site)]}; give one file for each site")
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        dictionaries[site] = _meant(each.dictionary.to(model.device), model)
+        origin[str(site)] = f"{file.expanduser().absolute()} ({each.format})"
+    return DictionarySet(model.name, model.fingerprint(), text, dictionaries, None, origin)
+
+
+def _meant(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
+    """The dictionary as it is meant for this model: TransformerLens centres only models that cannot tell."""
+    if not isinstance(dictionary, Centred):
+        return dictionary
+    h = torch.linspace(-1, 1, model.d_model, device=model.device)[None].sin()
+    blind = torch.allclose(model.unembed(h), model.unembed(h + 1), atol=1e-3)
+    return dictionary if blind else dictionary.inner
+
+
+def _site(foreign: Foreign, wanted: Site | None) -> Site:
+    if wanted is not None and foreign.site not in (None, wanted):
+        raise UserError(f"it says that it belongs at {foreign.site}, not at {wanted}")
+    site = wanted or foreign.site
+    if site is None:
+        raise UserError("it does not say where it belongs; name its site with --at, such as --at resid_post.3")
+    return site
+
+
+def _prepend_bos(foreign: Sequence[Foreign]) -> bool:
+    """Whether the dictionaries were trained with BOS; true where none says so."""
+    stated = {each.prepend_bos for each in foreign} - {None}
+    if len(stated) > 1:
+        raise UserError(
+            "some of the files were trained with BOS and some without; say --prepend-bos or --no-prepend-bos"
+        )
+    return stated != {False}

@@ -1,0 +1,188 @@
+"""`sr.ioi`, `subrank ioi`: how many features carry the indirect object from one prompt into another."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from markupsafe import Markup
+
+from circuits.features.atlas import survey
+from editing.ioi.figure import ioi_figure
+from editing.ioi.study import IOIConfig, IOIResult, IOIStudy
+from editing.set_quality import SetQuality
+from editing.tasks.ioi import Corruption, Role
+from editing.tasks.pairs import Place
+from sae_core.codec import from_plain
+from sae_core.data.text import held_out
+from sae_core.errors import UserError
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, silent
+from sae_core.sites import FeatureId, Site
+from subrank.pages.evaluation_page import dictionaries_section
+from subrank.pages.ioi_page import ioi_section
+from subrank.pages.page import titled
+from subrank.progress import shown
+from subrank.result import Provenance, Result
+from subrank.saes import Saes, by_name, folders_of, text_of
+from subrank.settings.experiments import IOISettings
+from subrank.settings.fields import make, takes
+from subrank.sites import sites_of
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FITTED_ON = 256
+"""Contexts on which baselines are fitted, of those the dictionaries were trained on."""
+LABELLED = 64
+"""Features of a curve, from its beginning, that are labelled with the tokens they respond to."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IOI(Result):
+    """KL(clean || patched) against the number of patched features and against edit size, beside the baselines."""
+
+    verb: ClassVar[str] = "ioi"
+    results: tuple[IOIResult, ...]
+    """One per corruption and site."""
+    quality: dict[str, SetQuality]
+    """Of every set, by its name."""
+    labels: dict[str, dict[str, str]]
+    """The tokens that features respond to, by set and name of the feature."""
+    provenance: Provenance
+
+    def title(self) -> str:
+        return "IOI patching"
+
+    def lines(self) -> list[str]:
+        scores = dict.fromkeys(f"{r.corruption}: {r.own.sentence()}" for r in self.results)
+        return [*scores, *(f"{r.corruption} at {r.site}: {text}" for r in self.results for text in r.sentences())][:10]
+
+    def figures(self) -> "dict[str, Figure]":
+        return {f"{r.corruption} at {r.site}": ioi_figure(r, self.labels) for r in self.results}
+
+    def section(self) -> Markup:
+        """The page without the dictionaries."""
+        return ioi_section(self.results, self.labels)
+
+    def body(self) -> Markup:
+        sections = {name: dictionaries_section(quality) for name, quality in self.quality.items()}
+        titles = [titled(name, section) for name, section in sections.items()]
+        return self.section() + Markup().join(titles if len(titles) > 1 else sections.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "own_score": {r.corruption: asdict(r.own) for r in self.results},
+            "dictionaries": _alone({name: quality.to_json() for name, quality in self.quality.items()}),
+            "labels": _alone(self.labels),
+            "ioi": [r.to_json() for r in self.results],
+        }
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "IOI":
+        results = tuple(from_plain(IOIResult, each) for each in numbers["ioi"])
+        names = list(results[0].floors)
+        several = len(names) > 1
+        quality = numbers["dictionaries"] if several else {names[0]: numbers["dictionaries"]}
+        labels = numbers["labels"] if several else {names[0]: numbers["labels"]}
+        return cls(results, {name: SetQuality.from_json(value) for name, value in quality.items()}, labels, provenance)
+
+
+@takes(IOISettings)
+def ioi(
+    model: LanguageModel,
+    saes: Saes | Mapping[str, Saes],
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> IOI:
+    """The IOI patching experiment (Cunningham et al. 2023) on one set of dictionaries, or on several by name.
+
+    x' = x_bar + sum_{i in F} (c_i - c_bar_i) f_i for growing sets F of features; features are chosen on other prompts
+    than the curves are measured on.
+    """
+    with shown("ioi", progress, on_progress) as report:
+        return run_ioi(model, by_name(saes), make(IOISettings, settings), report)
+
+
+def run_ioi(
+    model: LanguageModel, sets: Mapping[str, Saes], settings: IOISettings, on_progress: OnProgress = silent
+) -> IOI:
+    """`ioi` of sets by name."""
+    for saes in sets.values():
+        saes.on(model)
+    text, _ = text_of(sets, settings.text)
+    contexts = text.contexts(model)
+    quality = {}
+    for name, saes in sets.items():
+        other = text.source if text.source != saes.text.source else settings.text
+        quality[name] = saes.measured(model, saes.contexts(model, other), other)
+    places = _places(settings, model, sets)
+    config, positions = ioi_config(settings, next(iter(sets.values()))), _positions(settings.positions)
+    dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
+    study = IOIStudy(model, dictionaries, held_out(contexts)[0][:FITTED_ON], config)
+    if settings.sites:
+        study.baselines(places)  # of all sites in one pass
+    kinds = (Corruption.IO, Corruption.SWAP) if settings.corruption == "both" else (Corruption(settings.corruption),)
+    results = tuple(
+        study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
+    )
+    return IOI(
+        results, quality, _labels(study, results), Provenance.of("ioi", model, asdict(settings) | folders_of(sets))
+    )
+
+
+def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
+    """How much to run: what is set, and else what `IOIConfig` has by default."""
+    config = IOIConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos)
+    chosen = {name: getattr(settings, name) for name in ("selectors", "baselines")}
+    config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+    if settings.thresholds is not None:
+        config = replace(config, selection=replace(config.selection, n_thresholds=settings.thresholds))
+    if settings.prompts is not None:
+        config = replace(config, test_prompts=settings.prompts, selection_prompts=max(4, settings.prompts // 3))
+    return config
+
+
+def _alone(by_set: dict[str, Any]) -> Any:
+    """What is known of each set; of a single one without its name."""
+    return by_set if len(by_set) > 1 else next(iter(by_set.values()))
+
+
+def _labels(study: IOIStudy, results: Sequence[IOIResult]) -> dict[str, dict[str, str]]:
+    """The tokens that the first features of each curve respond to, by set and name of the feature."""
+    labels = {}
+    for name, dictionaries in study.sets.items():
+        curves = [curve for result in results for curve in result.curves if curve.name == name]
+        features = sorted(map(FeatureId.parse, {text for curve in curves for text in curve.order[:LABELLED]}))
+        used = {site: dictionaries[site] for site in {feature.site for feature in features}}
+        atlas = survey(study.model, used, study.contexts, top=16)
+        texts = {str(feature): " ".join(atlas.responds_to(feature, study.model)) for feature in features}
+        labels[name] = {feature: text for feature, text in texts.items() if text}
+    return labels
+
+
+def _positions(names: Sequence[str]) -> tuple[Place, ...] | None:
+    """None for all; else roles, and places counted from the end."""
+    if list(names) == ["all"]:
+        return None
+    places: list[Place] = []
+    for name in names:
+        if name.upper() in set(Role):
+            places.append(Role(name.upper()))
+        elif re.fullmatch(r"-[1-9]\d*", name):
+            places.append(int(name))
+        else:
+            where = f"all, {', '.join(Role)}, or numbers like -1 -2, counted from the end"
+            raise UserError(f"--positions {' '.join(names)}: {name} is none of {where}")
+    return tuple(places)
+
+
+def _places(settings: IOISettings, model: LanguageModel, sets: Mapping[str, Saes]) -> tuple:
+    """The sites that are named, one to an experiment, or all for one; (None,) where one is to be chosen."""
+    names = settings.sites or settings.jointly or ([settings.site] if settings.site else [])
+    first, *others = sets.values()
+    shared = [site for site in first.dictionaries if all(site in other.dictionaries for other in others)]
+    sites: tuple[Site, ...] = tuple(shared) if list(names) == ["all"] else sites_of(model, names)
+    return (sites,) if settings.jointly else sites or (None,)

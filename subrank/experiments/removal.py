@@ -1,0 +1,152 @@
+"""`sr.remove`, `subrank remove`: a capability taken away, and what else changed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Int
+from markupsafe import Markup
+from torch import Tensor
+
+from editing.interventions.compose import spare_bos
+from editing.interventions.hook_export import export_hook
+from editing.interventions.save import save_edit
+from editing.removal.capability import capability_of
+from editing.removal.experiment import remove as remove_capability
+from editing.removal.figure import removal_figure
+from editing.removal.result import RemovalConfig, RemovalResult
+from editing.set_quality import SetQuality
+from sae_core.codec import from_plain
+from sae_core.data.text import held_out
+from sae_core.errors import UserError
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, silent
+from sae_core.sites import Site
+from subrank.pages.evaluation_page import dictionaries_section
+from subrank.pages.removal_page import removal_section
+from subrank.progress import shown
+from subrank.result import Provenance, Result
+from subrank.saes import Saes
+from subrank.settings.experiments import RemoveSettings
+from subrank.settings.fields import make, takes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Removal(Result):
+    """Capability left and damage done, by features and beside LEACE, mean difference and random controls."""
+
+    verb: ClassVar[str] = "remove"
+    result: RemovalResult
+    quality: SetQuality
+    provenance: Provenance
+    model: LanguageModel | None = field(default=None, repr=False)
+    spared: Int[Tensor, "contexts pos"] | None = field(default=None, repr=False)
+    """Contexts whose first position the edits leave alone, as they did when they were measured."""
+
+    def title(self) -> str:
+        return f"Removing {Path(self.result.task).name}"
+
+    @property
+    def edits(self) -> list:
+        """The edit by features at the chosen site, for `with model.hooks(*removal.edits)`."""
+        if self.model is None:
+            raise UserError("a result read from a folder holds no edits; load_edit(folder / 'edit') reads them")
+        edits = list(self.result.edits)
+        return edits if self.spared is None else spare_bos(self.model, edits, self.spared)
+
+    def lines(self) -> list[str]:
+        result = self.result
+        return [f"{result.task}: {result.own.sentence()}", result.sentence(), result.verdict()]
+
+    def figures(self) -> "dict[str, Figure]":
+        return {"frontier": removal_figure(self.result)}
+
+    def section(self) -> Markup:
+        """The page without the dictionaries."""
+        return removal_section(self.result)
+
+    def body(self) -> Markup:
+        return self.section() + dictionaries_section(self.quality)
+
+    def to_dict(self) -> dict[str, Any]:
+        score = asdict(self.result.own)
+        return {"own_score": score, "dictionaries": self.quality.to_json(), "removal": self.result.to_json()}
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Removal":
+        result = from_plain(RemovalResult, numbers["removal"])
+        return cls(result, SetQuality.from_json(numbers["dictionaries"]), provenance)
+
+    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
+        """As every result, and the edit: in `edit/` for `load_edit`, in `hook/` as a plain PyTorch hook."""
+        page = super().save(folder, assets=assets)
+        if self.model is not None:
+            for line in write_edit(Path(folder), self.model, self.edits):
+                print(line)
+        return page
+
+
+@takes(RemoveSettings)
+def remove(
+    model: LanguageModel,
+    saes: Saes,
+    task: str = "pronouns",
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Removal:
+    """A capability taken away by ablating features under a budget of damage, beside LEACE and other erasers.
+
+    `task` is pronouns, possessives, brackets, ioi, or a .jsonl file of pairs.
+    """
+    chosen = make(RemoveSettings, settings)
+    with shown("remove", progress, on_progress) as report:
+        return run_remove(model, saes, task, chosen, removal_config(chosen, saes), report)
+
+
+def run_remove(
+    model: LanguageModel,
+    saes: Saes,
+    task: str,
+    settings: RemoveSettings,
+    config: RemovalConfig,
+    on_progress: OnProgress = silent,
+) -> Removal:
+    """`remove` with a configuration that says in full how much to run."""
+    site = Site.parse(settings.site) if settings.site else None
+    saes.on(model)
+    contexts = saes.contexts(model, settings.text)
+    quality = saes.measured(model, contexts, settings.text)
+    size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
+    capability = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
+    text = held_out(contexts)[1]
+    result = remove_capability(model, capability, saes.dictionaries, text, config, site=site, on_progress=on_progress)
+    spared = text[: config.text_contexts] if config.prepend_bos else None
+    provenance = Provenance.of("remove", model, asdict(settings) | {"task": task, "set": saes.folder})
+    return Removal(result, quality, provenance, model, spared)
+
+
+def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
+    """How much to run, as set."""
+    few = max(8, settings.prompts // 2)
+    config = RemovalConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos)
+    return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget)
+
+
+def write_edit(folder: Path, model: LanguageModel, edits: list) -> list[str]:
+    """Write edits as `load_edit` reads them, and as a plain hook; returns a line for each that cannot be written."""
+    problems = []
+    for place, write in (
+        ("edit/", lambda: save_edit(edits, folder / "edit")),
+        ("hook/", lambda: export_hook(edits, model, folder / "hook" / "remove_hook.py")),
+    ):
+        try:
+            write()
+        except UserError as error:
+            problems.append(f"{place} is not written: {error}")
+    return problems

@@ -1,0 +1,150 @@
+"""`sr.steer`, `subrank steer`: text with features turned up, down or off, side by side, and what each strength does."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Int
+from markupsafe import Markup
+from torch import Tensor
+
+from circuits.features.atlas import strongest_writer, survey
+from editing.set_quality import SetQuality
+from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
+from editing.steering.dose_response import DoseResponse, dose_response
+from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
+from editing.steering.feature_text import read_features
+from editing.steering.held_out import DoseConfig
+from sae_core.codec import from_plain, to_plain
+from sae_core.data.text import held_out
+from sae_core.errors import UserError
+from sae_core.model.generation import Sampling, check_room
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, silent
+from sae_core.sites import FeatureId, Stream
+from subrank.pages.evaluation_page import dictionaries_section
+from subrank.pages.steering_figure import steering_figure
+from subrank.pages.steering_page import described, steering_section
+from subrank.progress import shown
+from subrank.result import Provenance, Result
+from subrank.saes import FeatureName, Saes
+from subrank.settings.experiments import SteerSettings
+from subrank.settings.fields import make, takes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+READ = 256
+"""Contexts on which features are read: their maxima, promoted tokens, examples."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steered(Result):
+    """Texts per strength, and dose and response: what each strength does to promoted tokens and to everything else."""
+
+    verb: ClassVar[str] = "steer"
+    texts: tuple[Continuation, ...]
+    response: DoseResponse
+    quality: SetQuality
+    provenance: Provenance
+
+    def title(self) -> str:
+        return f"Steering {', '.join(self.response.features)}"
+
+    def lines(self) -> list[str]:
+        def line(text: Continuation) -> str:
+            strength = "unedited" if text.strength is None else f"{text.strength:g}"
+            return f"{strength:>9} | {text.prompt} ...{''.join(text.tokens)}".replace("\n", "\\n")[:160]
+
+        return [*described(self.response), *map(line, self.texts)][:10]
+
+    def figures(self) -> "dict[str, Figure]":
+        return {"dose and response": steering_figure(self.response)} if self.response.doses else {}
+
+    def body(self) -> Markup:
+        return steering_section(self.response, self.texts) + dictionaries_section(self.quality)
+
+    def to_dict(self) -> dict[str, Any]:
+        numbers = {"texts": to_plain(self.texts), "dose_response": to_plain(self.response)}
+        return {"dictionaries": self.quality.to_json()} | numbers
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Steered":
+        texts = from_plain(tuple[Continuation, ...], numbers["texts"])
+        response = from_plain(DoseResponse, numbers["dose_response"])
+        return cls(texts, response, SetQuality.from_json(numbers["dictionaries"]), provenance)
+
+
+@takes(SteerSettings)
+def steer(
+    model: LanguageModel,
+    saes: Saes,
+    features: FeatureName | Sequence[FeatureName] = (),
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Steered:
+    """What the model writes with features scaled, clamped or off, and what each strength does to its predictions.
+
+    `features` is a name such as "5_452", or several that are turned together; by default one is chosen.
+    """
+    names = [features] if isinstance(features, (str, FeatureId)) else features
+    with shown("steer", progress, on_progress) as report:
+        return run_steer(model, saes, names, make(SteerSettings, settings), report)
+
+
+def run_steer(
+    model: LanguageModel,
+    saes: Saes,
+    names: Sequence[FeatureName],
+    settings: SteerSettings,
+    on_progress: OnProgress = silent,
+) -> Steered:
+    """`steer` with its settings made. Features and prompts are chosen where there are none."""
+    mode = Mode(settings.mode)
+    strengths = strengths_of(mode, settings.strengths)
+    writing = Writing(settings.tokens, settings.seed, Sampling(settings.temperature, None, settings.top_p))
+    features = [saes[name].id for name in names]
+    saes.on(model)
+    prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
+    if prompts:
+        check_room(model, prompts, settings.tokens)
+    contexts = saes.contexts(model, settings.text)
+    quality = saes.measured(model, contexts, settings.text)
+    reading, measuring = (part[:READ] for part in held_out(contexts))
+    features = features or [default_feature(model, saes, reading)]
+    text = read_features(model, saes.dictionaries, features, reading)
+    steering = Steering(saes.dictionaries, text, mode)
+    held = read_features(model, saes.dictionaries, features, measuring)
+    prompts = prompts or example_prompts(model, held if held.active.any() else text, mode)
+    texts = continuations(model, steering, strengths, prompts, writing)
+    config = DoseConfig(contexts=settings.contexts, seed=settings.seed)
+    response = dose_response(model, steering, strengths, held, config, on_progress)
+    provenance = Provenance.of(
+        "steer", model, asdict(settings) | {"features": list(map(str, features)), "set": saes.folder}
+    )
+    return Steered(tuple(texts), response, quality, provenance)
+
+
+def strengths_of(mode: Mode, strengths: Sequence[float] | None) -> tuple[float, ...]:
+    """The strengths that are set, or those that the mode has by default."""
+    if strengths is None:
+        return DEFAULT_STRENGTHS[mode]
+    if mode is Mode.OFF:
+        raise UserError("--mode off has no strengths; leave out --strengths, or give --mode scale or clamp")
+    if not all(map(math.isfinite, strengths)):
+        raise UserError(f"--strengths must be finite numbers; got {' '.join(map(str, strengths))}")
+    return tuple(dict.fromkeys(map(float, strengths)))
+
+
+def default_feature(model: LanguageModel, saes: Saes, contexts: Int[Tensor, "contexts pos"]) -> FeatureId:
+    """The rare feature of the last residual site with the largest direct effect on one token's logit."""
+    site = max((site for site in saes.dictionaries if site.stream is Stream.RESID_POST), default=None)
+    if site is None:
+        raise UserError(
+            f"no resid_post site to choose a feature from; name one, at {', '.join(map(str, saes.dictionaries))}"
+        )
+    atlas = survey(model, {site: saes.dictionaries[site]}, contexts, top=16)
+    return strongest_writer(model, saes.dictionaries[site], site, atlas)

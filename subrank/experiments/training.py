@@ -1,0 +1,201 @@
+"""`sr.train`, `sr.sweep`, `subrank train`: dictionaries for chosen sites, any number of members in one pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from editing.set_quality import measure_set
+from sae_core.data.activation_cache import CachedStream, disk_bytes
+from sae_core.data.activations import ActivationStream
+from sae_core.data.text import Text, digest, held_out
+from sae_core.errors import UserError
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Progress, silent
+from sae_core.storage import DictionarySet
+from sae_core.training.config import TrainConfig
+from sae_core.training.inputs import ActivationSource
+from sae_core.training.loop import start
+from sae_core.training.loop import train as train_steps
+from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
+from sae_core.training.recipe import Recipe
+from sae_core.training.run import Run, calibrate_thresholds
+from sae_core.training.state import TrainState, TrainStep
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
+from subrank.progress import shown
+from subrank.saes import Saes
+from subrank.settings.fields import make, takes
+from subrank.settings.train import TrainSettings
+from subrank.sites import sites_of
+
+CALIBRATED_ON = 128
+"""Contexts on which thresholds are calibrated."""
+SHOWN_EVERY = 32
+"""Steps between looks at the loss, each of which waits for the device."""
+
+
+@takes(TrainSettings)
+def train(
+    model: LanguageModel,
+    text: str = "storybook",
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Saes:
+    """One dictionary per site, trained in one pass over a text and measured on its held-out part.
+
+    `text` is 'storybook', a .txt or .jsonl file, a folder of them, or a dataset on the hub (`name:configuration`).
+    """
+    run = run_of(make(TrainSettings, settings), model, text)
+    if len(run.members) > 1:
+        raise UserError(f"these settings describe {len(run.members)} sets; sr.sweep trains them in one pass")
+    with shown("train", progress, on_progress, "step") as report:
+        return next(iter(_trained(model, run, report).values()))
+
+
+@takes(TrainSettings)
+def sweep(
+    model: LanguageModel,
+    text: str = "storybook",
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> dict[str, Saes]:
+    """A set for every combination of the settings with several values, by name, all trained in the same pass."""
+    run = run_of(make(TrainSettings, settings), model, text)
+    with shown("train", progress, on_progress, "step") as report:
+        return _trained(model, run, report)
+
+
+def _trained(model: LanguageModel, run: Run, on_progress: OnProgress) -> dict[str, Saes]:
+    session = Session.begin(model, run)
+    total = run.members[0].steps
+    for step in session.steps():
+        if step.step % SHOWN_EVERY == 0 or step.step == total:
+            on_progress(Progress(summary(step), step.step, total))
+    return session.finish().sets
+
+
+def summary(step: TrainStep) -> str:
+    """FVU, L0 and dead latents of a step, over all members and sites."""
+    rows = [row for sites in step.numbers() for row in sites.values()]
+    fvu, l0 = (sum(row[name] for row in rows) / len(rows) for name in ("fvu", "l0"))
+    return f"FVU {fvu:.3f}, L0 {l0:.1f}, dead {sum(row['dead'] for row in rows)}"
+
+
+# ---- a run -----------------------------------------------------------------------------------------
+
+
+def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
+    """The run that settings describe: a member for each combination of those with several values."""
+    n_ctx = min(128, model.n_ctx) if settings.context is None else settings.context
+    read = Text(text, n_ctx, settings.prepend_bos, settings.tokens, settings.column)
+    seeds = settings.seeds or (settings.seed,)
+    shared = {
+        name: getattr(settings, name) for name in ("tokens", "batch", "lr", "dead_after", "clip", "bfloat16", "kl")
+    }
+    members = tuple(
+        TrainConfig(recipe, expansion, seed=seed, **shared)
+        for expansion, recipe, seed in product(settings.expansion, _recipes(settings), seeds)
+    )
+    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
+
+
+def _recipes(settings: TrainSettings) -> Iterator[Recipe]:
+    """The architectures, each with every value of the setting by which its sparsity is set."""
+    by_k = {"batchtopk": BatchTopK, "matryoshka": Matryoshka, "jumprelu": JumpReLU}
+    for kind in settings.kind:
+        if kind == "topk":
+            yield from (TopK(k, multi=settings.multi) for k in settings.k)
+        elif kind in by_k:
+            yield from (by_k[kind](k) for k in settings.k)
+        elif kind == "gated":
+            yield from (Gated(l1) for l1 in settings.l1)
+        else:
+            yield from (ReLU(l1, tied=kind == "tied") for l1 in settings.l1)
+
+
+# ---- a session -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with."""
+
+    sets: dict[str, Saes]
+    """By the name of the member."""
+    thresholds: dict[str, dict[str, float]]
+    """Running and calibrated threshold, by `member/site`; of BatchTopK and Matryoshka only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A training under way: the text it reads, the activations it makes of it, and its state."""
+
+    model: LanguageModel
+    run: Run
+    training: Int[Tensor, "contexts pos"]
+    measuring: Int[Tensor, "held pos"]
+    digest: str
+    """Of all contexts: by this a run that goes on knows its text again."""
+    source: ActivationSource
+    state: TrainState
+
+    @classmethod
+    def begin(
+        cls, model: LanguageModel, run: Run, *, cache: Path | None = None, state: TrainState | None = None
+    ) -> "Session":
+        """A training from the beginning, or one that goes on from `state`; `cache` is a folder for activations."""
+        sites = sites_of(model, run.sites)
+        if cache and run.downstream(model):
+            raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
+        contexts = run.text.contexts(model)
+        training, measuring = held_out(contexts)
+        source: ActivationSource = run.stream(model, training, sites)
+        if cache is not None:
+            assert isinstance(source, ActivationStream)  # as nothing trains on KL
+            source = CachedStream(source, cache)
+        state = state or start(source, *run.members)
+        return cls(model, run, training, measuring, digest(contexts), source, state)
+
+    def facts(self) -> list[str]:
+        """How much there is to train on, in words; what limits it."""
+        run, members = self.run, self.run.members
+        epochs = members[0].tokens / self.training.numel()
+        lines = [
+            f"{len(self.training)} contexts of {run.text.n_ctx} tokens, {epochs:.2g} epochs; "
+            f"{len(self.source.sites)} sites, {len(members)} members, {members[0].steps} steps"
+        ]
+        inner = self.source.stream if isinstance(self.source, CachedStream) else self.source
+        if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(self.training)):
+            lines.append(
+                f"only {inner.block_contexts} contexts mix within --memory: tokens of one context meet in a batch more "
+                "often than by chance"
+            )
+        if isinstance(self.source, CachedStream):
+            gib = disk_bytes(self.source.stream, members[0].tokens) / 2**30
+            lines.append(f"the cache takes about {gib:.2g} GiB in the end")
+        return lines
+
+    def steps(self) -> Iterator[TrainStep]:
+        """The steps that are left; after each the state is complete and may be saved."""
+        return train_steps(self.source, self.state, self.run.downstream(self.model))
+
+    def finish(self, on_progress: OnProgress = silent) -> Trained:
+        """The dictionaries, thresholds calibrated, measured on held-out text."""
+        sets, thresholds = {}, {}
+        for number, member in enumerate(self.state.members):
+            on_progress(Progress(f"measuring {member.name} on held-out text", number, len(self.state.members)))
+            dictionaries = member.dictionaries()
+            calibrated = calibrate_thresholds(member.config, dictionaries, self.model, self.training[:CALIBRATED_ON])
+            thresholds |= {f"{member.name}/{site}": both for site, both in calibrated.items()}
+            how = {"training": member.config, "stream_seed": self.run.stream_seed}
+            plain = DictionarySet(self.model.name, self.model.fingerprint(), self.run.text, dictionaries, **how)
+            sets[member.name] = Saes.of(plain, self.model, measure_set(self.model, plain, self.measuring))
+        return Trained(sets, thresholds)

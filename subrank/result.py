@@ -1,0 +1,149 @@
+"""Results of experiments: one shape for all.
+
+`print(result)` says the finding in at most ten lines; `result.plot()` returns a plotly figure; `result.save(folder)`
+writes what the verb writes; `result.to_dict()` is what `result.json` holds; `sr.load_result(folder)` reads it back.
+"""
+
+import importlib
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from markupsafe import Markup
+
+from sae_core.codec import from_plain
+from sae_core.errors import UserError, no_such
+from sae_core.files import read_json, write_json
+from sae_core.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+RESULT, PROVENANCE = "result.json", "provenance.json"
+_PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
+_KINDS = {
+    "ioi": "subrank.experiments.ioi:IOI",
+    "circuit": "subrank.experiments.circuit:CircuitResult",
+    "remove": "subrank.experiments.removal:Removal",
+    "steer": "subrank.experiments.steering:Steered",
+    "features": "subrank.experiments.features:Features",
+    "evaluate": "subrank.experiments.evaluation:Evaluation",
+}
+"""Where the result of each verb is defined."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where numbers come from; `provenance.json`."""
+
+    verb: str
+    subrank: str
+    python: str
+    packages: dict[str, str]
+    model: str
+    fingerprint: str
+    device: str
+    settings: dict[str, Any]
+    written: str
+
+    @classmethod
+    def of(cls, verb: str, model: LanguageModel, settings: Mapping[str, Any]) -> "Provenance":
+        """That of a run that ends now."""
+        from subrank import __version__
+
+        packages = {name: version(name) for name in _PACKAGES}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        known = (verb, __version__, platform.python_version(), packages, model.name, model.fingerprint())
+        return cls(*known, str(model.device), {name: _plain(value) for name, value in settings.items()}, now)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, (int, float, bool, dict, type(None))) else str(value)
+
+
+class Result(ABC):
+    """What an experiment returns."""
+
+    verb: ClassVar[str]
+    provenance: Provenance
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """The finding in words, the model's own score first; at most ten lines."""
+
+    @abstractmethod
+    def figures(self) -> "dict[str, Figure]":
+        """Plotly figures by name, the one to look at first coming first."""
+
+    @abstractmethod
+    def body(self) -> Markup:
+        """The page without its head."""
+
+    @abstractmethod
+    def title(self) -> str:
+        """The page's title."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values: what `result.json` holds."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Result":
+        """The result that `to_dict` made `numbers` of."""
+
+    def plot(self, name: str | None = None) -> "Figure":
+        """One of `figures()`, the first by default; shows itself in a notebook."""
+        figures = self.figures()
+        if not figures:
+            raise UserError(f"this result of {self.verb} has nothing to plot")
+        if name is None:
+            return next(iter(figures.values()))
+        if name not in figures:
+            raise no_such("figure", name, figures)
+        return figures[name]
+
+    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
+        """Write `result.json`, `provenance.json` and the page into `folder`; returns the page's path.
+
+        `assets` is the folder that holds, or gets, the one copy of plotly; by default the page's own.
+        """
+        from subrank.pages.page import write_page
+
+        folder = Path(folder)
+        write_json(folder / PROVENANCE, asdict(self.provenance))
+        write_json(folder / RESULT, self.to_dict())
+        page = folder / f"{self.verb}.html"
+        write_page(page, self.title(), self.body(), assets=assets)
+        return page
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        from subrank.pages.page import fragment
+
+        return fragment(self.body())
+
+
+def load_result(folder: str | Path) -> Result:
+    """The result that a verb, or `result.save`, wrote into `folder`; raises `UserError` where there is none."""
+    folder = Path(folder)
+    if not (folder / RESULT).is_file():
+        raise UserError(f"{folder} holds no result (no {RESULT}); give a folder that a verb or result.save wrote")
+    card = read_json(folder / PROVENANCE)
+    if card.get("verb") not in _KINDS:
+        raise UserError(f"{folder / PROVENANCE} does not say what made it; there are results of {', '.join(_KINDS)}")
+    module, _, name = _KINDS[card["verb"]].partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    try:
+        return kind.from_dict(read_json(folder / RESULT), from_plain(Provenance, card))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / RESULT} is damaged: {error}") from error

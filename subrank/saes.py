@@ -1,0 +1,225 @@
+"""A set of dictionaries as people work with it: `saes["5_452"]`, `saes.at(...)`, `saes.ablate(...)`.
+
+What the floors below do with a site, a dictionary and a latent, under the names of features: `5_452` is latent 452 at
+`resid_post.5`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.features.atlas import Examples, survey
+from editing.interventions.patch import FeaturePatch, FeatureScale, ablate, clamp, patch_features, scale
+from editing.set_quality import SetQuality, measure_set
+from sae_core.data.text import Text, held_out
+from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.dictionaries.normalised import Autoencoder
+from sae_core.errors import UserError
+from sae_core.files import read_json, write_json
+from sae_core.model.language_model import LanguageModel, load_model
+from sae_core.sites import FeatureId, Site
+from sae_core.storage import QUALITY, DictionarySet, load_set
+from subrank.top_examples import TopExamples
+
+FeatureName = str | FeatureId
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """One latent of a dictionary, by its name."""
+
+    id: FeatureId
+    dictionary: Dictionary = field(repr=False)
+
+    @property
+    def direction(self) -> Float[Tensor, "d_in"]:
+        """Its decoder direction d_j, of unit length: what it writes."""
+        return self.dictionary.directions[self.id.index]
+
+    def activation(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"]:
+        """f_j(x), its activation on activations of its site."""
+        return self.dictionary.encode(x)[..., self.id.index]
+
+
+@dataclass(frozen=True, eq=False)
+class Saes(DictionarySet):
+    """One dictionary per site, with what people do with them first. `sr.train` and `sr.load` return one."""
+
+    quality: SetQuality | None = None
+    """FVU, L0, dead share and loss recovered on held-out text; None where nothing was measured."""
+    bound: LanguageModel | None = field(default=None, repr=False)
+    """The model they were trained on, where it is loaded already."""
+    folder: str | None = None
+    """Where they were loaded from."""
+
+    @classmethod
+    def of(cls, plain: DictionarySet, model: LanguageModel | None = None, quality: SetQuality | None = None) -> "Saes":
+        """The same set, with its model and its quality where they are known."""
+        return cls(
+            **{each.name: getattr(plain, each.name) for each in fields(DictionarySet)}, quality=quality, bound=model
+        )
+
+    def __repr__(self) -> str:
+        sites = ", ".join(map(str, self.dictionaries))
+        return f"Saes({len(self.dictionaries)} dictionaries of {self.model} at {sites})"
+
+    # ---- what is in it -------------------------------------------------------------------------
+
+    def at(self, site: str | Site) -> Autoencoder:
+        """The dictionary of a site, `"resid_post.5"`; raises `UserError` that names the nearest where there is none."""
+        return super().at(Site.parse(site) if isinstance(site, str) else site)
+
+    def __getitem__(self, name: FeatureName) -> Feature:
+        """The feature of that name; raises `UserError` where its site has no dictionary, or not so many latents."""
+        feature = self.check_feature(FeatureId.parse(name) if isinstance(name, str) else name)
+        return Feature(feature, self.at(feature.site))
+
+    # ---- what features are on a text -----------------------------------------------------------
+
+    def encode(self, model: LanguageModel, text: str) -> dict[Site, Float[Tensor, "pos n_latents"]]:
+        """Latent activations of every dictionary on each token of `text`, BOS first where they were trained with it."""
+        recorded = model.record(self.tokens(model, text), self.dictionaries)
+        return {site: self.dictionaries[site].to(model.device).encode(x[0]) for site, x in recorded.items()}
+
+    def tokens(self, model: LanguageModel, text: str) -> Int[Tensor, "1 pos"]:
+        """`text` as one row of tokens, after BOS where the dictionaries were trained with it."""
+        bos = [model.bos_id] if self.text.prepend_bos and model.bos_id is not None else []
+        ids = model.to_ids(text)
+        if not ids:
+            raise UserError(f"{text!r} has no tokens in {model.name}; give at least one word")
+        return torch.tensor([ids if ids[: len(bos)] == bos else bos + ids])
+
+    def top_examples(self, name: FeatureName, n: int = 8, *, contexts: int = 300) -> TopExamples:
+        """The `n` contexts on which a feature is most active, of the first `contexts` of the set's text."""
+        feature, model = self[name], self.language_model
+        text = held_out(replace(self.text, max_tokens=contexts * self.text.n_ctx).contexts(model))[0]
+        atlas = survey(model, {feature.id.site: feature.dictionary}, text, top=4 * n)
+        examples: Examples = atlas.examples(feature.id, n)
+        activations = [
+            feature.activation(model.record(row[None], [feature.id.site])[feature.id.site])[0]
+            for row in examples.tokens
+        ]
+        return TopExamples.of(model, feature.id, examples, activations)
+
+    # ---- edits, for `with model.hooks(*...)` ---------------------------------------------------
+
+    def ablate(self, *names: FeatureName) -> list[FeaturePatch]:
+        """Edits that set features to zero, one per site: h + sum_j (0 - f_j(h)) d_j."""
+        return [ablate(site, self.dictionaries[site], latents) for site, latents in self._by_site(names).items()]
+
+    def clamp(self, *names: FeatureName, value: float) -> list[FeaturePatch]:
+        """Edits that set features to `value` at every position, one per site."""
+        return [clamp(site, self.dictionaries[site], latents, value) for site, latents in self._by_site(names).items()]
+
+    def steer(self, *names: FeatureName, strength: float) -> list[FeatureScale]:
+        """Edits that multiply what features contribute by `strength`, one per site: 0 ablates, 1 changes nothing."""
+        groups = self._by_site(names)
+        return [scale(site, self.dictionaries[site], latents, strength) for site, latents in groups.items()]
+
+    def patch(self, model: LanguageModel, clean: str, *names: FeatureName) -> list[FeaturePatch]:
+        """Edits that give features the values they have on the text `clean`, position by position, one per site.
+
+        x' = x + sum_j (f_j(clean) - f_j(x)) d_j, the sub-rank-one patch of Cunningham et al. 2023.
+        """
+        groups = self._by_site(names)
+        recorded = model.record(self.tokens(model, clean), groups)
+        return [patch_features(s, self.dictionaries[s], latents, recorded[s]) for s, latents in groups.items()]
+
+    def _by_site(self, names: Iterable[FeatureName]) -> dict[Site, list[int]]:
+        groups: dict[Site, list[int]] = defaultdict(list)
+        for name in names:
+            if not isinstance(name, (str, FeatureId)):
+                raise UserError(f"{name} is no feature and cannot be edited; give features such as 5_452")
+            feature = self[name].id
+            groups[feature.site].append(feature.index)
+        if not groups:
+            raise UserError("give at least one feature, such as 5_452")
+        return dict(sorted(groups.items()))
+
+    # ---- with its model ------------------------------------------------------------------------
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The model the dictionaries belong to, loaded from where the set says it is."""
+        return self.on(self.bound or load_model(self.model))
+
+    def on(self, model: LanguageModel) -> LanguageModel:
+        """`model`, checked to be the one they were trained on; moves the dictionaries to its device."""
+        self.check(model)
+        for dictionary in self.dictionaries.values():
+            dictionary.to(model.device)
+        return model
+
+    def contexts(self, model: LanguageModel, source: str | None = None) -> Int[Tensor, "contexts pos"]:
+        """The contexts of the set's text, or of another `source` cut in the same way."""
+        return (replace(self.text, source=source) if source else self.text).contexts(model)
+
+    def measured(self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], source: str | None) -> SetQuality:
+        """The quality that is known of the set, or what the held-out part of another text gives."""
+        if self.quality is not None and not source:
+            return self.quality
+        return measure_set(model, self, held_out(contexts)[1])
+
+    # ---- on disk -------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the set, in the layout that SAELens reads, into `folder`; `sr.load` is the inverse."""
+        super().save(Path(folder))
+        if self.quality is not None:
+            write_json(Path(folder) / QUALITY, self.quality.to_json())
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Saes:
+    """The set in `folder`; raises `UserError` where there is none, or where it is damaged."""
+    folder = Path(folder)
+    saes = replace(Saes.of(load_set(folder, device=device)), folder=str(folder))
+    path = folder / QUALITY
+    if not path.is_file():
+        return saes
+    try:
+        return replace(saes, quality=SetQuality.from_json(read_json(path)))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it to have it measured again") from error
+
+
+def by_name(saes: Saes | Mapping[str, Saes]) -> dict[str, Saes]:
+    """Sets by their names; a single one is called `dictionary`. Raises `UserError` unless all are of one model."""
+    sets = {"dictionary": saes} if isinstance(saes, Saes) else dict(saes)
+    if not sets:
+        raise UserError("give at least one set of dictionaries")
+    first, *others = sets
+    for other in others:
+        if sets[other].fingerprint != sets[first].fingerprint:
+            raise UserError(
+                f"{other} belongs to another model ({sets[other].model}) than {first} ({sets[first].model}); "
+                "use them apart"
+            )
+    return sets
+
+
+def folders_of(sets: Mapping[str, Saes]) -> dict[str, dict[str, str | None]]:
+    """Where the sets were loaded from, for a result's provenance."""
+    return {"sets": {name: saes.folder for name, saes in sets.items()}}
+
+
+def text_of(sets: Mapping[str, Saes], source: str | None) -> tuple[Text, list[str]]:
+    """The text to measure on, of which the held-out part was trained on by none of the sets that share it, and notes.
+
+    That is the shortest: held-out contexts are the first tenth. A note names each set of another text than the first.
+    """
+    first = next(iter(sets.values())).text
+    if source:
+        return replace(first, source=source), []
+    sharing = [s.text for s in sets.values() if replace(s.text, max_tokens=first.max_tokens) == first]
+    others = {name: s.text for name, s in sets.items() if s.text not in sharing}
+    notes = [
+        f"note: {name} was trained on other contexts ({text.source}, {text.n_ctx} tokens)"
+        for name, text in others.items()
+    ]
+    return min(sharing, key=lambda text: text.max_tokens), notes

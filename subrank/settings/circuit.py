@@ -1,0 +1,62 @@
+"""Settings of `circuit` (`sr.discover`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sae_core.errors import UserError
+from subrank.settings.fields import Settings, setting
+
+_WHAT, _HOW, _THEN = "what is explained", "how causes are found", "what is made of the circuit"
+
+
+@dataclass(frozen=True)
+class CircuitSettings(Settings):
+    """What is explained and on which examples, how its causes are found, and what is made of the circuit."""
+
+    prompts: Path | None = setting(None, group=_WHAT)
+    """a file with a prompt to a line, for a logit (default: the text)"""
+    examples: int = setting(16, least=16, group=_WHAT)
+    """examples per target, at least 16"""
+    spread: bool = setting(False, group=_WHAT)
+    """examples over the range of activations, not the strongest"""
+    contexts: int = setting(1000, least=16, group=_WHAT)
+    """contexts searched for examples"""
+    keep: int = setting(3, least=0, group=_HOW)
+    """causes kept per target and site; 0 keeps all"""
+    min_effect: float = setting(0.01, least=0, group=_HOW)
+    """edges weaker than this are not kept"""
+    max_targets: int = setting(15, least=1, group=_HOW)
+    """targets whose causes are searched"""
+    depth: int | None = setting(None, least=1, group=_HOW)
+    """edges from the target down, at most"""
+    ablation: Literal["zero", "mean", "resample"] = setting("zero", group=_HOW)
+    """what causes are set to"""
+    reach: Literal["adjacent", "all"] = setting("adjacent", group=_HOW)
+    """sites at which causes are sought"""
+    nodes: int = setting(0, least=0, group=_HOW)
+    """in place of recursion: prune to at most this many features that suffice"""
+    null: int = setting(1000, least=0, group=_HOW)
+    """random directions that each edge is compared with; 0: none"""
+    exhaustive: bool = setting(False, group=_HOW)
+    """ablate every active feature also where several blocks lie between"""
+    screen_only: bool = setting(False, group=_HOW)
+    """ablate nothing: first-order effects, at once"""
+    held: int = setting(400, least=0, group=_THEN)
+    """contexts on which it is scored; 0: it is not"""
+    cover: int = setting(2, least=1, group=_THEN)
+    """sites below the target that are left to the circuit alone"""
+    draws: int = setting(3, least=0, group=_THEN)
+    """draws of examples on which it is discovered again; 0: it is not"""
+    cards: int = setting(300, least=0, group=_THEN)
+    """contexts read for the explorer's feature cards; 0: no explorer"""
+    names: Path | None = setting(None, group=_THEN)
+    """a names.json that the explorer saved"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of examples, random directions and intervals"""
+
+    def check(self) -> None:
+        if self.exhaustive and self.screen_only:
+            raise UserError("--exhaustive and --screen-only exclude each other; give one of them")

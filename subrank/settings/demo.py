@@ -1,0 +1,23 @@
+"""Settings of `demo`."""
+
+from dataclasses import dataclass
+
+from subrank.settings.fields import Settings, setting
+
+
+@dataclass(frozen=True)
+class DemoSettings(Settings):
+    """How much of the whole story to run."""
+
+    tokens: int = 500_000
+    """tokens to train the dictionaries on"""
+    sites: tuple[str, ...] = ("resid_post",)
+    """where: streams or sites (default: every layer)"""
+    prompts: int | None = setting(None, least=8)
+    """test prompts per experiment, if not each one's own"""
+    contexts: int = setting(1000, least=16)
+    """contexts searched for examples of features"""
+    max_targets: int = setting(15, least=1)
+    """targets whose causes are searched"""
+    seed: int = setting(0, least=0)
+    """seed of everything"""

@@ -1,0 +1,137 @@
+"""Settings of the verbs that work on a set of dictionaries: `ioi`, `remove`, `steer`, `features`, `evaluate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sae_core.errors import UserError
+from subrank.settings.fields import Settings, setting
+
+Selector = Literal["greedy", "attribution", "threshold", "random"]
+Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
+
+
+@dataclass(frozen=True)
+class IOISettings(Settings):
+    """Where to patch, on which prompts, how features are chosen, and beside what."""
+
+    site: str | None = None
+    """where to patch; by default chosen on selection prompts"""
+    sites: tuple[str, ...] | None = setting(None, metavar="SITE")
+    """one experiment after the other: sites, streams, or 'all'"""
+    jointly: tuple[str, ...] | None = setting(None, metavar="SITE")
+    """sites or streams, or 'all', in one experiment"""
+    positions: tuple[str, ...] = setting(("all",), metavar="WHERE")
+    """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
+    corruption: Literal["both", "io", "swap", "abc"] = "both"
+    """what differs between the prompts of a pair: io, swap, abc, or both io and swap"""
+    prompts: int | None = setting(None, least=2)
+    """test prompts (default: 96); a third as many for the selection"""
+    selectors: tuple[Selector, ...] | None = setting(None, metavar="HOW")
+    """ways to choose features: greedy, attribution, threshold, random (default: all)"""
+    baselines: tuple[Baseline, ...] | None = setting(None, metavar="WHAT", empty=True)
+    """what to compare with: pca, nonnegative_pca, neurons, random_basis, ica (default: all but ica, which is slow)"""
+    thresholds: int | None = setting(None, least=1)
+    """values of tau of the threshold pruning (default: 16); the source took 50"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of prompts, random orders and intervals"""
+
+    def check(self) -> None:
+        if sum(value is not None for value in (self.site, self.sites, self.jointly)) > 1:
+            raise UserError("--site, --sites and --jointly exclude each other; give one of them")
+
+
+@dataclass(frozen=True)
+class RemoveSettings(Settings):
+    """Where to edit, on how many prompts, and how much damage is allowed."""
+
+    site: str | None = None
+    """where to edit; by default chosen on selection prompts"""
+    prompts: int = setting(256, least=8)
+    """test prompts; half as many to choose the edit"""
+    budget: float = 0.05
+    """nats per token that an edit may cost on the text for choosing it"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of prompts, random controls and intervals"""
+
+
+@dataclass(frozen=True)
+class SteerSettings(Settings):
+    """How features are turned, and what is written and measured."""
+
+    mode: Literal["scale", "clamp", "off"] = "scale"
+    """what strengths mean: factors of the activation, multiples of its maximum, or off"""
+    strengths: tuple[float, ...] | None = setting(None, metavar="S")
+    """factors of the activation (scale; default: -4 0 1 2 4 8), or multiples of its maximum on the text
+    (clamp; default: -1 0 0.5 1 2)"""
+    prompt: tuple[str, ...] | None = setting(None, metavar="TEXT")
+    """prompts to continue; by default taken from held-out text"""
+    tokens: int = setting(40, least=1)
+    """tokens to write after each prompt"""
+    temperature: float = 1.0
+    """0 always takes the most probable token"""
+    top_p: float | None = None
+    """draw from the most probable tokens of this share"""
+    contexts: int = setting(32, least=2)
+    """held-out contexts to measure on"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of the texts and of random directions"""
+
+    def check(self) -> None:
+        if not all(prompt.strip() for prompt in self.prompt or ()):
+            raise UserError("--prompt is empty; give at least one word")
+
+
+@dataclass(frozen=True)
+class FeatureSettings(Settings):
+    """Which features get a full card, and how much text is read."""
+
+    site: str | None = None
+    """full cards for features of this site only, e.g. resid_post.3"""
+    full: int = setting(24, least=0)
+    """full cards, for features drawn at random if not named"""
+    contexts: int = setting(1000, least=8)
+    """contexts read, and a quarter as many held-out ones"""
+    neurons: bool = False
+    """beside each full card that of the nearest neuron"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of the features drawn and of the examples"""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Settings):
+    """How much held-out text is measured on."""
+
+    contexts: int = setting(256, least=1)
+    """contexts to measure on, at most; held-out ones"""
+    spliced: int = setting(64, least=1)
+    """of them, contexts to splice dictionaries into"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0)
+    """seed of the random baseline of the comparison"""
+
+
+@dataclass(frozen=True)
+class ImportSettings(Settings):
+    """Where other people's dictionaries belong, and the text that verbs read with them."""
+
+    at: tuple[str, ...] | None = setting(None, metavar="SITE")
+    """site of each file, where it does not say so itself"""
+    text: str = "storybook"
+    """'storybook', a .txt or .jsonl file, a folder, or a dataset name"""
+    tokens: int = 500_000
+    """tokens of it that verbs may read, at most"""
+    context: int | None = None
+    """tokens per context; the model's, or the files', at most 128"""
+    prepend_bos: bool | None = None
+    """whether text begins with BOS; as the files say by default"""
+    seed: int = setting(0, least=0)
+    """accepted as by every verb; importing draws nothing"""

@@ -1,0 +1,57 @@
+"""Settings of `train`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sae_core.errors import UserError
+from subrank.settings.fields import Settings, setting
+
+Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied"]
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """What to train, where and for how long. Several values of a setting that allows them make a sweep."""
+
+    sites: tuple[str, ...] = ("resid_post",)
+    """streams (all layers) or sites, e.g. mlp_out.3"""
+    kind: tuple[Kind, ...] = ("topk",)
+    """architecture; several make a sweep"""
+    expansion: tuple[int, ...] = (4,)
+    """latents per dimension; several make a sweep"""
+    k: tuple[int, ...] = setting((16,), flag="-k")
+    """latents active per token; several make a sweep"""
+    l1: tuple[float, ...] = (2.0,)
+    """L1 coefficient of relu, tied and gated; several make a sweep"""
+    seed: int = setting(0, least=0)
+    """seed of the weights and of the order of the text"""
+    seeds: tuple[int, ...] | None = setting(None, least=0)
+    """in place of the seed; several make a sweep"""
+    multi: float = 0.0
+    """weight of the loss at 4k latents (topk); Gao et al. use 0.125"""
+    kl: float = 0.0
+    """weight of the KL divergence of the model's predictions"""
+    tokens: int = 2_000_000
+    """tokens to train on"""
+    batch: int = 1024
+    """tokens per step"""
+    bfloat16: bool | None = None
+    """choose latents in bfloat16; where the hardware is fast at it, if not given"""
+    lr: float | None = None
+    """learning rate; 5e-4 sqrt(2^14 / latents) by default"""
+    clip: float | None = None
+    """largest norm of a gradient; not cut by default"""
+    dead_after: int = 100_000
+    """tokens without activity after which a latent is dead"""
+    context: int | None = None
+    """tokens per context; the model's, at most 128"""
+    column: str = "text"
+    """where a dataset or .jsonl keeps its text"""
+    prepend_bos: bool = True
+    """whether every piece of text begins with BOS, where the model has one"""
+    memory: float = setting(2.0, metavar="GIB")
+    """GiB of activations held at once; more mix more contexts"""
+
+    def check(self) -> None:
+        if not self.memory > 0:
+            raise UserError(f"--memory must be positive; got {self.memory}")

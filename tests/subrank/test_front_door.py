@@ -1,0 +1,258 @@
+"""`import subrank as sr`: light to import, one shape of results, and the same numbers as the command."""
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from planted import unchecked
+from plotly.graph_objects import Figure
+from tiny import user_error
+
+import subrank as sr
+from subrank.cli import command
+from subrank.result import Result
+from subrank.settings.circuit import CircuitSettings
+from subrank.settings.demo import DemoSettings
+from subrank.settings.experiments import (
+    EvaluateSettings,
+    FeatureSettings,
+    ImportSettings,
+    IOISettings,
+    RemoveSettings,
+    SteerSettings,
+)
+from subrank.settings.fields import documented, make
+from subrank.settings.train import TrainSettings
+
+SETTINGS = {
+    "train": TrainSettings,
+    "sweep": TrainSettings,
+    "ioi": IOISettings,
+    "discover": CircuitSettings,
+    "remove": RemoveSettings,
+    "steer": SteerSettings,
+    "features": FeatureSettings,
+    "evaluate": EvaluateSettings,
+    "import_saes": ImportSettings,
+}
+QUIET = {"progress": False}
+SMALL = {
+    "ioi": {"prompts": 6, "corruption": "swap", "site": "resid_post.4", "selectors": "attribution"},
+    "remove": {"prompts": 16, "site": "resid_post.5"},
+    "steer": {"tokens": 3, "contexts": 2, "mode": "off"},
+    "features": {"contexts": 24, "full": 2},
+    "evaluate": {"contexts": 4, "spliced": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def saes(trained_set) -> sr.Saes:
+    return sr.load(trained_set)
+
+
+@pytest.fixture(scope="module")
+def results(storybook, saes) -> dict[str, Result]:
+    with unchecked():
+        made = {verb: getattr(sr, verb)(storybook, saes, **QUIET, **SMALL[verb]) for verb in SMALL}
+        small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 30, "draws": 0, "cards": 12, "cover": 1}
+        return made | {"circuit": sr.discover(storybook, saes, **QUIET, **small)}
+
+
+# ---- the door itself -------------------------------------------------------------------------------
+
+
+def test_importing_it_loads_nothing_heavy():
+    code = "import subrank, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "subrank" in loaded and not {"torch", "numpy", "transformers", "plotly", "jinja2"} & {*loaded}
+
+
+def test_every_public_name_is_there_and_a_misspelt_one_is_an_attribute_error():
+    assert all(getattr(sr, name) is not None for name in sr.__all__)
+    assert {*sr.__all__} <= {*dir(sr)}
+    with pytest.raises(AttributeError, match="discovr"):
+        _ = sr.discovr  # ty: ignore
+
+
+def test_public_functions_take_few_parameters_and_are_documented():
+    for name in sr.__all__:
+        value = getattr(sr, name)
+        assert inspect.getdoc(value), name
+        if inspect.isfunction(value):
+            parameters = inspect.signature(getattr(value, "__wrapped__", value)).parameters.values()
+            settings = {each.name for each in fields(SETTINGS[name])} if name in SETTINGS else set()
+            assert len([p for p in parameters if p.name not in settings]) <= 6, name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_stand_in_the_signature_and_in_the_docstring(name):
+    function, kind = getattr(sr, name), SETTINGS[name]
+    shown = inspect.signature(function).parameters
+    for each in fields(kind):
+        assert shown[each.name].default == each.default and f"{each.name}: " in function.__doc__
+
+
+@pytest.mark.parametrize("kind", {*SETTINGS.values(), DemoSettings}, ids=lambda kind: kind.__name__)
+def test_every_setting_says_what_it_is(kind):
+    assert {each.name for each in fields(kind)} == documented(kind).keys()
+
+
+def test_the_command_offers_the_settings_of_the_functions(capsys):
+    for verb, kind in (("ioi", IOISettings), ("circuit", CircuitSettings), ("train", TrainSettings)):
+        with pytest.raises(SystemExit):
+            command.main([verb, "--help"])
+        help = " ".join(capsys.readouterr().out.split())
+        assert all(each.metadata.get("flag", "--" + each.name.replace("_", "-")) in help for each in fields(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "words"),
+    [
+        (TrainSettings, {"token": 3}, ("no setting 'token'", "tokens")),
+        (TrainSettings, {"kind": "topp"}, ("'topp'", "topk")),
+        (TrainSettings, {"memory": float("nan")}, ("--memory", "finite")),
+        (TrainSettings, {"seed": -1}, ("--seed", "at least 0")),
+        (CircuitSettings, {"examples": 8}, ("--examples", "at least 16")),
+        (CircuitSettings, {"min_effect": float("inf")}, ("--min-effect", "finite")),
+        (CircuitSettings, {"exhaustive": True, "screen_only": True}, ("exclude each other",)),
+        (IOISettings, {"site": "resid_post.1", "sites": ("all",)}, ("exclude each other",)),
+        (IOISettings, {"prompts": 1}, ("--prompts", "at least 2")),
+        (SteerSettings, {"prompt": " "}, ("empty",)),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(kind, wrong, words):
+    with user_error(*words):
+        make(kind, wrong)
+
+
+# ---- a set -----------------------------------------------------------------------------------------
+
+
+def test_features_and_sites_by_name(saes):
+    feature = saes["5_452"]
+    assert str(feature.id) == "5_452" and torch.equal(feature.direction, saes.at("resid_post.5").directions[452])
+    assert torch.equal(saes[feature.id].direction, feature.direction)
+    with user_error("resid_post.9", "resid_post.5"):
+        saes["9_1"]
+    with user_error("5_99999", "512 latents"):
+        saes["5_99999"]
+    with user_error("resid_pst.3", "resid_post"):
+        saes.at("resid_pst.3")
+
+
+def test_codes_of_a_text_are_those_of_its_activations(storybook, saes):
+    codes = saes.encode(storybook, "Mary went to the store")
+    tokens = saes.tokens(storybook, "Mary went to the store")
+    assert tokens[0, 0] == storybook.bos_id and codes.keys() == saes.dictionaries.keys()
+    for site, x in storybook.record(tokens, saes.dictionaries).items():
+        assert torch.equal(codes[site], saes.at(site).encode(x[0]))
+
+
+def test_edits_by_name_are_those_of_the_floors_below(storybook, saes):
+    """Ablating is steering by 0, steering by 1 changes nothing, and a patch to the text itself changes nothing."""
+    text = "Mary went to the store"
+    tokens = saes.tokens(storybook, text)
+    code = saes.encode(storybook, text)
+    active = [f"{site.layer}_{int(f[-1].argmax())}" for site, f in code.items() if site.layer in (2, 4)]
+    plain = storybook.logits(tokens)
+
+    def edited(edits):
+        with storybook.hooks(*edits):
+            return storybook.logits(tokens)
+
+    ablated = edited(saes.ablate(*active))
+    assert len(saes.ablate(*active)) == 2 and (ablated - plain).abs().max() > 1e-3
+    assert torch.allclose(ablated, edited(saes.steer(*active, strength=0.0)), atol=1e-4)
+    assert torch.allclose(ablated, edited(saes.clamp(*active, value=0.0)), atol=1e-4)
+    assert torch.equal(edited(saes.steer(*active, strength=1.0)), plain)
+    assert torch.allclose(edited(saes.patch(storybook, text, *active)), plain, atol=1e-4)
+    with user_error("at least one feature"):
+        saes.ablate()
+    with user_error("no feature"):
+        saes.ablate("nonsense")
+
+
+def test_top_examples_end_at_the_strongest_token(saes):
+    examples = saes.top_examples("5_452", 3, contexts=60)
+    assert 0 < len(examples) <= 3
+    for example in examples:
+        assert example.activations[example.peak] == max(example.activations[: example.peak + 1])
+        assert example.tokens[example.peak].strip() in str(example)
+    strengths = [example.activations[example.peak] for example in examples]
+    assert strengths == sorted(strengths, reverse=True)
+    assert "5_452" in examples._repr_html_()
+
+
+def test_saving_and_loading_are_inverse(saes, tmp_path):
+    saes.save(tmp_path / "copy")
+    again = sr.load(tmp_path / "copy")
+    assert again.quality == saes.quality and again.text == saes.text and again.training == saes.training
+    for site, dictionary in saes.dictionaries.items():
+        for name, tensor in dictionary.state_dict().items():
+            assert torch.equal(again.dictionaries[site].state_dict()[name], tensor)
+
+
+def test_training_in_python_is_training_by_the_command(storybook, tmp_path):
+    options = ["--tokens", "2048", "--batch", "256", "--context", "32", "--sites", "resid_post.1"]
+    with unchecked():
+        saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", **QUIET)
+        assert command.main(["train", "storybook", "--out", str(tmp_path), *options]) == 0
+    by_command = sr.load(tmp_path)
+    assert saes.quality.to_json() == by_command.quality.to_json()
+    for site, dictionary in by_command.dictionaries.items():
+        assert torch.equal(saes.at(site).W_dec, dictionary.W_dec)
+    with user_error("2 sets", "sr.sweep"):
+        sr.train(storybook, k=(8, 16), **QUIET)
+
+
+# ---- results ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [*SMALL, "circuit"])
+def test_a_result_has_one_shape(results, verb, tmp_path):
+    """Ten lines at most, a figure, a fragment for notebooks; and what `save` writes `load_result` reads."""
+    result = results[verb]
+    assert result.verb == verb and 0 < len(str(result).splitlines()) <= 10
+    assert isinstance(result.plot(), Figure) or not result.figures()
+    assert "<" in result._repr_html_() and "plotly" not in result._repr_html_()
+    page = result.save(tmp_path / "out")
+    assert page.name == f"{verb}.html" and page.is_file()
+    plain = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert plain == json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    again = sr.load_result(tmp_path / "out")
+    assert type(again) is type(result) and again.provenance == result.provenance
+    assert json.loads(json.dumps(again.to_dict(), allow_nan=False)) == plain
+    assert again.lines() == result.lines()
+
+
+def test_a_folder_without_a_result(tmp_path):
+    with user_error("no result"):
+        sr.load_result(tmp_path)
+
+
+def test_progress_is_reported_stage_by_stage_or_not_at_all(storybook, saes, capsys):
+    stages = []
+    with unchecked():
+        loud = sr.evaluate(storybook, saes, contexts=2, spliced=1, on_progress=stages.append)
+        quiet = sr.evaluate(storybook, saes, contexts=2, spliced=1, progress=False)
+    assert [stage.done for stage in stages] == list(range(len(stages))) and stages[0].total == len(stages)
+    assert loud.to_dict() == quiet.to_dict() and not capsys.readouterr().err
+
+
+def test_the_command_writes_what_the_function_returns(results, trained_set, tmp_path, capsys):
+    options = ["--prompts", "6", "--corruption", "swap", "--site", "resid_post.4", "--selectors", "attribution"]
+    with unchecked():
+        assert command.main(["ioi", str(trained_set), "--out", str(tmp_path), *options]) == 0
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(results["ioi"].to_dict()))
+
+
+def test_a_circuit_is_drawn_into_the_file_that_is_named(results, tmp_path):
+    circuit = results["circuit"]
+    assert circuit.draw(tmp_path / "c.svg").read_text().count("<svg") == 1
+    assert circuit.draw(tmp_path / "c.dot").read_text().startswith("digraph")
+    with user_error(".svg"):
+        circuit.draw(tmp_path / "c.pdf")
