@@ -1,4 +1,4 @@
-"""Capabilities that can be removed: prompts for choosing, fitting and testing, and what counts as elsewhere."""
+"""Capabilities that can be removed: prompts to choose by, to fit on and to test on, in a model's words."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,19 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from editing.removal.two_class_prompts import Contrast, model_score, together
+from editing.removal.class_scores import model_score
+from editing.removal.two_class_prompts import TwoClassPrompts, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
 from editing.tasks.task import TASKS, task_of
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 
-EVERYTHING = 10**6  # more prompts than any task has
+EVERYTHING = 10**6
+"""More prompts than any task has."""
 ABLE = 0.75
 """AUROC that the unedited model must have on a transfer task for a removal to show there."""
+NO_TRANSFER = "there is no transfer task for this one"
 NO_CONCEPT = (
     "the prompts have {n} pairs of answers, and nothing says which answers belong together: the classes are no concept "
     "that could be erased or read, so erasers, probes and the comparison with LEACE are left out"
@@ -33,92 +36,119 @@ class Capability:
     answers: tuple[str, str]
     """The right answers of the two classes, the positive one first, as text."""
     example: str
-    selection: Contrast
+    selection: TwoClassPrompts
     """To choose features and strengths."""
-    check: Contrast
+    check: TwoClassPrompts
     """To compare choices: other names or templates than `selection`."""
-    choosing: Contrast
-    """Both together, as many as asked for."""
-    tuning: Contrast
-    """All prompts there are for selection: erasers fitted on them are tuned on `check`, which they have not seen."""
-    fitting: Contrast
-    """All prompts there are that are not for the test: what erasers are fitted on."""
-    test: Contrast
-    """For the reported figures, the probes' as well."""
-    due: tuple[int, ...]
-    """Tokens of the task: damage is measured where the model does not expect them."""
-    transfers: Mapping[str, Contrast] = field(default_factory=dict)
-    """Test prompts for the same concept in other forms, as far as the model can do them."""
+    choosing: TwoClassPrompts
+    """Both together."""
+    tuning: TwoClassPrompts
+    """All selection prompts: erasers fitted on them are tuned on `check`."""
+    fitting: TwoClassPrompts
+    """All prompts but the test's: what erasers are fitted on."""
+    test: TwoClassPrompts
+    """For the reported figures, those of probes included."""
+    task_tokens: tuple[int, ...]
+    """Damage is measured where the model does not expect these."""
+    transfers: Mapping[str, TwoClassPrompts] = field(default_factory=dict)
+    """Test prompts for the same concept in other forms, of those that the model can do."""
     notes: tuple[str, ...] = ()
-    """What the transfer tasks are and the model's own score there, and what is left out, in words."""
+    """The transfer tasks with the model's own score, and what is left out, in words."""
     concept: bool = True
-    """Whether the positive prompts have something in common whatever their answers are."""
+    """Whether one concept tells the classes apart whatever the answers are; otherwise nothing is erased or probed."""
 
 
 def capability_of(
-    name: str | Path, model: LanguageModel, *, n_selection: int, n_test: int, seed: int, prepend_bos: bool = True
+    name: str | Path,
+    model: LanguageModel,
+    *,
+    n_selection: int,
+    n_test: int,
+    seed: int,
+    prepend_bos: bool = True,
+    most: int = EVERYTHING,
 ) -> Capability:
     """The capability behind the task of that name, or behind the pairs in a file (`editing.tasks.task`).
 
     In a file each line may have a `label`, the class of its clean prompt, of which the corrupted one has the other.
-    Raises `UserError` where there is no such task, or the model does not have the words.
+    At most `most` prompts are drawn of a split. Raises `UserError` where there is no such task, or the model does not
+    have the words.
     """
-    size = {"n_selection": n_selection, "n_test": n_test, "seed": seed, "prepend_bos": prepend_bos}
+    draw = Draw(n_selection, n_test, seed, prepend_bos, most)
     if name == "pronouns":
-        return pronouns(model, Form.SUBJECT, **size)
+        return pronouns(model, Form.SUBJECT, draw)
     if name == "possessives":
-        return pronouns(model, Form.POSSESSIVE, **size)
-    found = task_of(name, model)
-    pairs = {split: found.pairs(split, EVERYTHING, seed=seed, prepend_bos=prepend_bos) for split in found.splits}
-    test = found.pairs("test", max(1, n_test // 2), seed=seed, prepend_bos=prepend_bos)
+        return pronouns(model, Form.POSSESSIVE, draw)
+    task = task_of(name, model)
+    common = {"seed": seed, "prepend_bos": prepend_bos}
+    pairs = {split: task.pairs(split, most, **common) for split in task.splits if split != "test"}
+    pairs["test"] = task.pairs("test", max(1, n_test // 2), **common)
     labels = {} if name in TASKS else read_labels(Path(name).expanduser())
-    return of_pairs(
-        model, found.name, pairs["selection"], test, check=pairs.get("check"), n_selection=n_selection, labels=labels
-    )
+    return of_pairs(model, task.name, pairs, n_selection=n_selection, labels=labels)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many prompts of a task are drawn, and which."""
+
+    n_selection: int
+    n_test: int
+    seed: int
+    prepend_bos: bool = True
+    most: int = EVERYTHING
+    """Of the prompts on which erasers are fitted."""
 
 
 # ---- pronouns --------------------------------------------------------------------------------------
 
 
-def pronouns(
-    model: LanguageModel, form: Form, *, n_selection: int, n_test: int, seed: int, prepend_bos: bool = True
-) -> Capability:
+def pronouns(model: LanguageModel, form: Form, draw: Draw) -> Capability:
     """One pronoun or the other after a name; raises `UserError` where the model does not have the words."""
 
-    def prompts(splits: Sequence[Split], n: int, form: Form = form) -> PronounPrompts:
-        return pronoun_prompts(model, splits, n, seed=seed, prepend_bos=prepend_bos, form=form)
+    def prompts(splits: Sequence[Split], n: int) -> TwoClassPrompts:
+        return TwoClassPrompts.of_pronouns(_pronoun_prompts(model, splits, n, draw, form))
 
     others, subject = [Split.SELECTION, Split.CHECK], form is Form.SUBJECT
-    test, transfers, notes = prompts([Split.TEST], n_test), {}, ["there is no transfer task for this one"]
-    if subject:
-        notes = []
-        for words, other in (("her or his", Form.POSSESSIVE), ("“… went to the store, and”", Form.STORE)):
-            try:
-                contrast = Contrast.of_pronouns(prompts([Split.TEST], max(2, n_test // 2), other))
-            except UserError as error:
-                notes.append(f"transfer to {words}: not measured; {error}")
-                continue
-            own, area = model_score(model, contrast)
-            notes.append(f"transfer to {words}: {own.sentence()}; AUROC {area:.3f}")
-            # accuracy alone could be that of a model which always answers the same
-            if area >= ABLE:
-                transfers[words] = contrast
-            else:
-                notes[-1] += "; too little to measure a removal by"
+    test = _pronoun_prompts(model, [Split.TEST], draw.n_test, draw, form)
+    transfers, notes = _transfers(model, draw) if subject else ({}, [NO_TRANSFER])
     return Capability(
         name="pronouns" if subject else "possessives",
         answers=("she", "he") if subject else ("her", "his"),
         example=test.texts[0],
-        selection=Contrast.of_pronouns(prompts([Split.SELECTION], n_selection)),
-        check=Contrast.of_pronouns(prompts([Split.CHECK], n_selection)),
-        choosing=Contrast.of_pronouns(prompts(others, 2 * n_selection)),
-        tuning=Contrast.of_pronouns(prompts([Split.SELECTION], EVERYTHING)),
-        fitting=Contrast.of_pronouns(prompts(others, EVERYTHING)),
-        test=Contrast.of_pronouns(test),
-        due=tuple(pronoun_ids(model)),
+        selection=prompts([Split.SELECTION], draw.n_selection),
+        check=prompts([Split.CHECK], draw.n_selection),
+        choosing=prompts(others, 2 * draw.n_selection),
+        tuning=prompts([Split.SELECTION], draw.most),
+        fitting=prompts(others, draw.most),
+        test=TwoClassPrompts.of_pronouns(test),
+        task_tokens=tuple(pronoun_ids(model)),
         transfers=transfers,
         notes=tuple(notes),
     )
+
+
+def _pronoun_prompts(model: LanguageModel, splits: Sequence[Split], n: int, draw: Draw, form: Form) -> PronounPrompts:
+    return pronoun_prompts(model, splits, n, seed=draw.seed, prepend_bos=draw.prepend_bos, form=form)
+
+
+def _transfers(model: LanguageModel, draw: Draw) -> tuple[dict[str, TwoClassPrompts], list[str]]:
+    """Other forms of the pronoun task that the model can do, and a note on each form."""
+    transfers, notes = {}, []
+    for words, form in (("her or his", Form.POSSESSIVE), ("“… went to the store, and”", Form.STORE)):
+        try:
+            test = _pronoun_prompts(model, [Split.TEST], max(2, draw.n_test // 2), draw, form)
+        except UserError as error:
+            notes.append(f"transfer to {words}: not measured; {error}")
+            continue
+        prompts = TwoClassPrompts.of_pronouns(test)
+        score, area = model_score(model, prompts)
+        notes.append(f"transfer to {words}: {score.sentence()}; AUROC {area:.3f}")
+        # not by accuracy, which a model has that always gives the same answer
+        if area >= ABLE:
+            transfers[words] = prompts
+        else:
+            notes[-1] += "; too little to measure a removal by"
+    return transfers, notes
 
 
 # ---- pairs of prompts ------------------------------------------------------------------------------
@@ -127,56 +157,58 @@ def pronouns(
 def of_pairs(
     model: LanguageModel,
     name: str,
-    selection: PromptPairs,
-    test: PromptPairs,
+    pairs: Mapping[str, PromptPairs],
     *,
     n_selection: int,
-    check: PromptPairs | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Capability:
     """Telling clean from corrupted prompts apart by their answers.
 
-    `labels` give the class of each clean prompt, by its text. Without pairs to check the choice on, every second of
-    the selection's templates does it; where there is only one, every second pair.
-    Raises `UserError` for fewer than four pairs to select on.
+    `pairs` are those of the splits `selection`, `test` and, where there is one, `check`; `labels` give the class of
+    each clean prompt, by its text. Raises `UserError` for fewer than four pairs to select on or two to test.
     """
+    selection, test = pairs["selection"], pairs["test"]
     if len(selection) < 4 or len(test) < 2:
         raise UserError(f"{name}: {len(selection)} pairs to choose on and {len(test)} to test are too few (4 and 2)")
-    tested, chosen = (Contrast.of_pairs(pairs, _positive(pairs, labels)) for pairs in (test, selection))
-    if check is None:
-        several = len(chosen.template.unique()) > 1
-        label = chosen.template if several else torch.arange(len(chosen)) // 2
-        turn = label.unique(return_inverse=True)[1] % 2
-        halves = [chosen.rows((turn == half).nonzero()[:, 0]) for half in (0, 1)]
-    else:
-        halves = [chosen, Contrast.of_pairs(check, _positive(check, labels))]
-    whole = together(halves)
-    text = [model.token_text(int(ids[0])).strip() for ids in (tested.yes, tested.no)]
-    answers = {frozenset(both) for one in (whole, tested) for both in torch.stack([one.yes, one.no], 1).tolist()}
-    concept, notes = bool(labels) or len(answers) == 1, ["there is no transfer task for this one"]
+    splits = {split: TwoClassPrompts.of_pairs(some, _positive(some, labels)) for split, some in pairs.items()}
+    chosen = splits["selection"]
+    halves = (chosen, splits["check"]) if "check" in splits else _dealt_out(chosen)
+    fitting, tested = together(halves), splits["test"]
+    rows = torch.cat([torch.stack([prompts.yes, prompts.no], 1) for prompts in (fitting, tested)])
+    answers = {frozenset(row) for row in rows.tolist()}
+    concept, notes = bool(labels) or len(answers) == 1, [NO_TRANSFER]
     if not concept:
         notes.append(NO_CONCEPT.format(n=len(answers)))
     return Capability(
         name=name,
-        answers=(text[0], text[1]),
+        answers=(model.token_text(int(tested.yes[0])).strip(), model.token_text(int(tested.no[0])).strip()),
         example=test.texts[0] if test.texts else "",
         selection=halves[0].first(n_selection),
         check=halves[1].first(n_selection),
         choosing=together([half.first(n_selection) for half in halves]),
         tuning=halves[0],
-        fitting=whole,
+        fitting=fitting,
         test=tested,
-        due=tuple(sorted(frozenset().union(*answers))),
+        task_tokens=tuple(sorted(frozenset().union(*answers))),
         notes=tuple(notes),
         concept=concept,
     )
+
+
+def _dealt_out(prompts: TwoClassPrompts) -> tuple[TwoClassPrompts, TwoClassPrompts]:
+    """Every second template, and the others; where there is only one template, every second pair, and the others."""
+    several = len(prompts.template.unique()) > 1
+    label = prompts.template if several else torch.arange(len(prompts)) // 2
+    half = label.unique(return_inverse=True)[1] % 2
+    return prompts.rows((half == 0).nonzero()[:, 0]), prompts.rows((half == 1).nonzero()[:, 0])
 
 
 def _positive(pairs: PromptPairs, labels: Mapping[str, str] | None) -> Bool[Tensor, "pairs"] | None:
     """The clean prompts whose label is the first of the two in the alphabet; None without labels."""
     if not labels:
         return None
-    return torch.tensor([labels[text] == min(labels.values()) for text in pairs.texts])
+    first = min(labels.values())
+    return torch.tensor([labels[text] == first for text in pairs.texts])
 
 
 def read_labels(path: Path) -> dict[str, str]:

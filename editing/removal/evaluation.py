@@ -1,14 +1,15 @@
-"""What an edit leaves of a capability and what it does elsewhere: one set of figures for every method.
+"""What an edit leaves of a capability and what it does to other text: one set of figures for every method.
 
 Capability and damage are read on prompts and text that no choice and no fit has seen, with 95% bootstrap intervals:
-of prompts over names and templates, of text over contexts. The transfer tasks stand on names of the same kind.
-Probes are fitted after the edit on one half of the test prompts and read on the other, both ways round, the halves
-sharing no name: on prompts that an eraser was fitted on its classes have equal means, and a probe has nothing to learn.
+of prompts over names and templates, of text over contexts. The transfer tasks use names of the same kind.
+Probes are fitted after the edit on one half of the test prompts and read on the other, both ways round; the halves
+share no name. On prompts that an eraser was fitted on, its classes have equal means, and a probe finds nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,14 +18,18 @@ from torch import Tensor
 from editing.interventions.compose import unscaled
 from editing.interventions.patch import FeaturePatch
 from editing.metrics import bootstrap_estimate
-from editing.removal.cached_runs import Elsewhere, Harm, Runs, up_to_end
-from editing.removal.two_class_prompts import Contrast
+from editing.removal.cached_runs import TokenRuns, up_to_end
+from editing.removal.class_scores import answer_probabilities, scores_of
+from editing.removal.damage_text import Damage, DamageText
+from editing.removal.resampling import Weights, bootstrap_weights, conditional_auroc, mean_auroc, pooled_auroc
+from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
-GONE = 0.05  # AUROC within this of 0.5
+GONE = 0.05
+"""The capability is gone if the AUROC is within this of 0.5."""
 EVERYWHERE = "all layers"
 UNCHANGED = Estimate(0.0)
 
@@ -55,7 +60,7 @@ class Removal:
     within: Estimate
     """Group-conditional AUROC: 0.5 + mean over sentences of |AUROC - 0.5|."""
     answer_mass: float
-    """Mean probability of the two answers together at the prompts' ends."""
+    """Mean probability of the two answers together at the prompts' ends, which an edit may simply have destroyed."""
     accuracy: Estimate
     """Share of prompts on which the right answer has the higher logit."""
     damage: Estimate
@@ -65,9 +70,9 @@ class Removal:
     features: tuple[str, ...] = ()
     strength: float = 1.0
     gap: Estimate = UNCHANGED
-    """Mean of P(right answer) - P(wrong one)."""
+    """Mean of P(right answer) - P(wrong answer)."""
     rise: Estimate = UNCHANGED
-    """By how much the cross-entropy of the text rises, nats per token."""
+    """Rise of the cross-entropy of the text, nats per token."""
     transfer: Mapping[str, Estimate] = field(default_factory=dict)
     """AUROC on each transfer task that the model can do."""
     probe: Estimate | None = None
@@ -83,114 +88,152 @@ class Removal:
         return all(abs(area - 0.5) <= GONE for area in self.draws or (self.auroc.value,))
 
 
-Judged = tuple[Removal, Harm]
+@dataclass(frozen=True)
+class Evaluated:
+    """A removal, and its damage context by context, to compare methods on the same text."""
+
+    removal: Removal
+    damage: Damage
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """Prompts, their runs, and their weights under the bootstrap."""
+class _TestPrompts:
+    """Test prompts with their runs and their weights under the bootstrap."""
 
     model: LanguageModel
-    prompts: Contrast
-    runs: Runs
-    weights: Float[Tensor, "resamples batch"]
+    prompts: TwoClassPrompts
+    runs: TokenRuns
+    weights: Weights
 
     @classmethod
-    def of(cls, model: LanguageModel, prompts: Contrast, seed: int) -> "_Asked":
-        return cls(model, prompts, Runs(model, prompts.tokens, up_to_end(model, prompts)), prompts.weights(seed))
+    def of(cls, model: LanguageModel, prompts: TwoClassPrompts, seed: int) -> "_TestPrompts":
+        runs = TokenRuns(model, prompts.tokens, up_to_end(model, prompts))
+        return cls(model, prompts, runs, bootstrap_weights(prompts, seed))
 
     def edited(self, edits: Sequence[Intervention]) -> tuple[Float[Tensor, "batch vocab"], dict[Site, Tensor]]:
         """Logits at the prompts' ends, and the activations there at the edited sites and after the last block."""
-        edited = self.runs.edited(edits)
-        ends = {site: at_end(h, self.prompts.end) for site, h in edited.at.items()}
-        ends[Site(self.model.n_layers - 1)] = final = at_end(edited.final, self.prompts.end)
+        run = self.runs.edited(edits)
+        ends = {site: at_end(h, self.prompts.end) for site, h in run.at.items()}
+        ends[Site(self.model.n_layers - 1)] = final = at_end(run.final, self.prompts.end)
         return self.model.unembed(final).cpu(), ends
 
+    def auroc(self, edits: Sequence[Intervention]) -> Estimate:
+        """The AUROC that the edits leave."""
+        return pooled_auroc(self.prompts, scores_of(self.prompts, self.edited(edits)[0]), self.weights)
 
-class Judge:
-    """Test prompts and test text, on which any edits are judged."""
+
+class Evaluator:
+    """Test prompts and test text, on which any edits are evaluated."""
 
     def __init__(
         self,
         model: LanguageModel,
-        prompts: Contrast,
-        elsewhere: Elsewhere,
+        prompts: TwoClassPrompts,
+        text: DamageText,
         *,
         seed: int,
-        transfers: Mapping[str, Contrast] | None = None,
+        transfers: Mapping[str, TwoClassPrompts] | None = None,
         halves: Bool[Tensor, "batch"] | None = None,
     ):
-        """`halves` are those between which probes are fitted and read (`Contrast.halves`); without them none are."""
-        self.model, self.elsewhere, self.seed, self.halves = model, elsewhere, seed, halves
-        self.asked = _Asked.of(model, prompts, seed)
-        self.transfers = {name: _Asked.of(model, own, seed) for name, own in (transfers or {}).items()}
+        """`halves` are those between which probes are fitted and read (`TwoClassPrompts.halves`); None: no probes."""
+        self.model, self.text, self.seed, self.halves = model, text, seed, halves
+        self.test = _TestPrompts.of(model, prompts, seed)
+        self.transfers = {name: _TestPrompts.of(model, task, seed) for name, task in (transfers or {}).items()}
 
-    def brief(self, edits: Sequence[Intervention], method: Method) -> Judged:
-        """Capability left and damage done."""
-        return self._judged(edits, method, self.asked.edited(edits)[0])
+    def capability_and_damage(self, edits: Sequence[Intervention], method: Method) -> Evaluated:
+        """The figures on the test prompts and the text, without transfer tasks and probes."""
+        return self._evaluated(edits, method, self.test.edited(edits)[0])
 
-    def judge(self, edits: Sequence[Intervention], method: Method) -> Judged:
-        """The same with the transfer tasks and the probes."""
-        logits, ends = self.asked.edited(edits)
-        removal, harm = self._judged(edits, method, logits)
-        transfer = {
-            name: asked.prompts.auroc_estimates(asked.prompts.score(asked.edited(edits)[0]), asked.weights)[0]
-            for name, asked in self.transfers.items()
-        }
-        probes = {}
+    def evaluate(self, edits: Sequence[Intervention], method: Method) -> Evaluated:
+        """All figures."""
+        logits, ends = self.test.edited(edits)
+        evaluated = self._evaluated(edits, method, logits)
+        transfer = {name: task.auroc(edits) for name, task in self.transfers.items()}
+        probes: dict[str, Estimate] = {}
         if self.halves is not None:
-            where = {"probe": max(edit.site for edit in edits), "probe_last": Site(self.model.n_layers - 1)}
-            read = {site: self._probe(ends[site]) for site in set(where.values())}
-            probes = {name: read[site] for name, site in where.items()}
-        return replace(removal, transfer=transfer, **probes), harm
+            read_at = {"probe": max(edit.site for edit in edits), "probe_last": Site(self.model.n_layers - 1)}
+            probe_at = {site: self._probe(ends[site]) for site in set(read_at.values())}
+            probes = {name: probe_at[site] for name, site in read_at.items()}
+        return replace(evaluated, removal=replace(evaluated.removal, transfer=transfer, **probes))
 
-    def _judged(self, edits: Sequence[Intervention], method: Method, logits: Tensor) -> Judged:
-        asked, prompts = self.asked, self.asked.prompts
-        scores, harm = prompts.score(logits), self.elsewhere.harm(edits, self.seed)
-        pooled, within = prompts.auroc_estimates(scores, asked.weights)
+    def _evaluated(
+        self, edits: Sequence[Intervention], method: Method, logits: Float[Tensor, "batch vocab"]
+    ) -> Evaluated:
+        prompts, weights = self.test.prompts, self.test.weights
+        scores, damage = scores_of(prompts, logits), self.text.damage(edits, self.seed)
+        right, wrong = answer_probabilities(prompts, logits)
         removal = Removal(
             method=method,
-            site=site_of(edits),
-            auroc=pooled,
-            within=within,
-            answer_mass=prompts.mass(logits).mean().item(),
-            accuracy=bootstrap_estimate(((scores > 0) == prompts.positive).double(), asked.weights),
-            damage=harm.kl,
-            edit_size=harm.edit_size,
-            features=tuple(str(feature) for edit in edits for feature in features_of(edit)),
+            site=str(edits[0].site) if len(edits) == 1 else EVERYWHERE,
+            auroc=pooled_auroc(prompts, scores, weights),
+            within=conditional_auroc(prompts, scores, weights),
+            answer_mass=(right + wrong).mean().item(),
+            accuracy=bootstrap_estimate(((scores > 0) == prompts.positive).double(), weights),
+            damage=damage.kl,
+            edit_size=damage.edit_size,
+            features=tuple(str(feature) for edit in edits for feature in ablated_features(edit)),
             strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),
-            gap=bootstrap_estimate(prompts.gap(logits), asked.weights),
-            rise=harm.rise,
+            gap=bootstrap_estimate(right - wrong, weights),
+            rise=damage.rise,
         )
-        return removal, harm
+        return Evaluated(removal, damage)
 
     def _probe(self, ends: Float[Tensor, "batch d"]) -> Estimate:
-        """AUROC of probes between the halves, its mean over the two."""
-        positive, halves = self.asked.prompts.positive, self.halves
+        """The mean of the AUROCs of two probes, each fitted on one half of the prompts and read on the other."""
+        positive, halves = self.test.prompts.positive, self.halves
         scores = torch.empty(len(positive), dtype=torch.float64)
         for half in (halves, ~halves):
-            scores[~half] = probe(ends[half], positive[half], ends[~half])
-        return self.asked.prompts.auroc_in((halves, ~halves), scores, self.asked.weights)
+            scores[~half] = probe_scores(ends[half], positive[half], ends[~half])
+        return mean_auroc(self.test.prompts, (halves, ~halves), scores, self.test.weights)
 
 
-def site_of(edits: Sequence[Intervention]) -> str:
-    """Where edits are, in a result."""
-    return str(edits[0].site) if len(edits) == 1 else EVERYWHERE
-
-
-def features_of(edit: Intervention) -> tuple[FeatureId, ...]:
-    """The features that an edit ablates; none where it is no such edit."""
+def ablated_features(edit: Intervention) -> tuple[FeatureId, ...]:
+    """The features that an edit ablates; none where it is another kind of edit."""
     inner, _ = unscaled(edit)
     return tuple(FeatureId(inner.site, j) for j in inner.latents.tolist()) if isinstance(inner, FeaturePatch) else ()
 
 
-def probe(
+def probe_scores(
     x: Float[Tensor, "prompts d_in"], positive: Bool[Tensor, "prompts"], held_out: Float[Tensor, "batch d_in"]
 ) -> Float[Tensor, "batch"]:
     """Scores on `held_out` of a logistic regression fitted on `x`, whose coordinates are standardised."""
     from sklearn.linear_model import LogisticRegression
 
-    wide, mean = x.double().cpu(), x.double().cpu().mean(0)
-    scale = wide.std(0).clamp_min(1e-8)
-    fitted = LogisticRegression(C=0.1, max_iter=2000).fit(((wide - mean) / scale).numpy(), positive.numpy())
-    return torch.from_numpy(fitted.decision_function(((held_out.double().cpu() - mean) / scale).numpy()))
+    x, held_out = x.double().cpu(), held_out.double().cpu()
+    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-8)
+    regression = LogisticRegression(C=0.1, max_iter=2000).fit(((x - mean) / deviation).numpy(), positive.numpy())
+    return torch.from_numpy(regression.decision_function(((held_out - mean) / deviation).numpy()))
+
+
+def mean_over_draws(draws: Sequence[Evaluated]) -> Evaluated:
+    """The mean over random draws, without their features; intervals run from the lowest end to the highest.
+
+    The AUROC of each draw is kept in `Removal.draws`: AUROCs on either side of 0.5 average to 0.5, and the capability
+    counts as gone only where each draw removes it. A single draw is returned as it is.
+    """
+    first = draws[0]
+    if len(draws) == 1:
+        return replace(first, removal=replace(first.removal, features=()))
+    removals, damages = [draw.removal for draw in draws], [draw.damage for draw in draws]
+    removal = replace(
+        first.removal,
+        **_means(removals),
+        transfer={name: _mean([removal.transfer[name] for removal in removals]) for name in first.removal.transfer},
+        features=(),
+        draws=tuple(removal.auroc.value for removal in removals),
+    )
+    kl_sums = tuple(_mean(sums) for sums in zip(*(damage.kl_sums for damage in damages), strict=True))
+    return Evaluated(removal, replace(first.damage, **_means(damages), kl_sums=kl_sums))
+
+
+def _means(results: Sequence[Removal] | Sequence[Damage]) -> dict[str, Any]:
+    """The means of all fields that are numbers or estimates."""
+    values = {field.name: [getattr(result, field.name) for result in results] for field in fields(results[0])}
+    return {name: _mean(column) for name, column in values.items() if isinstance(column[0], float | Estimate)}
+
+
+def _mean(values: Sequence[float] | Sequence[Estimate]) -> float | Estimate:
+    if isinstance(values[0], float):
+        return sum(values) / len(values)
+    mean = sum(estimate.value for estimate in values) / len(values)
+    return Estimate(mean, min(estimate.low for estimate in values), max(estimate.high for estimate in values))

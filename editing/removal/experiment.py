@@ -1,16 +1,21 @@
-"""Removing a capability by ablating features, and what the removal costs elsewhere.
+"""Removing a capability by ablating features, and what the removal does to other text.
 
-Capability: AUROC of logit(yes) - logit(no) over balanced prompts whose names and templates were not used
-to choose anything; it is gone within 0.05 of 0.5. Damage: KL per token from the unedited model on
-held-out text, where that model gives the task's tokens less than 1%. Every method edits the same site at the
-same positions, all content tokens: features, chosen greedily and with a strength, under a budget of damage;
-LEACE and two projections along the difference of the class means, fitted on the last tokens of every prompt that
-is not a test prompt; random features of like density and random directions, scaled to the same mean edit size.
-The same is done at every site and at all layers together.
+The experiment, in order (each line is a file):
 
-Two figures say what the AUROC alone would hide: the AUROC within single sentences (an edit can leave
-leftovers that cancel only across sentences) and the probability of the two answers together, which an edit may
-simply have destroyed. Edits are chosen for small differences within sentences as well as over all.
+    capability          balanced prompts of two classes; capability = AUROC of logit(yes) - logit(no), gone if
+                        it is within 0.05 of 0.5
+    site_and_strength   at every site a greedy search (feature_search) for features, and a strength, that leave the
+                        classes least apart on selection prompts, under a budget of damage (damage_text): KL per token
+                        from the unedited model on text where it gives the task's tokens less than 1%
+    compared_edits      LEACE and two projections along the difference of the class means, fitted on all prompts that
+                        are not for the test; random features of like density and random directions, scaled to the
+                        same edit size; all of them at all layers at once as well
+    evaluation          every method at every site on test prompts and test text that nothing was chosen or fitted on:
+                        AUROC, over all prompts and within single sentences; transfer tasks; probes; damage
+    comparisons         AUROC against damage at all strengths; damage of the features beside that of LEACE
+    result              the figures, and the outcome in words
+
+Every method edits the same site at the same positions, all content tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -21,17 +26,23 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure
-from editing.removal.all_layers import at_all_layers
-from editing.removal.cached_runs import REMOVABLE, Elsewhere
+from editing.removal.cached_runs import REMOVABLE
 from editing.removal.capability import Capability, capability_of
-from editing.removal.erasers import fit_at
-from editing.removal.evaluation import Judge, Judged, Method, Removal
-from editing.removal.frontier import Frontier
-from editing.removal.random_controls import at_size, mean_of, random_edits
-from editing.removal.result import FEWEST_CONTEXTS, RemovalConfig, RemovalResult
-from editing.removal.site_and_strength import Choice
-from editing.removal.two_class_prompts import model_score
-from editing.removal.versus_leace import LeaceComparison
+from editing.removal.class_scores import model_score
+from editing.removal.compared_edits import (
+    edits_at_all_layers,
+    fit_erasers,
+    random_edits,
+    scaled_to_sizes,
+    tuned_erasers,
+)
+from editing.removal.comparisons import Frontier, LeaceComparison
+from editing.removal.config import FEWEST_CONTEXTS, RemovalConfig
+from editing.removal.damage_text import DamageText
+from editing.removal.evaluation import Evaluated, Evaluator, Method, Removal, mean_over_draws
+from editing.removal.resampling import resampling_scheme
+from editing.removal.result import RemovalResult
+from editing.removal.site_and_strength import EditSearch
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
@@ -65,45 +76,46 @@ def remove(
     site: Site | None = None,
     on_progress: OnProgress = silent,
 ) -> RemovalResult:
-    """What ablating features leaves of the task and what it costs, beside LEACE and random edits.
+    """What ablating features leaves of the task and what it costs, beside LEACE, projections and random edits.
 
-    `contexts` are text on which nothing was trained. Without `site`, the one is taken at which ablating
-    features ranks best (`Trial.rank`) on the check prompts and the other half of the text. There the
-    features are chosen anew, as many, on selection and check prompts together.
+    `contexts` are text on which nothing was trained. Without `site` the site is chosen at which ablating features
+    ranks best on the check prompts and the other half of the text (`Candidate.rank`).
+    Raises `UserError` where there is too little text, no site that can be edited, or no feature within the budget.
     """
     sites = _sites(dictionaries, site)
     stages = Stages(on_progress, _n_stages(sites))
     stages.begin(f"{task.name}: the model's own score on {len(task.test)} prompts")
-    own, own_auroc = model_score(model, task.test)
-    halves = _halves(contexts[: config.text_contexts])
-    choosing, tested = (Elsewhere(model, half, task.due) for half in halves)
-    choice = Choice(model, task, dictionaries, choosing, config)
-    edits, best = choice.at(sites, stages)
-    found = _Measuring(choice, edits, best, tested).run(sites, stages)
-    at_best = [removal for removal, _ in found.at[best].values()]
-    gone = [m for m in at_best if m.gone]
+    score, auroc = model_score(model, task.test)
+    text_to_choose, text_to_report = (
+        DamageText(model, half, task.task_tokens) for half in split_text(contexts[: config.text_contexts])
+    )
+    search = EditSearch(model, task, dictionaries, text_to_choose, config)
+    edits, best = search.at(sites, stages)
+    measured = _Measuring(search, edits, best, text_to_report).run(sites, stages)
+    methods = {site: [e.removal for e in evaluated.values()] for site, evaluated in measured.at.items()}
+    gone = [removal for removal in methods[best] if removal.gone]
     return RemovalResult(
-        own=own,
-        own_auroc=own_auroc,
+        own=score,
+        own_auroc=auroc,
         site=str(best),
-        methods=tuple(at_best),
-        elsewhere=tuple(m for s, rest in found.at.items() if s != best for m, _ in rest.values()),
-        best=min(gone, key=lambda m: m.damage.value).method if gone else None,
-        unedited=found.unedited,
-        everywhere=tuple(removal for removal, _ in found.everywhere.values()),
-        frontiers=found.frontiers,
-        comparisons=found.comparisons(config.seed),
+        methods=tuple(methods[best]),
+        elsewhere=tuple(removal for site in methods if site != best for removal in methods[site]),
+        best=min(gone, key=lambda removal: removal.damage.value).method if gone else None,
+        unedited=measured.unedited,
+        everywhere=tuple(evaluated.removal for evaluated in measured.everywhere.values()),
+        frontiers=measured.frontiers,
+        comparisons=measured.comparisons(config.seed),
         task=task.name,
         answers=task.answers,
         example=task.example,
         notes=task.notes,
-        resampled=task.test.resampling,
+        resampled=resampling_scheme(task.test),
         budget=config.budget,
         edits=(edits[best],),
     )
 
 
-def _halves(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
+def split_text(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
     """The text to choose by and the text to report on, one after the other, so that few documents lie in both."""
     if len(contexts) < 2 * FEWEST_CONTEXTS:
         raise UserError(
@@ -114,7 +126,7 @@ def _halves(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
 
 
 def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site]:
-    """The site asked for, or all that can be edited."""
+    """`site`, or without it all sites that can be edited."""
     if site and site not in dictionaries:
         raise UserError(f"no dictionary for {site}; this set has {', '.join(map(str, dictionaries))}")
     sites = [site] if site else [s for s in dictionaries if s.stream in REMOVABLE]
@@ -124,7 +136,7 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
 
 
 def _n_stages(sites: list[Site]) -> int:
-    """The model's score; choosing and measuring at each site, choosing again, the frontier; all layers together."""
+    """The model's score; choosing and measuring at each site, choosing again, the frontier; all layers at once."""
     return 2 * len(sites) + 3 + (sum(site.stream is Stream.RESID_POST for site in sites) > 1)
 
 
@@ -136,96 +148,97 @@ class _Measured:
     """What was measured on the test prompts and the test text, by site and over all layers."""
 
     unedited: Removal
-    at: dict[Site, dict[Method, Judged]]
-    everywhere: dict[Method, Judged]
+    at: dict[Site, dict[Method, Evaluated]]
+    everywhere: dict[Method, Evaluated]
     frontiers: tuple[Frontier, ...]
 
     def comparisons(self, seed: int) -> tuple[LeaceComparison, ...]:
-        """Features beside LEACE, site by site and then at all layers, wherever there are both."""
+        """Features beside LEACE, site by site and then at all layers at once, wherever there are both."""
         rows = [*(self.at[site] for site in sorted(self.at)), self.everywhere]
         both = [row for row in rows if Method.FEATURES in row and Method.LEACE in row]
         return tuple(LeaceComparison.of(row[Method.FEATURES], row[Method.LEACE], seed) for row in both)
 
 
 class _Measuring:
-    """The chosen edits and their rivals on the test prompts and the test text."""
+    """The chosen edits and what they are compared with, on the test prompts and the test text."""
 
-    def __init__(self, choice: Choice, edits: dict[Site, Scaled], best: Site, tested: Elsewhere):
-        self.choice, self.edits, self.best, self.tested = choice, edits, best, tested
-        self.model, self.task, self.config = choice.model, choice.task, choice.config
+    def __init__(self, search: EditSearch, edits: dict[Site, Scaled], best: Site, text: DamageText):
+        self.search, self.edits, self.best, self.text = search, edits, best, text
+        self.task, self.config = search.task, search.config
         self.erasers: dict[Site, dict[Method, Erasure]] = {site: {} for site in edits}
         if self.task.concept:
-            self.erasers = fit_at(self.model, list(edits), self.task.fitting)
-        self.judge = Judge(
-            self.model,
+            self.erasers = fit_erasers(search.model, list(edits), self.task.fitting)
+        self.evaluator = Evaluator(
+            search.model,
             self.task.test,
-            tested,
+            text,
             seed=self.config.seed,
             transfers=self.task.transfers,
             halves=self.task.test.halves() if self.task.concept else None,
         )
-        nothing = Scaled(edits[best].edit, 0.0)
-        self.unedited: Judged = self.judge.judge([nothing], Method.NONE)
+        self.unedited: Evaluated = self.evaluator.evaluate([Scaled(edits[best].edit, 0.0)], Method.NONE)
+        self.frontiers: list[Frontier] = []
 
     def run(self, sites: list[Site], stages: Stages) -> _Measured:
-        """Everything there is to measure; the sites are those at which features were looked for."""
-        at: dict[Site, dict[Method, Judged]] = {}
-        frontiers: list[Frontier] = []
+        """Everything there is to measure; begins a stage for each site, one for the frontier, one for all layers."""
+        at: dict[Site, dict[Method, Evaluated]] = {}
         for site in sites:
-            if site not in self.edits:
+            if site in self.edits:
+                stages.begin(f"{self.task.name}: measuring at {site}")
+                at[site] = self._at_best(stages) if site == self.best else self._at(site)
+            else:
                 stages.begin(f"{self.task.name}: {site} is skipped, no feature supports the task within the budget")
-                continue
-            stages.begin(f"{self.task.name}: measuring at {site}")
-            edit = self.edits[site]
-            plain: dict[Method, Intervention] = {Method.FEATURES: edit, **self.erasers[site]}
-            at[site] = {method: self.judge.judge([one], method) for method, one in plain.items()}
-            if site == self.best:
-                at[site] |= self._only_at_best()
-            random = self._random(site, at[site][Method.FEATURES][0].edit_size)
-            judge = self.judge.judge if site == self.best else self.judge.brief
-            draws = {method: [judge([one], method) for one in own] for method, own in random.items()}
-            at[site] |= {method: mean_of(own) for method, own in draws.items()}
-            if site == self.best:
-                stages.begin(f"{self.task.name}: weaker and stronger edits at {site}")
-                curves = {method: [one] for method, one in plain.items()} | {m: own[:1] for m, own in random.items()}
-                frontiers += self._frontiers(curves, at[site] | {method: own[0] for method, own in draws.items()})
-        everywhere: dict[Method, Judged] = {}
-        stacked = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
-        if len(stacked) > 1:
+        residual = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
+        everywhere: dict[Method, Evaluated] = {}
+        if len(residual) > 1:
             stages.begin(f"{self.task.name}: all layers at once")
-            methods = self._at_all_layers(stacked)
-            everywhere = {method: self.judge.judge(edits, method) for method, edits in methods.items()}
-            few = {method: methods[method] for method in (Method.FEATURES, Method.LEACE) if method in methods}
-            frontiers += self._frontiers(few, everywhere)
-        unedited = replace(self.unedited[0], features=(), strength=0.0)
-        return _Measured(unedited, at, everywhere, tuple(frontiers))
+            everywhere = self._at_all_layers(residual)
+        unedited = replace(self.unedited.removal, features=(), strength=0.0)
+        return _Measured(unedited, at, everywhere, tuple(self.frontiers))
 
-    def _only_at_best(self) -> dict[Method, Judged]:
-        """Features at strength 1, and the erasers with a strength."""
-        rivals: dict[Method, Intervention] = {Method.PLAIN: self.edits[self.best].edit}
+    def _at(self, site: Site) -> dict[Method, Evaluated]:
+        """Features and erasers, and random edits without transfer tasks and probes."""
+        evaluated = self._evaluated({Method.FEATURES: self.edits[site], **self.erasers[site]})
+        for method, edit in self._random(site, evaluated[Method.FEATURES].removal.edit_size).items():
+            evaluated[method] = mean_over_draws([self.evaluator.capability_and_damage([edit], method)])
+        return evaluated
+
+    def _at_best(self, stages: Stages) -> dict[Method, Evaluated]:
+        """Features and erasers also at strength 1 and with a strength; several random draws; and all frontiers."""
+        site = self.best
+        edits: dict[Method, Intervention] = {Method.FEATURES: self.edits[site], **self.erasers[site]}
+        evaluated = self._evaluated(edits)
+        variants: dict[Method, Intervention] = {Method.PLAIN: self.edits[site].edit}
         if self.task.concept:
-            rivals |= self.choice.tuned(self.best, self.erasers[self.best])
-        return {method: self.judge.judge([edit], method) for method, edit in rivals.items()}
+            variants |= tuned_erasers(self.search, site, self.erasers[site])
+        evaluated |= self._evaluated(variants)
+        size, curves = evaluated[Method.FEATURES].removal.edit_size, dict(evaluated)
+        draws = [self._random(site, size, draw) for draw in range(self.config.random_draws)]
+        for method in draws[0]:
+            drawn = [self.evaluator.evaluate([draw[method]], method) for draw in draws]
+            evaluated[method], curves[method] = mean_over_draws(drawn), drawn[0]
+        stages.begin(f"{self.task.name}: weaker and stronger edits at {site}")
+        self._add_frontiers({method: [edit] for method, edit in (edits | draws[0]).items()}, curves)
+        return evaluated
 
-    def _random(self, site: Site, size: float) -> dict[Method, list[Scaled]]:
-        """Random edits of the size of the features' edit; several draws at the chosen site."""
-        chosen, dictionary = self.edits[site].edit.latents.tolist(), self.choice.dictionaries[site]
-        drawn: dict[Method, list[Scaled]] = {}
-        for draw in range(self.config.random_draws if site == self.best else 1):
-            own = random_edits(site, dictionary, chosen, self.choice.text, seed=self.config.seed, draw=draw)
-            for method, edit in own.items():
-                drawn.setdefault(method, []).extend(at_size([edit], [size], self.tested.runs))
-        return drawn
+    def _at_all_layers(self, residual: dict[Site, Scaled]) -> dict[Method, Evaluated]:
+        methods = edits_at_all_layers(self.search, residual, self.text.runs)
+        evaluated = {method: self.evaluator.evaluate(edits, method) for method, edits in methods.items()}
+        drawn = [method for method in (Method.FEATURES, Method.LEACE) if method in methods]
+        self._add_frontiers({method: methods[method] for method in drawn}, evaluated)
+        return evaluated
 
-    def _at_all_layers(self, stacked: dict[Site, Scaled]) -> dict[Method, list[Intervention]]:
-        config, dictionaries = self.config, self.choice.dictionaries
-        return at_all_layers(
-            self.model, self.task, stacked, dictionaries, self.choice.text, self.tested, config.budget, config.seed
-        )
+    def _evaluated(self, edits: dict[Method, Intervention]) -> dict[Method, Evaluated]:
+        return {method: self.evaluator.evaluate([edit], method) for method, edit in edits.items()}
 
-    def _frontiers(self, edits: dict[Method, list[Intervention]], judged: dict[Method, Judged]) -> list[Frontier]:
-        """One curve to a method; at strengths 0 and 1 it has been judged already."""
-        return [
-            Frontier.of(self.judge, method, own, self.config.strengths, known={0.0: self.unedited, 1.0: judged[method]})
-            for method, own in edits.items()
-        ]
+    def _random(self, site: Site, size: float, draw: int = 0) -> dict[Method, Scaled]:
+        """Random edits of the size of the features' edit."""
+        latents, dictionary = self.edits[site].edit.latents.tolist(), self.search.dictionaries[site]
+        edits = random_edits(site, dictionary, latents, self.search.text.runs, seed=self.config.seed, draw=draw)
+        return {method: scaled_to_sizes([edit], [size], self.text.runs)[0] for method, edit in edits.items()}
+
+    def _add_frontiers(self, edits: dict[Method, list[Intervention]], evaluated: dict[Method, Evaluated]) -> None:
+        """A curve for each method; at strengths 0 and 1 it has been evaluated already."""
+        for method, parts in edits.items():
+            known = {0.0: self.unedited, 1.0: evaluated[method]}
+            self.frontiers.append(Frontier.of(self.evaluator, method, parts, self.config.strengths, known))

@@ -1,218 +1,139 @@
-"""Which features to ablate, how strongly, and what to compare them with at equal edit size.
+"""Greedy search for the features whose ablation brings two classes of prompts together, under a budget of damage."""
 
-Features are ablated with a strength, x' = x - s * sum_i c_i f_i. At s = 1 they are set to zero, and what
-the encoder missed of them stays behind in the error; as an AUROC does not depend on scale, that rest
-can still tell the classes apart, and s > 1 pushes against it. Both the set and the strength keep to a budget
-of damage on other text.
-"""
-
-from collections.abc import Callable, Iterator
-from math import sqrt
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from editing.interventions.compose import Scaled
-from editing.interventions.erase import Erasure
-from editing.removal.cached_runs import CODES_AT_ONCE, Elsewhere, Ground
-from editing.removal.two_class_prompts import Contrast
+from editing.removal.cached_runs import PromptRuns
+from editing.removal.damage_text import DamageText
+from editing.removal.two_class_prompts import TwoClassPrompts
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.errors import UserError
-from sae_core.model.language_model import Intervention
-from sae_core.sites import Site
 
-GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(51))
-"""Strengths from which one is chosen."""
-FIRST_STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
-REFINEMENTS = 4
 WORTH = 0.95
-"""After the first, a feature must leave at most this share of the separation: smaller gains are mostly noise."""
+"""After the first, a feature must leave at most this share of the gap: smaller gains are mostly noise."""
 
 
 def choose_features(
-    ground: Ground, dictionary: Dictionary, elsewhere: Elsewhere, budget: float, *, shortlist: int, most: int
+    runs: PromptRuns, dictionary: Dictionary, text: DamageText, budget: float, *, shortlist: int, most: int
 ) -> list[int]:
-    """At most `most` features to ablate, by greedy search on the ground's prompts.
+    """At most `most` features to ablate, the first `n` of which are the search's choice of `n`.
 
-    A first-order estimate of how much each ablation closes the gap between the classes' mean scores
-    makes a shortlist; each step then keeps the feature after which the classes lie closest, measured as
-    |difference of means| / pooled standard deviation, averaged over the groups. A feature that would take the
-    plain ablation over the budget is passed over; the search ends where no feature gains enough (`WORTH`).
+    A first-order estimate of how much each ablation closes the gap between the classes makes a shortlist. Each step
+    then ablates, beside the chosen features, each of the candidates, and keeps the one that leaves the smallest
+    `standardised_gap`, if it leaves little enough (`WORTH`) and all chosen features together cost at most `budget`
+    nats per token of `text`. Candidates with a smaller gap that would cost too much are dropped for good.
+
+    Invariant of every step: `scores` and `gap` are those with exactly `chosen` ablated, whose damage is within the
+    budget; `candidates` are the shortlisted features that are neither chosen nor dropped.
     """
-    found = _shortlist(ground, dictionary, shortlist)
-    directions, text = dictionary.directions[found], elsewhere.runs
-    codes, on_text = (
-        torch.cat([codes[..., found] for codes in _codes(dictionary, *of)])
-        for of in ((ground.x, ground.mask), (text.at(ground.site)[0], text.mask))
-    )
-    scores = ground.scores(torch.zeros_like(ground.x)[None])[0]
-    apart = _separation(scores[None], ground.prompts)[0]
-    chosen: list[int] = []
-    left = list(range(len(found)))
-    while left and len(chosen) < most:
-        trials = _with_one_more(ground, codes, directions, chosen, left, scores)
-        separations = _separation(trials, ground.prompts)
-        better = [i for i in separations.argsort().tolist() if separations[i] < (WORTH if chosen else 1.0) * apart]
+    shortlisted = _shortlist(runs, dictionary, shortlist)
+    directions = dictionary.directions[shortlisted]  # [k d]
+    codes = _codes_of(dictionary, shortlisted, runs.x, runs.mask, runs.codes_at_once)  # [batch pos k]
+    text_x, _ = text.runs.at(runs.site)
+    text_codes = _codes_of(dictionary, shortlisted, text_x, text.runs.mask, text.runs.codes_at_once)  # [contexts pos k]
 
-        def cost(i: int, chosen: list[int] = chosen, left: list[int] = left) -> float:
-            which = [*chosen, left[i]]
-            return elsewhere.kl_moved(ground.site, -(on_text[..., which] @ directions[which]))
+    def damage(features: list[int]) -> float:
+        return text.kl_of_change(runs.site, -(text_codes[..., features] @ directions[features]))
 
-        best = next((i for i in better if cost(i) <= budget), None)
+    scores = runs.scores(torch.zeros_like(runs.x)[None])[0]
+    gap = standardised_gap(scores[None], runs.prompts)[0]
+    chosen: list[int] = []  # positions in the shortlist, as are the candidates
+    candidates = list(range(len(shortlisted)))
+    while candidates and len(chosen) < most:
+        trials = _scores_with_one_more(runs, codes, directions, chosen, candidates, scores)
+        gaps = standardised_gap(trials, runs.prompts)
+        enough = (WORTH if chosen else 1.0) * gap
+        promising = [i for i in gaps.argsort().tolist() if gaps[i] < enough]
+        best = next((i for i in promising if damage([*chosen, candidates[i]]) <= budget), None)
         if best is None:
             break
-        apart, scores = separations[best], trials[best]
-        chosen.append(left[best])
-        passed = set(better[: better.index(best) + 1])
-        left = [j for i, j in enumerate(left) if i not in passed]
-    return [found[j] for j in chosen]
+        chosen.append(candidates[best])
+        gap, scores = gaps[best], trials[best]
+        leaving = set(promising[: promising.index(best) + 1])  # the best, and those before it that cost too much
+        candidates = [feature for i, feature in enumerate(candidates) if i not in leaving]
+    return [shortlisted[i] for i in chosen]
 
 
-def _shortlist(ground: Ground, dictionary: Dictionary, most: int) -> list[int]:
-    """The features whose ablation closes the gap most, at first order; only those that are active at all."""
-    positive = ground.prompts.positive.to(ground.x.device)
-    pull = ground.gradient(torch.where(positive, 1.0 / positive.sum(), -1.0 / (~positive).sum()))
-    closing = ground.x.new_zeros(len(dictionary.directions))
-    active, done = torch.zeros_like(closing, dtype=torch.bool), 0
-    for codes in _codes(dictionary, ground.x, ground.mask):
-        closing += (codes * (pull[done : done + len(codes)] @ dictionary.directions.T)).sum((0, 1))
+def _shortlist(runs: PromptRuns, dictionary: Dictionary, most: int) -> list[int]:
+    """The `most` features whose ablation closes the gap most at first order, of those that are active at all.
+
+    With f_j the latent activations and d_j the directions, ablating feature j adds -f_j d_j at every position, which
+    lowers  gap = mean of the positive scores - mean of the negative scores  by  sum over prompts and positions of
+    f_j (d_j . d gap / dx).
+    """
+    positive = runs.prompts.positive.to(runs.x.device)
+    gradient = runs.gradient(torch.where(positive, 1.0 / positive.sum(), -1.0 / (~positive).sum()))  # [batch pos d]
+    closing = runs.x.new_zeros(len(dictionary.directions))
+    active, start = torch.zeros_like(closing, dtype=torch.bool), 0
+    for codes in codes_in_parts(dictionary, runs.x, runs.mask, runs.codes_at_once):
+        closing += (codes * (gradient[start : start + len(codes)] @ dictionary.directions.T)).sum((0, 1))
         active |= codes.flatten(0, 1).any(0)
-        done += len(codes)
+        start += len(codes)
     return [j for j in closing.topk(min(most, len(closing))).indices.tolist() if active[j]]
 
 
-def _codes(
-    dictionary: Dictionary, x: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"]
-) -> Iterator[Float[Tensor, "_ pos n_latents"]]:
-    """Latent activations where `mask` is set, zero elsewhere, some rows at a time."""
-    rows = max(1, CODES_AT_ONCE // (x.shape[1] * len(dictionary.directions)))
-    for part, kept in zip(x.split(rows), mask.split(rows), strict=True):
-        yield dictionary.encode(part) * kept[..., None]
+def codes_in_parts(
+    dictionary: Dictionary, x: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"], at_once: int
+) -> Iterator[Float[Tensor, "part pos n_latents"]]:
+    """Latent activations where `mask` is set, zero elsewhere; as many rows at a time as hold `at_once` of them."""
+    rows = max(1, at_once // (x.shape[1] * len(dictionary.directions)))
+    for part, part_mask in zip(x.split(rows), mask.split(rows), strict=True):
+        yield dictionary.encode(part) * part_mask[..., None]
 
 
-def _with_one_more(
-    ground: Ground,
+def _codes_of(
+    dictionary: Dictionary,
+    latents: list[int],
+    x: Float[Tensor, "batch pos d_in"],
+    mask: Bool[Tensor, "batch pos"],
+    at_once: int,
+) -> Float[Tensor, "batch pos k"]:
+    """The activations of some latents where `mask` is set."""
+    return torch.cat([codes[..., latents] for codes in codes_in_parts(dictionary, x, mask, at_once)])
+
+
+def _scores_with_one_more(
+    runs: PromptRuns,
     codes: Float[Tensor, "batch pos k"],
     directions: Float[Tensor, "k d"],
     chosen: list[int],
-    left: list[int],
+    candidates: list[int],
     scores: Float[Tensor, "batch"],
-) -> Float[Tensor, "trials batch"]:
-    """The scores when, beside the chosen features, each of those left is ablated in turn.
+) -> Float[Tensor, "candidates batch"]:
+    """The scores when, beside the chosen features, each candidate is ablated in turn.
 
-    Prompts on which it is silent keep the `scores` that they have without it, and are not run.
+    Row (c, b) is the score of prompt b under the change  -(sum_{j chosen} f_bj d_j + f_bc d_c). Prompts on which a
+    candidate is silent keep the `scores` that they have without it, and are not run.
     """
-    done, more = codes[..., chosen] @ directions[chosen], torch.tensor(left, device=codes.device)
-    moved = codes[..., more].ne(0).any(1).T
-    trial, prompt = moved.nonzero(as_tuple=True)
+    chosen_part, candidate = codes[..., chosen] @ directions[chosen], torch.tensor(candidates, device=codes.device)
+    is_active = codes[..., candidate].ne(0).any(1).T  # [candidates batch]
+    trial, prompt = is_active.nonzero(as_tuple=True)
 
-    def change(part: slice) -> Float[Tensor, "rows pos d"]:
-        which = more[trial[part]]
-        return -(done[prompt[part]] + codes[prompt[part], :, which][..., None] * directions[which][:, None])
+    def change(part: slice) -> Float[Tensor, "part pos d"]:
+        latent = candidate[trial[part]]
+        candidate_part = codes[prompt[part], :, latent][..., None] * directions[latent][:, None]
+        return -(chosen_part[prompt[part]] + candidate_part)
 
-    found = scores.repeat(len(left), 1)
-    found[moved] = ground.read(prompt, change)
-    return found
+    trials = scores.repeat(len(candidates), 1)
+    trials[is_active] = runs.scores_of_rows(prompt, change)
+    return trials
 
 
-def _separation(scores: Float[Tensor, "trials batch"], prompts: Contrast) -> Float[Tensor, "trials"]:
-    """Mean over groups of |difference of the classes' means|, in pooled standard deviations of all scores."""
+def standardised_gap(scores: Float[Tensor, "trials batch"], prompts: TwoClassPrompts) -> Float[Tensor, "trials"]:
+    """Mean over groups of |difference of the classes' means|, in pooled standard deviations of all scores.
+
+    Smooth where an AUROC has steps, so that a few dozen prompts can rank candidates by it. Groups of one class only
+    do not count; where all are, the classes are compared over all prompts.
+    """
     positive, group = prompts.positive.to(scores.device), prompts.group.to(scores.device)
-    spread = ((scores[:, positive].var(-1) + scores[:, ~positive].var(-1)) / 2).sqrt().clamp_min(1e-9)
-    gaps = []
-    for one in group.unique():
-        ahead, behind = positive & (group == one), ~positive & (group == one)
+    deviation = ((scores[:, positive].var(-1) + scores[:, ~positive].var(-1)) / 2).sqrt().clamp_min(1e-9)
+    differences = []
+    for label in group.unique():
+        ahead, behind = positive & (group == label), ~positive & (group == label)
         if ahead.any() and behind.any():
-            gaps.append((scores[:, ahead].mean(-1) - scores[:, behind].mean(-1)).abs())
-    if not gaps:  # every group holds one class: only the whole can be compared
-        gaps = [(scores[:, positive].mean(-1) - scores[:, ~positive].mean(-1)).abs()]
-    return torch.stack(gaps).mean(0) / spread
-
-
-def meeting_strength(ground: Ground, edit: Intervention, elsewhere: Elsewhere, budget: float) -> tuple[float, float]:
-    """The strength between 0.5 and 3 at which the classes are told apart least, or less where that is too dear; and
-    the damage there.
-
-    Scores are smooth in the strength: they are run at five, interpolated between them, and run where the
-    interpolation has the least, until that is a strength that has been run. So the one found is never a guess.
-    """
-    change = ground.change(edit)
-    first = ground.scores_at(torch.tensor(FIRST_STRENGTHS), change).cpu()
-    run: dict[float, Tensor] = dict(zip(FIRST_STRENGTHS, first, strict=True))
-    for _ in range(REFINEMENTS):
-        known = sorted(run)
-        curve = PchipInterpolator(known, torch.stack([run[strength] for strength in known]).numpy())
-        best = GRID[int(ground.prompts.told_apart(torch.from_numpy(curve(GRID))).argmin())]
-        if best in run:
-            break
-        run[best] = ground.scores_at(torch.tensor([best]), change).cpu()[0]
-    apart = ground.prompts.told_apart(torch.stack([*run.values()]))
-    return affordable_strength([edit], [*run][int(apart.argmin())], elsewhere, budget)
-
-
-def affordable_strength(
-    edits: list[Intervention], strength: float, elsewhere: Elsewhere, budget: float
-) -> tuple[float, float]:
-    """`strength`, or one below it, to a hundredth part, at which the edits' damage just keeps to the budget; and that
-    damage, in nats per token."""
-
-    def root(share: float) -> float:
-        return sqrt(max(0.0, elsewhere.kl([Scaled(edit, share * strength) for edit in edits])))
-
-    share, found = highest(root, sqrt(budget))
-    return strength * share, found**2
-
-
-def highest(cost: Callable[[float], float], most: float, *, within: float = 0.01) -> tuple[float, float]:
-    """The largest share of 1 whose cost is at most `most`, at most `within` too small, and its cost; that of 0 is 0.
-
-    A straight line between the ends of the bracket says where to look next: a damage grows with the square of a
-    small edit, so that its root is nearly straight.
-    """
-    low, high, at_low, at_high = 0.0, 1.0, 0.0, cost(1.0)
-    if at_high <= most:
-        return high, at_high
-    while high - low > within:
-        margin = 0.1 * (high - low)
-        guess = low + (high - low) * (most - at_low) / (at_high - at_low) - within / 3
-        share = min(max(guess, low + margin), high - margin)
-        if (found := cost(share)) > most:
-            high, at_high = share, found
-        else:
-            low, at_low = share, found
-    return low, at_low
-
-
-def like_density(
-    dictionary: Dictionary,
-    x: Float[Tensor, "batch pos d_in"],
-    mask: Bool[Tensor, "batch pos"],
-    chosen: list[int],
-    *,
-    generator: torch.Generator,
-) -> list[int]:
-    """As many other features as `chosen`, each drawn from the ten of most like density on the masked tokens of `x`.
-
-    Raises `UserError` where the dictionary has too few that are ever active.
-    """
-    density = sum((codes != 0).flatten(0, 1).sum(0).double() for codes in _codes(dictionary, x, mask)).cpu()
-    density /= mask.sum().item()
-    drawn: list[int] = []
-    for j in chosen:
-        apart = (density.clamp_min(1e-9).log() - density[j].clamp_min(1e-9).log()).abs()
-        apart[[*chosen, *drawn]] = torch.inf
-        apart[density == 0] = torch.inf
-        left = int(apart.isfinite().sum())
-        if not left:
-            raise UserError("a dictionary has too few latents to compare the chosen features with random ones")
-        near = apart.topk(min(10, left), largest=False).indices
-        drawn.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
-    return drawn
-
-
-def random_projection(site: Site, x: Float[Tensor, "tokens d_in"], k: int, *, generator: torch.Generator) -> Erasure:
-    """The projection that takes out `k` random orthonormal directions, around the mean of `x`."""
-    rows = torch.linalg.qr(torch.randn(x.shape[-1], k, generator=generator)).Q.T.to(x).contiguous()
-    return Erasure(site, rows.T.contiguous(), rows, x.mean(0))
+            differences.append((scores[:, ahead].mean(-1) - scores[:, behind].mean(-1)).abs())
+    if not differences:
+        differences = [(scores[:, positive].mean(-1) - scores[:, ~positive].mean(-1)).abs()]
+    return torch.stack(differences).mean(0) / deviation

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
+from editing.removal.comparisons import Frontier
 from editing.removal.evaluation import GONE, Method, Removal
-from editing.removal.frontier import Frontier
 from editing.removal.result import RemovalResult
 from sae_core.estimate import Estimate
 
@@ -20,13 +20,16 @@ _COLOURS = {
     Method.RANDOM_FEATURES: GREEN,
     Method.RANDOM_DIRECTIONS: GREY,
 }
-"""What is drawn; tuned erasers lie on the curves of the plain ones."""
+"""The methods that are drawn; tuned erasers lie on the curves of the plain ones."""
 LEAST = 1e-6
-"""Damage below this is drawn here: the axis is logarithmic, and an edit of strength 0 does none."""
+"""Smaller damage is drawn here: the axis is logarithmic, and an edit of strength 0 does none."""
 
 
 def removal_figure(result: RemovalResult) -> "Figure":
-    """Curves at the chosen site and at all layers at once, strength running along each, or single edits."""
+    """Capability left against damage, at the chosen site and at all layers at once.
+
+    A curve per method with a frontier, strength running along it; a point for the others.
+    """
     from plotly.subplots import make_subplots
 
     panels = [(result.site, result.methods)]
@@ -47,7 +50,7 @@ def removal_figure(result: RemovalResult) -> "Figure":
             if removal.method in _COLOURS and removal.method not in drawn:
                 figure.add_trace(_point(removal, first=removal.method not in shown), **place)
                 shown.add(removal.method)
-        figure.update_xaxes(title_text="damage elsewhere: KL per token, nats", type="log", **place)
+        figure.update_xaxes(title_text="damage to other text: KL per token, nats", type="log", **place)
     difference = f"logit({result.answers[0]}) - logit({result.answers[1]})"
     figure.update_yaxes(title_text=f"capability left: AUROC of {difference}", range=[-0.03, 1.03], row=1, col=1)
     return styled(figure, height=520, top=90)

@@ -8,7 +8,8 @@ from pieces import Pieces
 from prompt_texts import id_of, people, template, words
 from tiny import user_error
 
-from editing.removal.two_class_prompts import Contrast, model_score
+from editing.removal.class_scores import model_score
+from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks import names, pronouns
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_pairs, pronoun_prompts
 from editing.tasks.score import task_score
@@ -98,7 +99,7 @@ def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
 @pytest.mark.parametrize("split", Split)
 def test_storybook_predicts_every_form_and_the_other_name_undoes_it(storybook, form, split):
     prompts = pronoun_prompts(storybook, [split], N, seed=0, form=form)
-    own, area = model_score(storybook, Contrast.of_pronouns(prompts))
+    own, area = model_score(storybook, TwoClassPrompts.of_pronouns(prompts))
     assert own.accuracy.value >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
     pairs = pronoun_pairs(storybook, [split], N, seed=0, form=form)
     assert task_score(storybook, pairs).accuracy.value >= 0.99

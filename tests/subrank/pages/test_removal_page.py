@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from editing.removal.comparisons import Frontier, FrontierPoint, LeaceComparison
 from editing.removal.evaluation import EVERYWHERE, Method, Removal
 from editing.removal.figure import LEAST, removal_figure
-from editing.removal.frontier import Frontier, FrontierPoint
 from editing.removal.result import RemovalResult
-from editing.removal.versus_leace import LeaceComparison
 from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate
 from subrank.pages.removal_page import removal_section

@@ -1,0 +1,126 @@
+"""What an edit does to text that is not about the task: KL(unedited || edited) per token, and the rise of the loss.
+
+Tokens count where the unedited model gives the task's tokens together less than `TASK_PROBABILITY`. Logits are never
+kept for a whole text: clean and edited ones are made side by side, `logits_at_once` at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from editing.loss_recovered import LOGITS_AT_ONCE
+from editing.metrics import estimate_from, kl_from_log_probs, resampled
+from editing.removal.cached_runs import CODES_AT_ONCE, TokenRuns
+from sae_core.errors import UserError
+from sae_core.estimate import Estimate
+from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.sites import Site
+
+TASK_PROBABILITY = 0.01
+"""Probability of the task's tokens together from which on a token of the text does not count."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What an edit does to text; intervals are of a bootstrap over contexts."""
+
+    kl: Estimate
+    """Mean KL(unedited || edited), nats per token."""
+    rise: Estimate
+    """Mean rise of the cross-entropy of the next token, nats per token."""
+    edit_size: float
+    """Mean |x' - x| over the content tokens, added up over the edits."""
+    kl_sums: tuple[float, ...]
+    """Sum of the KL over the counted tokens of each context."""
+    counts: tuple[float, ...]
+    """Counted tokens of each context."""
+
+
+class DamageText:
+    """Text on which the damage of edits is measured.
+
+    Raises `UserError` where the model expects the task's tokens everywhere.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: Int[Tensor, "contexts pos"],
+        task_tokens: Sequence[int],
+        *,
+        logits_at_once: int = LOGITS_AT_ONCE,
+        codes_at_once: int = CODES_AT_ONCE,
+    ):
+        self.model, self.tokens, self._logits_at_once = model, tokens, logits_at_once
+        content = model.content(tokens).to(model.device)
+        self.runs, last = TokenRuns(model, tokens, content, codes_at_once=codes_at_once), model.sites()[-1]
+        final = model.record(tokens, [last])[last]
+        expected = torch.zeros_like(content)
+        parts = [model.unembed(rows).softmax(-1)[:, list(task_tokens)].sum(-1) for rows in self._split(final[content])]
+        expected[content] = torch.cat(parts) >= TASK_PROBABILITY
+        self.counted = content & ~expected
+        if not self.counted.any():
+            raise UserError(
+                "damage cannot be measured on this text: the model expects the task's tokens everywhere in it; "
+                "give text about other things"
+            )
+        self._final = final[self.counted]
+        few = len(self._final) * model.n_vocab <= logits_at_once
+        self._log_probs = model.unembed(self._final).log_softmax(-1) if few else None
+        """Of the unedited model, where they are few enough to keep."""
+        self._next_token = tokens.roll(-1, 1).to(model.device)[self.counted]
+        followed = torch.zeros_like(content)
+        followed[:, :-1] = content[:, 1:]
+        self._has_next = followed[self.counted]
+        """Whether a content token follows, whose cross-entropy is read."""
+        self._context = self.counted.nonzero()[:, 0].cpu()
+
+    def damage(self, edits: Sequence[Intervention], seed: int) -> Damage:
+        """What `edits` do here: ratios of sums over contexts, in which the contexts are resampled."""
+        edited = self.runs.edited(edits)
+        kl, rise = self._per_token(edited.final)
+        n = len(self.tokens)
+        sums = torch.zeros(4, n, dtype=torch.float64)
+        per_token = (kl, torch.ones_like(kl), rise, self._has_next.double().cpu())
+        for row, values in zip(sums, per_token, strict=True):
+            row.index_add_(0, self._context, values)
+        totals, resamples = sums.sum(1).tolist(), sums @ resampled(torch.arange(n), seed).T
+        kl_sums, counts = (tuple(row.tolist()) for row in sums[:2])
+        return Damage(
+            kl=estimate_from(totals[0] / totals[1], resamples[0] / resamples[1].clamp_min(1e-12)),
+            rise=estimate_from(totals[2] / max(totals[3], 1.0), resamples[2] / resamples[3].clamp_min(1e-12)),
+            edit_size=sum(edited.sizes),
+            kl_sums=kl_sums,
+            counts=counts,
+        )
+
+    def kl(self, edits: Sequence[Intervention]) -> float:
+        """Mean KL(unedited || edited) per counted token, nats."""
+        return self._per_token(self.runs.edited(edits).final)[0].mean().item()
+
+    def kl_of_change(self, site: Site, change: Float[Tensor, "contexts pos d"]) -> float:
+        """The mean KL where `change` is added to the activation at `site` (`TokenRuns.changed`)."""
+        return self._per_token(self.runs.changed(site, change).final)[0].mean().item()
+
+    def _per_token(self, final: Float[Tensor, "contexts pos d"]) -> tuple[Tensor, Tensor]:
+        """KL and rise of the cross-entropy (0 where no content token follows) of every counted token."""
+        kl, rise, start = [], [], 0
+        for rows in self._split(final[self.counted]):
+            part = slice(start, start := start + len(rows))
+            edited, clean = self.model.unembed(rows).log_softmax(-1), self._clean(part)
+            kl.append(kl_from_log_probs(clean, edited))
+            rise.append((clean - edited).gather(-1, self._next_token[part, None])[:, 0])
+        return torch.cat(kl).double().cpu(), (torch.cat(rise) * self._has_next).double().cpu()
+
+    def _clean(self, part: slice) -> Float[Tensor, "tokens vocab"]:
+        """The unedited model's log probabilities of some counted tokens."""
+        if self._log_probs is None:
+            return self.model.unembed(self._final[part]).log_softmax(-1)
+        return self._log_probs[part]
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """As many rows at a time as `logits_at_once` allows, both sides of a comparison counted."""
+        return rows.split(max(1, self._logits_at_once // (2 * self.model.n_vocab)))

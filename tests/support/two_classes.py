@@ -1,0 +1,22 @@
+"""Two-class prompts without a model, for tests of AUROCs and of their intervals."""
+
+import torch
+
+from editing.removal.two_class_prompts import TwoClassPrompts
+
+
+def two_classes(
+    positive: torch.Tensor,
+    group: torch.Tensor,
+    *,
+    template: torch.Tensor | None = None,
+    name: torch.Tensor | None = None,
+) -> TwoClassPrompts:
+    """Prompts of one token each, with these classes, groups, templates and names."""
+    n, one = len(group), torch.zeros_like(group)
+    tokens = torch.zeros(n, 2, dtype=torch.long)
+    return TwoClassPrompts(tokens, one, positive, one, one + 1, group, group if template is None else template, name)
+
+
+def normal(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
