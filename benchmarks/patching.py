@@ -29,7 +29,6 @@ from train_throughput import Report, record
 
 from editing.interventions.patch import FeaturePatch
 from editing.ioi.curve import trace
-from editing.ioi.feature_sets import SIZE
 from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs, at_end
@@ -120,7 +119,7 @@ def compare(report: Report, name: str, model: LanguageModel, pairs: PromptPairs,
             sample = torch.linspace(1, n, min(size.naive, n)).long().tolist()
             expected, each = naive(model, pairs, site, dictionary, order, sample)
             scaled = n * each
-            apart = difference(found.readout[[count - 1 for count in sample], :, :SIZE], expected.double())
+            apart = difference(torch.stack(found.readout[:3], -1)[[count - 1 for count in sample]], expected.double())
             run = patching.differs[:, order[:n]].float().mean().item()
             ours, theirs, worst = ours + took, theirs + scaled, worst if apart <= worst else apart  # not a number, too
             times = (f"{own:.1f}" for own in torch.cat([took, scaled, scaled / took]).tolist())

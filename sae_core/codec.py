@@ -53,6 +53,7 @@ def _all_parse(kind: Any) -> bool:
 @cache
 def _converter():
     from cattrs import Converter  # here, so that training imports with torch alone
+    from cattrs.strategies import configure_union_passthrough
 
     converter = Converter()
     converter.register_unstructure_hook(float, lambda x: x if math.isfinite(x) else None)
@@ -60,4 +61,5 @@ def _converter():
     converter.register_unstructure_hook_func(lambda kind: hasattr(kind, "parse"), str)
     converter.register_structure_hook_func(lambda kind: hasattr(kind, "parse"), lambda text, kind: kind.parse(text))
     converter.register_structure_hook_func(_all_parse, _parsed)
+    configure_union_passthrough(int | str, converter)
     return converter

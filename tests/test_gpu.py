@@ -135,12 +135,12 @@ def test_patched_curves_are_those_of_a_cpu(storybooks):
         single, joint = PatchExperiment(model, pairs, Site(3), [Role.S2, -1]), JointExperiment(model, pairs, [*saes])
         found[device] = []
         for patching in (single.patching(saes[Site(3)]), joint.patching(saes)):
-            assert patching.corrupted.device.type == device and patching.at_once > 1
+            assert patching.corrupted.kl.device.type == device and patching.at_once > 1
             order = [*range(patching.differs.shape[1])]
             found[device] += [
                 patching.first_order(),
-                trace(patching, order, [0, 3, len(order)]).readout,
-                patching.whole(),
+                torch.stack(trace(patching, order, [0, 3, len(order)]).readout, -1),
+                torch.stack(patching.activation_patched(), -1),
             ]
             config = SelectionConfig(n_greedy=2, shortlist=4, n_thresholds=2)
             assert all(len(select(patching, config, seed=0).order) == len(order) for select in SELECTORS.values())

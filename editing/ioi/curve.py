@@ -2,40 +2,39 @@
 
 Cunningham et al. 2023: in the corrupted run, move the features of a set F to their values in the clean
 run, x' = x_bar + sum_{i in F} (c_i - c_bar_i) f_i, and read KL(clean || patched) where the answer is due. F grows in
-an order that was chosen on other prompts (`selection.py`).
+an order that was chosen on other prompts (`feature_selection.py`).
 
 Cost: a prompt on which none of the added features differs is not run again; it reads as at the point before.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editing.ioi.feature_sets import DIFFERENCE, KL, PROBABILITY, SIZE, Patching, Trial
+from editing.ioi.feature_sets import Patching, PatchReadout, SetOnPrompts
 from editing.metrics import interval
+from sae_core.estimate import Estimate
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One set F on the test prompts."""
+class PatchingPoint:
+    """One set F on the test prompts; intervals are 95%, bootstrap over groups of prompts and prompts within."""
 
     n_features: int
-    kl: float
+    kl: Estimate
     """Mean over prompts of KL(clean || patched) at the answer, nats."""
-    recovered: float
+    recovered: Estimate
     """(LD patched - LD corrupted) / (LD clean - LD corrupted), LD the mean logit difference over prompts.
 
     NaN where the clean and the corrupted run do not differ in it.
     """
-    edit_size: float
+    edit_size: Estimate
     """Mean over prompts of the mean over edited positions of |x' - x_bar|; with several sites, summed over them."""
-    probability: float = float("nan")
+    probability: Estimate
     """Mean over prompts of the probability of the answer."""
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """95% bootstrap interval of each of the numbers above, over groups of prompts and prompts within."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Curve:
     """One way to choose features, from none to all."""
 
     name: str
-    points: tuple[CurvePoint, ...]
+    points: tuple[PatchingPoint, ...]
     order: tuple[str, ...] = ()
     """The features in the order in which they were added, as far as the figure names them."""
     forwards: int = 0
@@ -57,68 +56,60 @@ class Trace:
     """A curve prompt by prompt."""
 
     counts: tuple[int, ...]
-    readout: Float[Tensor, "points batch 4"]
-    """The columns of `editing/ioi/feature_sets.py`: KL, logit difference, probability, edit size."""
+    readout: PatchReadout
+    """`[points batch]`, float64."""
 
 
 @torch.no_grad()
 def trace(patching: Patching, order: Sequence[int], counts: Sequence[int]) -> Trace:
     """What is read when the first m features of `order` are patched, for every m of `counts`, prompt by prompt."""
-    sets, device = patching.none(), patching.corrupted.device
+    # A point runs only the prompts on which a feature added since the point before differs; elsewhere its row in the
+    # table is NaN. latest[point, b] is the last point up to this one that ran prompt b, -1 where none did: there
+    # the prompt still reads as corrupted, which is row 0 of the table with the corrupted run set before it.
+    n_prompts, device = len(patching.corrupted.kl), patching.corrupted.kl.device
+    sets = patching.empty_sets(n_prompts)
 
-    def steps() -> Iterator[Trial]:
+    def growing_sets() -> Iterator[SetOnPrompts]:
         done = 0
         for count in counts:
             new = torch.tensor(order[done:count], dtype=torch.long, device=device)
             prompts = patching.differs[:, new].any(1).nonzero()[:, 0]
             done = max(done, count)
-            sets[prompts] += patching.several(new, prompts)
+            sets[prompts] += patching.contributions(new, prompts)
             yield prompts, sets[prompts]
 
-    readout = patching.table(steps())
-    run = torch.arange(len(counts), device=device)[:, None].expand(readout.shape[:2])
-    latest = torch.where(readout[..., KL].isnan(), -1, run).cummax(0).values
-    readout = torch.cat([patching.corrupted[None], readout]).gather(0, (latest + 1)[..., None].expand_as(readout))
-    return Trace(tuple(counts), readout.double().cpu())
+    table = patching.table(growing_sets())
+    point = torch.arange(len(counts), device=device)[:, None].expand(len(counts), n_prompts)
+    latest = torch.where(table.kl.isnan(), -1, point).cummax(0).values
+    rows = (torch.cat([start[None], run]) for start, run in zip(patching.corrupted, table, strict=True))
+    return Trace(tuple(counts), PatchReadout(*(row.gather(0, latest + 1).double().cpu() for row in rows)))
 
 
 def summary(
-    clean: Float[Tensor, "batch 4"],
-    corrupted: Float[Tensor, "batch 4"],
-    found: Trace,
-    weights: Float[Tensor, "n batch"],
-) -> tuple[CurvePoint, ...]:
-    """The points of a trace: means, and their intervals under `resampled` weights of its prompts.
+    clean: PatchReadout, corrupted: PatchReadout, trace: Trace, weights: Float[Tensor, "resamples batch"]
+) -> tuple[PatchingPoint, ...]:
+    """The points of a trace: means over prompts, and their intervals under `resampled` weights of the prompts.
 
-    `clean` and `corrupted` are what is read of the two runs.
+    `clean` and `corrupted` are what is read of the two runs, `[batch]`.
     """
-    ends = [own[:, DIFFERENCE].double().cpu() for own in (corrupted, clean)]
-    everyone = torch.full((1, len(clean)), 1 / len(clean), dtype=torch.float64)
+    # Every number is a function of weighted means over prompts, w @ readout [resamples points]: itself for KL, edit
+    # size and probability, a ratio of differences for `recovered`. Equal weights give the value, resampled ones the
+    # interval, so that the ratio is resampled as a whole.
+    start, end = (run.logit_difference.double().cpu() for run in (corrupted, clean))
+    equal = torch.full((1, len(start)), 1 / len(start), dtype=torch.float64)
 
-    def numbers(weights: Tensor) -> dict[str, Float[Tensor, "n points"]]:
-        readout = torch.einsum("rb,pbc->crp", weights, found.readout)
-        start, full = (weights @ own for own in ends)
-        return {
-            "kl": readout[KL],
-            "recovered": _ratio(readout[DIFFERENCE] - start[:, None], (full - start)[:, None]),
-            "edit_size": readout[SIZE],
-            "probability": readout[PROBABILITY],
-        }
+    def numbers(weights: Tensor) -> dict[str, Float[Tensor, "resamples points"]]:
+        mean = trace.readout.each(lambda x: weights @ x.T)
+        low, whole = (weights @ start)[:, None], (weights @ (end - start))[:, None]
+        recovered = torch.where(whole.abs() > 1e-9, (mean.logit_difference - low) / whole, torch.nan)
+        return {"kl": mean.kl, "recovered": recovered, "edit_size": mean.edit_size, "probability": mean.probability}
 
-    means = {name: own[0].tolist() for name, own in numbers(everyone).items()}
-    spread = {name: interval(own).T.tolist() for name, own in numbers(weights).items()}
+    values = {name: value[0].tolist() for name, value in numbers(equal).items()}
+    ends = {name: interval(value).T.tolist() for name, value in numbers(weights).items()}
     return tuple(
-        CurvePoint(
-            n_features=count,
-            **{name: own[row] for name, own in means.items()},
-            intervals={name: (own[row][0], own[row][1]) for name, own in spread.items()},
-        )
-        for row, count in enumerate(found.counts)
+        PatchingPoint(count, **{name: Estimate(values[name][row], *ends[name][row]) for name in values})
+        for row, count in enumerate(trace.counts)
     )
-
-
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    return torch.where(below.abs() > 1e-9, above / below, torch.nan)
 
 
 @torch.no_grad()
@@ -128,14 +119,17 @@ def floor(patching: Patching) -> dict[str, float]:
     The first is what the change of the error, e - e_bar, is worth; the second is zero where all positions of a
     residual site are edited, and elsewhere what the edited positions of that site do not carry.
     """
-    everyone = torch.arange(len(patching.corrupted), device=patching.corrupted.device)
-    every = patching.several(torch.arange(patching.differs.shape[1], device=everyone.device), everyone)
-    latents, nothing, whole = patching.table([(everyone, every)])[0], patching.corrupted, patching.whole()
-    each = {"nothing": nothing, "all_latents": latents, "all_latents_and_error": whole}
-    return {name: own[:, KL].mean().item() for name, own in each.items()}
+    n_prompts, n_features = patching.differs.shape
+    prompts, features = (torch.arange(n, device=patching.differs.device) for n in (n_prompts, n_features))
+    all_latents = patching.table([(prompts, patching.contributions(features, prompts))])
+    return {
+        "nothing": patching.corrupted.kl.mean().item(),
+        "all_latents": all_latents.kl.mean().item(),
+        "all_latents_and_error": patching.activation_patched().kl.mean().item(),
+    }
 
 
-def default_counts(n: int) -> list[int]:
-    """0, 1, ..., 16, then in steps that grow, up to `n`."""
+def curve_counts(n: int) -> list[int]:
+    """The numbers of features at which a curve is read: 0, 1, ..., 16, then in steps that grow, up to `n`."""
     counts = [*range(17), 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384]
     return [count for count in counts if count < n] + [n]

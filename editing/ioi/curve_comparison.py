@@ -8,42 +8,43 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editing.ioi.curve import Curve, Trace
-from editing.ioi.feature_sets import KL, SIZE
 from editing.metrics import interval
+from sae_core.estimate import Estimate
 
 
 @dataclass(frozen=True)
 class CurveComparison:
-    """A dictionary against a baseline on the same prompts, paired."""
+    """A dictionary against a baseline on the same prompts, paired.
+
+    Differences are KL of the dictionary's less KL of the baseline's, below 0 where the dictionary is better, with
+    95% intervals: bootstrap over templates, then prompts.
+    """
 
     dictionary: str
     baseline: str
     counts: tuple[int, ...]
     """Numbers of patched features that both curves have."""
-    difference: tuple[float, ...]
-    """KL of the dictionary's less KL of the baseline's; below 0, the dictionary is better."""
-    interval: tuple[tuple[float, float], ...]
-    """95%, bootstrap over templates, then prompts."""
+    difference: tuple[Estimate, ...]
+    """At each of these counts."""
     edit_sizes: tuple[float, ...]
     """Sizes at which both are compared."""
-    size_difference: tuple[float, ...]
-    """The same difference between the largest sets whose mean edit is no larger than that."""
-    size_interval: tuple[tuple[float, float], ...]
+    size_difference: tuple[Estimate, ...]
+    """At each of these sizes: between the largest sets whose mean edit is no larger than that."""
 
     @property
     def better(self) -> list[int]:
         """Counts at which the whole interval is below zero."""
-        return [count for count, (_, high) in zip(self.counts, self.interval, strict=True) if high < 0]
+        return [count for count, kl in zip(self.counts, self.difference, strict=True) if kl.high < 0]
 
     @property
     def worse(self) -> list[int]:
         """Counts at which the whole interval is above zero."""
-        return [count for count, (low, _) in zip(self.counts, self.interval, strict=True) if low > 0]
+        return [count for count, kl in zip(self.counts, self.difference, strict=True) if kl.low > 0]
 
     @property
     def crossing(self) -> int | None:
         """The least count from which the baseline's KL is the lower one at every further count; None if never."""
-        lower = [difference > 0 for difference in self.difference]
+        lower = [kl.value > 0 for kl in self.difference]
         while lower and lower[-1]:
             lower.pop()
         return self.counts[len(lower)] if len(lower) < len(self.counts) else None
@@ -51,12 +52,12 @@ class CurveComparison:
     @property
     def better_sizes(self) -> list[float]:
         """Edit sizes at which the whole interval is below zero."""
-        return [size for size, (_, high) in zip(self.edit_sizes, self.size_interval, strict=True) if high < 0]
+        return [size for size, kl in zip(self.edit_sizes, self.size_difference, strict=True) if kl.high < 0]
 
     @property
     def worse_sizes(self) -> list[float]:
         """Edit sizes at which the whole interval is above zero."""
-        return [size for size, (low, _) in zip(self.edit_sizes, self.size_interval, strict=True) if low > 0]
+        return [size for size, kl in zip(self.edit_sizes, self.size_difference, strict=True) if kl.low > 0]
 
     def sentence(self) -> str:
         """Where the dictionary is better, and where not."""
@@ -81,49 +82,55 @@ class CurveComparison:
         if elsewhere > 0.005 * floor["nothing"]:
             text += f"{elsewhere:.3f} that no patch there can carry, and {error:.3f} of error, "
         text += "the change of its error term, which no latent carries; a complete basis has no error"
-        there = next((point.kl for point in curve.points if point.n_features == self.crossing), None)
+        there = next((point.kl.value for point in curve.points if point.n_features == self.crossing), None)
         if there is None:
             return text
         verdict = "there it is not the reason" if there - elsewhere > 2 * error else "that is the reason"
         return f"{text}. Where {self.baseline} gets ahead {self.dictionary} is at {there:.3f}: {verdict}"
 
 
-def compare(
-    name: str,
-    other: str,
-    ours: Trace,
-    theirs: Trace,
+def compare_curves(
+    dictionary: tuple[str, Trace],
+    baseline: tuple[str, Trace],
     weights: Float[Tensor, "resamples batch"],
     edit_sizes: Sequence[float],
 ) -> CurveComparison:
-    """Two curves at equal numbers of features and at equal edit sizes, prompt by prompt."""
-    shared = sorted(set(ours.counts) & set(theirs.counts))
-    pairs = [(ours.counts.index(count), theirs.counts.index(count)) for count in shared]
-    by_count = _paired(ours, theirs, pairs, weights)
-    by_size = _paired(ours, theirs, [(_within(ours, size), _within(theirs, size)) for size in edit_sizes], weights)
-    return CurveComparison(name, other, tuple(shared), *by_count, tuple(edit_sizes), *by_size)
+    """Two named curves at equal numbers of features and at equal edit sizes, prompt by prompt."""
+    (name, ours), (other, theirs) = dictionary, baseline
+    counts = sorted(set(ours.counts) & set(theirs.counts))
+    at_counts = [(ours.counts.index(count), theirs.counts.index(count)) for count in counts]
+    at_sizes = [(_within(ours, size), _within(theirs, size)) for size in edit_sizes]
+    return CurveComparison(
+        dictionary=name,
+        baseline=other,
+        counts=tuple(counts),
+        difference=_paired(ours, theirs, at_counts, weights),
+        edit_sizes=tuple(edit_sizes),
+        size_difference=_paired(ours, theirs, at_sizes, weights),
+    )
 
 
-def _paired(ours: Trace, theirs: Trace, pairs: Sequence[tuple[int, int]], weights: Tensor) -> tuple[tuple, tuple]:
-    mine, others = (torch.tensor(rows, dtype=torch.long) for rows in zip(*pairs, strict=True))
-    difference = ours.readout[mine, :, KL] - theirs.readout[others, :, KL]  # [pairs, batch]
+def _paired(ours: Trace, theirs: Trace, points: Sequence[tuple[int, int]], weights: Tensor) -> tuple[Estimate, ...]:
+    """Mean difference in KL between a point of each curve, for every pair of points, with its interval."""
+    our_rows, their_rows = (torch.tensor(rows, dtype=torch.long) for rows in zip(*points, strict=True))
+    difference = ours.readout.kl[our_rows] - theirs.readout.kl[their_rows]  # [pairs of points, batch]
     low, high = interval(weights @ difference.T).tolist()
-    return tuple(difference.mean(1).tolist()), tuple(zip(low, high, strict=True))
+    return tuple(map(Estimate, difference.mean(1).tolist(), low, high))
 
 
-def _within(found: Trace, size: float) -> int:
+def _within(curve: Trace, size: float) -> int:
     """The point with the most features whose mean edit is no larger than `size`, but for rounding."""
-    small = found.readout[..., SIZE].mean(1) <= size * (1 + 1e-5)
+    small = curve.readout.edit_size.mean(1) <= size * (1 + 1e-5)
     return int(small.nonzero().max()) if small.any() else 0
 
 
 def _ranges(counts: Sequence[int], chosen: Sequence[int]) -> list[str]:
-    """Counts in words: neighbours among `counts` as a range."""
-    found: list[list[int]] = []
+    """The chosen of `counts` in words: neighbours among `counts` as a range."""
+    runs: list[list[int]] = []
     for before, count in zip((None, *counts), counts, strict=False):
         if count in chosen:
-            if found and found[-1][-1] == before:
-                found[-1].append(count)
+            if runs and runs[-1][-1] == before:
+                runs[-1].append(count)
             else:
-                found.append([count])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found]
+                runs.append([count])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]

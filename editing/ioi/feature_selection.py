@@ -11,7 +11,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from editing.ioi.feature_sets import KL, Patching, Trial
+from editing.ioi.feature_sets import Patching, SetOnPrompts
 from sae_core.errors import UserError
 from sae_core.seeds import generator_for
 
@@ -56,7 +56,7 @@ class Selection:
 def attribution(patching: Patching, config: SelectionConfig, *, seed: int) -> Selection:
     """By the first-order estimate of what each alone takes from the KL: one forward and one backward pass."""
     order = patching.first_order().argsort(descending=True, stable=True)
-    return Selection(tuple(order.tolist()), 2 * len(patching.corrupted))
+    return Selection(tuple(order.tolist()), 2 * len(patching.differs))
 
 
 @torch.no_grad()
@@ -65,24 +65,24 @@ def greedy(patching: Patching, config: SelectionConfig, *, seed: int) -> Selecti
 
     Among the `shortlist` best by the first-order estimate, and for the first `n_greedy`; the rest follow by estimate.
     """
-    first = attribution(patching, config, seed=seed)
-    candidates = [j for j in first.order[: config.shortlist] if patching.differs[:, j].any()]
-    sets, readout = patching.none(), patching.corrupted
+    by_estimate = attribution(patching, config, seed=seed)
+    candidates = [j for j in by_estimate.order[: config.shortlist] if patching.differs[:, j].any()]
+    sets, kl = patching.empty_sets(len(patching.differs)), patching.corrupted.kl
     chosen: list[int] = []
-    forwards = first.forwards
+    forwards = by_estimate.forwards
     while candidates and len(chosen) < config.n_greedy:
         prompts = [patching.differs[:, j].nonzero()[:, 0] for j in candidates]
-        table = patching.table(
-            (rows, sets[rows] + patching.of(j, rows)) for j, rows in zip(candidates, prompts, strict=True)
+        trials = patching.table(
+            (rows, sets[rows] + patching.contribution(j, rows)) for j, rows in zip(candidates, prompts, strict=True)
         )
-        table = torch.where(table.isnan(), readout, table)
-        best = int(table[..., KL].mean(1).argmin())
+        kl_with = torch.where(trials.kl.isnan(), kl, trials.kl)  # [candidates, batch]; as before where not run
+        best = int(kl_with.mean(1).argmin())
         forwards += sum(map(len, prompts))
-        sets[prompts[best]] += patching.of(candidates[best], prompts[best])
-        readout = table[best]
+        sets[prompts[best]] += patching.contribution(candidates[best], prompts[best])
+        kl = kl_with[best]
         chosen.append(candidates.pop(best))
     taken = set(chosen)
-    return Selection((*chosen, *(j for j in first.order if j not in taken)), forwards)
+    return Selection((*chosen, *(j for j in by_estimate.order if j not in taken)), forwards)
 
 
 @torch.no_grad()
@@ -90,23 +90,19 @@ def threshold(patching: Patching, config: SelectionConfig, *, seed: int) -> Sele
     """Pruning as in the source (after ACDC, Conmy et al. 2023): from all features down, over a rising threshold.
 
     For each tau the features still in F are walked in a random order, and one is dropped for good if the KL
-    rises by less than tau without it. The sets left after each tau are the method's own.
-
-    One walk's decisions depend on the ones before; here they are guessed (from what each feature was worth last
-    time), the trials that follow from the guesses run in one pass, and what comes after a wrong guess runs again.
-    A prompt on which nothing was dropped since is not run again either. The result is that of the walk one at a time.
+    rises by less than tau without it. The sets left after each tau are the method's own. Many decisions share a
+    forward pass (`_Walk`); the result is that of the walk one at a time.
     """
     walk = _Walk(patching)
-    worth = patching.first_order().tolist()
     sizes = [len(walk.kept)]
     for number, tau in enumerate(torch.logspace(-5, 0, config.n_thresholds).tolist()):
         shuffled = torch.randperm(len(walk.kept), generator=generator_for(seed, "walk", number)).tolist()
-        walk.drop_below(tau, [walk.kept[i] for i in shuffled], worth)
+        walk.drop_below(tau, [walk.kept[i] for i in shuffled])
         sizes.append(len(walk.kept))
-    left = sorted(walk.kept, key=lambda j: -worth[j])
-    order = (*left, *reversed(walk.dropped), *walk.never)
+    best_first = sorted(walk.kept, key=lambda j: -walk.rise[j])
+    order = (*best_first, *reversed(walk.dropped), *walk.never)
     counts = tuple(sorted({0, *sizes, len(order)}))
-    return Selection(order, 2 * len(patching.corrupted) + walk.forwards, counts)
+    return Selection(order, 2 * len(patching.differs) + walk.forwards, counts)
 
 
 def random(patching: Patching, config: SelectionConfig, *, seed: int) -> Selection:
@@ -125,75 +121,95 @@ SELECTORS: dict[Selector, Callable[..., Selection]] = {
 
 
 class _Walk:
-    """A set of features that shrinks, with the run that has them patched.
+    """The set F as the threshold pruning shrinks it: decided feature by feature, run many features at a time.
 
-    What a prompt's KL is without a feature is kept until a feature that differs on this prompt is dropped.
+    Invariant, true before and after every decision, for every prompt b and feature j of F:
+
+        sets[b]        is F on prompt b, and kl[b] the KL of prompt b with F patched
+        kl_without[j, b]   is that KL with F minus j patched, wherever measured_at[j, b] == changed_at[b]
+
+    Dropping j changes nothing on prompts where j does not differ, so their measurements stay good.
+
+    Speculation. The next decisions are predicted (j drops if `rise[j]`, the rise of the KL when it was last measured,
+    is below tau), and the trials of several features run in one pass, each without the features before it that
+    are predicted to drop. Decisions are then made in turn, and the first one that differs from its prediction
+    ends the batch: what was run after it is thrown away. So every trial that decides ran on exactly the set that the
+    walk one at a time would have had, and every decision is the same.
     """
 
-    AT_MOST = 64  # trials per pass: further ahead a guess is rarely right
+    MOST_AHEAD = 64  # further ahead a prediction is rarely right
 
     def __init__(self, patching: Patching):
         self.patching, self.differs = patching, patching.differs
-        anywhere = self.differs.any(0).tolist()
-        self.kept = [j for j, differs in enumerate(anywhere) if differs]
-        self.never = [j for j, differs in enumerate(anywhere) if not differs]
+        n_prompts, device = len(self.differs), self.differs.device
+        everywhere = self.differs.any(0).tolist()
+        self.kept = [j for j, differs in enumerate(everywhere) if differs]
+        self.never = [j for j, differs in enumerate(everywhere) if not differs]
+        """Features that differ on no prompt: outside F from the beginning."""
         self.dropped: list[int] = []
-        everyone = torch.arange(len(patching.corrupted), device=self.differs.device)
-        self.sets = patching.several(torch.tensor(self.kept, device=everyone.device), everyone)
-        self.kl = patching.table([(everyone, self.sets)])[0, :, KL]
-        self.without = self.kl.repeat(len(anywhere), 1)
-        self.version = torch.zeros_like(everyone)
-        """How many features were gone when a prompt last changed."""
-        self.seen = torch.full(self.without.shape, -1, device=everyone.device)
-        """The version that `without` is of."""
-        self.forwards, self.ahead = len(everyone), 8
+        """In the order in which they were dropped."""
+        prompts = torch.arange(n_prompts, device=device)
+        self.sets = patching.contributions(torch.tensor(self.kept, device=device), prompts)
+        self.kl = patching.table([(prompts, self.sets)]).kl[0]
+        self.kl_without = self.kl.repeat(len(everywhere), 1)
+        self.changed_at = torch.zeros_like(prompts)
+        """Features dropped when a prompt last changed, that change included."""
+        self.measured_at = torch.full(self.kl_without.shape, -1, device=device)
+        """`changed_at` of the prompt when `kl_without` was measured."""
+        self.rise: list[float] = patching.first_order().tolist()
+        """Mean rise of the KL without each feature, as last measured; before that, the first-order estimate."""
+        self.forwards, self._ahead = n_prompts, 8
 
-    def drop_below(self, tau: float, queue: Sequence[int], worth: list[float]) -> None:
-        """One walk; `worth` is what each latent's drop is guessed to cost, and learns what it did cost."""
+    def drop_below(self, tau: float, queue: Sequence[int]) -> None:
+        """Decide on every feature of the queue in turn: it is dropped if the KL rises by less than tau without it."""
         while queue:
-            part = queue[: self.ahead]
-            done = self._decide(tau, part, worth)
-            queue = queue[done:]
-            self.ahead = min(2 * self.ahead, self.AT_MOST) if done == len(part) else max(2, self.ahead // 2)
+            batch = queue[: self._ahead]
+            n_decided = self._decide(tau, batch)
+            queue = queue[n_decided:]
+            right = n_decided == len(batch)
+            self._ahead = min(2 * self._ahead, self.MOST_AHEAD) if right else max(2, self._ahead // 2)
 
-    def _decide(self, tau: float, part: Sequence[int], worth: list[float]) -> int:
-        """Decide on latents in turn, up to and including the first whose fate was guessed wrong; how many."""
-        guesses = [worth[j] < tau for j in part]
-        table = self.patching.table(self._trials(part, guesses))[..., KL]
-        self.forwards += int((~table.isnan()).sum())
-        for number, (latent, guess) in enumerate(zip(part, guesses, strict=True), 1):
-            found, differs = table[number - 1], self.differs[:, latent]
-            self.without[latent] = torch.where(
-                found.isnan(), torch.where(differs, self.without[latent], self.kl), found
-            )
-            self.seen[latent] = self.version
-            worth[latent] = (self.without[latent] - self.kl).mean().item()
-            drops = worth[latent] < tau
+    def _decide(self, tau: float, batch: Sequence[int]) -> int:
+        """Decide in turn, up to and including the first feature that was predicted wrongly; how many."""
+        predictions = [self.rise[j] < tau for j in batch]
+        trials = self.patching.table(self._trials(batch, predictions)).kl  # [features of the batch, prompts]
+        self.forwards += int((~trials.isnan()).sum())
+        for number, (j, prediction) in enumerate(zip(batch, predictions, strict=True), 1):
+            trial = trials[number - 1]
+            not_run = torch.where(self.differs[:, j], self.kl_without[j], self.kl)
+            self.kl_without[j] = torch.where(trial.isnan(), not_run, trial)
+            self.measured_at[j] = self.changed_at
+            self.rise[j] = (self.kl_without[j] - self.kl).mean().item()
+            drops = self.rise[j] < tau
             if drops:
-                self._drop(latent)
-            if drops != guess:
-                break
-        return number
+                self._drop(j)
+            if drops != prediction:
+                return number
+        return len(batch)
 
-    def _drop(self, latent: int) -> None:
-        rows = self._rows(latent)
-        self.sets[rows] -= self.patching.of(latent, rows)
-        self.kl = self.without[latent].clone()
-        self.dropped.append(latent)
-        self.kept.remove(latent)
-        self.version[rows] = len(self.dropped)
+    def _drop(self, j: int) -> None:
+        prompts = self._prompts(j)
+        self.sets[prompts] -= self.patching.contribution(j, prompts)
+        self.kl = self.kl_without[j].clone()
+        self.dropped.append(j)
+        self.kept.remove(j)
+        self.changed_at[prompts] = len(self.dropped)
 
-    def _rows(self, latent: int) -> Tensor:
-        return self.differs[:, latent].nonzero()[:, 0]
+    def _prompts(self, j: int) -> Tensor:
+        """The prompts on which it differs."""
+        return self.differs[:, j].nonzero()[:, 0]
 
-    def _trials(self, part: Sequence[int], guesses: Sequence[bool]) -> Iterator[Trial]:
-        """Each latent's drop after those drops before it that are guessed, on the prompts that have changed."""
-        sets, version, n_gone = self.sets.clone(), self.version.clone(), len(self.dropped)
-        for latent, guess in zip(part, guesses, strict=True):
-            rows = self._rows(latent)
-            new = rows[self.seen[latent, rows] != version[rows]]
-            yield new, sets[new] - self.patching.of(latent, new)
-            if guess:
-                n_gone += 1
-                sets[rows] -= self.patching.of(latent, rows)
-                version[rows] = n_gone
+    def _trials(self, batch: Sequence[int], predictions: Sequence[bool]) -> Iterator[SetOnPrompts]:
+        """F without each feature and without those before it that are predicted to drop, on prompts not yet measured.
+
+        `sets`, `changed_at` and `n_dropped` go through what `_drop` will do to the walk if the predictions are right.
+        """
+        sets, changed_at, n_dropped = self.sets.clone(), self.changed_at.clone(), len(self.dropped)
+        for j, prediction in zip(batch, predictions, strict=True):
+            prompts = self._prompts(j)
+            stale = prompts[self.measured_at[j, prompts] != changed_at[prompts]]
+            yield stale, sets[stale] - self.patching.contribution(j, stale)
+            if prediction:
+                n_dropped += 1
+                sets[prompts] -= self.patching.contribution(j, prompts)
+                changed_at[prompts] = n_dropped

@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.engine.batching import budget_on, measure_rows_that_fit
 from editing.engine.resumed_run import ResumedRun
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.edit_size import MeasuredEdit
 from editing.interventions.masks import where
 from editing.interventions.patch import ActivationPatch
-from editing.ioi.feature_sets import KL, Patching
-from editing.ioi.site_experiment import Answers, check_features, edited_places, gradients
+from editing.ioi.feature_sets import Patching, PatchReadout
+from editing.ioi.site_experiment import Answers, check_dictionary_width, edited_places, gradients
 from editing.tasks.pairs import Place, PromptPairs, at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -28,7 +27,7 @@ from sae_core.sites import FeatureId, Site
 
 @dataclass(frozen=True, eq=False)
 class RowPatch:
-    """A feature patch with a set of its own for every row: h -> h + sum_i in_i (target_i - f_i(h)) d_i."""
+    """A feature patch with another set for every row: h -> h + sum_i chosen_i (target_i - f_i(h)) d_i."""
 
     site: Site
     dictionary: Dictionary
@@ -64,8 +63,8 @@ class JointExperiment:
             self.answers = Answers(model, pairs, clean_logits)
             self.x = {site: clean[site] for site in self.sites}
             self.x_bar = {site: self.resumed.recorded[site] for site in self.sites}
-            self.clean: Float[Tensor, "batch 4"] = self.answers.unedited(clean_logits)
-            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.resumed.logits)
+            self.clean = self.answers.unedited(clean_logits)
+            self.corrupted = self.answers.unedited(self.resumed.logits)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -74,8 +73,8 @@ class JointExperiment:
         """The features of a dictionary for each site, to be patched in any set."""
         return JointPatching(self, dictionaries)
 
-    def read(self, prompts: Int[Tensor, "rows"], edits: Sequence[Intervention]) -> Float[Tensor, "rows 4"]:
-        """What edits of these rows do, in one forward pass; their sizes are added up."""
+    def read(self, prompts: Int[Tensor, "rows"], edits: Sequence[Intervention]) -> PatchReadout:
+        """`[rows]`: what edits of these rows do, in one forward pass; their sizes are added up."""
         measured = [MeasuredEdit(edit) for edit in edits]
         logits, counted = self.resumed.logits_under(prompts, measured), self.mask[prompts]
         sizes = sum((edit.sizes(counted) for edit in measured), logits.new_zeros(len(prompts)))
@@ -83,33 +82,27 @@ class JointExperiment:
 
 
 class JointPatching(Patching):
-    """The features of several sites, site after site; a set has a 1 for every feature that is in, else 0."""
+    """The features of several sites, site after site; a set has a 1 for every feature in it, else 0."""
 
     def __init__(self, experiment: JointExperiment, dictionaries: Mapping[Site, Dictionary]):
         self.experiment, self.corrupted = experiment, experiment.corrupted
         self.dictionaries = {site: dictionaries[site] for site in experiment.sites}
         for site, dictionary in self.dictionaries.items():
-            check_features(site, dictionary, experiment.x[site])
+            check_dictionary_width(site, dictionary, experiment.x[site])
         self.sizes = [len(dictionary.directions) for dictionary in self.dictionaries.values()]
-        self.target = {site: own.encode(experiment.x[site]) for site, own in self.dictionaries.items()}
+        self.target = {site: d.encode(experiment.x[site]) for site, d in self.dictionaries.items()}
         self.differs = torch.cat([self._differs(site) for site in experiment.sites], 1)
-        self.at_once = measure_rows_that_fit(self._one_pass, budget_on(self.corrupted.device))
-
-    def _one_pass(self, rows: int) -> None:
-        """A pass of so many rows with all features in, and the sets that wait for it."""
-        prompts = torch.arange(rows, device=self.corrupted.device) % len(self.corrupted)
-        waiting = torch.ones_like(self.none()[prompts])
-        self.read(prompts, torch.cat([waiting]))
+        self.at_once = self._measure_rows()
 
     def _differs(self, site: Site) -> Bool[Tensor, "batch n_latents"]:
         """Anywhere where patches below can wake a latent; else where c is not c_bar."""
         others = (other for other in self.experiment.sites if other != site)
         if any(self.experiment.model.feeds(other, site) for other in others):
-            return torch.ones(self.target[site][:, 0].shape, dtype=torch.bool, device=self.corrupted.device)
+            return torch.ones(self.target[site][:, 0].shape, dtype=torch.bool, device=self.corrupted.kl.device)
         return (self._difference(site) != 0).any(1)
 
     def _difference(self, site: Site) -> Float[Tensor, "batch pos n_latents"]:
-        """c - c_bar of the run that is not patched below, zero where nothing is edited."""
+        """c - c_bar of the run that is not patched below; zero at positions that are not edited."""
         c_bar = self.dictionaries[site].encode(self.experiment.x_bar[site])
         return (self.target[site] - c_bar) * self.experiment.mask[..., None]
 
@@ -120,15 +113,17 @@ class JointPatching(Patching):
             number -= n_latents
         raise IndexError(f"the sites have {sum(self.sizes)} features together")
 
-    def none(self) -> Float[Tensor, "batch n_features"]:
-        return self.corrupted.new_zeros(len(self.experiment), sum(self.sizes))
+    def empty_sets(self, n: int) -> Float[Tensor, "n n_features"]:
+        return self.corrupted.kl.new_zeros(n, sum(self.sizes))
 
-    def several(self, features: Int[Tensor, "k"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows n_features"]:
-        chosen = self.corrupted.new_zeros(len(prompts), sum(self.sizes))
-        chosen[:, features] = 1
-        return chosen
+    def contributions(
+        self, features: Int[Tensor, "k"], prompts: Int[Tensor, "rows"]
+    ) -> Float[Tensor, "rows n_features"]:
+        members = self.empty_sets(len(prompts))
+        members[:, features] = 1
+        return members
 
-    def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows n_features"]) -> Float[Tensor, "rows 4"]:
+    def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows n_features"]) -> PatchReadout:
         parts = zip(self.dictionaries.items(), sets.split(self.sizes, 1), strict=True)
         mask = self.experiment.mask[prompts]
         edits = [
@@ -143,20 +138,20 @@ class JointPatching(Patching):
 
         def kl(prompts: Tensor, changes: Sequence[Tensor]) -> Tensor:
             edits = [AddDirection(site, change) for site, change in zip(experiment.sites, changes, strict=True)]
-            return experiment.read(prompts, edits)[:, KL]
+            return experiment.read(prompts, edits).kl
 
-        along = gradients(kl, list(experiment.x.values()))
-        parts = zip(self.dictionaries.items(), along, strict=True)
-        each = [(self._difference(site) * (own @ d.directions.T)).sum((0, 1)) for (site, d), own in parts]
-        return -torch.cat(each) / len(experiment)
+        # At each site: estimate_k = -1/batch sum_{b, p} (c - c_bar)[b, p, k] (dKL_b/dx[b, p] . f_k), x and c_bar
+        # those of the corrupted run. A change there moves the codes above too; of that the gradient knows already.
+        by_site = gradients(kl, list(experiment.x.values()))
+        sites = zip(self.dictionaries.items(), by_site, strict=True)
+        sums = [(self._difference(site) * (g @ d.directions.T)).sum((0, 1)) for (site, d), g in sites]
+        return -torch.cat(sums) / len(experiment)
 
-    def whole(self) -> Float[Tensor, "batch 4"]:
-        """What is read with every site's activation patched to the clean run's."""
-        found = []
-        for prompts in torch.arange(len(self.experiment), device=self.corrupted.device).split(self.at_once):
-            given = {site: x[prompts] for site, x in self.experiment.x.items()}
-            mask = self.experiment.mask[prompts]
-            with torch.no_grad():
-                edits = [ActivationPatch(site, x, mask) for site, x in given.items()]
-                found.append(self.experiment.read(prompts, edits))
-        return torch.cat(found)
+    @torch.no_grad()
+    def activation_patched(self) -> PatchReadout:
+        experiment, parts = self.experiment, []
+        for prompts in torch.arange(len(experiment), device=self.corrupted.kl.device).split(self.at_once):
+            mask = experiment.mask[prompts]
+            edits = [ActivationPatch(site, x[prompts], mask) for site, x in experiment.x.items()]
+            parts.append(experiment.read(prompts, edits))
+        return PatchReadout.joined(parts)

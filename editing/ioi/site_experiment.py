@@ -15,7 +15,7 @@ from editing.engine.batching import budget_on, measure_rows_that_fit
 from editing.engine.resumed_run import ResumedRun, adds_to_residual
 from editing.engine.suffix_run import suffix_run
 from editing.interventions.add_direction import AddDirection
-from editing.ioi.feature_sets import KL, Patching
+from editing.ioi.feature_sets import Patching, PatchReadout
 from editing.metrics import kl_from_log_probs, logit_difference
 from editing.tasks.pairs import Place, PromptPairs, at_end
 from sae_core.dictionaries.dictionary import Dictionary
@@ -37,16 +37,16 @@ class Answers:
 
     def read(
         self, logits: Float[Tensor, "rows vocab"], prompts: Int[Tensor, "rows"], sizes: Float[Tensor, "rows"]
-    ) -> Float[Tensor, "rows 4"]:
-        """KL(clean || patched), logit difference and probability of the answer, and the size of the edit."""
+    ) -> PatchReadout:
+        """`[rows]`: what these logits say beside the clean run's; the sizes of the edits are as given."""
         answer, foil = self.answer[prompts], self.foil[prompts]
         patched = logits.log_softmax(-1)
         kl = kl_from_log_probs(self.clean[prompts], patched)
         probability = patched.gather(-1, answer[:, None])[:, 0].exp()
-        return torch.stack([kl, logit_difference(patched, answer, foil), probability, sizes], dim=-1)
+        return PatchReadout(kl, logit_difference(patched, answer, foil), probability, sizes)
 
-    def unedited(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch 4"]:
-        """What is read of a run without any edit."""
+    def unedited(self, logits: Float[Tensor, "batch vocab"]) -> PatchReadout:
+        """`[batch]`: what is read of a run without any edit."""
         return self.read(logits, torch.arange(len(logits), device=logits.device), logits.new_zeros(len(logits)))
 
 
@@ -77,7 +77,7 @@ def _misfit(pairs: PromptPairs) -> str:
     )
 
 
-def check_features(site: Site, dictionary: Dictionary, x: Float[Tensor, "batch pos d"]) -> None:
+def check_dictionary_width(site: Site, dictionary: Dictionary, x: Float[Tensor, "batch pos d"]) -> None:
     """Raise `UserError` for a dictionary of another width than the site's."""
     if dictionary.directions.shape[-1] != x.shape[-1]:
         raise UserError(
@@ -104,10 +104,8 @@ class PatchExperiment:
             self.x, self.x_bar = clean[site], self.resumed.recorded[site]
             self.adds = adds_to_residual(model, site)
             self.suffix = suffix_run(model, self.resumed.tokens, self.resumed.end, site.layer) if self.adds else None
-            self.clean: Float[Tensor, "batch 4"] = self.answers.unedited(clean_logits)
-            self.corrupted: Float[Tensor, "batch 4"] = self.answers.unedited(self.resumed.logits)
-            self.at_once = measure_rows_that_fit(self._one_pass, budget_on(self.x.device))
-            """Rows per forward pass."""
+            self.clean = self.answers.unedited(clean_logits)
+            self.corrupted = self.answers.unedited(self.resumed.logits)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -129,8 +127,8 @@ class PatchExperiment:
             return self.resumed.logits_changed(prompts, change)
         return self.resumed.logits_under(prompts, [AddDirection(self.site, change)])
 
-    def read(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows 4"]:
-        """What such changes do, in one forward pass: the columns of a readout (`editing/ioi/feature_sets.py`)."""
+    def read(self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> PatchReadout:
+        """`[rows]`: what such changes do, in one forward pass."""
         return self.answers.read(self.run(prompts, change), prompts, self.sizes(change, prompts))
 
     @cached_property
@@ -138,15 +136,9 @@ class PatchExperiment:
         """d KL(clean || patched) / dx of each prompt, at the corrupted run."""
 
         def kl(prompts: Tensor, changes: Sequence[Tensor]) -> Tensor:
-            return self.read(prompts, changes[0])[:, KL]
+            return self.read(prompts, changes[0]).kl
 
         return gradients(kl, [self.x])[0]
-
-    def _one_pass(self, rows: int) -> None:
-        """A pass of so many rows with all that waits for it: changes of all positions, which take most."""
-        prompts = torch.arange(rows, device=self.x.device) % len(self)
-        waiting = torch.ones_like(self.x[prompts])
-        self.read(prompts, torch.cat([waiting]))
 
 
 def gradients(
@@ -156,57 +148,62 @@ def gradients(
 
     As many prompts at a time as memory allows, measured with what a backward pass keeps.
     """
-    found, everyone = [torch.zeros_like(own) for own in like], torch.arange(len(like[0]), device=like[0].device)
+    gradients = [torch.zeros_like(x) for x in like]
+    everyone = torch.arange(len(like[0]), device=like[0].device)
 
     def run(prompts: Tensor) -> tuple[Tensor, ...]:
-        changes = [torch.zeros_like(own[prompts]).requires_grad_() for own in like]
+        changes = [torch.zeros_like(x[prompts]).requires_grad_() for x in like]
         with torch.enable_grad():
             return torch.autograd.grad(kl(prompts, changes).sum(), changes)
 
-    def some(rows: int) -> tuple[Tensor, ...]:
+    def run_first(rows: int) -> tuple[Tensor, ...]:
         return run(torch.arange(rows, device=everyone.device) % len(everyone))
 
-    for prompts in everyone.split(measure_rows_that_fit(some, budget_on(everyone.device))):
-        for whole, part in zip(found, run(prompts), strict=True):
-            whole[prompts] = part
-    return found
+    for prompts in everyone.split(measure_rows_that_fit(run_first, budget_on(everyone.device))):
+        for gradient, part in zip(gradients, run(prompts), strict=True):
+            gradient[prompts] = part
+    return gradients
 
 
 class SitePatching(Patching):
     """The features of one site's dictionary; a set is the change of the activation that they make together."""
 
     def __init__(self, experiment: PatchExperiment, dictionary: Dictionary):
-        check_features(experiment.site, dictionary, experiment.x)
+        check_dictionary_width(experiment.site, dictionary, experiment.x)
         self.experiment, self.directions = experiment, dictionary.directions
-        self.corrupted, self.at_once = experiment.corrupted, experiment.at_once
+        self.corrupted = experiment.corrupted
         self._difference, self._row = _differences(experiment, dictionary)
         self.differs = torch.zeros(len(experiment), len(self.directions), dtype=torch.bool, device=experiment.x.device)
         self.differs[:, self._row >= 0] = self._difference.ne(0).any(-1).T
+        self.at_once = self._measure_rows()
 
     def feature(self, number: int) -> FeatureId:
         return FeatureId(self.experiment.site, number)
 
-    def none(self) -> Float[Tensor, "batch pos d"]:
-        return torch.zeros_like(self.experiment.x)
+    def empty_sets(self, n: int) -> Float[Tensor, "n pos d"]:
+        return self.experiment.x.new_zeros(n, *self.experiment.x.shape[1:])
 
-    def several(self, features: Int[Tensor, "k"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows pos d"]:
+    def contributions(self, features: Int[Tensor, "k"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows pos d"]:
         features = features[self._row[features] >= 0]
         change = self._difference[self._row[features]][:, prompts]
         return torch.einsum("krp,kd->rpd", change, self.directions[features])
 
-    def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows 4"]:
+    def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows pos d"]) -> PatchReadout:
         return self.experiment.read(prompts, sets)
 
     def first_order(self) -> Float[Tensor, "n_features"]:
-        along = torch.einsum("bpd,kd->kbp", self.experiment.gradient, self.directions[self._row >= 0])
-        found = torch.zeros(len(self.directions), device=along.device)
-        found[self._row >= 0] = -(along * self._difference).sum((1, 2)) / len(self.experiment)
-        return found
+        # estimate_k = -1/batch sum_{b, p} (c - c_bar)[k, b, p] (dKL_b/dx[b, p] . f_k); zero where nothing differs
+        differing = self._row >= 0
+        along = torch.einsum("bpd,kd->kbp", self.experiment.gradient, self.directions[differing])
+        estimate = torch.zeros(len(self.directions), device=along.device)
+        estimate[differing] = -(along * self._difference).sum((1, 2)) / len(self.experiment)
+        return estimate
 
-    def whole(self) -> Float[Tensor, "batch 4"]:
+    def activation_patched(self) -> PatchReadout:
         experiment = self.experiment
-        everyone = torch.arange(len(experiment), device=self.corrupted.device)
-        return self.table([(everyone, (experiment.x - experiment.x_bar) * experiment.mask[..., None])])[0]
+        everyone = torch.arange(len(experiment), device=experiment.x.device)
+        change = (experiment.x - experiment.x_bar) * experiment.mask[..., None]
+        return self.table([(everyone, change)]).each(lambda x: x[0])
 
 
 def _differences(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from markupsafe import Markup
 
 from circuits.features.atlas import survey
+from editing.ioi.config import IOIConfig
 from editing.ioi.figure import ioi_figure
-from editing.ioi.study import IOIConfig, IOIResult, IOIStudy
+from editing.ioi.result import IOIResult
+from editing.ioi.study import IOIStudy
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption, Role
 from editing.tasks.pairs import Place
@@ -123,7 +125,7 @@ def run_ioi(
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
     study = IOIStudy(model, dictionaries, held_out(contexts)[0][:FITTED_ON], config)
     if settings.sites:
-        study.baselines(places)  # of all sites in one pass
+        study.baselines.at(places)  # of all sites in one pass
     kinds = (Corruption.IO, Corruption.SWAP) if settings.corruption == "both" else (Corruption(settings.corruption),)
     results = tuple(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places

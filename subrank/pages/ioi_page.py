@@ -6,8 +6,7 @@ from markupsafe import Markup
 
 from editing.ioi.curve import Curve
 from editing.ioi.figure import Labels, ioi_figure, selection_figure
-from editing.ioi.study import IOIResult
-from sae_core.estimate import Estimate
+from editing.ioi.result import IOIResult
 from subrank.pages.page import Cell, Table, estimate_cell, figure, render
 
 _PAIRS = {
@@ -71,5 +70,5 @@ def _at(curve: Curve, n: int, field: str, *, at_most: bool = False) -> Cell | st
     point = next((p for p in reversed(curve.points) if p.n_features == n or (at_most and p.n_features < n)), None)
     if point is None:
         return ""
-    cell = estimate_cell(Estimate(getattr(point, field), *point.intervals.get(field, ())), ".3g", ".2g")
+    cell = estimate_cell(getattr(point, field), ".3g", ".2g")
     return cell if point.n_features == n else Cell(f"{cell.text} ({point.n_features} features)", cell.small)

@@ -92,7 +92,8 @@ def test_without_a_short_way_the_model_runs_itself(tiny, tokens, monkeypatch):
     monkeypatch.setattr("editing.ioi.site_experiment.suffix_run", lambda *given: None)
     long = PatchExperiment(tiny, pairs, Site(0))
     assert short.suffix is not None and long.suffix is None
-    close(short.read(torch.arange(3), change), long.read(torch.arange(3), change), 1e-4)
+    readouts = (torch.stack(runs.read(torch.arange(3), change)) for runs in (short, long))
+    close(*readouts, 1e-4)
 
 
 # ---- a model with more norms -----------------------------------------------------------------------

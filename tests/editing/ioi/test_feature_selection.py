@@ -10,7 +10,7 @@ from tiny import user_error
 
 from editing.ioi.curve import trace
 from editing.ioi.feature_selection import SELECTORS, SelectionConfig, attribution, greedy, random, threshold
-from editing.ioi.feature_sets import KL, Patching
+from editing.ioi.feature_sets import Patching
 from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import PromptPairs
 from sae_core.dictionaries.baselines import Basis, random_basis
@@ -48,7 +48,7 @@ def test_the_features_that_carry_the_answer_come_first(name):
     patching = planted()
     chosen = SELECTORS[name](patching, CONFIG, seed=0)
     assert set(chosen.order[:3]) == CARRIERS
-    kl = trace(patching, chosen.order, [0, 2, 3, 16]).readout[..., KL].mean(1)
+    kl = trace(patching, chosen.order, [0, 2, 3, 16]).readout.kl.mean(1)
     assert kl[2] == pytest.approx(0, abs=1e-6) and kl[3] == pytest.approx(0, abs=1e-6) and kl[0] > 10 * kl[2] + 0.01
     if name == "threshold":
         assert 3 in chosen.counts  # a set that the method itself proposes
@@ -114,7 +114,7 @@ def plain_walk(experiment: PatchExperiment, dictionary, n_thresholds: int, seed:
 
     def kl(latents: list[int]) -> float:
         readout = trace(patching, latents, [len(latents)]).readout
-        return readout[0, :, KL].mean().item()
+        return readout.kl[0].mean().item()
 
     for number, tau in enumerate(torch.logspace(-5, 0, n_thresholds).tolist()):
         order = torch.randperm(len(kept), generator=generator_for(seed, "walk", number)).tolist()
@@ -130,12 +130,12 @@ def plain_walk(experiment: PatchExperiment, dictionary, n_thresholds: int, seed:
 def test_the_batched_walk_is_the_walk_one_at_a_time(experiment, seed):
     sae = random_topk(32)
     got, left = threshold(experiment.patching(sae), CONFIG, seed=seed), plain_walk(experiment, sae, 12, seed)
-    assert len({len(own) for own in left}) > 4  # control: it does prune step by step
-    for own in left:
-        assert set(got.order[: len(own)]) == own and len(own) in got.counts
+    assert len(set(map(len, left))) > 4  # control: it does prune step by step
+    for kept in left:
+        assert set(got.order[: len(kept)]) == kept and len(kept) in got.counts
     assert got.counts[0] == 0 and got.counts[-1] == 48
     differs = int(experiment.patching(sae).differs.any(0).sum())
-    assert got.forwards < 3 * (differs + sum(len(own) for own in left))  # prompts that are as before are not run
+    assert got.forwards < 3 * (differs + sum(map(len, left)))  # prompts that are as before are not run
 
 
 # ---- bad input -------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from tiny import user_error
 
 from editing.ioi.curve import floor, trace
 from editing.ioi.feature_selection import SELECTORS, SelectionConfig, Selector
-from editing.ioi.feature_sets import KL, SIZE
 from editing.ioi.joint_experiment import JointExperiment, JointPatching
 from editing.ioi.site_experiment import PatchExperiment
 from editing.tasks.pairs import at_end
@@ -30,7 +29,7 @@ def experiment(tiny) -> JointExperiment:
 
 
 @pytest.fixture(scope="module")
-def one(tiny_models) -> JointPatching:
+def patching(tiny_models) -> JointPatching:
     experiment = JointExperiment(tiny_models["gpt2"], random_pairs(tiny_models["gpt2"]), (LOWER, UPPER))
     return experiment.patching(dictionaries(experiment))
 
@@ -77,21 +76,22 @@ def test_every_point_is_that_of_the_formula_in_the_run_as_patched_below(experime
     )
     features, counts = [patching.feature(number) for number in order], [0, 1, 20, 72]
     assert sorted(features) == [FeatureId(site, j) for site in sorted(SITES) for j in range(24)]
-    read = trace(patching, order, counts).readout[..., [KL, SIZE]]
+    readout = trace(patching, order, counts).readout
+    read = torch.stack([readout.kl, readout.edit_size], -1)
     for row, count in enumerate(counts):
         close(read[row], reference(experiment, found, features[:count]).double(), 5e-4)
     assert (read[0] - read[3]).abs().max() > 1e-2
 
 
-def test_sites_patched_apart_do_not_add_up_to_sites_patched_jointly(one):
-    """Control: with c_bar and x_bar of the run that nobody has patched below it would be another experiment."""
-    experiment, everyone = one.experiment, torch.arange(3)
+def test_sites_patched_apart_do_not_add_up_to_sites_patched_jointly(patching):
+    """Control: with c_bar and x_bar of the run that is not patched below it would be another experiment."""
+    experiment, everyone = patching.experiment, torch.arange(3)
     apart = {site: PatchExperiment(experiment.model, experiment.pairs, site) for site in experiment.sites}
-    upper = apart[UPPER].patching(one.dictionaries[UPPER])
-    frozen = upper.several(torch.arange(24), everyone)
-    below = one.several(torch.arange(24), everyone)
-    both = one.several(torch.arange(48), everyone)
-    joint, alone = (one.table([(everyone, sets)])[0, :, SIZE] for sets in (both, below))
+    upper = apart[UPPER].patching(patching.dictionaries[UPPER])
+    frozen = upper.contributions(torch.arange(24), everyone)
+    below = patching.contributions(torch.arange(24), everyone)
+    both = patching.contributions(torch.arange(48), everyone)
+    joint, alone = (patching.table([(everyone, sets)]).edit_size[0] for sets in (both, below))
     assert (joint - alone - apart[UPPER].sizes(frozen, everyone)).abs().max() > 1e-2
 
 
@@ -102,7 +102,8 @@ def test_one_site_is_the_experiment_at_that_site(tiny):
         sae = random_topk(single.x.shape[-1])
         ours, theirs = joint.patching({site: sae}), single.patching(sae)
         assert torch.equal(ours.differs, theirs.differs)
-        close(trace(ours, range(48), [0, 3, 48]).readout, trace(theirs, range(48), [0, 3, 48]).readout, 1e-4)
+        readouts = (torch.stack(trace(patching, range(48), [0, 3, 48]).readout) for patching in (ours, theirs))
+        close(*readouts, 1e-4)
         close(ours.first_order(), theirs.first_order(), 1e-4)
         for name, value in floor(ours).items():
             assert value == pytest.approx(floor(theirs)[name], rel=1e-3, abs=1e-5)
@@ -110,41 +111,43 @@ def test_one_site_is_the_experiment_at_that_site(tiny):
 
 def test_everything_patched_is_the_clean_run_and_complete_bases_get_there(experiment):
     """The uppermost site is a residual: what is patched below is covered by it, and c_bar there knows of it."""
-    clean = experiment.patching(dictionaries(experiment)).whole()
-    assert clean[:, KL].max() < 1e-4
+    clean = experiment.patching(dictionaries(experiment)).activation_patched()
+    assert clean.kl.max() < 1e-4
     basis = {site: complete_basis(x.shape[-1]) for site, x in experiment.x.items()}
-    complete, sparse = (floor(experiment.patching(own)) for own in (basis, dictionaries(experiment)))
+    complete, sparse = (floor(experiment.patching(saes)) for saes in (basis, dictionaries(experiment)))
     assert complete["all_latents"] == pytest.approx(0, abs=1e-3) and sparse["all_latents"] > 0.05
     assert complete["nothing"] == sparse["nothing"] > 0.1
 
 
-def test_the_estimate_is_the_derivative_of_the_kl(one):
+def test_the_estimate_is_the_derivative_of_the_kl(patching):
     step, everyone = 0.01, torch.arange(3)
 
     def kl(sign: int) -> torch.Tensor:
-        return one.table((everyone, sign * step * one.of(j, everyone)) for j in range(48))[..., KL].mean(1)
+        return patching.table((everyone, sign * step * patching.contribution(j, everyone)) for j in range(48)).kl.mean(
+            1
+        )
 
-    got, expected = one.first_order(), (kl(1) - kl(-1)) / (2 * step)
+    got, expected = patching.first_order(), (kl(1) - kl(-1)) / (2 * step)
     assert expected.abs().max() > 1e-3 and expected[:24].any() and expected[24:].any()
     assert (got + expected).abs().max() < 0.02 * expected.abs().max() + 1e-4
 
 
 @pytest.mark.parametrize("name", Selector)
-def test_features_of_all_sites_are_ranked_together(one, name):
-    chosen = SELECTORS[name](one, CONFIG, seed=0)
+def test_features_of_all_sites_are_ranked_together(patching, name):
+    chosen = SELECTORS[name](patching, CONFIG, seed=0)
     assert sorted(chosen.order) == list(range(48))
-    assert {one.feature(j).site for j in chosen.order[:16]} == {LOWER, UPPER}
-    kl = trace(one, chosen.order, [0, 8, 48]).readout[..., KL].mean(1)
+    assert {patching.feature(j).site for j in chosen.order[:16]} == {LOWER, UPPER}
+    kl = trace(patching, chosen.order, [0, 8, 48]).readout.kl.mean(1)
     if name is Selector.GREEDY:
         assert kl[1] < kl[0]
 
 
-def test_rows_do_not_notice_how_they_are_stacked(one):
-    expected, measured = trace(one, range(48), range(0, 49, 6)).readout, one.at_once
+def test_rows_do_not_notice_how_they_are_stacked(patching):
+    expected, measured = torch.stack(trace(patching, range(48), range(0, 49, 6)).readout), patching.at_once
     for at_once in (1, 4):
-        one.at_once = at_once
-        close(trace(one, range(48), range(0, 49, 6)).readout, expected, 1e-4)
-    one.at_once = measured
+        patching.at_once = at_once
+        close(torch.stack(trace(patching, range(48), range(0, 49, 6)).readout), expected, 1e-4)
+    patching.at_once = measured
 
 
 def test_logits_are_those_of_the_runs(experiment):
@@ -153,11 +156,11 @@ def test_logits_are_those_of_the_runs(experiment):
     close(experiment.answers.clean, at_end(experiment.model.logits(pairs.clean), pairs.end).log_softmax(-1))
 
 
-def test_mistakes(one):
-    experiment = one.experiment
+def test_mistakes(patching):
+    experiment = patching.experiment
     with user_error("no site"):
         JointExperiment(experiment.model, experiment.pairs, [])
     with user_error("width 64", "mlp_out.0", "width 32"):
-        experiment.patching(one.dictionaries | {LOWER: random_topk(64)})
+        experiment.patching(patching.dictionaries | {LOWER: random_topk(64)})
     with pytest.raises(IndexError):
-        one.feature(48)
+        patching.feature(48)

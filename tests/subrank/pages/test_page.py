@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from circuits.graph import Edge, FeatureGraph, Node
-from editing.ioi.curve import Curve, CurvePoint
-from editing.ioi.study import IOIResult
+from editing.ioi.curve import Curve, PatchingPoint
+from editing.ioi.result import IOIResult
 from editing.loss_recovered import SpliceCost
 from editing.removal.evaluation import Method
 from editing.removal.experiment import Removal, RemovalResult
@@ -39,8 +39,10 @@ def graph() -> FeatureGraph:
 
 
 def ioi() -> IOIResult:
-    spread = {"kl": (0.0, 2.0), "probability": (0.125, 0.25)}
-    points = tuple(CurvePoint(n, 1.0 - n, float(n), n / 2, 0.1875, spread) for n in (0, 1))
+    probability = Estimate(0.1875, 0.125, 0.25)
+    points = tuple(
+        PatchingPoint(n, Estimate(1.0 - n, 0.0, 2.0), Estimate(float(n)), Estimate(n / 2), probability) for n in (0, 1)
+    )
     curves = tuple(Curve(name, points) for name in ("dictionary", "PCA"))
     floors = {"dictionary": {"nothing": 1.0, "all_latents": 0.1, "all_latents_and_error": 0.0}}
     return IOIResult(Corruption.IO, OWN, "resid_post.1", {"resid_post.1": 0.3}, curves, floors, ("names",), 8, 16)

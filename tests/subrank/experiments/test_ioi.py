@@ -1,0 +1,45 @@
+"""`sr.ioi`: its defaults are the experiment's, and how sites and positions are read."""
+
+from types import SimpleNamespace
+
+from tiny import user_error
+
+import subrank.experiments.ioi as front
+from editing.ioi.config import IOIConfig
+from editing.ioi.feature_selection import Selector
+from editing.tasks.ioi import Role
+from sae_core.sites import Site, Stream
+from subrank.settings.experiments import IOISettings
+from subrank.settings.fields import make
+
+
+def config_of(**settings) -> IOIConfig:
+    saes = SimpleNamespace(text=SimpleNamespace(prepend_bos=True))
+    return front.ioi_config(make(IOISettings, settings), saes)
+
+
+def test_the_defaults_are_the_experiments():
+    assert config_of() == IOIConfig() and config_of(seed=3) == IOIConfig(seed=3)
+    few = config_of(prompts=12, thresholds=4, selectors=("random", "greedy"), baselines=())
+    assert few.selectors == (Selector.RANDOM, Selector.GREEDY) and few.baselines == ()
+    assert (few.test_prompts, few.selection_prompts, few.selection.n_thresholds) == (12, 4, 4)
+
+
+def test_positions_are_roles_or_count_from_the_end():
+    assert front._positions(["all"]) is None and front._positions(["s2", "END", "-3"]) == (Role.S2, Role.END, -3)
+    for wrong in ("0", "2", "S3", "-0", "all"):
+        with user_error(wrong, "IO, S1, S2, END", "from the end"):
+            front._positions(["-1", wrong])
+
+
+def test_sites_are_one_by_one_or_jointly_and_all_are_those_that_every_set_has(storybook):
+    sets = {"a": SimpleNamespace(dictionaries=dict.fromkeys([Site(1), Site(3), Site(4)]))}
+    sets["b"] = SimpleNamespace(dictionaries=dict.fromkeys([Site(3), Site(4)]))
+    for settings, places in (
+        ({}, (None,)),
+        ({"site": "resid_post.3"}, (Site(3),)),
+        ({"sites": ("all",)}, (Site(3), Site(4))),
+        ({"jointly": ("all",)}, ((Site(3), Site(4)),)),
+        ({"jointly": ("resid_post.4", "mlp_out.1")}, ((Site(1, Stream.MLP_OUT), Site(4)),)),
+    ):
+        assert front._places(make(IOISettings, settings), storybook, sets) == places
