@@ -14,7 +14,7 @@ pytest.register_assert_rewrite(*(path.stem for path in EXAMPLES))
 pytestmark = pytest.mark.slow
 
 TRAINS = ("01", "05")
-"""Examples that train, and take a seed as their last argument."""
+"""Examples that train: they take where to write and a seed, the others a set and where to write."""
 
 
 def run(path: Path, *arguments: Path | int) -> None:
@@ -29,11 +29,8 @@ def run(path: Path, *arguments: Path | int) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, trained_set, training_seed, tmp_path):
-    number = path.stem[:2]
-    if number in TRAINS:
-        run(path, tmp_path, training_seed)
-    else:
-        run(path, trained_set / "resid_post.2" if number == "06" else trained_set, tmp_path)
+    arguments = (tmp_path, training_seed) if path.stem.startswith(TRAINS) else (trained_set, tmp_path)
+    run(path, *arguments)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
