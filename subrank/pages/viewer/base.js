@@ -3,32 +3,32 @@
 // Data reach the page as text nodes and attribute values only, never as markup.
 const subrank = (() => {
   const KEPT = 24; // chunks of cards in memory
-  const asked = new Map(); // name -> promise
-  const answer = new Map(); // name -> [resolve, reject]
+  const requests = new Map(); // name -> promise
+  const waiting = new Map(); // name -> [resolve, reject]
 
   function add(name, value) {
-    if (answer.has(name)) answer.get(name)[0](value);
-    answer.delete(name);
+    if (waiting.has(name)) waiting.get(name)[0](value);
+    waiting.delete(name);
   }
 
   function load(name) {
-    if (asked.has(name)) return asked.get(name);
+    if (requests.has(name)) return requests.get(name);
     const promise = new Promise((resolve, reject) => {
-      answer.set(name, [resolve, reject]);
+      waiting.set(name, [resolve, reject]);
       const script = document.createElement("script");
       script.src = `data/${name}.js`;
       script.onload = () => script.remove();
       script.onerror = () => {
-        asked.delete(name);
-        answer.delete(name);
+        requests.delete(name);
+        waiting.delete(name);
         reject(new Error(`data/${name}.js could not be read; is the folder complete?`));
       };
       document.head.append(script);
     });
-    asked.set(name, promise);
-    for (const old of asked.keys()) {
-      if (asked.size <= KEPT) break;
-      if (old.startsWith("features-") && old !== name && !answer.has(old)) asked.delete(old);
+    requests.set(name, promise);
+    for (const old of requests.keys()) {
+      if (requests.size <= KEPT) break;
+      if (old.startsWith("features-") && old !== name && !waiting.has(old)) requests.delete(old);
     }
     return promise;
   }

@@ -18,7 +18,7 @@ subrank.camera = (() => {
   // The part of the stage that neither the rows' labels nor the controls and the legend cover.
   function room() {
     const { width, height } = stage.getBoundingClientRect();
-    const [above, below] = [".controls", ".legend"].map((own) => stage.querySelector(own).offsetHeight + 30);
+    const [above, below] = [".controls", ".legend"].map((part) => stage.querySelector(part).offsetHeight + 30);
     return { left: SIDES.left, top: above, width: width - SIDES.left - SIDES.right, height: height - above - below };
   }
   function shape() {

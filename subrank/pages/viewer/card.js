@@ -29,8 +29,8 @@ subrank.card = (() => {
   }
 
   function head(id, card, node) {
-    const own = subrank.names.of(id);
-    const text = own || card?.label?.text || node?.label || "";
+    const chosen = subrank.names.of(id);
+    const text = chosen || card?.label?.text || node?.label || "";
     const { hidden, pinned } = subrank.names.view;
     const inGraph = subrank.graph.has(id);
     return el(
@@ -41,8 +41,8 @@ subrank.card = (() => {
         inGraph && button(hidden.has(id) ? "show" : "hide", "Take out of the picture (h)", () => open.flip("hidden", id), { "aria-pressed": String(hidden.has(id)), id: "hide" }),
         button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
         button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
-      el("h2", { id: "name", class: own ? "own" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || (node?.kind === "error" ? "error term" : "no label"))),
-      own && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.text))),
+      el("h2", { id: "name", class: chosen ? "named" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || (node?.kind === "error" ? "error term" : "no label"))),
+      chosen && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.text))),
       node?.tokens.length > 0 && !card && el("p", {}, node.tokens.map((token) => chip(token))),
     );
   }
@@ -62,16 +62,16 @@ subrank.card = (() => {
     node.kind === "feature" && el("dl", { class: "facts" }, el("div", {}, el("dt", {}, "density"), el("dd", {}, percent(node.density))));
 
   // The label with its scores, each beside what a shuffled feature gets.
-  function label(own) {
+  function label(scored) {
     const bar = (value, cls) => {
-      const made = el("i", { class: cls });
-      made.style.width = `${Math.round(100 * Math.min(1, Math.max(0, value || 0)))}%`;
-      return made;
+      const meter = el("i", { class: cls });
+      meter.style.width = `${Math.round(100 * Math.min(1, Math.max(0, value || 0)))}%`;
+      return meter;
     };
     const rows = ["precision", "recall", "correlation"].map((name) =>
-      el("div", { class: "score" }, el("span", {}, name), el("span", { class: "meter" }, bar(own[name], "own"), bar(own.control?.[name], "control")), el("b", {}, number(own[name], 2)), el("span", { class: "control" }, number(own.control?.[name], 2))),
+      el("div", { class: "score" }, el("span", {}, name), el("span", { class: "meter" }, bar(scored[name], "label"), bar(scored.control?.[name], "control")), el("b", {}, number(scored[name], 2)), el("span", { class: "control" }, number(scored.control?.[name], 2))),
     );
-    const kind = own.kind === "pattern" ? "a pattern of tokens" : "a table of tokens";
+    const kind = scored.kind === "pattern" ? "a pattern of tokens" : "a table of tokens";
     return section("How well the label predicts it", ...rows, el("p", { class: "note" }, `The label is ${kind}, scored on text it was not made from; in grey, what the labels of other features score on this one.`));
   }
 
@@ -94,9 +94,9 @@ subrank.card = (() => {
     const shade = (span, value) => span.style.setProperty("--warm", Math.min(1, Math.max(0, value / (card.max || 1))).toFixed(3));
     return section(
       "Examples",
-      ...[...groups].map(([group, own], i) =>
-        el("details", { open: i === 0 }, el("summary", {}, group === "top" ? "strongest" : `quantile ${visible(group)} of its activations`, el("span", { class: "note" }, ` ${own.length}`)),
-          own.map((example) => text(example, (span, t) => shade(span, example.activations[t]), (t) => number(example.activations[t]), number(example.activations[example.end])))),
+      ...[...groups].map(([group, members], i) =>
+        el("details", { open: i === 0 }, el("summary", {}, group === "top" ? "strongest" : `quantile ${visible(group)} of its activations`, el("span", { class: "note" }, ` ${members.length}`)),
+          members.map((example) => text(example, (span, t) => shade(span, example.activations[t]), (t) => number(example.activations[t]), number(example.activations[example.end])))),
       ),
     );
   }
@@ -135,30 +135,30 @@ subrank.card = (() => {
 
   // ---- an arrow ----
 
-  function edge(own, found) {
-    const sign = own.effect >= 0 ? "supports" : "suppresses";
-    const error = own.error === null ? "" : ` ± ${number(own.error, 2)}`;
+  function edge(arrow, shown) {
+    const sign = arrow.effect >= 0 ? "supports" : "suppresses";
+    const error = arrow.error === null ? "" : ` ± ${number(arrow.error, 2)}`;
     const rows = [
-      ["effect", `${effect(own.effect)}${error}`, "Share of the target's activation lost when the cause alone is ablated"],
-      ["control", own.null === null ? "not drawn" : number(own.null, 2), "99th percentile of |effect| along random directions"],
-      ["active on", `${own.n_active} of ${own.n_examples}`, "Examples of the target on which the cause is active"],
-      ["cosine", number(own.cosine, 2), "Cosine of the two directions"],
-      own.direct !== null && ["directly", effect(own.direct), "The part of the effect that no block in between carries"],
-      ...own.offsets.map(([back, size]) => [back ? `${back} back` : "same token", effect(size), "Effect of ablating the cause at this one position, by how far before the target's"]),
+      ["effect", `${effect(arrow.effect)}${error}`, "Share of the target's activation lost when the cause alone is ablated"],
+      ["control", arrow.null === null ? "not drawn" : number(arrow.null, 2), "99th percentile of |effect| along random directions"],
+      ["active on", `${arrow.n_active} of ${arrow.n_examples}`, "Examples of the target on which the cause is active"],
+      ["cosine", number(arrow.cosine, 2), "Cosine of the two directions"],
+      arrow.direct !== null && ["directly", effect(arrow.direct), "The part of the effect that no block in between carries"],
+      ...arrow.offsets.map(([back, size]) => [back ? `${back} back` : "same token", effect(size), "Effect of ablating the cause at this one position, by how far before the target's"]),
     ].filter(Boolean);
     return [
       el("header", { class: "cardhead" },
-        el("div", { class: "row" }, el("span", { class: `badge ${sign}` }, own.effect >= 0 ? "supports" : "inhibits"), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
-        el("div", { class: "ends" }, link(own.cause), el("span", { class: "to" }, "→"), link(own.target))),
+        el("div", { class: "row" }, el("span", { class: `badge ${sign}` }, arrow.effect >= 0 ? "supports" : "inhibits"), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
+        el("div", { class: "ends" }, link(arrow.cause), el("span", { class: "to" }, "→"), link(arrow.target))),
       el("dl", { class: "facts" }, rows.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value)))),
-      !own.solid && el("p", { class: "note" }, "No stronger than a random direction would be: drawn faint."),
-      !own.certified && el("p", { class: "note" }, "Not certified: candidates were screened, and a stronger one may have been missed."),
-      section("Examples", ...(found ? pair(own, found) : [el("p", { class: "note" }, "No examples were kept for this arrow.")])),
+      !arrow.solid && el("p", { class: "note" }, "No stronger than a random direction would be: drawn faint."),
+      !arrow.certified && el("p", { class: "note" }, "Not certified: candidates were screened, and a stronger one may have been missed."),
+      section("Examples", ...(shown ? pair(arrow, shown) : [el("p", { class: "note" }, "No examples were kept for this arrow.")])),
     ].filter(Boolean);
   }
 
-  function pair(own, found) {
-    const most = (name) => Math.max(...found.flatMap((example) => example[name]), 1e-12);
+  function pair(arrow, shown) {
+    const most = (name) => Math.max(...shown.flatMap((example) => example[name]), 1e-12);
     const [cause, target] = [most("cause"), most("target")];
     const paint = (example) => (span, t) => {
       span.style.setProperty("--warm", Math.max(0, example.cause[t] / cause || 0).toFixed(3));
@@ -166,7 +166,7 @@ subrank.card = (() => {
     };
     return [
       el("p", { class: "note legendline" }, el("span", { class: "token warmkey" }, "shaded"), " the cause’s activation; ", el("span", { class: "token coolkey" }, "underlined"), " the target’s. The number: how the target changes when the cause is ablated."),
-      ...found.map((example) => text(example, paint(example), (t) => `cause ${number(example.cause[t])}, target ${number(example.target[t])}`, effect((-example.drop)))),
+      ...shown.map((example) => text(example, paint(example), (t) => `cause ${number(example.cause[t])}, target ${number(example.target[t])}`, effect((-example.drop)))),
     ];
   }
 
@@ -186,7 +186,7 @@ subrank.card = (() => {
       section("Strongest arrows", el("ul", { class: "edges whole" }, [...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8).map((e) => el("li", {},
         el("button", { type: "button", class: `effect ${e.effect >= 0 ? "supports" : "suppresses"}`, onclick: () => open.edge(e.cause, e.target) }, effect(e.effect)),
         link(e.cause), el("span", { class: "to" }, "→"), link(e.target))))),
-      facts.length > 0 && section("How it was found", el("dl", { class: "found" }, facts)),
+      facts.length > 0 && section("How it was found", el("dl", { class: "howfound" }, facts)),
     ].filter(Boolean);
   }
 

@@ -12,9 +12,9 @@ subrank.charts = (() => {
     if (!(raw > 0)) return [low];
     const unit = 10 ** Math.floor(Math.log10(raw));
     const step = unit * [1, 2, 5, 10].find((m) => raw <= m * unit * 1.0001);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-    return found;
+    const values = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) values.push(i * step);
+    return values;
   }
 
   function frame(edges, top, shares) {
@@ -58,17 +58,17 @@ subrank.charts = (() => {
     return picture;
   }
 
-  function histogram(own) {
-    const holder = el("div", {}, stacked(own, false));
+  function histogram(activations) {
+    const holder = el("div", {}, stacked(activations, false));
     const choice = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: flip }, "as shares");
     let shares = false;
     function flip() {
       shares = !shares;
       choice.setAttribute("aria-pressed", shares);
-      holder.replaceChildren(stacked(own, shares));
+      holder.replaceChildren(stacked(activations, shares));
     }
-    const key = own.tokens.map((token, t) => el("span", {}, swatch(PALETTE[t % PALETTE.length]), chip(token.token)));
-    const zero = own.zero <= 1 ? subrank.percent(own.zero) : many(own.zero);
+    const key = activations.tokens.map((token, t) => el("span", {}, swatch(PALETTE[t % PALETTE.length]), chip(token.token)));
+    const zero = activations.zero <= 1 ? subrank.percent(activations.zero) : many(activations.zero);
     return el(
       "div",
       { class: "histogram" },
@@ -78,21 +78,21 @@ subrank.charts = (() => {
     );
   }
   function swatch(colour) {
-    const made = el("i", {});
-    made.style.background = colour;
-    return made;
+    const square = el("i", {});
+    square.style.background = colour;
+    return square;
   }
 
   // The logit of a token less the same with the feature ablated.
-  function drops(own) {
-    const { picture, x, y } = frame(own.edges, Math.max(...own.counts, 1), false);
-    own.counts.forEach((count, i) =>
-      bar(picture, x, y, own.edges, i, 0, count, own.edges[i] + own.edges[i + 1] >= 0 ? "#3b6fb6" : "#bf5a52", `${many(count)} with a change of ${number(own.edges[i])} to ${number(own.edges[i + 1])}`),
+  function drops(changes) {
+    const { picture, x, y } = frame(changes.edges, Math.max(...changes.counts, 1), false);
+    changes.counts.forEach((count, i) =>
+      bar(picture, x, y, changes.edges, i, 0, count, changes.edges[i] + changes.edges[i + 1] >= 0 ? "#3b6fb6" : "#bf5a52", `${many(count)} with a change of ${number(changes.edges[i])} to ${number(changes.edges[i + 1])}`),
     );
-    if (own.mean >= own.edges[0] && own.mean <= own.edges.at(-1))
-      picture.append(svg("line", { class: "mean", x1: x(own.mean), x2: x(own.mean), y1: BOX.top, y2: BOX.height - BOX.bottom }));
-    const verb = own.mean > 0 ? "raises" : "lowers";
-    return el("div", {}, picture, el("p", { class: "note" }, `Where it is active, the feature ${verb} the logit of `, chip(own.token), ` by ${number(Math.abs(own.mean))} on average: logit less the logit with the feature ablated.`));
+    if (changes.mean >= changes.edges[0] && changes.mean <= changes.edges.at(-1))
+      picture.append(svg("line", { class: "mean", x1: x(changes.mean), x2: x(changes.mean), y1: BOX.top, y2: BOX.height - BOX.bottom }));
+    const verb = changes.mean > 0 ? "raises" : "lowers";
+    return el("div", {}, picture, el("p", { class: "note" }, `Where it is active, the feature ${verb} the logit of `, chip(changes.token), ` by ${number(Math.abs(changes.mean))} on average: logit less the logit with the feature ablated.`));
   }
 
   return { histogram, drops, ticks };

@@ -46,7 +46,7 @@ subrank.graph = (() => {
   }
 
   function box({ data: node }) {
-    const made = el(
+    const box = el(
       "div",
       {
         class: `node ${node.kind}${node.id === data.target ? " target" : ""}`,
@@ -62,32 +62,32 @@ subrank.graph = (() => {
       el("div", { class: "name" }),
       el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
     );
-    entitle(made, node);
-    return made;
+    entitle(box, node);
+    return box;
   }
 
-  function entitle(made, node) {
-    const own = subrank.names.of(node.id);
-    const name = own || node.label;
-    made.classList.toggle("own", Boolean(own));
-    made.classList.toggle("nameless", !name);
-    made.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
-    made.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
+  function entitle(box, node) {
+    const chosen = subrank.names.of(node.id);
+    const name = chosen || node.label;
+    box.classList.toggle("named", Boolean(chosen));
+    box.classList.toggle("nameless", !name);
+    box.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
+    box.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
     const logits = node.promotes.length ? `\ntop logits ${node.promotes.map(subrank.shown).join("  ")}` : "";
-    made.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${logits}`;
+    box.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${logits}`;
   }
   const plainName = (node) => ({ error: "error term", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
 
   function arrow(edge) {
-    const own = edge.data;
+    const data = edge.data;
     const group = svg(
       "g",
-      { class: `edge ${own.effect >= 0 ? "supports" : "suppresses"}${own.solid ? "" : " faint"}`, "data-cause": own.cause, "data-target": own.target },
+      { class: `edge ${data.effect >= 0 ? "supports" : "suppresses"}${data.solid ? "" : " faint"}`, "data-cause": data.cause, "data-target": data.target },
       svg("path", { class: "line", "stroke-width": (1 + 5 * edge.share).toFixed(2) }),
       svg("path", { class: "head" }),
-      svg("path", { class: "hit", onclick: () => handlers.edge(own.cause, own.target), onmouseenter: () => hover(edge), onmouseleave: () => hover(null) }, svg("title", {}, edgeTitle(own))),
+      svg("path", { class: "hit", onclick: () => handlers.edge(data.cause, data.target), onmouseenter: () => hover(edge), onmouseleave: () => hover(null) }, svg("title", {}, edgeTitle(data))),
     );
-    group.style.opacity = (own.solid ? 0.3 + 0.7 * edge.share : 0.2 + 0.35 * edge.share).toFixed(3);
+    group.style.opacity = (data.solid ? 0.3 + 0.7 * edge.share : 0.2 + 0.35 * edge.share).toFixed(3);
     return group;
   }
 
@@ -100,11 +100,11 @@ subrank.graph = (() => {
 
   // Lay out all nodes and arrows, or, when tidy, those that are drawn; rows that are empty then take no room.
   function place() {
-    const own = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || node.data.id === data.target)));
+    const placed = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || node.data.id === data.target)));
     const arrows = edges.filter((edge) => !tidy || edge.on);
-    const rows = [...new Set(own.map((node) => node.data.row))].sort((a, b) => a - b);
+    const rows = [...new Set(placed.map((node) => node.data.row))].sort((a, b) => a - b);
     const at = (node) => ({ id: node.data.id, row: rows.indexOf(node.data.row) });
-    layout = subrank.layout.arrange(own.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
+    layout = subrank.layout.arrange(placed.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
     for (const [id, node] of nodes) {
       node.place = layout.places.get(id) || null;
       node.box.hidden = !node.place || !node.on;
@@ -201,17 +201,17 @@ subrank.graph = (() => {
   // Per arrow the largest limit at which it is drawn with a way to the target: along the best way, the weakest arrow.
   function reach() {
     if (!allowed(data.target)) return new Map();
-    const [best, found] = [new Map([[data.target, Infinity]]), new Map()];
+    const [best, reached] = [new Map([[data.target, Infinity]]), new Map()];
     for (let again = true; again; ) {
       again = false;
       for (const edge of edges) {
         const { cause, target } = edge.data;
-        const own = allowed(cause) ? Math.min(edge.size, best.get(target) ?? -1) : -1;
-        found.set(edge, own);
-        if (own > (best.get(cause) ?? -1)) again = best.set(cause, own);
+        const width = allowed(cause) ? Math.min(edge.size, best.get(target) ?? -1) : -1;
+        reached.set(edge, width);
+        if (width > (best.get(cause) ?? -1)) again = best.set(cause, width);
       }
     }
-    return found;
+    return reached;
   }
 
   function refresh() {
@@ -226,10 +226,10 @@ subrank.graph = (() => {
       edge.on = on;
       if (on) count += from.drawn = to.drawn = true;
     }
-    for (const [id, { box: own, on, drawn, place: placed }] of nodes) {
-      own.hidden = !on || placed === null;
-      own.classList.toggle("alone", !drawn && id !== data.target);
-      own.classList.toggle("pinned", seen().pinned.has(id));
+    for (const [id, { box: element, on, drawn, place: placed }] of nodes) {
+      element.hidden = !on || placed === null;
+      element.classList.toggle("alone", !drawn && id !== data.target);
+      element.classList.toggle("pinned", seen().pinned.has(id));
     }
     tell(count);
     light();
@@ -260,8 +260,8 @@ subrank.graph = (() => {
     changed();
   }
   function flip(kind, id) {
-    const own = seen()[kind];
-    if (!own.delete(id)) own.add(id);
+    const ids = seen()[kind];
+    if (!ids.delete(id)) ids.add(id);
     changed();
   }
   function tidyUp() {
@@ -319,12 +319,12 @@ subrank.graph = (() => {
   // ---- keys ----
 
   function roving(id) {
-    for (const [own, node] of nodes) node.box.tabIndex = own === id ? 0 : -1;
+    for (const [other, node] of nodes) node.box.tabIndex = other === id ? 0 : -1;
   }
 
   function reveal(id) {
-    const own = nodes.get(id)?.place;
-    if (own && !stage.hidden) subrank.camera.reveal(own.x, own.y + H / 2, W, H);
+    const place = nodes.get(id)?.place;
+    if (place && !stage.hidden) subrank.camera.reveal(place.x, place.y + H / 2, W, H);
   }
 
   function focus(id) {

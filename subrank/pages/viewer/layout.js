@@ -11,9 +11,9 @@ subrank.layout = (() => {
     const rows = Array.from({ length: nRows }, () => []);
     const items = new Map();
     const item = (row, half, node) => {
-      const made = { row, half, node, below: [], above: [], x: 0 };
-      rows[row].push(made);
-      return made;
+      const entry = { row, half, node, below: [], above: [], x: 0 };
+      rows[row].push(entry);
+      return entry;
     };
     for (const node of nodes) items.set(node.id, item(node.row, SIZE.width / 2, node.id));
     const chains = edges.map(({ cause, target }) => [items.get(cause), items.get(target)]);
@@ -75,9 +75,9 @@ subrank.layout = (() => {
           total += n - upTo;
         }
         for (const other of item.above) {
-          const own = tree.get(other.row);
-          own.n++;
-          for (let i = other.i + 1; i <= size; i += i & -i) own.counts[i]++;
+          const node = tree.get(other.row);
+          node.n++;
+          for (let i = other.i + 1; i <= size; i += i & -i) node.counts[i]++;
         }
       }
     }

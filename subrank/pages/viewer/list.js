@@ -7,11 +7,11 @@ subrank.list = (() => {
   let host, body, spacer, count, onopen;
   let rows = []; // [id, label, density, peaks]
   let hay = null; // what is searched, row by row, lower case
-  let found = []; // numbers of the rows listed
+  let listed = []; // numbers of the rows listed
   let query = "";
   let site = "";
   let sort = "order";
-  let current = -1; // place in found
+  let current = -1; // place in listed
   const number = new Map(); // id -> number of its row
 
   function build(stage, handlers) {
@@ -31,7 +31,7 @@ subrank.list = (() => {
     hay = null;
     rows.forEach(([id], i) => number.set(id, i));
     const sites = [...new Set(rows.map(([id]) => siteOf(id)))];
-    host.querySelector("#site").replaceChildren(el("option", { value: "" }, "all sites"), ...sites.map((own) => el("option", { value: own }, own)));
+    host.querySelector("#site").replaceChildren(el("option", { value: "" }, "all sites"), ...sites.map((name) => el("option", { value: name }, name)));
     search(query);
   }
   const siteOf = (id) => {
@@ -47,16 +47,16 @@ subrank.list = (() => {
   function search(text) {
     query = text;
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    found = [];
+    listed = [];
     const texts = words.length ? haystack() : null;
     for (let i = 0; i < rows.length; i++) {
       if (site && siteOf(rows[i][0]) !== site) continue;
       if (words.length) {
-        const own = subrank.names.of(rows[i][0]);
-        const whole = own ? `${texts[i]}\n${own.toLowerCase()}` : texts[i];
+        const name = subrank.names.of(rows[i][0]);
+        const whole = name ? `${texts[i]}\n${name.toLowerCase()}` : texts[i];
         if (!words.every((word) => whole.includes(word))) continue;
       }
-      found.push(i);
+      listed.push(i);
     }
     const exact = number.get(text.trim());
     const by = {
@@ -65,11 +65,11 @@ subrank.list = (() => {
       rare: (a, b) => rows[a][2] - rows[b][2],
       label: (a, b) => (title(a) === "") - (title(b) === "") || (title(a) < title(b) ? -1 : title(a) > title(b) ? 1 : a - b),
     }[sort];
-    if (by) found.sort(by);
-    if (exact !== undefined && found.includes(exact)) found = [exact, ...found.filter((i) => i !== exact)];
-    current = words.length && found.length ? 0 : -1;
-    count.textContent = found.length === rows.length ? `${many(rows.length)} features` : `${many(found.length)} of ${many(rows.length)}`;
-    spacer.style.height = `${found.length * ROW}px`;
+    if (by) listed.sort(by);
+    if (exact !== undefined && listed.includes(exact)) listed = [exact, ...listed.filter((i) => i !== exact)];
+    current = words.length && listed.length ? 0 : -1;
+    count.textContent = listed.length === rows.length ? `${many(rows.length)} features` : `${many(listed.length)} of ${many(rows.length)}`;
+    spacer.style.height = `${listed.length * ROW}px`;
     body.scrollTop = 0;
     draw();
   }
@@ -78,43 +78,43 @@ subrank.list = (() => {
   function draw() {
     if (!body || host.hidden) return;
     const from = Math.max(0, Math.floor(body.scrollTop / ROW) - 4);
-    const to = Math.min(found.length, Math.ceil((body.scrollTop + body.clientHeight) / ROW) + 4);
-    const made = [];
-    for (let place = from; place < to; place++) made.push(row(place));
-    spacer.replaceChildren(...made);
+    const to = Math.min(listed.length, Math.ceil((body.scrollTop + body.clientHeight) / ROW) + 4);
+    const lines = [];
+    for (let place = from; place < to; place++) lines.push(row(place));
+    spacer.replaceChildren(...lines);
   }
 
   function row(place) {
-    const [id, label, density, peaks] = rows[found[place]];
-    const own = subrank.names.of(id);
-    const made = el(
+    const [id, label, density, peaks] = rows[listed[place]];
+    const name = subrank.names.of(id);
+    const line = el(
       "div",
-      { class: `item${place === current ? " current" : ""}${own ? " own" : ""}`, role: "option", "data-id": id, "aria-selected": String(place === current), onclick: () => choose(place) },
+      { class: `item${place === current ? " current" : ""}${name ? " named" : ""}`, role: "option", "data-id": id, "aria-selected": String(place === current), onclick: () => choose(place) },
       el("span", { class: "id" }, id),
       el("span", { class: "dot", title: subrank.graph.has(id) ? "in the circuit" : null, "data-in": subrank.graph.has(id) ? "" : null }),
-      el("span", { class: "name" }, el("bdi", {}, visible(own || label || ""))),
+      el("span", { class: "name" }, el("bdi", {}, visible(name || label || ""))),
       el("span", { class: "tokens" }, peaks.map((token) => chip(token))),
       el("span", { class: "share" }, percent(density)),
     );
-    made.style.transform = `translateY(${place * ROW}px)`;
-    return made;
+    line.style.transform = `translateY(${place * ROW}px)`;
+    return line;
   }
 
   function choose(place) {
     current = place;
     draw();
-    onopen(rows[found[place]][0]);
+    onopen(rows[listed[place]][0]);
   }
 
   function move(step) {
-    if (!found.length) return;
-    current = Math.max(0, Math.min(found.length - 1, current + step));
+    if (!listed.length) return;
+    current = Math.max(0, Math.min(listed.length - 1, current + step));
     const top = current * ROW;
     if (top < body.scrollTop) body.scrollTop = top;
     if (top + ROW > body.scrollTop + body.clientHeight) body.scrollTop = top + ROW - body.clientHeight;
     draw();
   }
-  const openCurrent = () => found.length && choose(Math.max(0, current));
+  const openCurrent = () => listed.length && choose(Math.max(0, current));
 
   const place = (id) => number.get(id); // a feature's number among all cards, undefined without a card
   const label = (id) => rows[number.get(id)]?.[1] || "";

@@ -2,8 +2,8 @@
 // Names and the look of the graph, kept by the browser under the run's key; names.json carries names elsewhere.
 subrank.names = (() => {
   let run = "";
-  const given = new Map(); // came with the page
-  const own = new Map(); // given here; null where one that came with the page was taken away
+  const shipped = new Map(); // came with the page
+  const edited = new Map(); // written here; null where a shipped name was taken away
   const view = { hidden: new Set(), pinned: new Set() };
 
   function read(kind) {
@@ -24,13 +24,13 @@ subrank.names = (() => {
 
   function start(key, names) {
     run = key;
-    for (const [id, name] of Object.entries(names)) given.set(id, name);
-    for (const [id, name] of Object.entries(read("names"))) if (name === null || typeof name === "string") own.set(id, name);
+    for (const [id, name] of Object.entries(names)) shipped.set(id, name);
+    for (const [id, name] of Object.entries(read("names"))) if (name === null || typeof name === "string") edited.set(id, name);
     const seen = read("view");
     for (const kind of ["hidden", "pinned"]) if (Array.isArray(seen[kind])) view[kind] = new Set(seen[kind]);
   }
 
-  const of = (id) => (own.has(id) ? own.get(id) : given.get(id)) || null;
+  const of = (id) => (edited.has(id) ? edited.get(id) : shipped.get(id)) || null;
 
   function set(id, text) {
     const name = text
@@ -38,15 +38,15 @@ subrank.names = (() => {
       .slice(0, 120)
       .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "") // half of an emoji
       .trim();
-    if (name) own.set(id, name);
-    else if (given.has(id)) own.set(id, null);
-    else own.delete(id);
-    return write("names", Object.fromEntries(own));
+    if (name) edited.set(id, name);
+    else if (shipped.has(id)) edited.set(id, null);
+    else edited.delete(id);
+    return write("names", Object.fromEntries(edited));
   }
 
   function all() {
-    const found = [...new Map([...given, ...own])].filter(([, name]) => name);
-    return Object.fromEntries(found.sort(([a], [b]) => (a < b ? -1 : 1)));
+    const names = [...new Map([...shipped, ...edited])].filter(([, name]) => name);
+    return Object.fromEntries(names.sort(([a], [b]) => (a < b ? -1 : 1)));
   }
 
   function save() {

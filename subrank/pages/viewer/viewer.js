@@ -18,16 +18,16 @@
   const complain = (error) => show([el("p", { class: "problem" }, error.message)]);
 
   async function openNode(id) {
-    const own = ++ticket;
+    const mine = ++ticket;
     shown = { node: id };
     subrank.graph.select(shown);
     subrank.graph.reveal(id);
     remember(id);
     try {
       const card = await cardOf(id);
-      if (own === ticket) show(subrank.card.feature(id, card, subrank.graph.node(id)));
+      if (mine === ticket) show(subrank.card.feature(id, card, subrank.graph.node(id)));
     } catch (error) {
-      if (own === ticket) complain(error);
+      if (mine === ticket) complain(error);
     }
   }
 
@@ -44,16 +44,16 @@
   async function openEdge(cause, target) {
     const edge = subrank.graph.edge(cause, target);
     if (!edge) return;
-    const own = ++ticket;
+    const mine = ++ticket;
     shown = { edge };
     subrank.graph.select(shown);
     remember(`${cause}>${target}`);
     try {
       const chunk = edge.examples === null ? null : await load(`edges-${String(edge.examples).padStart(3, "0")}`);
-      const found = chunk?.find((e) => e.cause === cause && e.target === target)?.examples;
-      if (own === ticket) show(subrank.card.edge(edge, found));
+      const examples = chunk?.find((e) => e.cause === cause && e.target === target)?.examples;
+      if (mine === ticket) show(subrank.card.edge(edge, examples));
     } catch (error) {
-      if (own === ticket) complain(error);
+      if (mine === ticket) complain(error);
     }
   }
 
@@ -209,9 +209,9 @@
   // ---- start ----
 
   async function rows() {
-    const found = [];
-    for (let i = 0; i < data.features.lists; i++) found.push(...(await load(`list-${String(i).padStart(3, "0")}`)));
-    subrank.list.fill(found);
+    const rows = [];
+    for (let i = 0; i < data.features.lists; i++) rows.push(...(await load(`list-${String(i).padStart(3, "0")}`)));
+    subrank.list.fill(rows);
   }
 
   async function start() {
