@@ -33,7 +33,7 @@ class Cell:
 
     text: str
     small: str = ""
-    """A second, smaller line: an interval, or what a feature responds to."""
+    """Smaller lines below: an interval, or what a feature responds to."""
     link: str = ""
 
 
@@ -47,6 +47,8 @@ class Table:
     """The number of the row that is highlighted."""
     prose: bool = False
     """Whether the last column holds sentences: to the left, and wrapped."""
+    wide: bool = False
+    """Whether it may be wider than the text of the page."""
 
 
 def estimate_cell(value: Estimate | float | None, spec: str = ".3f", ends: str | None = None) -> Cell:

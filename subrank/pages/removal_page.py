@@ -25,7 +25,7 @@ def removal_section(result: RemovalResult) -> Markup:
         site=result.site,
         features=", ".join(features.features),
         strength=f"{features.strength:g}",
-        methods=_methods_table(result, methods, best),
+        methods=_methods_table(methods, best),
         outcome=result.sentence(),
         comparisons=_comparison_table(result),
         verdict=result.verdict(),
@@ -33,26 +33,25 @@ def removal_section(result: RemovalResult) -> Markup:
         plot=figure(removal_figure(result)),
         gone=_gone_table(result),
         layers=_layers_table(result) if result.elsewhere else None,
-        everywhere=_methods_table(result, result.everywhere) if result.everywhere else None,
+        everywhere=_methods_table(result.everywhere) if result.everywhere else None,
         resampled=result.resampled,
+        transfer=" / ".join(result.unedited.transfer) if result.unedited else "",
         near=GONE,
     )
 
 
-def _methods_table(result: RemovalResult, methods: Sequence[Removal], best: int | None = None) -> Table:
-    transfer = " / ".join(result.unedited.transfer) if result.unedited else ""
+def _methods_table(methods: Sequence[Removal], best: int | None = None) -> Table:
     head = (
-        *("method", "strength", "AUROC", "within sentences", "accuracy", "P(right) − P(wrong)", "P(both)"),
-        f"transfer: {transfer}" if transfer else "transfer",
+        *("method", "strength", "AUROC", "within sentences", "accuracy", "P(right) − P(wrong)", "P(both)", "transfer"),
         *("probe: site, last layer", "damage (nats/token)", "cross-entropy", "edit size", "gone"),
     )
-    return Table(head, [_method_row(method) for method in methods], best)
+    return Table(head, [_method_row(method) for method in methods], best, wide=True)
 
 
 def _method_row(removal: Removal) -> tuple[str | Cell, ...]:
     auroc = estimate_cell(removal.auroc, ".2f")
     if removal.draws:
-        auroc = Cell(auroc.text, f"{auroc.small} draws {', '.join(f'{area:.2f}' for area in removal.draws)}".strip())
+        auroc = Cell(auroc.text, f"{auroc.small}\n{', '.join(f'{area:.2f}' for area in removal.draws)}".strip())
     probes = (MISSING if area is None else f"{area.value:.2f}" for area in (removal.probe, removal.probe_last))
     return (
         removal.method,

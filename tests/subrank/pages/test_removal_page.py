@@ -61,10 +61,10 @@ def test_the_page_shows_every_method_what_was_resampled_and_the_notes(result):
     assert "<script>alert" not in page and page.count("&lt;script&gt;") >= 4
     for shown in ("0.91 / 0.72", "1.00 / 0.99", "0.83 / –", "1_2, 1_7", "with strength 1.35", "0.77 / 0.1100"):
         assert shown in page
-    assert "bootstrap over names and templates, crossed" in page and "transfer: her or his" in page
+    assert "bootstrap over names and templates, crossed" in page and "forms of the task: her or his" in page
     assert "transfer to &lt;script&gt;" in page.lower() and "mean difference" not in page
     assert page.index("no edit") < page.index("<td>features") < page.index("LEACE, tuned")
-    assert "0.50<small>[0.46, 0.53] draws 0.05, 0.95</small>" in page  # the draws beside their mean
+    assert "0.50<small>[0.46, 0.53]\n0.05, 0.95</small>" in page  # the draws beside their mean
     marked = page[page.index('<tr class="best">') :]
     assert marked.index("<td>features") < marked.index("</tr>")
 
