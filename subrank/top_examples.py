@@ -9,7 +9,7 @@ from circuits.features.atlas import Examples
 from sae_core.model.generation import pieces
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId
-from subrank.pages.page import fragment, render
+from subrank.pages.page import Token, fragment, render
 
 BEFORE, AFTER = 24, 3
 """Tokens shown around the strongest one."""
@@ -74,7 +74,7 @@ class TopExamples(Sequence[TopExample]):
             {
                 "activation": f"{example.activations[example.peak]:.2f}",
                 "tokens": [
-                    {"text": text, "share": round(max(f, 0.0) / strongest, 3), "peak": place == example.peak}
+                    Token(text, min(1.0, max(f, 0.0) / strongest), f"{f:.3g}", framed=place == example.peak)
                     for place, (text, f) in enumerate(zip(example.tokens, example.activations, strict=True))
                 ],
             }

@@ -99,7 +99,7 @@ def visible_token(token: str) -> str:
 
 def joint(tokens: Sequence[Token]) -> str:
     """What stands between the tokens of a text: nothing, where they bring their own spaces."""
-    return "" if any(token.text.startswith(" ") for token in tokens) else " "
+    return "" if any(token.text.startswith(" ") or token.text.endswith(" ") for token in tokens) else " "
 
 
 @cache
