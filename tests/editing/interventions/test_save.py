@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from sae_core.data.text import Text
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
-from subrank.cli.remove import write_edit
+from subrank.experiments.removal import write_edit
 
 SITE = Site(1)
 
@@ -246,12 +245,11 @@ def test_three_lines_apply_a_saved_edit_while_text_is_generated(tmp_path, checkp
     assert edited != plain
 
 
-def test_what_cannot_be_exported_is_still_saved(tmp_path, tiny_models, capsys):
+def test_what_cannot_be_exported_is_still_saved(tmp_path, tiny_models):
     """Once it was written into `edit/`, and said not to be saved."""
     model, site = tiny_models["neox"], Site(1, Stream.MLP_OUT)
     edits = (ablate(site, random_topk(32), [1, 2]),)
     text = random_tokens(model.n_vocab, 4, 9)
-    write_edit(tmp_path, model, SimpleNamespace(edits=edits), text)
+    (problem,) = write_edit(tmp_path, model, spare_bos(model, list(edits), text))
     assert [one.site for one in load_edit(tmp_path / "edit")] == [site]
-    said = capsys.readouterr().out
-    assert "mlp_out.1" in said and "hook/" in said and "edit/" not in said and not (tmp_path / "hook").exists()
+    assert "mlp_out.1" in problem and "hook/" in problem and not (tmp_path / "hook").exists()

@@ -11,7 +11,8 @@ from verbs import result_of, run
 from editing.loss_recovered import Splice
 from sae_core.data.text import Text
 from sae_core.errors import UserError
-from sae_core.formats.readers import load_foreign, save_sparsify
+from sae_core.formats.readers import load_foreign
+from sae_core.formats.sparsify import save_sparsify
 from sae_core.sites import Site, Stream
 from subrank.experiments.importing import gather
 
