@@ -173,5 +173,5 @@ def _report(profile: Profile, splice: SpliceReport) -> DictionaryReport:
 
 
 def _pair(likeness: Likeness) -> SetPair:
-    expected = likeness.to_json()["expected"]
-    return SetPair(likeness.a, likeness.b, Matching.of(likeness.found), Matching.of(likeness.chance), expected)
+    expected = likeness.expected
+    return SetPair(likeness.a, likeness.b, Matching.of(likeness.similarity), Matching.of(likeness.chance), expected)

@@ -37,8 +37,8 @@ class CachedStream:
     def __post_init__(self):
         card, path = _card(self.stream), self.folder / CARD
         if path.exists():
-            found = read_json(path)
-            other = [name for name in card if found.get(name) != card[name]]
+            stored = read_json(path)
+            other = [name for name in card if stored.get(name) != card[name]]
             if other:
                 raise UserError(f"{self.folder} keeps activations of other {' and '.join(other)}; give another folder")
         elif any(self.folder.glob("block-*.safetensors")):

@@ -9,9 +9,8 @@ equal length, a batch holds at most ceil(batch / contexts in the block) tokens e
 least as many contexts as a batch has tokens, a batch holds no two of the same, and no shuffle of the whole
 text does better.
 
-Blocks are harvested when they are asked for, by no thread of its own: the language model and the dictionaries
-share one device, so that harvesting ahead would take from training the time that it saves, and hold a second
-block. The trainer is never starved of anything but that time.
+Blocks are harvested synchronously: the language model and the dictionaries share one device, so that
+prefetching would gain nothing and hold a second block.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ _Buffers = dict[Site, Tensor]
 
 
 class _Latest:
-    """The rows of one block, the one asked for last, and the memory that they are in.
+    """The rows of the block that was read last, and the memory that they are in.
 
     Memory of this size would be given back to the system with every block and fetched anew, page by page.
     """
@@ -150,14 +149,17 @@ def harvest(
     contexts: Int[Tensor, "contexts pos"],
     sites: tuple[Site, ...],
     buffers: _Buffers | None = None,
+    *,
+    at_once: int | None = None,
 ) -> dict[Site, Tensor]:
     """Activations `[tokens, d_in]` of all content tokens, in the order of the text.
 
-    Written into `buffers` where these have room, which hold them afterwards in any case.
+    Written into `buffers` where these have room, which hold them afterwards in any case; `at_once` contexts go through
+    the model together, by default as many as its device takes well.
     """
     content, rows, start = model.content(contexts), {}, 0
     buffers = {} if buffers is None else buffers
-    at_once = _contexts_at_once(model, contexts.shape[1])
+    at_once = at_once or _contexts_at_once(model, contexts.shape[1])
     n_tokens = int(content.sum())
     for chunk, mask in zip(contexts.split(at_once), content.split(at_once), strict=True):
         places = mask.flatten().nonzero().squeeze(-1).to(model.device)

@@ -91,20 +91,20 @@ def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
     return contexts[n:], contexts[:n] if n else contexts
 
 
-def documents(source: str, column: str = "text") -> Iterator[str]:
+def documents(source: str, column: str = "text", *, piece: int = PIECE) -> Iterator[str]:
     """The documents of a source, one string each; raises `UserError` for one that is missing or empty."""
-    path, found = Path(source).expanduser(), False
+    path, empty = Path(source).expanduser(), True
     if source == "storybook":
         texts = _storybook()
     elif not looks_like_file(source):
         texts = _dataset(source, column)
     else:
-        texts = _folder(path, column) if path.is_dir() else _file(path, column)
+        texts = _folder(path, column, piece) if path.is_dir() else _file(path, column, piece)
     for text in texts:
         if text.strip():
-            found = True
+            empty = False
             yield text
-    if not found:
+    if empty:
         raise UserError(f"{source} holds no text")
 
 
@@ -127,7 +127,7 @@ def _storybook() -> Iterator[str]:
         yield " ".join(token.text for token in grammar.document(rng)[:-1])
 
 
-def _folder(folder: Path, column: str) -> Iterator[str]:
+def _folder(folder: Path, column: str, piece: int) -> Iterator[str]:
     """A dataset in a folder, or the `.txt` and `.jsonl` files in it and below, sorted by their paths."""
     inside = [path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder))]
     if any(path.suffix in (".parquet", ".arrow") for path in inside):
@@ -137,38 +137,38 @@ def _folder(folder: Path, column: str) -> Iterator[str]:
     if not files:
         raise UserError(f"no text in {folder}: it holds no .txt, .jsonl, .parquet or .arrow file")
     for path in files:
-        yield from _file(path, column)
+        yield from _file(path, column, piece)
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _file(path: Path, column: str) -> Iterator[str]:
+def _file(path: Path, column: str, piece: int) -> Iterator[str]:
     if not path.is_file():
         raise UserError(f"no text at {path}; give 'storybook', a .txt or .jsonl file, a folder, or a dataset name")
     with path.open(encoding="utf-8") as file:
         try:
-            yield from _json_lines(path, file, column) if path.suffix == ".jsonl" else _pieces(file)
+            yield from _json_lines(path, file, column) if path.suffix == ".jsonl" else _pieces(file, piece)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text ({error.reason})") from error
 
 
-def _pieces(file: TextIO) -> Iterator[str]:
-    """A text in pieces of half of `PIECE` to twice as many characters, which together are the whole.
+def _pieces(file: TextIO, piece: int) -> Iterator[str]:
+    """A text in pieces of half of `piece` to twice as many characters, which together are the whole.
 
     The cut is before a blank line, else before white space: there a word with its space begins, for most
     tokenizers a token.
     """
     kept = ""
-    while more := file.read(PIECE):
+    while more := file.read(piece):
         kept += more
-        if len(kept) < PIECE:
+        if len(kept) < piece:
             continue
-        found = kept.rfind("\n\n", PIECE // 2)
-        if found < 0:
-            found = max(kept.rfind(space, PIECE // 2) for space in " \n\t")
-        cut = len(kept[:found].rstrip()) if found >= 0 else 0
+        space = kept.rfind("\n\n", piece // 2)
+        if space < 0:
+            space = max(kept.rfind(character, piece // 2) for character in " \n\t")
+        cut = len(kept[:space].rstrip()) if space >= 0 else 0
         cut = cut or len(kept)
         yield kept[:cut]
         kept = kept[cut:]
@@ -198,7 +198,7 @@ def _dataset(name: str, column: str) -> Iterator[str]:
         yield row[column]
 
 
-def _rows(name: str) -> Iterator[dict[str, Any]]:
+def _rows(name: str) -> Iterator[Any]:
     """The rows of the part `train` of a dataset, in a folder or on the hub, as they come in."""
     folder, config = Path(name).expanduser(), None
     if folder.is_dir():

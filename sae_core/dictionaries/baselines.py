@@ -63,13 +63,14 @@ class Unmixing:
 
 
 def pca(x: Float[Tensor, "batch d_in"], n_components: int | None = None) -> Basis:
-    """Principal components of `x`, the strongest first; all of them unless told.
+    """Principal components of `x`, the strongest first; all of them by default.
 
     Covariance and its eigenvectors are computed in float64.
     """
     wide = x.double()
     mean = wide.mean(0)
-    vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean)).eigenvectors.flip(-1).T
+    _, vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean))
+    vectors = vectors.flip(-1).T
     return Basis(vectors[:n_components].to(x.dtype).contiguous(), mean.to(x.dtype))
 
 

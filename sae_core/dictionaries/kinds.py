@@ -72,7 +72,7 @@ def parts(dictionary: Dictionary | Autoencoder) -> Parts:
     if isinstance(sae, TiedSAE):
         sae = sae.unscaled(1.0)
     kind = _kind_of(sae, SAES)
-    if kind is None or (isinstance(dictionary, Normed) and normalisation is None):
+    if kind is None or not isinstance(sae, SAE) or (isinstance(dictionary, Normed) and normalisation is None):
         raise UserError(f"a {type(dictionary).__name__} cannot be written; of autoencoders {_names(SAES)} can")
     return Parts(sae, kind, normalisation)
 

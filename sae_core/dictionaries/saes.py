@@ -80,14 +80,14 @@ class SAE(nn.Module):
         """
         index = torch.tensor(latents, device=self.b_dec.device)
 
-        def some(name: str, value: Tensor) -> Tensor:
+        def chosen(name: str, value: Tensor) -> Tensor:
             return value if name == "b_dec" else value[:, index] if name == "W_enc" else value[index]
 
         other = copy.copy(self)
         other._parameters = {
-            name: nn.Parameter(some(name, p.detach()), requires_grad=False) for name, p in self._parameters.items()
+            name: nn.Parameter(chosen(name, p.detach()), requires_grad=False) for name, p in self.named_parameters()
         }
-        other._buffers = {name: some(name, b) for name, b in self._buffers.items()}
+        other._buffers = {name: chosen(name, b) for name, b in self.named_buffers()}
         return other
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class TiedSAE(ReLUSAE):
         return self.W_dec.T
 
     @torch.no_grad()
-    def unscaled(self, scale: float) -> ReLUSAE:
+    def unscaled(self, scale: float) -> SAE:
         other = ReLUSAE(self.d_in, self.n_latents, generator=torch.Generator()).to(self.W_dec)
         for name, value in {**self.state_dict(), "W_enc": self.W_dec.T}.items():
             getattr(other, name).copy_(value)
@@ -154,6 +154,7 @@ class TopKSAE(SAE):
             raise UserError(f"k must lie between 1 and the number of latents, {n_latents}; got k={k}")
         super().__init__(d_in, n_latents, generator=generator, encoder=0.1)
         self.k = k
+        self.gain: Tensor | None
         self.register_buffer("gain", None, persistent=False)
 
     def only(self, latents: Sequence[int]) -> SAE:

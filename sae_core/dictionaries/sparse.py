@@ -179,7 +179,7 @@ def encode(
     The values must be those of the encoder already; this gives them their gradient, which reaches the
     chosen columns of `W_enc`, `b_enc` and `b_dec`. `x` gets none.
     """
-    _ = codes.by_latent  # found once here, read by the gradients of encoder and decoder
+    _ = codes.by_latent  # sorted once here, read by the gradients of encoder and decoder
     return codes.with_values(_EncoderGradient.apply(codes.values, x, W_enc, b_enc, b_dec, codes))
 
 

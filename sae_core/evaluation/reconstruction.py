@@ -8,9 +8,8 @@ offset of the activations shows.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +21,7 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
 
 CODES_AT_ONCE = 2**24
-"""Entries of a dense code that are in memory at one time."""
+"""Entries of a dense code that are in memory at a time."""
 _BINS_PER_DECADE = 4
 
 
@@ -103,25 +102,6 @@ class Profile:
         bins = torch.bucketize(alive, edges, right=True).clamp(1, n_bins) - 1
         return edges.tolist(), torch.bincount(bins, minlength=n_bins).tolist()
 
-    def to_json(self) -> dict[str, Any]:
-        """The numbers, with the histogram in place of the densities; null where a ratio has no value."""
-        edges, counts = self.histogram()
-        return {
-            **_finite(asdict(self.quality)),
-            "n_latents": len(self.density),
-            "n_alive": self.n_alive,
-            "cosine": finite(self.cosine),
-            "norm_ratio": finite(self.norm_ratio),
-            "density": {"log10_edges": edges, "counts": counts},
-            "at_start": list(self.at_start),
-            "by_position": [_finite(asdict(part)) for part in self.by_position],
-            "by_frequency": [_finite(asdict(part)) for part in self.by_frequency],
-        }
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
-
 
 def quality(
     model: LanguageModel,
@@ -131,8 +111,8 @@ def quality(
     at_once: int = 32,
 ) -> dict[Site, Quality]:
     """FVU, L0 and dead share of each dictionary on the content tokens of `contexts`, in one pass."""
-    found = profiles(model, {"": dictionaries}, contexts, at_once=at_once)[""]
-    return {site: profile.quality for site, profile in found.items()}
+    measured = profiles(model, {"": dictionaries}, contexts, at_once=at_once)[""]
+    return {site: profile.quality for site, profile in measured.items()}
 
 
 @torch.no_grad()
@@ -142,9 +122,11 @@ def profiles(
     contexts: Int[Tensor, "contexts pos"],
     *,
     at_once: int = 32,
+    codes_at_once: int = CODES_AT_ONCE,
 ) -> dict[str, dict[Site, Profile]]:
     """The profile of every dictionary of every set on the content tokens of `contexts`, all in one pass.
 
+    `at_once` contexts go through the model together, and `codes_at_once` entries of a code are in memory at a time.
     Raises `UserError` where the text holds special tokens only.
     """
     content = model.content(contexts)
@@ -152,8 +134,11 @@ def profiles(
         raise UserError("the text holds no tokens but special ones; give another text")
     cells = _Cells(contexts, content)
     moments: dict[Site, _Moments] = {}
-    tallies = {name: {site: _Tally(cells, d) for site, d in own.items()} for name, own in sets.items()}
-    sites = {site for own in sets.values() for site in own}
+    tallies = {
+        name: {site: _Tally(cells, dictionary, codes_at_once) for site, dictionary in dictionaries.items()}
+        for name, dictionaries in sets.items()
+    }
+    sites = {site for dictionaries in sets.values() for site in dictionaries}
     for rows in torch.arange(len(contexts)).split(at_once):
         kept, place = content[rows], cells.place[rows][content[rows]]
         first = (kept & (kept.cumsum(-1) == 1))[kept]
@@ -162,12 +147,12 @@ def profiles(
             where, at_start = place.to(x.device), first.to(x.device)
             if len(x):
                 moments.setdefault(site, _Moments(cells, x)).add(x, where)
-                for own in tallies.values():
-                    if site in own:
-                        own[site].add(x, where, at_start)
+                for by_site in tallies.values():
+                    if site in by_site:
+                        by_site[site].add(x, where, at_start)
     return {
-        name: {site: tally.profile(moments[site]) for site, tally in sorted(own.items())}
-        for name, own in tallies.items()
+        name: {site: tally.profile(moments[site]) for site, tally in sorted(by_site.items())}
+        for name, by_site in tallies.items()
     }
 
 
@@ -230,19 +215,19 @@ class _Moments:
 class _Tally:
     """Sums of what one dictionary does, per cell, and counts per latent."""
 
-    def __init__(self, cells: _Cells, dictionary: Dictionary):
+    def __init__(self, cells: _Cells, dictionary: Dictionary, codes_at_once: int = CODES_AT_ONCE):
         self.cells, self.dictionary, directions = cells, dictionary, dictionary.directions
         self.error = directions.new_zeros(len(cells), dtype=torch.float64)
         self.active = directions.new_zeros(len(cells), dtype=torch.long)
         self.fired, self.started = directions.new_zeros(2, len(directions), dtype=torch.long)
+        self.rows_at_once = max(1, codes_at_once // len(directions))
         self.cosine = self.ratio = 0.0
         self.n_nonzero = 0
 
     def add(self, x: Float[Tensor, "batch d_in"], place: Int[Tensor, "batch"], at_start: Bool[Tensor, "batch"]) -> None:
         """Count the tokens `x`; codes are dense for a few rows at a time."""
-        few = max(1, CODES_AT_ONCE // len(self.fired))
-        for own in zip(x.split(few), place.split(few), at_start.split(few), strict=True):
-            self._add(*own)
+        for rows in zip(*(part.split(self.rows_at_once) for part in (x, place, at_start)), strict=True):
+            self._add(*rows)
 
     def _add(self, x: Tensor, place: Tensor, at_start: Tensor) -> None:
         f = self.dictionary.encode(x)
@@ -252,11 +237,11 @@ class _Tally:
         self.fired += active.sum(0)
         self.started += active[at_start].sum(0)
         size, size_hat = wide.norm(dim=-1), x_hat.norm(dim=-1)
-        given = size > 0
+        nonzero = size > 0
         cosine = (wide * x_hat).sum(-1) / (size * size_hat).clamp_min(torch.finfo(torch.float64).tiny)
-        self.cosine += cosine[given].sum().item()
-        self.ratio += (size_hat[given] / size[given]).sum().item()
-        self.n_nonzero += int(given.sum())
+        self.cosine += cosine[nonzero].sum().item()
+        self.ratio += (size_hat[nonzero] / size[nonzero]).sum().item()
+        self.n_nonzero += int(nonzero.sum())
 
     def profile(self, moments: _Moments) -> Profile:
         n, error, active = self.cells.n_tokens.double(), self.error.cpu(), self.active.cpu().double()

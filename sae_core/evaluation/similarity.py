@@ -1,15 +1,14 @@
 """How alike two dictionaries are, by their directions or by what their latents do on the same tokens.
 
-Two questions with different answers. Does every latent of one have a like in the other (mean max, asked in both
-directions: a small dictionary may be contained in a large one)? And can the latents be paired off, each used
+Two questions with different answers. Does every latent of the first have a similar one in the second (mean max, in
+both directions: a small dictionary may be contained in a large one)? And can the latents be paired off, each used
 once (Hungarian matching)? Both need a baseline: among enough random directions some are close.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
+from itertools import chain, combinations
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from sae_core.sites import Site
 
 EXACT_UP_TO = 2**14
 """Latents up to which the matching is exact: it takes 12 bytes per pair and, at random directions, 40 s."""
-_ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +47,20 @@ class Similarity:
         """Share of the smaller dictionary's latents in pairs at least that similar."""
         return int((self.pairs >= least).sum()) / self.n_smaller
 
-    def to_json(self) -> dict[str, Any]:
-        """Means and shares, with `matching` naming how pairs were found."""
-        return {
-            "a_in_b": self.a_in_b,
-            "b_in_a": self.b_in_a,
-            "matching": "hungarian" if self.exact else "mutual nearest neighbours",
-            "n_pairs": len(self.pairs),
-            "matched": self.matched if len(self.pairs) else None,
-            "share_0.7": self.share(0.7),
-            "share_0.9": self.share(0.9),
-        }
-
 
 @torch.no_grad()
-def similarity(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], *, exact_up_to: int = EXACT_UP_TO) -> Similarity:
+def similarity(
+    a: Float[Tensor, "n d_in"],
+    b: Float[Tensor, "m d_in"],
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> Similarity:
     """Similarity of two dictionaries at one site by the cosines of their unit directions.
 
     With more than `exact_up_to` latents pairs are mutual nearest neighbours, and the cosines are never all there.
     """
-    cosines = (rows @ b.T for rows in a.split(_ROWS_AT_ONCE))
+    cosines = (rows @ b.T for rows in a.split(rows_at_once))
     return _similarity(cosines, exact=max(len(a), len(b)) <= exact_up_to)
 
 
@@ -77,22 +70,17 @@ class Likeness:
 
     a: str
     b: str
-    found: Similarity
+    similarity: Similarity
     chance: Similarity
     """Of two random dictionaries of the same sizes."""
     sizes: tuple[int, int, int]
     """Latents of `a`, latents of `b`, and their width."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Names and numbers; `expected` is what the mean max of random directions tends to."""
+    @property
+    def expected(self) -> dict[str, float]:
+        """What the mean max of random directions tends to, as `a_in_b` and `b_in_a`."""
         n, m, d_in = self.sizes
-        return {
-            "a": self.a,
-            "b": self.b,
-            "cosine": self.found.to_json(),
-            "random": self.chance.to_json(),
-            "expected": {"a_in_b": expected_max_cosine(m, d_in), "b_in_a": expected_max_cosine(n, d_in)},
-        }
+        return {"a_in_b": expected_max_cosine(m, d_in), "b_in_a": expected_max_cosine(n, d_in)}
 
 
 def compare(
@@ -100,15 +88,16 @@ def compare(
 ) -> dict[Site, tuple[Likeness, ...]]:
     """Every two sets compared at every site that both have; the baselines are drawn once per size."""
     chance: dict[tuple[int, int, int], Similarity] = {}
-    found: dict[Site, list[Likeness]] = {}
+    pairs: dict[Site, list[Likeness]] = {}
     for (name_a, a), (name_b, b) in combinations(sets.items(), 2):
         for site in sorted(a.keys() & b.keys()):
-            one, other = a[site].directions.float(), b[site].directions.float()
-            size = (len(one), *other.shape)
-            if size not in chance:
-                chance[size] = random_baseline(*size, generator=generator)
-            found.setdefault(site, []).append(Likeness(name_a, name_b, similarity(one, other), chance[size], size))
-    return {site: tuple(pairs) for site, pairs in sorted(found.items())}
+            rows_a, rows_b = a[site].directions.float(), b[site].directions.float()
+            sizes = (len(rows_a), len(rows_b), rows_b.shape[1])
+            if sizes not in chance:
+                chance[sizes] = random_baseline(*sizes, generator=generator)
+            likeness = Likeness(name_a, name_b, similarity(rows_a, rows_b), chance[sizes], sizes)
+            pairs.setdefault(site, []).append(likeness)
+    return {site: tuple(at_site) for site, at_site in sorted(pairs.items())}
 
 
 def random_baseline(n: int, m: int, d_in: int, *, generator: torch.Generator) -> Similarity:
@@ -142,7 +131,7 @@ def coactivity(
     correlates with nothing (0).
     """
     scores = correlation(codes)
-    return _similarity(scores.split(_ROWS_AT_ONCE), exact=max(scores.shape) <= exact_up_to)
+    return _similarity(scores.split(ROWS_AT_ONCE), exact=max(scores.shape) <= exact_up_to)
 
 
 def correlation(codes: Iterable[tuple[Float[Tensor, "_ n"], Float[Tensor, "_ m"]]]) -> Float[Tensor, "n m"]:
@@ -150,22 +139,23 @@ def correlation(codes: Iterable[tuple[Float[Tensor, "_ n"], Float[Tensor, "_ m"]
 
     Sums are about the first token's code, which cancels, so that a constant latent has a variance of exactly 0.
     """
-    first, n_tokens = None, 0
-    for batch in codes:
-        f, g = (own.double() for own in batch)
-        if first is None:
-            first = f[0].clone(), g[0].clone()
-            sum_f, sum_g, square_f, square_g = (torch.zeros_like(own) for own in first * 2)
-            cross = f.new_zeros(f.shape[1], g.shape[1])
-        f, g = f - first[0], g - first[1]
+    batches = iter(codes)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("a correlation needs codes of at least one batch; got none")
+    shift_f, shift_g = (part[0].double() for part in first)
+    sum_f, square_f = torch.zeros_like(shift_f), torch.zeros_like(shift_f)
+    sum_g, square_g = torch.zeros_like(shift_g), torch.zeros_like(shift_g)
+    cross, n_tokens = torch.outer(sum_f, sum_g), 0
+    for batch in chain([first], batches):
+        f, g = (part.double() for part in batch)
+        f, g = f - shift_f, g - shift_g
         n_tokens += len(f)
         sum_f += f.sum(0)
         sum_g += g.sum(0)
         square_f += f.pow(2).sum(0)
         square_g += g.pow(2).sum(0)
         cross.addmm_(f.T, g)
-    if first is None:
-        raise ValueError("a correlation needs codes of at least one batch; got none")
     variance_f, variance_g = square_f - sum_f.pow(2) / n_tokens, square_g - sum_g.pow(2) / n_tokens
     scale = torch.outer(variance_f.clamp_min(0).sqrt(), variance_g.clamp_min(0).sqrt())
     covariance = cross - torch.outer(sum_f, sum_g) / n_tokens
@@ -174,19 +164,20 @@ def correlation(codes: Iterable[tuple[Float[Tensor, "_ n"], Float[Tensor, "_ m"]
 
 def _similarity(blocks: Iterable[Float[Tensor, "_ m"]], *, exact: bool) -> Similarity:
     """From the similarities of all pairs, a block of rows at a time."""
-    best_a, to_b, kept, best_b, to_a, start = [], [], [], None, None, 0
+    best_a, to_b, kept, start = [], [], [], 0
+    best_b = to_a = torch.empty(0)
     for scores in blocks:
         best, where = scores.max(1)
         best_a.append(best)
         to_b.append(where)
         best, where = scores.max(0)
         where = where + start
-        start += len(scores)
-        if best_b is None:
+        if not start:
             best_b, to_a = best, where
         else:
             to_a = torch.where(best > best_b, where, to_a)
             best_b = torch.maximum(best, best_b)
+        start += len(scores)
         if exact:
             kept.append(scores)
     values, nearest = torch.cat(best_a), torch.cat(to_b)

@@ -26,11 +26,11 @@ def locate(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"no file or folder {path}; give a file of another tool's dictionary, or its folder")
-    found = [path / name for name in _NAMES if (path / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{path} holds {' and '.join(file.name for file in found)}; give the file itself")
+    files = [path / name for name in _NAMES if (path / name).is_file()]
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UserError(f"{path} holds {' and '.join(file.name for file in files)}; give the file itself")
     within = sorted(file.parent for name in _NAMES for file in path.glob(f"*/{name}"))
     hint = f"; give one of the folders in it, such as {within[0]}" if within else f" (none of {', '.join(_NAMES)})"
     raise UserError(f"{path} itself holds no dictionary{hint}")

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float | int]:
     """Measure the model in a directory and print the figures as JSON."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("-n", type=int, default=1000, help="stories per figure")
     options = parser.parse_args(arguments)

@@ -91,7 +91,7 @@ def train(model, ids: dict[str, int], *, steps: int, batch: int, lr: float, seed
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and save in Hugging Face layout."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--batch", type=int, default=16, help="contexts of 128 tokens a step")

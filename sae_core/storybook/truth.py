@@ -17,37 +17,37 @@ from sae_core.storybook.grammar import CLOSING, END, NAMES, Grammar, Token, fema
 from sae_core.storybook.measure import HELD_OUT_SEED
 
 BRACKETS = ("(", "[", "{")
-_Says = Callable[[Token], bool]
+Predicate = Callable[[Token], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Documents and their labels. Rows start with `END` and are padded with it; both are nobody's label."""
+    """Documents and their labels. Rows start with `END` and are padded with it; no label holds there."""
 
     tokens: Int[Tensor, "documents pos"]
     labels: Mapping[str, Bool[Tensor, "documents pos"]]
 
 
-def labels() -> dict[str, _Says]:
+def labels() -> dict[str, Predicate]:
     """What can be said of a token, by kind: `open`, `inside`, `close`, `name` and `role`, before the colon."""
-    said: dict[str, _Says] = {"open: any bracket": lambda t: t.text in BRACKETS}
-    said["inside: any bracket"] = lambda t: any(b in t.open for b in BRACKETS)
-    said["close: any bracket"] = lambda t: t.role == "close" and t.text != '"'
+    predicates: dict[str, Predicate] = {"open: any bracket": lambda t: t.text in BRACKETS}
+    predicates["inside: any bracket"] = lambda t: any(b in t.open for b in BRACKETS)
+    predicates["close: any bracket"] = lambda t: t.role == "close" and t.text != '"'
     for mark in CLOSING:
-        said[f"open: {mark}"] = lambda t, m=mark: t.text == m and t.role != "close"
-        said[f"inside: {mark}"] = lambda t, m=mark: m in t.open
-        said[f"innermost: {mark}"] = lambda t, m=mark: t.open[-1:] == m
-        said[f"close: {CLOSING[mark]}"] = lambda t, m=mark: t.role == "close" and t.open[-1:] == m
+        predicates[f"open: {mark}"] = lambda t, m=mark: t.text == m and t.role != "close"
+        predicates[f"inside: {mark}"] = lambda t, m=mark: m in t.open
+        predicates[f"innermost: {mark}"] = lambda t, m=mark: t.open[-1:] == m
+        predicates[f"close: {CLOSING[mark]}"] = lambda t, m=mark: t.role == "close" and t.open[-1:] == m
     for depth in (1, 2, 3):
-        said[f"inside: {depth} brackets"] = lambda t, d=depth: sum(b in BRACKETS for b in t.open) == d
-    said["name: any"] = lambda t: t.text in NAMES
-    said["name: of a woman"] = lambda t: t.text in NAMES and female(t.text)
-    said["name: of a man"] = lambda t: t.text in NAMES and not female(t.text)
+        predicates[f"inside: {depth} brackets"] = lambda t, d=depth: sum(b in BRACKETS for b in t.open) == d
+    predicates["name: any"] = lambda t: t.text in NAMES
+    predicates["name: of a woman"] = lambda t: t.text in NAMES and female(t.text)
+    predicates["name: of a man"] = lambda t: t.text in NAMES and not female(t.text)
     for name in NAMES:
-        said[f"name: {name}"] = lambda t, n=name: t.text == n
+        predicates[f"name: {name}"] = lambda t, n=name: t.text == n
     for role in ("subject", "giver", "recipient", "pronoun"):
-        said[f"role: {role}"] = lambda t, r=role: t.role == r
-    return said
+        predicates[f"role: {role}"] = lambda t, r=role: t.role == r
+    return predicates
 
 
 def truth(model: LanguageModel, n_documents: int, *, seed: int = HELD_OUT_SEED) -> Truth:
@@ -57,10 +57,10 @@ def truth(model: LanguageModel, n_documents: int, *, seed: int = HELD_OUT_SEED) 
     (end,) = model.to_ids(END)
     vocabulary = {t.text: model.to_ids(t.text)[0] for document in documents for t in document}
     tokens, _ = pad([[end, *(vocabulary[t.text] for t in document)] for document in documents], fill=end)
-    found = {}
-    for label, says in labels().items():
+    masks = {}
+    for label, holds in labels().items():
         mask = torch.zeros_like(tokens, dtype=torch.bool)
         for row, document in enumerate(documents):
-            mask[row, 1 : len(document) + 1] = torch.tensor([t.text != END and says(t) for t in document])
-        found[label] = mask
-    return Truth(tokens, found)
+            mask[row, 1 : len(document) + 1] = torch.tensor([t.text != END and holds(t) for t in document])
+        masks[label] = mask
+    return Truth(tokens, masks)

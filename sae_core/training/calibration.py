@@ -37,7 +37,7 @@ def scales_and_centres(stream: ActivationSource) -> dict[Site, tuple[float, Tens
             squares[site] += x.pow(2).sum().item()
             if n < 2**12:
                 rows[site].append(x[: 2**12 - n].clone())
-        n += len(x)
+        n += len(next(iter(batch.values())))
     if not n:
         raise UserError(f"a block holds fewer than {stream.batch} tokens; give a smaller --batch or more text")
     result = {}

@@ -97,9 +97,9 @@ def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: to
             for parameter_name, parameter in at_site.sae.named_parameters():
                 parameter.data.copy_(tensors[f"{place}/{parameter_name}"])
             for weight_name, weight in at_site.weights.items():
-                moments = {moment: tensors.get(f"{place}/{moment}/{weight_name}") for moment in _MOMENTS}
-                if moments["step"] is not None:
-                    at_site.optimizer.state[weight] = {moment: value.to(device) for moment, value in moments.items()}
+                keys = {moment: f"{place}/{moment}/{weight_name}" for moment in _MOMENTS}
+                if keys["step"] in tensors:  # none before the first step
+                    at_site.optimizer.state[weight] = {m: tensors[key].to(device) for m, key in keys.items()}
             sites[Site.parse(name)] = at_site
         members.append(Member(config, sites, bool(bfloat16)))
     return TrainState(members, card["step"], card["block"], card["position"])

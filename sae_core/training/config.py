@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from sae_core import checks
-from sae_core.errors import UserError
+from sae_core.errors import UserError, no_such
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import Recipe
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
@@ -24,7 +24,7 @@ RECIPES: Mapping[str, type] = {
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain values; `recipe_from_json` is the inverse."""
     kind = next(name for name, recipe_type in RECIPES.items() if type(recipe) is recipe_type)
-    return {"kind": kind, **asdict(recipe)}
+    return {"kind": kind, **asdict(cast(Any, recipe))}
 
 
 def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
@@ -32,7 +32,7 @@ def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
     options = dict(value)
     kind = options.pop("kind", None)
     if kind not in RECIPES:
-        raise UserError(f"no kind of dictionary {kind!r}; there are {', '.join(RECIPES)}")
+        raise no_such("kind of dictionary", kind, RECIPES)
     try:
         return RECIPES[kind](**options)
     except TypeError as error:
@@ -104,5 +104,7 @@ class TrainConfig:
         unknown = set(value) - {field.name for field in fields(cls)}
         if unknown:
             raise UserError(f"training has no option {', '.join(sorted(unknown))}")
-        recipe = {"recipe": recipe_from_json(value["recipe"])} if "recipe" in value else {}
-        return cls(**(dict(value) | recipe))
+        options: dict[str, Any] = dict(value)
+        if "recipe" in options:
+            options["recipe"] = recipe_from_json(options["recipe"])
+        return cls(**options)

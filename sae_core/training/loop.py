@@ -2,7 +2,7 @@
 
 `train` is a generator that yields after every step with `TrainState` complete, so that a caller can
 report, save or stop anywhere; what it saves then continues to the same numbers. Adam, learning rate
-5e-4 * sqrt(2^14 / n) unless told, warm-up, and a linear fall to zero over the last fifth. (The power of n
+5e-4 * sqrt(2^14 / n) by default, warm-up, and a linear fall to zero over the last fifth. (The power of n
 is that of Gao et al. 2024, section A.3; their factor, 2e-4, is for runs a thousand times as long as the
 default here, where it left half as much variance again unexplained.) Nothing in a step waits for a GPU: latents are
 sorted into dead and alive, and numbers looked at for NaN, every `LOOK` steps.
@@ -105,6 +105,7 @@ def step(
     outcome = config.recipe.loss(sae, state.scale * x, LossContext(state.dead, config.ramp(number), scratch))
     loss = outcome.loss
     if config.kl:
+        assert downstream is not None  # `train` has looked
         loss = loss + config.kl * downstream(site, outcome.x_hat / state.scale, batch)
     loss.backward()
     sae.project_gradient()

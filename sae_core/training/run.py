@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_core import checks
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.data.text import Text
-from sae_core.dictionaries.saes import SAE
+from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
@@ -98,6 +98,8 @@ def calibrate_thresholds(
         return {}
     thresholds = {}
     for site, x in harvest(model, contexts, tuple(dictionaries)).items():
-        running = dictionaries[site].threshold[0].item()
-        thresholds[site] = {"running": running, "calibrated": calibrate(dictionaries[site], x, config.recipe.k)}
+        dictionary = dictionaries[site]
+        assert isinstance(dictionary, JumpReLUSAE)  # what these recipes train
+        running = dictionary.threshold[0].item()
+        thresholds[site] = {"running": running, "calibrated": calibrate(dictionary, x, config.recipe.k)}
     return thresholds

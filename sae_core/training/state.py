@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sae_core.dictionaries.saes import SAE
+from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig, recipe_to_json
@@ -61,7 +61,7 @@ class Member:
         dictionaries = {}
         for site, state in self.sites.items():
             dictionaries[site] = sae = state.sae.unscaled(state.scale)
-            if state.threshold[1] > 0:
+            if state.threshold[1] > 0 and isinstance(sae, JumpReLUSAE):
                 sae.threshold.data.fill_((state.threshold[0] / state.threshold[1]).item() / state.scale)
         return dictionaries
 
@@ -91,7 +91,7 @@ class TrainStep:
     n_dead: list[dict[Site, int]]
     """At the last look."""
 
-    def numbers(self) -> list[dict[Site, dict[str, float]]]:
+    def numbers(self) -> list[dict[Site, dict[str, float | int]]]:
         """Loss, FVU, L0 and dead latents of each member and site."""
         names = ("loss", "fvu", "l0")
         return [

@@ -242,7 +242,7 @@ def test_harvest_is_what_record_gives_without_special_tokens(model, stream):
 
 
 def test_harvest_does_not_depend_on_its_chunks(model, stream, monkeypatch):
-    found, passes, record = [], [], type(model).record
+    harvests, passes, record = [], [], type(model).record
 
     def counted(self, tokens, sites):
         passes.append(len(tokens))
@@ -250,12 +250,11 @@ def test_harvest_does_not_depend_on_its_chunks(model, stream, monkeypatch):
 
     monkeypatch.setattr(type(model), "record", counted)
     for at_once in (1, 7, 64):
-        monkeypatch.setattr(activations, "_contexts_at_once", lambda model, length, n=at_once: n)
-        found.append(harvest(model, stream.contexts, stream.sites))
+        harvests.append(harvest(model, stream.contexts, stream.sites, at_once=at_once))
     assert passes == [1] * 40 + [7] * 5 + [5] + [40]
     for site in stream.sites:
-        assert torch.allclose(found[0][site], found[1][site], atol=1e-4)
-        assert torch.allclose(found[0][site], found[2][site], atol=1e-4)
+        assert torch.allclose(harvests[0][site], harvests[1][site], atol=1e-4)
+        assert torch.allclose(harvests[0][site], harvests[2][site], atol=1e-4)
 
 
 def test_as_many_contexts_at_once_as_keep_the_widest_activation_small(model):

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import user_error
 
-from sae_core.data import text
 from sae_core.data.text import Text, documents, held_out, looks_like_file
 from sae_core.model import hub
 from sae_core.model.language_model import LanguageModel
@@ -153,46 +152,42 @@ def test_a_jsonl_file_has_a_document_per_line_and_blank_lines_do_not_count(tmp_p
     assert list(documents(str(path))) == ["Mary \n went", "John"]
 
 
-def test_a_long_txt_file_is_read_in_pieces_that_make_up_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 100)
+def test_a_long_txt_file_is_read_in_pieces_that_make_up_the_whole(tmp_path):
     rng, path = random.Random(0), tmp_path / "a.txt"
     words = (word + rng.choice([" ", " ", " ", "  ", "\n", "\n\n", " \n \n\t"]) for _, word in WORDS * 4)
     whole = "".join(words).strip()
     path.write_text(whole, encoding="utf-8")
-    pieces = list(documents(str(path)))
+    pieces = list(documents(str(path), piece=100))
     assert "".join(pieces) == whole and len(pieces) > 20
     assert max(map(len, pieces)) <= 200 and min(map(len, pieces[:-1])) >= 40
     assert all(piece[0].isspace() and not before[-1].isspace() for before, piece in pairwise(pieces))
 
 
-def test_a_long_txt_file_is_cut_at_blank_lines_where_there_are_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 100)
+def test_a_long_txt_file_is_cut_at_blank_lines_where_there_are_some(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(["Mary went home . " * 2 + "He too ."] * 20))
-    pieces = list(documents(str(path)))
+    pieces = list(documents(str(path), piece=100))
     assert len(pieces) > 5
     assert all(piece.startswith("\n\nMary") and before.endswith("He too .") for before, piece in pairwise(pieces))
 
 
-def test_a_text_without_any_space_is_read_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 100)
+def test_a_text_without_any_space_is_read_too(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" * 1050)
-    pieces = list(documents(str(path)))
+    pieces = list(documents(str(path), piece=100))
     assert "".join(pieces) == "x" * 1050 and max(map(len, pieces)) <= 200
 
 
-def test_cutting_a_txt_file_changes_no_token(model, tmp_path, monkeypatch):
+def test_cutting_a_txt_file_changes_no_token(model, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(as_text(some_ids(500)))
     (whole,) = documents(str(path))
-    monkeypatch.setattr(text, "PIECE", 100)
-    pieces = list(documents(str(path)))
+    pieces = list(documents(str(path), piece=100))
     assert len(pieces) > 20
     assert [token for piece in pieces for token in model.to_ids(piece)] == model.to_ids(whole) == some_ids(500)
 
 
-def test_byte_pairs_are_the_same_in_pieces(tmp_path, monkeypatch):
+def test_byte_pairs_are_the_same_in_pieces(tmp_path):
     """Tokenizers like GPT-2's join a word to the space before it."""
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
@@ -205,8 +200,7 @@ def test_byte_pairs_are_the_same_in_pieces(tmp_path, monkeypatch):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([whole], trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
-    monkeypatch.setattr(text, "PIECE", 100)
-    ids = [tokenizer.encode(piece).ids for piece in documents(str(path))]
+    ids = [tokenizer.encode(piece).ids for piece in documents(str(path), piece=100)]
     assert len(ids) > 20
     assert list(chain(*ids)) == tokenizer.encode(whole).ids
     # control: cuts behind the space would change tokens
@@ -214,14 +208,19 @@ def test_byte_pairs_are_the_same_in_pieces(tmp_path, monkeypatch):
     assert list(chain(*behind)) != tokenizer.encode(whole).ids
 
 
-def test_no_more_is_read_than_needed(model, tmp_path, monkeypatch):
+def test_no_more_is_read_than_needed(model, tmp_path):
     """What follows is not even UTF-8."""
-    monkeypatch.setattr(text, "PIECE", 1000)
-    good, path = as_text(some_ids(500)), tmp_path / "a.txt"
-    path.write_bytes(((good + " ") * 30).encode() + b"\xff")
+    good, path = as_text(some_ids(500)), tmp_path / "a.jsonl"
+    path.write_bytes((json.dumps({"text": good}) + "\n").encode() * 30 + b"\xff")
     assert len(read(str(path), model, 10, max_tokens=100)) == 10
     with user_error(str(path), "not UTF-8"):
         read(str(path), model, 10, max_tokens=10**6)
+    path = tmp_path / "a.txt"
+    path.write_bytes(((good + " ") * 30).encode() + b"\xff")
+    pieces = documents(str(path), piece=1000)
+    assert len(next(pieces)) <= 2000
+    with user_error(str(path), "not UTF-8"):
+        list(pieces)
 
 
 class Reader(LanguageModel):

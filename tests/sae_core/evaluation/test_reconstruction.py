@@ -1,7 +1,6 @@
 """Measurements: one formula for FVU, no trace of how the text was split, and no effect on what is measured."""
 
 import copy
-import json
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_tokens, user_error
 
+from sae_core.codec import to_plain
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.dictionaries.baselines import Basis, neurons, pca
 from sae_core.dictionaries.saes import TopKSAE
@@ -123,13 +123,13 @@ def test_a_profile_equals_a_two_pass_reference(setting):
             assert got.n_alive == int((f != 0).any(0).sum())
 
 
-def test_a_profile_does_not_show_how_the_text_was_split_nor_what_else_was_measured(setting, monkeypatch):
+def test_a_profile_does_not_show_how_the_text_was_split_nor_what_else_was_measured(setting):
     model, contexts, sets, _ = setting
     whole = profiles(model, sets, contexts, at_once=len(contexts))
     alone = {"large": profiles(model, {"large": sets["large"]}, contexts)["large"]}
     chunked = [profiles(model, sets, contexts, at_once=at_once) for at_once in (1, 7)]
-    monkeypatch.setattr("sae_core.evaluation.reconstruction.CODES_AT_ONCE", 96 * 13)  # thirteen tokens at a time
-    for other in (*chunked, alone, profiles(model, sets, contexts)):
+    few = profiles(model, sets, contexts, codes_at_once=96 * 13)  # thirteen tokens at a time
+    for other in (*chunked, alone, few):
         for name, own in other.items():
             for site, got in own.items():
                 expected = whole[name][site]
@@ -203,14 +203,14 @@ def test_a_constant_activation_has_no_fvu_and_json_says_null():
     model = HandModel(torch.ones(9, 3), [(torch.zeros(3, 3), torch.zeros(3, 3))])
     profile = profiles(model, {"": {Site(0): neurons(3)}}, torch.full((2, 4), 5))[""][Site(0)]
     assert math.isnan(profile.quality.fvu)
-    assert json.loads(json.dumps(profile.to_json(), allow_nan=False))["fvu"] is None
+    assert to_plain(profile.quality)["fvu"] is None
     assert profile.cosine == pytest.approx(1) and profile.norm_ratio == pytest.approx(1)
 
 
 def test_activations_that_are_zero_have_no_direction():
     model = HandModel(torch.zeros(9, 3), [(torch.zeros(3, 3), torch.zeros(3, 3))])
     profile = profiles(model, {"": {Site(0): neurons(3)}}, torch.full((2, 4), 5))[""][Site(0)]
-    assert profile.to_json()["cosine"] is None and profile.to_json()["norm_ratio"] is None
+    assert math.isnan(profile.cosine) and math.isnan(profile.norm_ratio)
 
 
 def test_shrinkage_shows_in_the_norm_and_not_in_the_cosine(setting):

@@ -71,18 +71,17 @@ def test_mutual_neighbours_by_hand():
 
 
 @pytest.mark.parametrize("limit", [10**6, 1])
-def test_the_blocks_do_not_show(limit, monkeypatch):
+def test_the_blocks_do_not_show(limit):
     a, b = directions(50), directions(70, seed=1)
     whole = similarity(a, b, exact_up_to=limit)
-    monkeypatch.setattr("sae_core.evaluation.similarity._ROWS_AT_ONCE", 7)
-    blocked = similarity(a, b, exact_up_to=limit)
+    blocked = similarity(a, b, exact_up_to=limit, rows_at_once=7)
     assert (blocked.a_in_b, blocked.b_in_a) == pytest.approx((whole.a_in_b, whole.b_in_a), abs=1e-6)
     torch.testing.assert_close(blocked.pairs, whole.pairs, rtol=0, atol=1e-6)
 
 
 def test_nobodys_nearest_neighbour_is_no_pair():
-    found = similarity(directions(4), directions(4), exact_up_to=0).to_json()
-    assert found["matching"] == "mutual nearest neighbours" and found["n_pairs"] == 4 and found["share_0.9"] == 1
+    same = similarity(directions(4), directions(4), exact_up_to=0)
+    assert not same.exact and len(same.pairs) == 4 and same.share(0.9) == 1
 
 
 # ---- chance ----------------------------------------------------------------------------------------
@@ -126,12 +125,12 @@ def test_sets_are_compared_in_pairs_at_the_sites_they_share():
         Site(1): [("a", "b"), ("a", "c"), ("b", "c")],
     }
     same, other = found[Site(0)][0], found[Site(1)][0]
-    assert same.found.matched == pytest.approx(1, abs=1e-5) and same.chance.matched < 0.7
-    assert other.found.a_in_b == pytest.approx(other.chance.a_in_b, rel=0.1)  # random both
+    assert same.similarity.matched == pytest.approx(1, abs=1e-5) and same.chance.matched < 0.7
+    assert other.similarity.a_in_b == pytest.approx(other.chance.a_in_b, rel=0.1)  # random both
     assert other.chance is found[Site(1)][1].chance  # one draw per size
     assert compare({"a": sets["a"]}, generator=torch.Generator()) == {}
-    assert same.to_json()["cosine"]["share_0.9"] == 1 and other.sizes == (48, 60, 24)
-    assert other.to_json()["expected"]["a_in_b"] == pytest.approx(other.chance.a_in_b, rel=0.05)
+    assert same.similarity.share(0.9) == 1 and other.sizes == (48, 60, 24)
+    assert other.expected["a_in_b"] == pytest.approx(other.chance.a_in_b, rel=0.05)
 
 
 # ---- by activation ---------------------------------------------------------------------------------
