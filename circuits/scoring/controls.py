@@ -19,11 +19,9 @@ from torch import Tensor
 from circuits.scoring.attribution import attribution, attribution_circuit
 from circuits.scoring.circuit_runs import Errors, Members
 from circuits.scoring.faithfulness import Scale, Share
+from editing.random_latents import latents_of_like_density
 from sae_core.errors import UserError
 from sae_core.sites import Site
-
-NEAREST = 10
-"""A random member is drawn from so many latents of nearest density."""
 
 # ---- random circuits -------------------------------------------------------------------------------
 
@@ -37,27 +35,13 @@ def random_circuits(
     never active (density 0) are not drawn. Raises `UserError` where a site has too few others.
     """
     return [
-        {site: _like(site, own, density[site], generator) for site, own in members.items() if len(own)}
+        {
+            site: tuple(latents_of_like_density(site, density[site], latents, generator=generator))
+            for site, latents in members.items()
+            if len(latents)
+        }
         for _ in range(n)
     ]
-
-
-def _like(site: Site, members: Sequence[int], density: Tensor, generator: torch.Generator) -> tuple[int, ...]:
-    log = density.double().cpu().clamp_min(1e-9).log()
-    free = density.cpu() > 0
-    free[list(members)] = False
-    if int(free.sum()) < len(members):
-        raise UserError(
-            f"{site} has {int(free.sum())} active latents besides the circuit's {len(members)}: too few for random "
-            "circuits; score a smaller circuit or a larger dictionary"
-        )
-    drawn = []
-    for j in members:
-        apart = (log - log[j]).abs().masked_fill(~free, torch.inf)
-        near = apart.topk(min(NEAREST, int(free.sum())), largest=False).indices
-        drawn.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
-        free[drawn[-1]] = False
-    return tuple(drawn)
 
 
 # ---- beside the circuit ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from editing.removal.class_scores import model_score
+from editing.removal.config import RemovalConfig
 from editing.removal.two_class_prompts import TwoClassPrompts, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
@@ -59,67 +60,47 @@ class Capability:
 
 
 def capability_of(
-    name: str | Path,
-    model: LanguageModel,
-    *,
-    n_selection: int,
-    n_test: int,
-    seed: int,
-    prepend_bos: bool = True,
-    most: int = EVERYTHING,
+    name: str | Path, model: LanguageModel, config: RemovalConfig, *, most: int = EVERYTHING
 ) -> Capability:
     """The capability behind the task of that name, or behind the pairs in a file (`editing.tasks.task`).
 
     In a file each line may have a `label`, the class of its clean prompt, of which the corrupted one has the other.
-    At most `most` prompts are drawn of a split. Raises `UserError` where there is no such task, or the model does not
-    have the words.
+    Erasers are fitted on at most `most` prompts of a split. Raises `UserError` where there is no such task, or the
+    model does not have the words.
     """
-    draw = Draw(n_selection, n_test, seed, prepend_bos, most)
     if name == "pronouns":
-        return pronouns(model, Form.SUBJECT, draw)
+        return pronouns(model, Form.SUBJECT, config, most)
     if name == "possessives":
-        return pronouns(model, Form.POSSESSIVE, draw)
+        return pronouns(model, Form.POSSESSIVE, config, most)
     task = task_of(name, model)
-    common = {"seed": seed, "prepend_bos": prepend_bos}
+    common = {"seed": config.seed, "prepend_bos": config.prepend_bos}
     pairs = {split: task.pairs(split, most, **common) for split in task.splits if split != "test"}
-    pairs["test"] = task.pairs("test", max(1, n_test // 2), **common)
+    pairs["test"] = task.pairs("test", max(1, config.test_prompts // 2), **common)
     labels = {} if name in TASKS else read_labels(Path(name).expanduser())
-    return of_pairs(model, task.name, pairs, n_selection=n_selection, labels=labels)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How many prompts of a task are drawn, and which."""
-
-    n_selection: int
-    n_test: int
-    seed: int
-    prepend_bos: bool = True
-    most: int = EVERYTHING
-    """Of the prompts on which erasers are fitted."""
+    return of_pairs(model, task.name, pairs, n_selection=config.selection_prompts, labels=labels)
 
 
 # ---- pronouns --------------------------------------------------------------------------------------
 
 
-def pronouns(model: LanguageModel, form: Form, draw: Draw) -> Capability:
+def pronouns(model: LanguageModel, form: Form, config: RemovalConfig, most: int = EVERYTHING) -> Capability:
     """One pronoun or the other after a name; raises `UserError` where the model does not have the words."""
 
     def prompts(splits: Sequence[Split], n: int) -> TwoClassPrompts:
-        return TwoClassPrompts.of_pronouns(_pronoun_prompts(model, splits, n, draw, form))
+        return TwoClassPrompts.of_pronouns(_pronoun_prompts(model, splits, n, config, form))
 
     others, subject = [Split.SELECTION, Split.CHECK], form is Form.SUBJECT
-    test = _pronoun_prompts(model, [Split.TEST], draw.n_test, draw, form)
-    transfers, notes = _transfers(model, draw) if subject else ({}, [NO_TRANSFER])
+    test = _pronoun_prompts(model, [Split.TEST], config.test_prompts, config, form)
+    transfers, notes = _transfers(model, config) if subject else ({}, [NO_TRANSFER])
     return Capability(
         name="pronouns" if subject else "possessives",
         answers=("she", "he") if subject else ("her", "his"),
         example=test.texts[0],
-        selection=prompts([Split.SELECTION], draw.n_selection),
-        check=prompts([Split.CHECK], draw.n_selection),
-        choosing=prompts(others, 2 * draw.n_selection),
-        tuning=prompts([Split.SELECTION], draw.most),
-        fitting=prompts(others, draw.most),
+        selection=prompts([Split.SELECTION], config.selection_prompts),
+        check=prompts([Split.CHECK], config.selection_prompts),
+        choosing=prompts(others, 2 * config.selection_prompts),
+        tuning=prompts([Split.SELECTION], most),
+        fitting=prompts(others, most),
         test=TwoClassPrompts.of_pronouns(test),
         task_tokens=tuple(pronoun_ids(model)),
         transfers=transfers,
@@ -127,16 +108,18 @@ def pronouns(model: LanguageModel, form: Form, draw: Draw) -> Capability:
     )
 
 
-def _pronoun_prompts(model: LanguageModel, splits: Sequence[Split], n: int, draw: Draw, form: Form) -> PronounPrompts:
-    return pronoun_prompts(model, splits, n, seed=draw.seed, prepend_bos=draw.prepend_bos, form=form)
+def _pronoun_prompts(
+    model: LanguageModel, splits: Sequence[Split], n: int, config: RemovalConfig, form: Form
+) -> PronounPrompts:
+    return pronoun_prompts(model, splits, n, seed=config.seed, prepend_bos=config.prepend_bos, form=form)
 
 
-def _transfers(model: LanguageModel, draw: Draw) -> tuple[dict[str, TwoClassPrompts], list[str]]:
+def _transfers(model: LanguageModel, config: RemovalConfig) -> tuple[dict[str, TwoClassPrompts], list[str]]:
     """Other forms of the pronoun task that the model can do, and a note on each form."""
     transfers, notes = {}, []
     for words, form in (("her or his", Form.POSSESSIVE), ("“… went to the store, and”", Form.STORE)):
         try:
-            test = _pronoun_prompts(model, [Split.TEST], max(2, draw.n_test // 2), draw, form)
+            test = _pronoun_prompts(model, [Split.TEST], max(2, config.test_prompts // 2), config, form)
         except UserError as error:
             notes.append(f"transfer to {words}: not measured; {error}")
             continue

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from sae_core.errors import UserError
+from sae_core.sites import Site
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 FEWEST_CONTEXTS = 4
@@ -31,6 +32,9 @@ class RemovalConfig:
     """Of the points of a frontier, as shares of the method's own strength, in ascending order."""
     seed: int = 0
     prepend_bos: bool = True
+    """Whether prompts begin with BOS, as the text does that the dictionaries were trained on."""
+    site: Site | None = None
+    """Where to edit; None: at the site where ablating features ranks best on the check prompts."""
 
     def __post_init__(self):
         least = {"selection_prompts": 4, "test_prompts": 4, "greedy_prompts": 4, "shortlist": 1, "max_features": 1}

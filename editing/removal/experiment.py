@@ -56,13 +56,11 @@ def remove_pronouns(
     contexts: Int[Tensor, "contexts pos"],
     config: RemovalConfig,
     *,
-    site: Site | None = None,
     on_progress: OnProgress = silent,
 ) -> RemovalResult:
     """`remove` for the choice between "she" and "he"."""
-    size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
-    task = capability_of("pronouns", model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
-    return remove(model, task, dictionaries, contexts, config, site=site, on_progress=on_progress)
+    task = capability_of("pronouns", model, config)
+    return remove(model, task, dictionaries, contexts, config, on_progress=on_progress)
 
 
 @torch.no_grad()
@@ -73,16 +71,14 @@ def remove(
     contexts: Int[Tensor, "contexts pos"],
     config: RemovalConfig,
     *,
-    site: Site | None = None,
     on_progress: OnProgress = silent,
 ) -> RemovalResult:
     """What ablating features leaves of the task and what it costs, beside LEACE, projections and random edits.
 
-    `contexts` are text on which nothing was trained. Without `site` the site is chosen at which ablating features
-    ranks best on the check prompts and the other half of the text (`Candidate.rank`).
+    `contexts` are text on which nothing was trained; the first half is chosen by, the second reported on.
     Raises `UserError` where there is too little text, no site that can be edited, or no feature within the budget.
     """
-    sites = _sites(dictionaries, site)
+    sites = _sites(dictionaries, config.site)
     stages = Stages(on_progress, _n_stages(sites))
     stages.begin(f"{task.name}: the model's own score on {len(task.test)} prompts")
     score, auroc = model_score(model, task.test)

@@ -15,7 +15,7 @@ from subrank.settings.demo import DemoSettings
 from subrank.settings.experiments import IOISettings, RemoveSettings
 
 if TYPE_CHECKING:
-    from editing.removal.result import RemovalConfig
+    from editing.removal.config import RemovalConfig
     from sae_core.model.language_model import LanguageModel
     from sae_core.training.run import Run
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 def plan_of(settings: DemoSettings) -> Plan:
     """The plan of a demo of a few minutes."""
-    from editing.removal.result import RemovalConfig
+    from editing.removal.config import RemovalConfig
 
     seed = settings.seed
     circuit = CircuitSettings(

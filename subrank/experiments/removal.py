@@ -13,9 +13,10 @@ from editing.interventions.compose import spare_bos
 from editing.interventions.hook_export import export_hook
 from editing.interventions.save import save_edit
 from editing.removal.capability import capability_of
+from editing.removal.config import RemovalConfig
 from editing.removal.experiment import remove as remove_capability
 from editing.removal.figure import removal_figure
-from editing.removal.result import RemovalConfig, RemovalResult
+from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain
 from sae_core.data.text import held_out
@@ -118,14 +119,12 @@ def run_remove(
     on_progress: OnProgress = silent,
 ) -> Removal:
     """`remove` with a configuration that says in full how much to run."""
-    site = Site.parse(settings.site) if settings.site else None
     saes.on(model)
     contexts = saes.contexts(model, settings.text)
     quality = saes.measured(model, contexts, settings.text)
-    size = {"n_selection": config.selection_prompts, "n_test": config.test_prompts}
-    capability = capability_of(task, model, **size, seed=config.seed, prepend_bos=config.prepend_bos)
+    capability = capability_of(task, model, config)
     text = held_out(contexts)[1]
-    result = remove_capability(model, capability, saes.dictionaries, text, config, site=site, on_progress=on_progress)
+    result = remove_capability(model, capability, saes.dictionaries, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
     provenance = Provenance.of("remove", model, asdict(settings) | {"task": task, "set": saes.folder})
     return Removal(result, quality, provenance, model, spared)
@@ -134,7 +133,8 @@ def run_remove(
 def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
     """How much to run, as set."""
     few = max(8, settings.prompts // 2)
-    config = RemovalConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos)
+    site = Site.parse(settings.site) if settings.site else None
+    config = RemovalConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos, site=site)
     return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget)
 
 

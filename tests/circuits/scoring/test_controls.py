@@ -62,7 +62,7 @@ def test_latents_that_are_never_active_are_not_drawn():
     density = {Site(0): torch.tensor([0.1, 0.1, 0.0, 0.0, 0.2, 0.3])}
     for circuit in drawn(members={Site(0): (0, 1)}, density=density):
         assert set(circuit[Site(0)]) == {4, 5}
-    with user_error("resid_post.0", "2 active latents", "the circuit's 3", "smaller circuit"):
+    with user_error("resid_post.0", "2 active latents", "the 3 chosen", "choose fewer"):
         drawn(members={Site(0): (0, 1, 2)}, density=density)
 
 

@@ -1,7 +1,7 @@
 """The capability, text and runs that tests of removals share."""
 
 import pytest
-from removal_world import MIDDLE, MLP
+from removal_world import CONFIG, MIDDLE, MLP
 
 from editing.removal.cached_runs import PromptRuns
 from editing.removal.capability import Capability, capability_of
@@ -21,7 +21,7 @@ def contexts(storybook):
 @pytest.fixture(scope="session")
 def task(storybook) -> Capability:
     """Pronouns, with fewer prompts to fit erasers on than there are."""
-    return capability_of("pronouns", storybook, n_selection=32, n_test=48, seed=0, most=192)
+    return capability_of("pronouns", storybook, CONFIG, most=192)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ import torch
 from tiny import user_error
 
 from editing.removal.capability import capability_of, of_pairs
+from editing.removal.config import RemovalConfig
 from editing.tasks.pairs import PromptPairs
 
+SMALL = RemovalConfig(selection_prompts=8, test_prompts=8)
 PLACES = ("store", "park", "garden", "school", "market", "library")
 
 
@@ -45,12 +47,11 @@ def write_pairs(path: Path, labels: tuple[str | None, str | None], *, answers: i
 
 
 def test_one_pair_of_answers_is_a_concept_and_several_need_labels(storybook, tmp_path):
-    size = {"n_selection": 8, "n_test": 8, "seed": 0}
-    single = capability_of(write_pairs(tmp_path / "single.jsonl", (None, None), answers=1), storybook, **size)
+    single = capability_of(write_pairs(tmp_path / "single.jsonl", (None, None), answers=1), storybook, SMALL)
     assert single.concept and len(single.notes) == 1
-    several = capability_of(write_pairs(tmp_path / "several.jsonl", (None, None)), storybook, **size)
+    several = capability_of(write_pairs(tmp_path / "several.jsonl", (None, None)), storybook, SMALL)
     assert not several.concept and "2 pairs of answers" in several.notes[1]
-    labelled = capability_of(write_pairs(tmp_path / "labelled.jsonl", ("female", "male")), storybook, **size)
+    labelled = capability_of(write_pairs(tmp_path / "labelled.jsonl", ("female", "male")), storybook, SMALL)
     female = {*storybook.to_ids(" she her")}
     for prompts in (labelled.test, labelled.fitting, labelled.check, labelled.choosing):
         assert {*prompts.yes.tolist()} <= female and not {*prompts.no.tolist()} & female
@@ -60,12 +61,11 @@ def test_one_pair_of_answers_is_a_concept_and_several_need_labels(storybook, tmp
 
 
 def test_labels_that_do_not_fit_are_refused(storybook, tmp_path):
-    size = {"n_selection": 8, "n_test": 8, "seed": 0}
     for labels in (("female", None), ("female", "female")):
         with user_error("label", "two different ones"):
-            capability_of(write_pairs(tmp_path / "pairs.jsonl", labels), storybook, **size)
+            capability_of(write_pairs(tmp_path / "pairs.jsonl", labels), storybook, SMALL)
     path = write_pairs(tmp_path / "pairs.jsonl", ("a", "b"))
     first, *rest = path.read_text().split("\n")
     path.write_text("\n".join([first, first.replace('"a"', '"b"').replace("Tom", "Paul"), *rest]))
     with user_error("one class"):
-        capability_of(path, storybook, **size)
+        capability_of(path, storybook, SMALL)

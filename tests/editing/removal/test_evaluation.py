@@ -1,11 +1,11 @@
 """What an edit is charged with equals what full forwards give; probes find what is there; draws are averaged."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
 from comparing import close
-from removal_world import LAST, MIDDLE, MLP, evaluated, holds_its_value, plain_damage, plain_scores
+from removal_world import CONFIG, LAST, MIDDLE, MLP, evaluated, holds_its_value, plain_damage, plain_scores
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate, clamp
@@ -83,7 +83,7 @@ def test_a_probe_is_not_fitted_where_the_eraser_was(storybook, task, text):
 
     Once, the probe was fitted on the eraser's prompts, on which the classes have equal means, and found nothing.
     """
-    everyone = capability_of("pronouns", storybook, n_selection=32, n_test=128, seed=0).test
+    everyone = capability_of("pronouns", storybook, replace(CONFIG, test_prompts=128)).test
     evaluator = Evaluator(storybook, everyone, text, seed=0, halves=everyone.halves())
     few = task.fitting.rows(torch.isin(task.fitting.name, task.fitting.name.unique()[:12]))
     for method, eraser in fit_erasers(storybook, [MIDDLE], few)[MIDDLE].items():

@@ -1,6 +1,7 @@
 """The experiment from end to end: where everything is known, and on storybook."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_sites_that_cannot_be_edited_or_are_not_there_are_refused(world):
     with user_error("resid_post", "attn_out.1"):
         world.removed({Site(1, Stream.ATTN_OUT): world.whole})
     with user_error("resid_post.4", "resid_post.0"):
-        remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts, CONFIG, site=Site(4))
+        world.removed({Site(0): world.whole}, site=Site(4))
 
 
 def test_a_budget_that_allows_nothing_is_refused(world):
@@ -169,7 +170,7 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
 
 
 def test_pairs_of_many_answers_are_no_concept_and_can_be_removed(storybook, components, contexts):
-    task = capability_of("brackets", storybook, n_selection=24, n_test=32, seed=0, most=48)
+    task = capability_of("brackets", storybook, replace(CONFIG, selection_prompts=24, test_prompts=32), most=48)
     assert not task.concept and "pairs of answers" in task.notes[-1]
     result = remove(storybook, task, {MIDDLE: components[MIDDLE]}, contexts, CONFIG)
     assert result.task == "brackets" and result.own_auroc > 0.9 and Method.LEACE not in named(result)

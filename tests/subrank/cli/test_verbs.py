@@ -11,7 +11,7 @@ from verbs import most_active, one_line, result_of, run
 
 from circuits.discovery.target_causes import CauseSearch
 from circuits.schema import faults
-from editing.removal.experiment import RemovalConfig
+from editing.removal.config import RemovalConfig
 from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.model.language_model import load_model

@@ -9,8 +9,8 @@ from circuits.graph import Edge, FeatureGraph, Node
 from editing.ioi.curve import Curve, PatchingPoint
 from editing.ioi.result import IOIResult
 from editing.loss_recovered import SpliceCost
-from editing.removal.evaluation import Method
-from editing.removal.experiment import Removal, RemovalResult
+from editing.removal.evaluation import Method, Removal
+from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption
 from editing.tasks.score import TaskScore
