@@ -24,7 +24,7 @@ test: $(VENV)/installed
 	$(PYTEST) -n 2 --dist loadfile
 
 quick: $(VENV)/installed
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser and not real"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not trained and not browser and not real"
 
 # Numbers of trained dictionaries differ between processors: what is asserted of them must not.
 trained-avx2: $(VENV)/installed

@@ -11,7 +11,7 @@ from tiny import KINDS, write_tiny
 
 from sae_core.model.language_model import LanguageModel, load_model
 
-MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained"}
+MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow"}
 """A test that asks for the fixture on the left, directly or not, carries the marker on the right."""
 
 

@@ -41,9 +41,8 @@ def arrows() -> nx.DiGraph:
     modules = {dotted(path): path for floor in FLOORS for path in files(floor)}
     graph = nx.DiGraph()
     for module, path in modules.items():
-        for name in imported(path):
-            if name in modules and not any(other.startswith(f"{name}.") for other in imported(path) & set(modules)):
-                graph.add_edge(module, name)
+        ours = imported(path) & modules.keys()
+        graph.add_edges_from((module, name) for name in ours if not any(other.startswith(f"{name}.") for other in ours))
     return graph
 
 

@@ -92,6 +92,7 @@ def test_relu_dictionaries_are_as_active_as_those_they_come_from(found):
     assert topk.fvu < 1
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_runs(capsys):
     from circuit_search import main
 

@@ -292,6 +292,7 @@ def test_edges_over_several_blocks_say_what_goes_past_the_blocks(circuit, atlas)
     assert {edge.cause.site.layer for edge in step.edges} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_the_screened_search_says_what_it_did_not_look_at(tiny_models):
     """With more latents than a screen proposes and an audit draws, edges are not certified, and the audit is there."""
     model = tiny_models["gpt2"]

@@ -304,6 +304,7 @@ def test_random_directions_in_place_of_a_latents_own(tiny):
         assert float(found[r]) == pytest.approx(setting.effect(edit), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_about_one_in_a_hundred_random_directions_stands_out(tiny_models):
     """With a random dictionary a cause's own direction is like those that it is held against."""
     setting = Edited(tiny_models["neox"], Site(1))

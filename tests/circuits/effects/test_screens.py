@@ -91,6 +91,7 @@ def test_a_cancelling_pair_and_a_saturating_cause():
     assert exact.abs().argmax() == 1 and estimate.abs().argmax() == 0, "a gradient ranks them the other way round"
 
 
+@pytest.mark.slow
 def test_the_three_lists_are_united(tiny):
     causes = asked(tiny, Site(0), random_topk(32, 60, 20))
     found = set(shortlist(causes, 5).tolist())

@@ -489,6 +489,7 @@ def folder(storybook, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_the_command_writes_cards_of_all_features_and_a_page(folder, capsys):
     out = folder / "features"
     asked = ["features", str(folder), "--contexts", "16", "--full", "2", "--neurons", "--device", "cpu"]

@@ -115,6 +115,7 @@ def continued(model, tokens: torch.Tensor, n_new: int) -> torch.Tensor:
     return tokens
 
 
+@pytest.mark.slow
 def test_a_hook_runs_without_this_package(checkpoints, tiny_models, tmp_path):
     """A fresh interpreter with transformers only, on each architecture; logits equal ours, BOS in the middle too."""
     files, edits, tokens = [], {}, {}

@@ -41,6 +41,7 @@ def test_a_prompt_on_which_nothing_was_added_is_not_run_again(neox, monkeypatch)
     assert sum(ran) == differs.sum() < 0.9 * differs.numel()
 
 
+@pytest.mark.slow
 def test_passes_stay_within_their_memory(neox, monkeypatch):
     """The real peak of a curve, with budgets for a few rows and for many: all that waits for a pass is counted.
 

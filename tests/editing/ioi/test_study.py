@@ -59,6 +59,7 @@ def test_every_corruption_begins_with_the_models_own_score(storybook, few_contex
     assert result.corruption is corruption and result.comparisons == () and result.sentences() == []
 
 
+@pytest.mark.slow
 def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
     config = replace(CONFIG, selectors=tuple(SELECTORS), baselines=IOIConfig().baselines)
     stages: list[Progress] = []
@@ -142,6 +143,7 @@ def test_attention_and_chosen_positions(storybook, few_contexts, dictionaries):
         assert from_plain(IOIResult, to_plain(result)) == result
 
 
+@pytest.mark.slow
 def test_sites_patched_jointly(storybook, few_contexts):
     """Features of both are ranked together; everything patched at the upper one is the clean run there."""
     sites = (Site(1), Site(3))
@@ -160,6 +162,7 @@ def test_sites_patched_jointly(storybook, few_contexts):
     assert alone.floors["dictionary"]["all_latents_and_error"] > 0.1
 
 
+@pytest.mark.slow
 def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, few_contexts, dictionaries, monkeypatch):
     harvested, scored = [], []
     monkeypatch.setattr("editing.ioi.baselines.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))

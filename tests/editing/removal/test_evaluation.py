@@ -78,6 +78,7 @@ def test_a_probe_finds_what_is_there_and_nothing_that_is_not():
     assert abs(auroc(probe_scores(x[:200], labels, x[200:]), labels) - 0.5) < 0.12
 
 
+@pytest.mark.slow
 def test_a_probe_is_not_fitted_where_the_eraser_was(storybook, task, text):
     """An eraser fitted on six names of each class leaves other names as readable as they were.
 

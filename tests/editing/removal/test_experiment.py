@@ -154,6 +154,7 @@ def test_a_budget_that_allows_nothing_is_refused(world):
         world.removed({Site(0): world.whole}, budget=1e-12)
 
 
+@pytest.mark.slow
 def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storybook, task, contexts):
     """The difference of the class means at the ends of prompts, on names that are not the test's."""
     x = at_end(storybook.record(task.fitting.tokens, [LAST])[LAST], task.fitting.end).double()

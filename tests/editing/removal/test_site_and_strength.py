@@ -12,6 +12,7 @@ from editing.removal.feature_search import choose_features
 from editing.removal.site_and_strength import GRID, affordable_strength, best_strength, largest_affordable
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_on_the_text_for_choosing(runs_at_middle, text, components):
     """Control: with a large budget more is done, and it costs more than the small one allows."""
     dictionary, costs = components[MIDDLE], {}

@@ -51,6 +51,7 @@ def test_centred_writing_weights_are_centred_activations(tmp_path, kind):
     assert (plain.encode(X) - foreign.dictionary.encode(X)[:, :N]).abs().max() > 0.1  # control
 
 
+@pytest.mark.slow
 def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
     """Centred writing weights take the mean out of what goes to the residual; the other processing changes nothing."""
     from sae_core.model.language_model import load_model

@@ -341,6 +341,7 @@ def train_tiny(seed: int):
     return losses, model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_the_seed_decides():
     before = torch.get_rng_state()
     losses, weights = train_tiny(0)

@@ -91,6 +91,7 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
+@pytest.mark.slow
 def test_members_train_together_as_they_train_alone():
     stream = small(dtype=torch.float64)
     together = memory(trained(stream, *every()))
@@ -390,6 +391,7 @@ def interrupted(model, folder, stop: int) -> TrainState:
     return load_checkpoint(folder, device=torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [13, LOOK + 3, 2 * LOOK])
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_models, tmp_path, stop):
     """Every architecture at once, interrupted inside a block or at its end, with latents dead or not yet."""
@@ -404,6 +406,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_models, tmp_path, stop):
             assert same(dictionary.state_dict(), b.dictionaries()[site].state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["optimizer", "dead", "position"])
 def test_a_resumed_run_without_all_of_its_state_would_differ(tiny_models, tmp_path, lost):
     """Control: the weights alone are not enough to go on exactly."""
