@@ -25,11 +25,13 @@ from circuits.scoring.ablations import MeanAblation, ResampleAblation
 from circuits.scoring.attribution import attribution, strongest
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, members_of
 from circuits.scoring.controls import Controls, Stability, compare_with_controls, stability
-from circuits.scoring.edge_check import Moves, intervene
-from circuits.scoring.faithfulness import Scale, Score, Share, score
+from circuits.scoring.edge_check import EdgeCheck, check_edges
+from circuits.scoring.faithfulness import CircuitScore, Scale, score_circuit
 from circuits.scoring.node_curve import NodeCurve, node_curve
+from sae_core.codec import from_plain, to_plain
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
+from sae_core.estimate import Estimate
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
@@ -45,9 +47,9 @@ class Reached:
     sites: tuple[str, ...]
     """Where everything outside the circuit is ablated; below the first of them the model is untouched."""
     n_members: int
-    faithfulness: Share
+    faithfulness: Estimate
     """With error terms ablated."""
-    ceiling: Share
+    ceiling: Estimate
     """All latents kept, error terms ablated."""
 
     def line(self) -> str:
@@ -58,11 +60,6 @@ class Reached:
             f"{self.ceiling.value:.3f} ({share:.2f})"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        shares = {"faithfulness": self.faithfulness.to_json(), "ceiling": self.ceiling.to_json()}
-        return {"sites": list(self.sites), "n_members": self.n_members} | shares
-
 
 @dataclass(frozen=True)
 class CircuitEvaluation:
@@ -70,11 +67,11 @@ class CircuitEvaluation:
 
     reached: tuple[Reached, ...]
     """From the nearest site alone to all that the circuit has members at."""
-    scores: tuple[Score, ...]
+    scores: tuple[CircuitScore, ...]
     controls: tuple[Controls, ...]
     curves: tuple[NodeCurve, ...]
     stability: Stability | None
-    moves: Moves | None
+    moves: EdgeCheck | None
 
     def lines(self) -> list[str]:
         """What `subrank circuit` prints."""
@@ -85,13 +82,24 @@ class CircuitEvaluation:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers."""
-        lists = {
-            name: [part.to_json() for part in getattr(self, name)]
-            for name in ("reached", "scores", "controls", "curves")
-        }
-        single = {name: part.to_json() if (part := getattr(self, name)) else None for name in ("stability", "moves")}
-        return lists | single
+        """All numbers, with summaries that `from_json` does not read: minimality, better, mean overlap, agreement."""
+        plain = to_plain(self)
+        for score, numbers in zip(self.scores, plain["scores"], strict=True):
+            for errors, way in score.ways.items():
+                least = None if way.least_missed is None else str(way.least_missed)
+                numbers["ways"][errors] |= to_plain({"minimality_mean": way.mean_drop, "minimality_worst": least})
+        for compared, numbers in zip(self.controls, plain["controls"], strict=True):
+            numbers["better_than_random"] = compared.better
+        if self.stability:
+            plain["stability"]["mean"] = to_plain(self.stability.mean)
+        if self.moves:
+            plain["moves"]["agreement"] = to_plain(self.moves.agreement())
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "CircuitEvaluation":
+        """The evaluation that `to_json` wrote; raises `UserError` where it cannot be one."""
+        return from_plain(cls, value)
 
 
 def evaluate_circuit(
@@ -180,7 +188,7 @@ class _HeldOut:
 
     def scored(
         self, sites: Sequence[Site], members: Mapping[Site, Sequence[int]], circuit: Circuit
-    ) -> tuple[tuple[Score, ...], tuple[Controls, ...], tuple[NodeCurve, ...]]:
+    ) -> tuple[tuple[CircuitScore, ...], tuple[Controls, ...], tuple[NodeCurve, ...]]:
         """Scores and controls under mean and under resample ablation, and node curves under the former."""
         covered, seed = self.covered(sites), self.resolved.request.seed
         members = {site: latents for site, latents in members.items() if site in covered}
@@ -189,7 +197,7 @@ class _HeldOut:
         mean = MeanAblation.over_text(self.resolved.search.model, covered, self.atlas.contexts)
         for ablation in (mean, self.resampled(covered)):
             scale = Scale(self.runs(covered, ablation), seed=seed)
-            scores.append(score(scale, members))
+            scores.append(score_circuit(scale, members))
             generator = generator_for(seed, "controls", ablation.name)
             controls.append(compare_with_controls(scale, members, density, generator=generator))
             if ablation is mean:
@@ -209,16 +217,18 @@ class _HeldOut:
         generator = generator_for(self.resolved.request.seed, "resample")
         return ResampleAblation.shuffled(model, covered, prompts.examples, generator=generator)
 
-    def moves(self, graph: FeatureGraph) -> Moves:
+    def moves(self, graph: FeatureGraph) -> EdgeCheck:
         """Causes scaled and their targets read, on held-out examples of every target."""
         search, target = self.resolved.search, self.prompts.target
         targets = {edge.target for edge in graph.edges if isinstance(edge.target, FeatureId)} - {target.node}
-        examples = {node: self.atlas.examples(node, search.config.n_examples) for node in targets}
-        examples = {node: e for node, e in examples.items() if len(e)} | {target.node: self.prompts.examples}
+        prompts = {
+            node: TargetPrompts(search.feature(node), self.atlas.examples(node, search.config.n_examples))
+            for node in targets
+        }
+        prompts = {node: read for node, read in prompts.items() if len(read.examples)} | {target.node: self.prompts}
         edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
-        readouts = () if isinstance(target.node, FeatureId) else (target,)
         generator = generator_for(self.resolved.request.seed, "moves")
-        return intervene(search.model, search.dictionaries, edges, examples, readouts=readouts, generator=generator)
+        return check_edges(search.model, search.dictionaries, edges, prompts, generator=generator)
 
     def rediscovered(self, draw: int) -> list[Edge]:
         """The edges that the same search finds with half of the examples, drawn at random."""

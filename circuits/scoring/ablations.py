@@ -42,7 +42,7 @@ class KeepOnly:
     kept: Bool[Tensor, "#batch n_latents"]
     ablated: Float[Tensor, "#batch #pos n_latents"]
     error: Float[Tensor, "#batch #pos d_in"] | None
-    """The ablated error term; None keeps the run's own."""
+    """The ablated error term; None keeps that of the run."""
     mask: Mask = None
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
@@ -107,7 +107,7 @@ class MeanAblation:
     ) -> "MeanAblation":
         """Means over the content tokens of the prompts themselves, each up to its end."""
         counted = model.content(prompts.tokens) & _up_to_end(prompts)
-        name = f"mean over the {len(prompts)} prompts' own tokens"
+        name = f"mean over the tokens of the {len(prompts)} prompts"
         return cls(name, *_means(model, dictionaries, prompts.tokens, counted))
 
 
@@ -153,7 +153,8 @@ class ResampleAblation:
     ) -> "ResampleAblation":
         """From another of the prompts, drawn from those that are as long or longer.
 
-        The longest, of which there may be but one, take the next longest; beyond its end, its last position.
+        The longest, where it is the only one of its length, takes the next longest, and beyond that one's end its last
+        position.
         """
         if len(prompts) < 2:
             raise UserError("resampling from other prompts needs at least two; give more prompts or ablate to the mean")
@@ -190,15 +191,17 @@ def _means(
     """Mean codes and mean errors over the tokens that count."""
     if not counted.any():
         raise UserError("there are no tokens to take means over; give more text")
-    sums: dict[Site, tuple[Tensor, Tensor]] = {}
+    codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in residual_sites(dictionaries)}
+    errors = dict(codes)
     for rows, mask in zip(tokens.split(at_once), counted.split(at_once), strict=True):
         for site, h in model.record(rows, residual_sites(dictionaries)).items():
             x = h[mask.to(h.device)]
             c = dictionaries[site].encode(x)
-            new = (c.double().sum(0), (x - dictionaries[site].decode(c)).double().sum(0))
-            sums[site] = tuple(map(sum, zip(sums.get(site, (0, 0)), new, strict=True)))
+            codes[site] = codes[site] + c.double().sum(0)
+            errors[site] = errors[site] + (x - dictionaries[site].decode(c)).double().sum(0)
     n = int(counted.sum())
-    return tuple({site: (pair[part] / n).float() for site, pair in sums.items()} for part in (0, 1))
+    codes, errors = ({site: (total / n).float() for site, total in sums.items()} for sums in (codes, errors))
+    return codes, errors
 
 
 def _check_sites(name: str, values: Mapping[Site, Tensor], sites: Iterable[Site]) -> None:

@@ -49,11 +49,13 @@ class Errors(StrEnum):
 def covered_sites(dictionaries: Mapping[Site, Dictionary], target: Target) -> list[Site]:
     """The residual sites with a dictionary whose latents can move the target, from the lowest up.
 
-    That of a target read from the logits includes the last; a feature is no part of its own circuit. Raises
+    For a target read from the logits they include the last; a feature is not a member of its own circuit. Raises
     `UserError` if there are none.
     """
-    own = not isinstance(target.node, FeatureId)
-    sites = [s for s in residual_sites(dictionaries) if s.layer < target.site.layer or (own and s == target.site)]
+    is_readout = not isinstance(target.node, FeatureId)
+    sites = [
+        s for s in residual_sites(dictionaries) if s.layer < target.site.layer or (is_readout and s == target.site)
+    ]
     if not sites:
         raise UserError(f"no resid_post site with a dictionary lies below {target.node}; there is no circuit to score")
     return sites
@@ -123,8 +125,8 @@ class CircuitRuns:
 
     def without(self, members: Members) -> dict[Site, tuple[int, ...]]:
         """All latents but the members."""
-        out = {site: set(own) for site, own in members.items()}
-        return {s: tuple(j for j in own if j not in out.get(s, ())) for s, own in self.everything().items()}
+        out = {site: set(latents) for site, latents in members.items()}
+        return {s: tuple(j for j in latents if j not in out.get(s, ())) for s, latents in self.everything().items()}
 
     @torch.no_grad()
     def values(self, circuits: Sequence[Members], errors: Errors) -> Float[Tensor, "circuits prompts"]:
@@ -140,16 +142,17 @@ class CircuitRuns:
         """
         kept = self._kept([members])
         alone, below = self._values(kept, errors, 0, self.start), self._states(kept, errors)
-        found = [alone[:0]]
+        parts = [alone[:0]]
         for number, site in enumerate(self.sites):
-            own = [int(j) for j in members.get(site, ())]
-            if own:
-                fewer = {other: mask.repeat(len(own), 1) for other, mask in kept.items()}
-                fewer[site][torch.arange(len(own)), own] = False
-                moved = self._moved(site, own, below[number])
-                values = self._values(fewer, errors, number, below[number], moved)
-                found.append(torch.where(moved.cpu(), values, alone))
-        return torch.cat(found)
+            latents = [int(j) for j in members.get(site, ())]
+            if latents:
+                # One circuit per latent, [len(latents), n_latents], each without it; only from this site up.
+                fewer = {other: mask.repeat(len(latents), 1) for other, mask in kept.items()}
+                fewer[site][torch.arange(len(latents)), latents] = False
+                differs = self._differs(site, latents, below[number])
+                values = self._values(fewer, errors, number, below[number], differs)
+                parts.append(torch.where(differs.cpu(), values, alone))
+        return torch.cat(parts)
 
     def circuit_run(
         self, members: Members, errors: Errors, prompts: Int[Tensor, "rows"]
@@ -181,25 +184,25 @@ class CircuitRuns:
         errors: Errors,
         first: int,
         h: Float[Tensor, "prompts pos d_model"],
-        asked: Bool[Tensor, "circuits prompts"] | None = None,
+        wanted: Bool[Tensor, "circuits prompts"] | None = None,
     ) -> Float[Tensor, "circuits prompts"]:
         """The target from the activations `h` at site number `first` on, under each of the circuits in `kept`.
 
-        Zero for pairs of circuit and prompt that are not asked for.
+        Zero for pairs of circuit and prompt that are not wanted.
         """
-        found = h.new_zeros(len(kept[self.sites[0]]), len(self), dtype=torch.float64)
-        asked = torch.ones_like(found, dtype=torch.bool) if asked is None else asked
-        by_length = self.end.argsort(stable=True)
-        places, circuits = asked[:, by_length].T.nonzero(as_tuple=True)
+        result = h.new_zeros(len(kept[self.sites[0]]), len(self), dtype=torch.float64)
+        wanted = torch.ones_like(result, dtype=torch.bool) if wanted is None else wanted
+        by_length = self.end.argsort(stable=True)  # so that a pass is cut to prompts of about one length
+        places, circuits = wanted[:, by_length].T.nonzero(as_tuple=True)
         prompts = by_length[places]
         for i, which in zip(prompts.split(self.rows_at_once), circuits.split(self.rows_at_once), strict=True):
             if len(i):
                 masks = {site: mask[which] for site, mask in kept.items()}
                 *_, final = self._run(h[i, : int(self.end[i].max()) + 1], first, i, masks, errors)
-                found[which, i] = self._read(final, i).double()
-        return found.cpu()
+                result[which, i] = self._read(final, i).double()
+        return result.cpu()
 
-    def _moved(
+    def _differs(
         self, site: Site, latents: list[int], h: Float[Tensor, "prompts pos d_model"]
     ) -> Bool[Tensor, "k prompts"]:
         """Whether a latent's value in `h` is not its ablated one, anywhere in the prompt."""
@@ -249,7 +252,7 @@ class CircuitRuns:
 
     def _kept(self, circuits: Sequence[Members]) -> _Masks:
         """Circuits as masks; raises `UserError` for a member that no covered dictionary has."""
-        for site in sorted({site for members in circuits for site, own in members.items() if len(own)}):
+        for site in sorted({site for members in circuits for site, latents in members.items() if len(latents)}):
             if site not in self.dictionaries:
                 covered = ", ".join(map(str, self.sites))
                 raise UserError(f"latents of {site} cannot be members of this circuit, which covers {covered}")
@@ -258,8 +261,8 @@ class CircuitRuns:
             n_latents = len(dictionary.directions)
             masks[site] = torch.zeros(len(circuits), n_latents, dtype=torch.bool, device=self.start.device)
             for row, members in enumerate(circuits):
-                own = torch.tensor(list(members.get(site, ())), dtype=torch.long)
-                for latent in own[(own < 0) | (own >= n_latents)].tolist():
+                latents = torch.tensor(list(members.get(site, ())), dtype=torch.long)
+                for latent in latents[(latents < 0) | (latents >= n_latents)].tolist():
                     raise UserError(f"no latent {latent} at {site}: its dictionary has {n_latents}, numbered from 0")
-                masks[site][row, own.to(self.start.device)] = True
+                masks[site][row, latents.to(self.start.device)] = True
         return masks

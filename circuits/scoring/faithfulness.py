@@ -16,47 +16,27 @@ expected to come, and what the errors carry alone. Cost: about 5 runs plus 2 sho
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, Members, features_in
-from editing.metrics import interval, resampled
+from editing.metrics import estimate_from, resampled
 from sae_core.errors import UserError
-from sae_core.evaluation.reconstruction import finite
+from sae_core.estimate import Estimate
 from sae_core.sites import FeatureId
 
 SAME = 1e-5
 """m(M) and m(0) closer than this share of the target's size are one number to float32, and no scale."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """A number on the scale m(0) = 0, m(M) = 1, with its 95% bootstrap interval over prompts."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_json(self) -> list[float | None]:
-        """Value, lower and upper end; null where one is not finite."""
-        return [finite(self.value), finite(self.low), finite(self.high)]
-
-    @classmethod
-    def from_json(cls, value: Sequence[float | None]) -> "Share":
-        return cls(*(math.nan if number is None else number for number in value))
-
-
 class Scale:
-    """The two ends on which circuits are measured, m(0) and m(M), and the resamples of the prompts.
+    """The scale m(0) = 0, m(M) = 1 on which circuits are measured, and the resamples of the prompts.
 
-    `groups` name what prompts share (a template): groups are resampled, then prompts within; by default
-    every prompt is on its own. Raises `UserError` where m(M) = m(0): nothing depends on what can be ablated.
+    Estimates carry 95% bootstrap intervals over prompts. `groups` name what prompts share (a template): groups are
+    resampled, then prompts within; by default every prompt is a group of its own. Raises `UserError` where
+    m(M) = m(0): nothing depends on what can be ablated.
     """
 
     def __init__(self, runs: CircuitRuns, *, seed: int = 0, groups: Sequence[Hashable] | Tensor | None = None):
@@ -81,67 +61,50 @@ class Scale:
         """m(0), in units of the target."""
         return self.nothing.mean().item()
 
-    def share(self, values: Float[Tensor, "prompts"]) -> Share:
-        """(m - m(0)) / (m(M) - m(0)) of a target's values on the prompts."""
+    def share(self, values: Float[Tensor, "prompts"]) -> Estimate:
+        """(m - m(0)) / (m(M) - m(0)), m the mean of a target's values on the prompts."""
         return self.ratio(values - self.nothing, self.whole - self.nothing)
 
-    def drop(self, values: Float[Tensor, "prompts"], without: Float[Tensor, "prompts"]) -> Share:
+    def drop(self, values: Float[Tensor, "prompts"], without: Float[Tensor, "prompts"]) -> Estimate:
         """(m - m without) / (m(M) - m(0))."""
         return self.ratio(values - without, self.whole - self.nothing)
 
-    def ratio(self, above: Float[Tensor, "prompts"], below: Float[Tensor, "prompts"]) -> Share:
+    def ratio(self, above: Float[Tensor, "prompts"], below: Float[Tensor, "prompts"]) -> Estimate:
         """Mean of `above` over mean of `below`, both resampled together; NaN where the latter is zero."""
         drawn = (self.weights @ above) / (self.weights @ below)
-        ends = interval(drawn[drawn.isfinite()]) if drawn.isfinite().any() else torch.full((2,), math.nan)
-        return Share((above.mean() / below.mean()).item(), *ends.tolist())
+        value, finite = (above.mean() / below.mean()).item(), drawn[drawn.isfinite()]
+        return estimate_from(value, finite) if len(finite) else Estimate(value)
 
 
 @dataclass(frozen=True)
-class Drop:
-    """What the circuit loses with one member, on the scale."""
-
-    member: FeatureId
-    drop: Share
-
-
-@dataclass(frozen=True)
-class Way:
+class ErrorTermScores:
     """A circuit's three numbers with error terms ablated, or with error terms in it."""
 
-    faithfulness: Share
-    completeness: Share
+    faithfulness: Estimate
+    completeness: Estimate
     """Faithfulness of the complement, which holds the error terms where the circuit does not."""
-    drops: tuple[Drop, ...]
-    """Minimality, member by member."""
+    drops: Mapping[FeatureId, Estimate]
+    """Minimality: the faithfulness lost with each member alone."""
 
     @property
     def mean_drop(self) -> float:
         """Mean over members of what is lost with one; NaN for an empty circuit."""
-        return sum(one.drop.value for one in self.drops) / len(self.drops) if self.drops else math.nan
+        return sum(drop.value for drop in self.drops.values()) / len(self.drops) if self.drops else math.nan
 
     @property
-    def worst(self) -> Drop | None:
-        """The member that is missed least, if there are members; one below zero stands in the circuit's way."""
-        return min(self.drops, key=lambda one: one.drop.value, default=None)
+    def least_missed(self) -> FeatureId | None:
+        """The member with the smallest drop; one below zero reduces faithfulness. None for an empty circuit."""
+        return min(self.drops, key=lambda member: self.drops[member].value, default=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """All numbers, with the summary of minimality; `from_json` is the inverse."""
-        return {
-            "faithfulness": self.faithfulness.to_json(),
-            "completeness": self.completeness.to_json(),
-            "minimality_mean": finite(self.mean_drop),
-            "minimality_worst": [str(self.worst.member), *self.worst.drop.to_json()] if self.worst else None,
-            "drops": {str(one.member): one.drop.to_json() for one in self.drops},
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Way":
-        drops = tuple(Drop(FeatureId.parse(name), Share.from_json(drop)) for name, drop in value["drops"].items())
-        return cls(Share.from_json(value["faithfulness"]), Share.from_json(value["completeness"]), drops)
+    def minimality(self) -> str:
+        """Minimality in words; the circuit must have members."""
+        assert self.least_missed is not None
+        least = self.drops[self.least_missed]
+        return f"mean drop {self.mean_drop:.4f} over members, least {least} ({self.least_missed})"
 
 
 @dataclass(frozen=True)
-class Score:
+class CircuitScore:
     """A circuit on held-out prompts, under one ablation of what is outside it."""
 
     target: str
@@ -151,13 +114,15 @@ class Score:
     covered: tuple[str, ...]
     """The sites at which everything outside the circuit is ablated."""
     m_whole: float
+    """m(M), in units of the target."""
     m_nothing: float
-    ways: Mapping[Errors, Way]
-    ceiling: Share
+    """m(0), in units of the target."""
+    ways: Mapping[Errors, ErrorTermScores]
+    ceiling: Estimate
     """All latents kept, error terms ablated."""
-    errors_alone: Share
+    errors_alone: Estimate
     """All latents ablated, error terms kept."""
-    of_ceiling: Share
+    of_ceiling: Estimate
     """Faithfulness with errors ablated over the ceiling, (m(C) - m(0)) / (m(all latents) - m(0))."""
 
     def lines(self) -> list[str]:
@@ -169,60 +134,26 @@ class Score:
             f"faithfulness {ablated.faithfulness} with errors ablated, {kept.faithfulness} with errors kept; ceiling "
             f"(all latents, errors ablated) {self.ceiling}: {self.of_ceiling} of it; errors alone {self.errors_alone}",
             f"completeness {ablated.completeness} with errors ablated, {kept.completeness} with errors kept",
-            *(f"minimality {_minimality(self.ways[errors])}, errors {errors}" for errors in Errors if self.members),
+            *(f"minimality {self.ways[errors].minimality()}, errors {errors}" for errors in Errors if self.members),
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
-        return {
-            "target": self.target,
-            "ablation": self.ablation,
-            "n_prompts": self.n_prompts,
-            "members": [str(feature) for feature in self.members],
-            "covered": list(self.covered),
-            "m_whole": self.m_whole,
-            "m_nothing": self.m_nothing,
-            "ways": {str(errors): way.to_json() for errors, way in self.ways.items()},
-            "ceiling": self.ceiling.to_json(),
-            "errors_alone": self.errors_alone.to_json(),
-            "of_ceiling": self.of_ceiling.to_json(),
-        }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Score":
-        shares = {name: Share.from_json(value[name]) for name in ("ceiling", "errors_alone", "of_ceiling")}
-        plain = {name: value[name] for name in ("target", "ablation", "n_prompts", "m_whole", "m_nothing")}
-        return cls(
-            **plain,
-            **shares,
-            members=tuple(map(FeatureId.parse, value["members"])),
-            covered=tuple(value["covered"]),
-            ways={Errors(name): Way.from_json(way) for name, way in value["ways"].items()},
-        )
-
-
-def _minimality(way: Way) -> str:
-    assert way.worst is not None
-    return f"mean drop {way.mean_drop:.4f} over members, least {way.worst.drop} ({way.worst.member})"
-
-
-def score(scale: Scale, members: Members) -> Score:
+def score_circuit(scale: Scale, members: Members) -> CircuitScore:
     """The score of a circuit on the prompts of `scale`.
 
     Raises `UserError` for members that the covered dictionaries do not have.
     """
-    runs, rest = scale.runs, scale.runs.without(members)
-    features, ways = features_in(members), {}
+    runs, features = scale.runs, features_in(members)
+    complement = runs.without(members)
+    alone = {errors: runs.values([members], errors)[0] for errors in Errors}
+    ways = {}
     for errors in Errors:
-        own = runs.values([members], errors)[0]
-        complement = runs.values([rest], errors.other)[0]
-        each = runs.without_each(members, errors)
-        drops = tuple(Drop(f, scale.drop(own, less)) for f, less in zip(features, each, strict=True))
-        ways[errors] = Way(scale.share(own), scale.share(complement), drops)
-        if errors is Errors.ABLATED:
-            alone = own
+        rest = runs.values([complement], errors.other)[0]
+        without = runs.without_each(members, errors)
+        drops = {f: scale.drop(alone[errors], values) for f, values in zip(features, without, strict=True)}
+        ways[errors] = ErrorTermScores(scale.share(alone[errors]), scale.share(rest), drops)
     latents = runs.values([runs.everything()], Errors.ABLATED)[0]
-    return Score(
+    return CircuitScore(
         target=str(runs.target.node),
         ablation=runs.ablation.name,
         n_prompts=len(runs),
@@ -233,5 +164,5 @@ def score(scale: Scale, members: Members) -> Score:
         ways=ways,
         ceiling=scale.share(latents),
         errors_alone=scale.share(runs.values([{}], Errors.KEPT)[0]),
-        of_ceiling=scale.ratio(alone - scale.nothing, latents - scale.nothing),
+        of_ceiling=scale.ratio(alone[Errors.ABLATED] - scale.nothing, latents - scale.nothing),
     )

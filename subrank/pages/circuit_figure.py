@@ -8,7 +8,6 @@ from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls
 from circuits.scoring.node_curve import NodeCurve
 from editing.plotting import AMBER, BLUE, GREEN, GREY, error_bars, styled
-from sae_core.estimate import Estimate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -61,7 +60,7 @@ def _line(curve: NodeCurve, errors: Errors, dash: str, *, first: bool) -> "Scatt
         mode="lines+markers",
         line={"color": _COLOURS[errors], "width": 2.2, "dash": dash},
         marker={"size": 5},
-        error_y=error_bars([Estimate(share.value, share.low, share.high) for share in shares]),
+        error_y=error_bars(shares),
         hovertemplate="%{x} nodes: %{y:.3f}",
     )
 

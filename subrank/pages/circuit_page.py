@@ -8,10 +8,9 @@ from circuits.evaluation import CircuitEvaluation
 from circuits.graph import ErrorTerm, FeatureGraph, Node
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls, Stability
-from circuits.scoring.edge_check import Moves
-from circuits.scoring.faithfulness import Score, Share
+from circuits.scoring.edge_check import EdgeCheck
+from circuits.scoring.faithfulness import CircuitScore
 from circuits.scoring.node_curve import NodeCurve
-from sae_core.estimate import Estimate
 from subrank.pages.circuit_figure import scoring_figure
 from subrank.pages.page import MISSING, Cell, Table, drawing, estimate_cell, figure, render
 
@@ -55,11 +54,11 @@ def evaluation_section(evaluation: CircuitEvaluation) -> Markup:
 
 
 def scoring_section(
-    scores: Sequence[Score],
+    scores: Sequence[CircuitScore],
     controls: Sequence[Controls] = (),
     curves: Sequence[NodeCurve] = (),
     stability: Stability | None = None,
-    moves: Moves | None = None,
+    moves: EdgeCheck | None = None,
 ) -> Markup:
     """How good the circuit is: one column per ablation, the curve, and the checks that were made."""
     first = scores[0]
@@ -79,22 +78,18 @@ def scoring_section(
     )
 
 
-def _share(share: Share) -> Cell:
-    return estimate_cell(Estimate(share.value, share.low, share.high))
-
-
-def _scores_table(scores: Sequence[Score]) -> Table:
+def _scores_table(scores: Sequence[CircuitScore]) -> Table:
     """A row to a number, a column to an ablation."""
     rows: list[tuple[str | Cell, ...]] = [
         ("target: whole model / everything ablated", *(f"{s.m_whole:.3f} / {s.m_nothing:.3f}" for s in scores)),
         *(
-            (f"{name}, errors {errors}", *(_share(getattr(s.ways[errors], name)) for s in scores))
+            (f"{name}, errors {errors}", *(estimate_cell(getattr(s.ways[errors], name)) for s in scores))
             for name in ("faithfulness", "completeness")
             for errors in Errors
         ),
-        ("ceiling: all latents, errors ablated", *(_share(s.ceiling) for s in scores)),
-        ("faithfulness over ceiling, errors ablated", *(_share(s.of_ceiling) for s in scores)),
-        ("error terms alone", *(_share(s.errors_alone) for s in scores)),
+        ("ceiling: all latents, errors ablated", *(estimate_cell(s.ceiling) for s in scores)),
+        ("faithfulness over ceiling, errors ablated", *(estimate_cell(s.of_ceiling) for s in scores)),
+        ("error terms alone", *(estimate_cell(s.errors_alone) for s in scores)),
         *(
             (f"minimality: mean drop / least, errors {errors}", *(_minimality(s, errors) for s in scores))
             for errors in Errors
@@ -103,11 +98,11 @@ def _scores_table(scores: Sequence[Score]) -> Table:
     return Table(("outside the circuit", *(s.ablation for s in scores)), rows)
 
 
-def _minimality(score: Score, errors: Errors) -> Cell:
+def _minimality(score: CircuitScore, errors: Errors) -> Cell:
     way = score.ways[errors]
-    if way.worst is None:
+    if way.least_missed is None:
         return Cell(MISSING)
-    return Cell(f"{way.mean_drop:.4f} / {way.worst.drop.value:.4f}", str(way.worst.member))
+    return Cell(f"{way.mean_drop:.4f} / {way.drops[way.least_missed].value:.4f}", str(way.least_missed))
 
 
 def _controls_table(controls: Controls) -> Table:
@@ -116,18 +111,18 @@ def _controls_table(controls: Controls) -> Table:
         f"best of {len(controls.random)} random circuits": controls.best_random,
         "first-order circuit": controls.first_order,
     }
-    rows = [(name, _share(control.ablated), _share(control.kept)) for name, control in compared.items()]
+    rows = [(name, estimate_cell(control.ablated), estimate_cell(control.kept)) for name, control in compared.items()]
     return Table((controls.ablation, "faithfulness, errors ablated", "errors kept"), rows)
 
 
-def _members_table(score: Score) -> Table:
+def _members_table(score: CircuitScore) -> Table:
     ablated, kept = (score.ways[errors].drops for errors in Errors)
-    both = sorted(zip(ablated, kept, strict=True), key=lambda drops: -drops[0].drop.value)
-    rows = [(str(a.member), _share(a.drop), _share(k.drop)) for a, k in both]
+    ranked = sorted(ablated, key=lambda member: -ablated[member].value)
+    rows = [(str(member), estimate_cell(ablated[member]), estimate_cell(kept[member])) for member in ranked]
     return Table(("member", "errors ablated", "errors kept"), rows)
 
 
-def _moves_table(moves: Moves) -> Table:
+def _moves_table(moves: EdgeCheck) -> Table:
     rows = [
         (
             f"× {agreement.factor:g}",

@@ -29,7 +29,7 @@ class Planted:
         strong = self.circuit.given[1:, [0, 2]].sum(-1).argsort(descending=True) + 1
         generator = torch.Generator().manual_seed(3)
         self.clean, self.corrupted = (
-            own[torch.randint(len(own), (12, 7), generator=generator)] for own in (strong[:20], strong[-20:])
+            tokens[torch.randint(len(tokens), (12, 7), generator=generator)] for tokens in (strong[:20], strong[-20:])
         )
         self.clean[:, 0] = self.corrupted[:, 0] = 0
         self.end = torch.randint(2, 7, (12,), generator=generator)
@@ -48,3 +48,13 @@ class Planted:
             self.circuit.activation(feature, tokens)[torch.arange(12), at] for tokens in (self.clean, self.corrupted)
         )
         return (clean - corrupted).mean().item()
+
+
+def linear_runs() -> CircuitRuns:
+    """Feature 8 of the planted circuit, which is linear, so that attribution is exact."""
+    circuit = Circuit()
+    dictionaries = {site: Basis(circuit.d, torch.zeros(12)) for site in circuit.model.sites()}
+    prompts = Examples(circuit.contexts(10), torch.tensor([2, 3, 4, 5, 6, 7] * 2)[:10], torch.ones(10))
+    other = ResampleAblation.paired(circuit.model, dictionaries, prompts, circuit.contexts(10, seed=9))
+    target = FeatureTarget(FeatureId(Site(3), 8), dictionaries[Site(3)])
+    return CircuitRuns(circuit.model, dictionaries, target, prompts, other)

@@ -10,6 +10,7 @@ from planted import unchecked
 from verbs import most_active, one_line, result_of, run
 
 from circuits.discovery.target_causes import CauseSearch
+from circuits.evaluation import CircuitEvaluation
 from circuits.schema import faults
 from editing.removal.config import RemovalConfig
 from sae_core.data.text import Text
@@ -62,6 +63,7 @@ def test_circuit_is_written_as_json_dot_svg_and_png(trained_set, tmp_path, capsy
     assert status == 0, error
     result = json.loads((tmp_path / "result.json").read_text())
     assert {"reached", "scores", "controls", "curves", "stability", "moves"} == result["judgement"].keys()
+    assert CircuitEvaluation.from_json(result["judgement"]).to_json() == result["judgement"]
     assert len(result["judgement"]["scores"]) == 2 and "faithfulness" in printed + error
     assert (tmp_path / "explore" / "index.html").is_file() and not (tmp_path / "steps.jsonl").exists()
     assert json.loads((tmp_path / "node_link.json").read_text())["nodes"]
