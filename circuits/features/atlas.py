@@ -53,33 +53,32 @@ class FeatureAtlas:
 
     def examples(self, feature: FeatureId, n: int) -> Examples:
         """The feature's `n` strongest examples with distinct texts, or fewer if the contexts kept hold no more."""
-        own = self.sites[feature.site]
+        site, latent = self.sites[feature.site], feature.index
+        context, position, peak = site.context[latent], site.position[latent], site.top[latent]
         chosen, seen = [], set()
-        for k in range(own.top.shape[1]):
-            context, position = int(own.context[feature.index, k]), int(own.position[feature.index, k])
-            text = tuple(self.contexts[context, : position + 1].tolist())
-            if own.top[feature.index, k] > 0 and text not in seen and len(chosen) < n:
+        for k in range(len(peak)):
+            text = tuple(self.contexts[context[k], : int(position[k]) + 1].tolist())
+            if peak[k] > 0 and text not in seen and len(chosen) < n:
                 seen.add(text)
                 chosen.append(k)
-        rows = own.context[feature.index, chosen]
-        return Examples(self.contexts[rows], own.position[feature.index, chosen], own.top[feature.index, chosen])
+        return Examples(self.contexts[context[chosen]], position[chosen], peak[chosen])
 
     def responds_to(self, feature: FeatureId, model: LanguageModel, n: int = 3) -> list[str]:
         """The tokens on which the feature's strongest examples peak, the most frequent first."""
         examples = self.examples(feature, self.sites[feature.site].top.shape[1])
         peaks = examples.tokens[torch.arange(len(examples)), examples.end].tolist()
-        return [
-            model.token_text(token).strip() or repr(model.token_text(token))
-            for token, _ in Counter(peaks).most_common(n)
-        ]
+        return [_word(model, token) for token, _ in Counter(peaks).most_common(n)]
 
     def promotes(self, feature: FeatureId, direction: Tensor, model: LanguageModel, n: int = 3) -> list[str]:
         """The tokens whose logits a last-layer feature raises most, through the final norm."""
         change = direct_effect(model, self, feature.site, direction[None], torch.tensor([feature.index]))[0]
-        return [
-            model.token_text(token).strip() or repr(model.token_text(token))
-            for token in change.topk(n).indices.tolist()
-        ]
+        return [_word(model, token) for token in change.topk(n).indices.tolist()]
+
+
+def _word(model: LanguageModel, token: int) -> str:
+    """The text of a token without spaces around it; quoted where nothing else is left."""
+    text = model.token_text(token)
+    return text.strip() or repr(text)
 
 
 def survey(
@@ -123,8 +122,8 @@ def most_predictive(
 ) -> FeatureId:
     """The latent whose activation correlates best with "one of `next_tokens` comes next".
 
-    Of those whose strongest examples say so too, at least four in five, if there are any: a latent may
-    correlate by its weak activations and mean something else where it is strong.
+    Among those of whose strongest examples at least four in five are followed by such a token, if there are any: a
+    latent may correlate by its weak activations and mean something else where it is strong.
     """
     n = sum_y = 0
     sums = torch.zeros(3, len(dictionary.directions), dtype=torch.float64)  # of f, f^2, f y
@@ -141,10 +140,9 @@ def most_predictive(
     covariance = mean[2] - mean[0] * sum_y / n
     correlation = covariance / (mean[1] - mean[0].pow(2)).clamp_min(1e-12).sqrt()
 
-    own = atlas.sites[site]
-    n_pos = atlas.contexts.shape[1]
-    counted = (own.top > 0) & (own.position + 1 < n_pos)  # a peak at a context's end has nothing after it
-    after = atlas.contexts[own.context, (own.position + 1).clamp_max(n_pos - 1)]
+    latents, n_pos = atlas.sites[site], atlas.contexts.shape[1]
+    counted = (latents.top > 0) & (latents.position + 1 < n_pos)  # a peak at a context's end has nothing after it
+    after = atlas.contexts[latents.context, (latents.position + 1).clamp_max(n_pos - 1)]
     clean = (torch.isin(after, wanted) & counted).sum(1) >= 0.8 * counted.sum(1).clamp_min(1)
     return FeatureId(site, int((correlation.masked_fill(~clean, -torch.inf) if clean.any() else correlation).argmax()))
 

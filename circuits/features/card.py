@@ -1,4 +1,4 @@
-"""What a card says about a feature: plain values, in one fixed form as JSON."""
+"""Feature cards: what is known of a feature on a text, as plain values and in one fixed form as JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,21 @@ from torch import Tensor
 
 from circuits.features.explanations import Label
 from circuits.features.histograms import Drops, Histogram
+from circuits.features.statistics import AFTER, BEFORE, SiteTally
+from sae_core.codec import to_plain
 from sae_core.sites import FeatureId
 
 TOP = "top"
 """The group of the strongest examples."""
 _ALIKE = 8
-"""Examples whose last so many tokens are the same count as one text."""
+"""Examples that agree in this many last tokens count as one text."""
 _TRIED = 256
-"""Places of a quarter that are looked at for such examples."""
+"""Places of a quarter among which examples with distinct texts are sought."""
 _BEFORE, _AFTER = 24, 8
+
+
+TokenChanges = tuple[tuple[str, float], ...]
+"""Tokens, each with the change of its logit."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,20 @@ class Card:
     mean_active: float
     max: float
     first_position: float
-    """Share of its summed |activation| on contexts' first content tokens."""
+    """Share of its summed |activation| that falls on the first content tokens of contexts."""
     norm_share: float
     """Share of the squared norm of the activations at its site: sum f_j^2 / sum |x|^2."""
     n_tokens: int
-    """Content tokens that the numbers are of."""
+    """Content tokens over which the numbers are taken."""
     label: Label | None
     examples: tuple[Example, ...]
-    promotes: tuple[tuple[str, float], ...]
+    promotes: TokenChanges
     """Tokens whose logits it raises most directly, and by how much at its mean activation."""
-    suppresses: tuple[tuple[str, float], ...]
+    suppresses: TokenChanges
     histogram: Histogram | None = None
     drops: Drops | None = None
     near: tuple[tuple[FeatureId, float], ...] = ()
-    """Features of its own and the adjacent layers with the largest cosine to it."""
+    """Features of the same and the adjacent layers with the largest cosine to it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -81,8 +87,8 @@ class Card:
             "n_tokens": self.n_tokens,
             "label": self.label and self.label.to_json(),
             "examples": [example.to_json() for example in self.examples],
-            "histogram": self.histogram and self.histogram.to_json(),
-            "drops": self.drops and self.drops.to_json(),
+            "histogram": to_plain(self.histogram),
+            "drops": to_plain(self.drops),
             "promotes": [list(pair) for pair in self.promotes],
             "suppresses": [list(pair) for pair in self.suppresses],
             "near": [{"id": str(feature), "cosine": cosine} for feature, cosine in self.near],
@@ -115,7 +121,7 @@ def spots(
     strongest = [(int(i), int(where[i])) for i in order if peak[i] > 0]
     active = activation.nonzero()
     active = active[activation[active[:, 0], active[:, 1]].argsort(stable=True)]
-    found, seen = [], set()
+    chosen, seen = [], set()
 
     def take(group: str, places: Sequence[tuple[int, int]], n: int) -> Iterator[Spot]:
         for context, position in places:
@@ -127,12 +133,12 @@ def spots(
                 n -= 1
                 yield Spot(group, context, position)
 
-    found += take(TOP, strongest, top)
+    chosen += take(TOP, strongest, top)
     for quarter in (3, 2, 1, 0):
         part = active[len(active) * quarter // 4 : len(active) * (quarter + 1) // 4]
         part = part[torch.randperm(len(part), generator=generator)[:_TRIED]]
-        found += take(f"{quarter / 4}-{(quarter + 1) / 4}", [tuple(place) for place in part.tolist()], per_quarter)
-    return found
+        chosen += take(f"{quarter / 4}-{(quarter + 1) / 4}", [(row, at) for row, at in part.tolist()], per_quarter)
+    return chosen
 
 
 def example(
@@ -143,5 +149,22 @@ def example(
 ) -> Example:
     """The text around a spot."""
     start, stop = max(0, spot.position - _BEFORE), spot.position + 1 + _AFTER
-    tokens = tuple(names[token] for token in contexts[spot.context, start:stop].tolist())
+    tokens = tuple(names[int(token)] for token in contexts[spot.context, start:stop])
     return Example(spot.group, tokens, tuple(activation[spot.context, start:stop].tolist()), spot.position - start)
+
+
+def stored_examples(
+    latents: SiteTally, index: int, contexts: Int[Tensor, "contexts pos"], names: Sequence[str], n: int
+) -> tuple[Example, ...]:
+    """The `n` strongest examples of a latent with distinct texts, or as many as the pass over the text kept."""
+    context, position = latents.statistics.context[index].tolist(), latents.statistics.position[index].tolist()
+    examples: dict[tuple[int, ...], Example] = {}
+    for k, (row, at) in enumerate(zip(context, position, strict=True)):
+        if not latents.statistics.top[index, k] > 0 or len(examples) == n:
+            break
+        start, stop = max(0, at - BEFORE), min(contexts.shape[1], at + 1 + AFTER)
+        text, end, shift = contexts[row, start:stop].tolist(), at - start, start - (at - BEFORE)
+        tokens = tuple(names[int(token)] for token in text)
+        activations = tuple(latents.nearby[index, k, shift : shift + len(text)].tolist())
+        examples.setdefault(tuple(text[: end + 1]), Example(TOP, tokens, activations, end))
+    return tuple(examples.values())

@@ -1,7 +1,7 @@
-"""The cards of all features of a set, light for each of them and full for those that are asked for.
+"""The cards of all features of a set: a light one of each, and full ones of chosen features.
 
-A catalogue is read from a text in one streaming pass (`tallies.py`). From it every feature has a light card;
-a full one runs the model again on the feature's own examples.
+A catalogue is read from a text in one pass (`statistics.py`). From it every feature has a light card; a full card
+runs the model again on the examples of its feature.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.features.atlas import direct_effect
-from circuits.features.card import TOP, Card, Example, Spot, example, spots
+from circuits.features.card import TOP, Card, Example, Spot, TokenChanges, example, spots, stored_examples
 from circuits.features.explanations import (
     Explanation,
     Label,
@@ -30,7 +30,7 @@ from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.reading import Chunks
-from circuits.features.statistics import AFTER, BEFORE, Tally, activations, tally
+from circuits.features.statistics import Tally, activations, tally
 from editing.interventions.add_direction import written
 from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary
@@ -42,28 +42,29 @@ from sae_core.sites import FeatureId, Site
 
 LIGHT_EXAMPLES = 4
 _TOP, _PER_QUARTER = 8, 3
-_ASKED_PER_QUARTER = 10
-"""Places of each quarter from which patterns are made; the first `_PER_QUARTER` are shown."""
+_MADE_FROM = 10
+"""Places of each quarter of the active tokens from which patterns are made; the first `_PER_QUARTER` are shown."""
 _PROMOTED, _PROMOTED_LIGHT = 8, 4
 _CONTROLS = 16
-"""Other features' labels that a label is compared with, at most."""
+"""Labels of other features that a label is compared with, at most."""
 _LOGITS_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The features of a set on a text: all that is needed to make their cards."""
+    """The features of a set on a text: what cards are made from."""
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
     tally: Tally
-    """Of the training contexts, on which rules are made; every number on a card but a label's scores is of them."""
+    """Of the training contexts, on which rules are made. Every number on a card is of them, but a label's scores."""
     held: Int[Tensor, "held pos"]
     """Contexts on which labels are scored."""
     tables: dict[Site, TokenTables]
     scores: dict[Site, Scores]
+    """Of each table on held-out contexts."""
     controls: dict[Site, Scores]
-    """Of the tables on held-out contexts; and of each of them on another feature of its site."""
+    """Of each table on another feature of its site."""
     seed: int
 
     @property
@@ -88,28 +89,27 @@ class Catalogue:
         for part in latents.split(max(1, _LOGITS_AT_ONCE // self.model.n_vocab)):
             moved = self._moved(site, part, _PROMOTED_LIGHT)
             for index, (promotes, suppresses) in zip(part.tolist(), moved, strict=True):
-                feature = FeatureId(site, index)
-                yield self._card(
-                    feature, self._table_label(feature), _stored(self.tally, feature, self.names), promotes, suppresses
-                )
+                feature, latents = FeatureId(site, index), self.tally.sites[site]
+                examples = stored_examples(latents, index, self.training, self.names, LIGHT_EXAMPLES)
+                yield self._card(feature, self._table_label(feature), examples, promotes, suppresses)
 
     def _card(
         self,
         feature: FeatureId,
         label: Label | None,
         examples: tuple[Example, ...],
-        promotes: tuple[tuple[str, float], ...],
-        suppresses: tuple[tuple[str, float], ...],
+        promotes: TokenChanges,
+        suppresses: TokenChanges,
         **rest,
     ) -> Card:
-        own, i = self.tally.sites[feature.site], feature.index
+        latents, i = self.tally.sites[feature.site], feature.index
         return Card(
             feature,
-            density=float(own.statistics.density[i]),
-            mean_active=float(own.statistics.mean_active[i]),
-            max=float(own.statistics.top[i, 0]),
-            first_position=float(own.first_position[i]),
-            norm_share=float(own.norm_share[i]),
+            density=float(latents.statistics.density[i]),
+            mean_active=float(latents.statistics.mean_active[i]),
+            max=float(latents.statistics.top[i, 0]),
+            first_position=float(latents.first_position[i]),
+            norm_share=float(latents.norm_share[i]),
             n_tokens=self.tally.n_tokens,
             label=label,
             examples=examples,
@@ -122,28 +122,28 @@ class Catalogue:
         table = self.tables[feature.site].of(feature.index)
         if not table.tokens:
             return None
-        found, control = (of[feature.site].of(feature.index) for of in (self.scores, self.controls))
-        return Label(table.text(self.model), table.kind, found, control)
+        score, control = (scores[feature.site].of(feature.index) for scores in (self.scores, self.controls))
+        return Label(table.text(self.model), table.kind, score, control)
 
-    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[tuple, tuple]]:
-        """For each latent the tokens that it promotes and those that it suppresses, with the changes."""
+    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[TokenChanges, TokenChanges]]:
+        """For each latent the `n` tokens that it promotes most, and the `n` that it suppresses most."""
         device = self.dictionaries[site].directions.device
         directions = written(self.model, site, self.dictionaries[site].directions[latents.to(device)])
         change = direct_effect(self.model, self.tally.atlas, site, directions, latents)
-        n = min(n, change.shape[1])
-        ends = [change.topk(n, largest=largest) for largest in (True, False)]
-        rows = [zip(end.indices.tolist(), end.values.tolist(), strict=True) for end in ends]
-        return [
-            tuple(tuple((self.names[t], v) for t, v in zip(*pair, strict=True)) for pair in pairs)
-            for pairs in zip(*rows, strict=True)
-        ]
+
+        def named(largest: bool) -> list[TokenChanges]:
+            end = change.topk(min(n, change.shape[1]), largest=largest)
+            rows = zip(end.indices.tolist(), end.values.tolist(), strict=True)
+            return [tuple((self.names[t], v) for t, v in zip(*row, strict=True)) for row in rows]
+
+        return list(zip(named(True), named(False), strict=True))
 
     # ---- full cards ----------------------------------------------------------------------------
 
     def full(self, features: Sequence[FeatureId]) -> Iterator[Card]:
         """The full cards of features, in order.
 
-        Raises `UserError` for one that is not there, is named twice, or is never active on the training contexts.
+        Raises `UserError` for a feature that no dictionary has, is named twice, or is never active on this text.
         """
         features = list(features)
         if not features:
@@ -163,7 +163,7 @@ class Catalogue:
                 seen[feature],
                 self.training,
                 top=_TOP,
-                per_quarter=_ASKED_PER_QUARTER,
+                per_quarter=_MADE_FROM,
                 generator=self._draw(feature, "spots"),
             )
             for feature in features
@@ -208,7 +208,7 @@ class Catalogue:
     ) -> Explanation:
         """The token table or the patterns, whichever predicts the activation better on the training contexts."""
         probe = Probe(self.model, self.dictionaries[feature.site], feature)
-        found = find_patterns(
+        patterns = find_patterns(
             probe,
             self.training,
             activation,
@@ -216,9 +216,9 @@ class Catalogue:
             generator=self._draw(feature, "patterns"),
         )
         table = self.tables[feature.site].of(feature.index)
-        if found is None:
+        if patterns is None:
             return table
-        ranked = {rule: _on(self.model, rule, self.training, activation).correlation for rule in (found, table)}
+        ranked = {rule: _on(self.model, rule, self.training, activation).correlation for rule in (patterns, table)}
         return max(ranked, key=lambda rule: ranked[rule])
 
     def _label(
@@ -226,7 +226,7 @@ class Catalogue:
     ) -> Label:
         """The feature's rule, with its score and that of other features' rules on held-out contexts.
 
-        The others are those in `rules` at its site; where it stands alone, token tables drawn from its site.
+        The control rules are those in `rules` at its site, or, if it has no other, token tables drawn from the site.
         """
         others = [rule for other, rule in rules.items() if other.site == feature.site and other != feature]
         if not others:
@@ -236,21 +236,6 @@ class Catalogue:
         control = mean_score([_on(self.model, rule, self.held, held) for rule in others[:_CONTROLS]])
         rule = rules[feature]
         return Label(rule.text(self.model), rule.kind, _on(self.model, rule, self.held, held), control)
-
-
-def _stored(tally: Tally, feature: FeatureId, names: Sequence[str]) -> tuple[Example, ...]:
-    """The strongest examples with distinct texts, as far as the streaming pass kept them."""
-    own, i, contexts = tally.sites[feature.site], feature.index, tally.atlas.contexts
-    found: dict[tuple[int, ...], Example] = {}
-    rows = zip(own.statistics.context[i].tolist(), own.statistics.position[i].tolist(), strict=True)
-    for k, (context, position) in enumerate(rows):
-        if not own.statistics.top[i, k] > 0 or len(found) == LIGHT_EXAMPLES:
-            break
-        start, stop = max(0, position - BEFORE), min(contexts.shape[1], position + 1 + AFTER)
-        text, end, shift = contexts[context, start:stop].tolist(), position - start, start - (position - BEFORE)
-        tokens, values = tuple(names[token] for token in text), own.nearby[i, k, shift : shift + len(text)].tolist()
-        found.setdefault(tuple(text[: end + 1]), Example(TOP, tokens, tuple(values), end))
-    return tuple(found.values())
 
 
 def _on(model: LanguageModel, rule: Explanation, contexts: Tensor, activation: Tensor) -> Score:
@@ -296,11 +281,11 @@ def read_catalogue(
 def _shown(places: Sequence[Spot]) -> list[Spot]:
     """The strongest, and the first few of each quarter."""
     groups = [list(members) for _, members in groupby(places, key=lambda spot: spot.group)]
-    return [spot for own in groups for spot in (own if own[0].group == TOP else own[:_PER_QUARTER])]
+    return [spot for group in groups for spot in (group if group[0].group == TOP else group[:_PER_QUARTER])]
 
 
 def _partners(active: Int[Tensor, "n_latents"], generator: torch.Generator) -> Int[Tensor, "n_latents"]:
-    """Every living latent on another one: a cycle through them all, in an order drawn at random."""
+    """For each latent that is ever active another such latent: one cycle through them all, in random order."""
     partner = torch.arange(len(active))
     alive = active.nonzero()[:, 0]
     order = alive[torch.randperm(len(alive), generator=generator)]

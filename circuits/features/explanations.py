@@ -1,10 +1,10 @@
-"""What a feature responds to, said without a language model's help, and how well that predicts it.
+"""Explanations of features that need no language model to write them, and how well they predict.
 
 An explanation is a rule that predicts the activation at every position from the tokens alone. There are two
 kinds: a token table (the tokens on which the feature is active, each with its mean activation), which costs
 nothing once the text is counted, and patterns of tokens (`patterns.py`). Rules are made on training contexts
 and scored on held-out ones: precision and recall of "active", and the correlation of predicted and true
-activation over all tokens (the simulation score of Bills et al. 2023, without a simulator that has to read).
+activation over all tokens (the simulation score of Bills et al. 2023, the rule being its own simulator).
 The control is the same score for the rules of other features of the site.
 """
 
@@ -85,22 +85,18 @@ def score(predicted: Float[Tensor, "tokens"], true: Float[Tensor, "tokens"]) -> 
     """The score of predictions on content tokens."""
     expected, active = predicted != 0, true != 0
     hits = (expected & active).sum().item()
-    p, t = predicted.double(), true.double()
-    p, t = p - p.mean(), t - t.mean()
-    scale = (p.square().sum() * t.square().sum()).sqrt().item()
-    return Score(
-        hits / max(1, int(expected.sum())), hits / max(1, int(active.sum())), (p @ t).item() / scale if scale else 0.0
-    )
+    correlation = torch.stack([predicted, true]).double().corrcoef()[0, 1].nan_to_num()  # NaN: one does not vary
+    return Score(hits / max(1, int(expected.sum())), hits / max(1, int(active.sum())), correlation.item())
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean of each number; zeros for none."""
     n = max(1, len(scores))
-    return Score(*(sum(getattr(one, name) for one in scores) / n for name in ("precision", "recall", "correlation")))
+    return Score(*(sum(getattr(score, field) for score in scores) / n for field in Score.__dataclass_fields__))
 
 
 def spelled(pieces: Sequence[str]) -> str:
-    """Tokens as readable text: joined as they are if they bring their own spaces, else with spaces between."""
+    """Tokens as readable text: joined as they are if any of them begins with a space, else with spaces between."""
     joined = ("" if any(piece.startswith(" ") for piece in pieces) else " ").join(pieces)
     return joined.strip(" ").replace("\n", "↵") or repr(joined)
 
@@ -157,8 +153,12 @@ class TokenTables:
 def token_tables(site: SiteTally, token_counts: Int[Tensor, "vocab"]) -> TokenTables:
     """For every latent the tokens on which it is active most often, as many as give the best F1 on this text.
 
-    Tokens enter by the share of their occurrences on which the latent is active, the largest first.
+    Tokens enter by the share of their occurrences on which the latent is active, the largest first. No other set has
+    a larger F1: F1 >= c means sum over the set of (2 hits - c occurrences) >= c active, and that sum is largest for
+    the tokens of a share above c / 2, which are first in this order.
     """
+    # F1 of "active on the first m tokens" = 2 hits_m / (occurrences_m + active), hits_m and occurrences_m being
+    # cumulative sums; entries are sorted by latent, and within one by falling share, so that all latents go at once.
     pairs, n = site.pairs, len(site.active)
     seen = token_counts[pairs.token]
     order = (-pairs.active / seen).argsort(stable=True)
@@ -186,7 +186,7 @@ def _running(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one rule per latent."""
+    """The score of a rule for each latent."""
 
     precision: Float[Tensor, "n_latents"]
     recall: Float[Tensor, "n_latents"]
@@ -203,10 +203,14 @@ def table_scores(
     token_counts: Int[Tensor, "vocab"],
     predicts: Int[Tensor, "n_latents"] | None = None,
 ) -> Scores:
-    """The score of every table on a tallied text, as `score` has it, from sums alone.
+    """The score of every table on a tallied text, equal to that of `score`, from sums alone.
 
-    Table j is scored on latent `predicts[j]` (itself, unless told), and its score stands under that latent.
+    Table j is scored on latent `predicts[j]` (j by default), and its score stands under that latent.
     """
+    # A table predicts p_t = value[token_t], the same at every occurrence of a token. With n_v occurrences of token v
+    # and s_v the sum of the latent's activations a_t on it, over the N tokens of the text,
+    #     sum_t p_t = sum_v value_v n_v      sum_t p_t^2 = sum_v value_v^2 n_v      sum_t p_t a_t = sum_v value_v s_v
+    # and Pearson's correlation is (E[p a] - E[p] E[a]) / sqrt((E[p^2] - E[p]^2) (E[a^2] - E[a]^2)).
     target = torch.arange(tables.n_latents) if predicts is None else predicts
     n_vocab, n = len(token_counts), token_counts.sum().double()
     latent, seen = target[tables.latent], token_counts[tables.token]
@@ -215,13 +219,13 @@ def table_scores(
     def summed(values: Tensor) -> Tensor:
         return torch.zeros(tables.n_latents, dtype=torch.float64).index_add_(0, latent, values.double())
 
-    found, expected = summed(hits), summed(seen)
+    right, expected = summed(hits), summed(seen)
     mean, square = summed(tables.value * seen) / n, summed(tables.value.square() * seen) / n
     covariance = summed(tables.value * overlap) / n - mean * site.total / n
     scale = ((square - mean.square()) * (site.square / n - (site.total / n).square())).clamp_min(0).sqrt()
     return Scores(
-        found / expected.clamp_min(1),
-        found / site.active.clamp_min(1),
+        right / expected.clamp_min(1),
+        right / site.active.clamp_min(1),
         torch.where(scale > 0, covariance / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0),
     )
 

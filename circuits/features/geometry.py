@@ -16,14 +16,15 @@ _NEAR = 3
 def nearest(
     dictionaries: Mapping[Site, Dictionary], feature: FeatureId, n: int = _NEAR
 ) -> tuple[tuple[FeatureId, float], ...]:
-    """The `n` features with the largest cosine to it at each site of its own and the adjacent layers, largest first.
+    """The `n` features with the largest cosine to it at each site of the same and adjacent layers, largest first.
 
-    Sites of another width have no cosine with it. Adjacent are the next layers that have a dictionary.
+    Adjacent are the next layers that have a dictionary. Cosines are taken within one space: the residual's, in which
+    attention and MLP outputs lie too, or the hidden layer's of the MLPs.
     """
     direction = dictionaries[feature.site].directions[feature.index]
     layers = sorted({site.layer for site in dictionaries})
     here = layers.index(feature.site.layer)
-    found = []
+    near = []
     for site, dictionary in dictionaries.items():
         if abs(layers.index(site.layer) - here) > 1 or dictionary.directions.shape[1] != len(direction):
             continue
@@ -33,8 +34,8 @@ def nearest(
         if site == feature.site:
             cosine = cosine.index_fill(0, torch.tensor([feature.index], device=cosine.device), -torch.inf)
         best = cosine.topk(min(n, len(cosine) - (site == feature.site)))
-        found += [(FeatureId(site, i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return tuple(sorted(found, key=lambda pair: -pair[1]))
+        near += [(FeatureId(site, i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return tuple(sorted(near, key=lambda pair: -pair[1]))
 
 
 def coordinates(directions: Float[Tensor, "n_latents d_in"]) -> Rectified:

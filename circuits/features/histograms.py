@@ -1,8 +1,7 @@
-"""Two histograms of a feature: its activations, coloured by token, and what ablating it takes from a logit."""
+"""Two histograms of a feature: of its activations, by token, and of what ablating it takes from a logit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,11 +14,20 @@ from sae_core.sites import FeatureId, Site, Stream
 
 N_BINS = 20
 N_TOKENS = 6
-"""Tokens that have a colour of their own."""
+"""Tokens that are counted apart."""
 N_DROPS = 256
 """Positions at which logits are read, at most."""
 _CONTEXTS = 64
+"""Contexts that are run again, at most."""
 _AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How often a feature is active on one token, by bin of its activation."""
+
+    token: str
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -28,21 +36,12 @@ class Histogram:
 
     edges: tuple[float, ...]
     """`N_BINS` + 1 of them, from 0 (or the least activation, if that is negative) to the largest."""
-    tokens: tuple[tuple[str, tuple[int, ...]], ...]
-    """Counts per bin for the tokens on which the feature is active most often."""
+    tokens: tuple[TokenCounts, ...]
+    """The tokens on which the feature is active most often."""
     other: tuple[int, ...]
-    """Counts per bin for all other tokens, every one of them."""
+    """Counts per bin of all other tokens together."""
     zero: float
     """Share of content tokens on which the feature is not active; they are in no bin."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "edges": list(self.edges),
-            "tokens": [{"token": token, "counts": list(counts)} for token, counts in self.tokens],
-            "other": list(self.other),
-            "zero": self.zero,
-        }
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,6 @@ class Drops:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     mean: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"token": self.token, "edges": list(self.edges), "counts": list(self.counts), "mean": self.mean}
 
 
 def activation_histogram(
@@ -74,7 +69,7 @@ def activation_histogram(
     rest = ~torch.isin(tokens, torch.tensor(common))
     return Histogram(
         tuple(edges.tolist()),
-        tuple((names[token], binned(values[tokens == token], edges)) for token in common),
+        tuple(TokenCounts(names[int(token)], binned(values[tokens == token], edges)) for token in common),
         binned(values[rest], edges),
         1 - int(active.sum()) / int(content.sum()),
     )
@@ -105,15 +100,17 @@ def logit_drops(
 ) -> Drops | None:
     """What ablating the feature at all positions takes from the logits, at positions where it is active.
 
-    drop = logit - logit_ablated, both less their mean over tokens, which no probability notices; the error
-    term is kept. The token is the one with the largest |mean drop|. At most `N_DROPS` positions of 64 contexts,
-    drawn with `generator`; None for a feature that is never active.
+        drop_t = (z_t - z'_t) - mean over tokens of (z - z')
+
+    of the token t with the largest |mean drop|; z are the logits, z' those with the feature ablated and the error
+    term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
+    of `_CONTEXTS` contexts, drawn with `generator`; None for a feature that is never active.
     """
     rows = (activation != 0).any(1).nonzero()[:, 0]
     if not len(rows):
         return None
-    rows = _some(rows, _CONTEXTS, generator)
-    places = _some(activation[rows].nonzero(), N_DROPS, generator)
+    rows = _drawn(rows, _CONTEXTS, generator)
+    places = _drawn(activation[rows].nonzero(), N_DROPS, generator)
     parts = []
     for batch in torch.arange(len(rows)).split(_AT_ONCE):
         at = places[torch.isin(places[:, 0], batch)].to(model.device)
@@ -127,7 +124,7 @@ def logit_drops(
     return Drops(names[token], tuple(edges.tolist()), binned(values, edges), values.mean().item())
 
 
-def _some(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _drawn(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """At most `n` of the rows, drawn without replacement, in their order."""
     return rows[torch.randperm(len(rows), generator=generator)[:n].sort().values]
 
@@ -141,15 +138,15 @@ def _finals(
 ) -> tuple[Tensor, Tensor]:
     """The residual after the last block, in the clean run and with the feature ablated at all content positions.
 
-    Blocks below the feature's are run once. A residual is edited by hand, h - f_j d_j; at other sites, whose
+    Blocks below the feature's are run once. A residual is edited directly, h - f_j d_j; at other sites, whose
     activation reaches the residual through the block's own weights, the feature's block is run again.
     """
     site, last = feature.site, model.sites()[-1]
     dictionary = dictionaries[site]
     if site.stream is Stream.RESID_POST:
         recorded = model.record(contexts, {site, last})
-        own = activation.to(recorded[site])[..., None] * dictionary.directions[feature.index]
-        return recorded[last], model.final(recorded[site] - own, site.layer)
+        contribution = activation.to(recorded[site])[..., None] * dictionary.directions[feature.index]
+        return recorded[last], model.final(recorded[site] - contribution, site.layer)
     content = model.content(contexts).to(model.device)
     below = [Site(site.layer - 1)] if site.layer else []
     recorded = model.record(contexts, {*below, last})

@@ -1,8 +1,7 @@
-"""How well features agree with labels that somebody else gave: F1, with threshold and label chosen on other text."""
+"""Agreement of features with given labels of tokens: F1, the threshold and the label being chosen on other text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,22 +14,17 @@ from sae_core.sites import FeatureId, Site
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LabelAgreement:
     """A feature and the label that its activations fit best."""
 
     feature: FeatureId
     label: str
     threshold: float
-    """Active means above this."""
+    """The feature predicts the label where its activation is above this."""
     f1: float
-    """On the half of the text that chose neither label nor threshold."""
+    """On the documents that chose neither label nor threshold, like `precision` and `recall`."""
     precision: float
     recall: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        numbers = {name: getattr(self, name) for name in ("threshold", "f1", "precision", "recall")}
-        return {"feature": str(self.feature), "label": self.label} | numbers
 
 
 @torch.no_grad()
@@ -40,56 +34,55 @@ def agreements(
     features: Sequence[FeatureId],
     tokens: Int[Tensor, "documents pos"],
     labels: Mapping[str, Bool[Tensor, "documents pos"]],
-) -> list[Agreement]:
-    """For each feature its best label; the even documents choose, the odd ones are measured.
+) -> list[LabelAgreement]:
+    """For each feature its best label; even documents choose label and threshold, F1 is measured on odd ones.
 
-    A feature says that a token has a label where its activation is above a threshold:
-    F1 = 2 precision recall / (precision + recall). Raises `UserError` for fewer than two documents.
+    F1 = 2 precision recall / (precision + recall), over content tokens; 0 where nothing is predicted or labelled.
+    Raises `UserError` for fewer than two documents.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     if len(tokens) < 2:
-        raise UserError("one half of the documents chooses and the other is measured; give at least two")
+        raise UserError("half of the documents choose a label and the other half are measured; give at least two")
     sites = sorted({feature.site for feature in features})
     content = model.content(tokens)
     names = list(labels)
-    said = torch.stack([labels[name][content] for name in names])
+    has_label = torch.stack([labels[name][content] for name in names])
     even = (torch.arange(len(tokens)) % 2 == 0)[:, None].expand_as(tokens)[content]
     active: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    latents = {site: [feature.index for feature in features if feature.site == site] for site in sites}
     for rows, mask in zip(tokens.split(16), content.split(16), strict=True):
         for site, h in model.record(rows, sites).items():
-            own = [feature.index for feature in features if feature.site == site]
-            active[site].append(dictionaries[site].encode(h[mask.to(h.device)])[:, own].cpu())
-    found = {}
+            active[site].append(dictionaries[site].encode(h[mask.to(h.device)])[:, latents[site]].cpu())
+    agreement = {}
     for site in sites:
-        own = [feature for feature in features if feature.site == site]
-        for feature, f in zip(own, torch.cat(active[site]).T, strict=True):
-            f1, threshold = _best(f[even], said[:, even])
+        for index, f in zip(latents[site], torch.cat(active[site]).T, strict=True):
+            f1, threshold = _best(f[even], has_label[:, even])
             best = int(f1.argmax())
-            scores = _scores(f[~even] > threshold[best], said[best, ~even])
-            found[feature] = Agreement(feature, names[best], float(threshold[best]), *scores)
-    return [found[feature] for feature in features]
+            precision, recall, f1, _ = precision_recall_fscore_support(
+                has_label[best, ~even],
+                f[~even] > threshold[best],
+                average="binary",
+                zero_division=0.0,  # pyright: ignore[reportArgumentType]
+            )
+            feature, scores = FeatureId(site, index), (float(f1), float(precision), float(recall))
+            agreement[feature] = LabelAgreement(feature, names[best], float(threshold[best]), *scores)
+    return [agreement[feature] for feature in features]
 
 
 def _best(
-    f: Float[Tensor, "tokens"], said: Bool[Tensor, "labels tokens"]
+    f: Float[Tensor, "tokens"], has_label: Bool[Tensor, "labels tokens"]
 ) -> tuple[Float[Tensor, "labels"], Float[Tensor, "labels"]]:
     """The largest F1 that a threshold reaches, and that threshold, for each label."""
+    # Tokens by falling activation: a threshold below the m-th predicts the first m, with hits_m of them right, and
+    # F1 = 2 hits_m / (m + labelled). Equal activations fall on one side of a threshold: only the last of them counts.
     order = f.argsort(descending=True)
     order = order[f[order] > 0]
     if not len(order):
-        return torch.zeros(len(said)), torch.zeros(len(said))
-    last = torch.cat([f[order][:-1] != f[order][1:], torch.ones(1, dtype=torch.bool)])  # ties fall on one side
-    hits = said[:, order].cumsum(1).double()
-    f1 = 2 * hits / (torch.arange(1, len(order) + 1) + said.sum(1, keepdim=True))
+        return torch.zeros(len(has_label)), torch.zeros(len(has_label))
+    last = torch.cat([f[order][:-1] != f[order][1:], torch.ones(1, dtype=torch.bool)])
+    hits = has_label[:, order].cumsum(1).double()
+    f1 = 2 * hits / (torch.arange(1, len(order) + 1) + has_label.sum(1, keepdim=True))
     value, place = f1.masked_fill(~last, -1).max(1)
     below = torch.cat([f[order], torch.zeros(1)])[place + 1]
     return value.float(), (f[order][place] + below) / 2
-
-
-def _scores(on: Bool[Tensor, "tokens"], said: Bool[Tensor, "tokens"]) -> tuple[float, float, float]:
-    """F1, precision and recall; 0 where there is nothing to be right about."""
-    hits, claimed, true = (float(x.sum()) for x in (on & said, on, said))
-    return (
-        2 * hits / (claimed + true) if claimed + true else 0.0,
-        hits / claimed if claimed else 0.0,
-        hits / true if true else 0.0,
-    )

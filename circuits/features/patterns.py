@@ -1,4 +1,4 @@
-"""Patterns of tokens that make a feature active, found by asking the model (in the manner of N2G, Foote et al. 2023).
+"""Patterns of tokens that make a feature active, measured on the model (in the manner of N2G, Foote et al. 2023).
 
 For an example of the feature, the shortest suffix of its context that keeps half of the activation; in it,
 from the furthest position to the last, each position at which other tokens keep half as well becomes `*`,
@@ -49,12 +49,12 @@ class Pattern:
         self, tokens: Int[Tensor, "contexts pos"], content: Bool[Tensor, "contexts pos"]
     ) -> Bool[Tensor, "contexts pos"]:
         """Where the pattern ends."""
-        found = content.clone()
+        matches = content.clone()
         for back, place in enumerate(reversed(self.places)):
             here = content if place is None else torch.isin(tokens, torch.tensor(sorted(place)))
-            found[:, back:] &= here[:, : here.shape[1] - back]
-            found[:, :back] = False
-        return found
+            matches[:, back:] &= here[:, : here.shape[1] - back]
+            matches[:, :back] = False
+        return matches
 
     def text(self, model: LanguageModel) -> str:
         """The pattern with `*` for free positions and `(a|b)` for a choice."""
@@ -79,13 +79,13 @@ class Patterns:
     patterns: tuple[Pattern, ...]
     values: tuple[float, ...]
     """Mean activation where the pattern is the first to match, on the training contexts."""
-    found: tuple[int, ...]
+    hits: tuple[int, ...]
     """Active tokens of the training contexts where it is the first to match."""
     kind: Kind = Kind.PATTERN
 
     def text(self, model: LanguageModel) -> str:
         """The patterns, the one that explains most first."""
-        order = sorted(range(len(self.patterns)), key=lambda i: -self.found[i])
+        order = sorted(range(len(self.patterns)), key=lambda i: -self.hits[i])
         more = f" (+{len(order) - _SHOWN})" if len(order) > _SHOWN else ""
         return "; ".join(self.patterns[i].text(model) for i in order[:_SHOWN]) + more
 
@@ -110,7 +110,7 @@ class Probe:
     @torch.no_grad()
     def __call__(self, texts: Sequence[Sequence[int]]) -> Float[Tensor, "texts"]:
         """One forward pass as far as the feature's site; texts of similar length run together."""
-        found = torch.zeros(len(texts))
+        activation = torch.zeros(len(texts))
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         while order:
             few = max(1, _AT_ONCE // len(texts[order[-1]]))
@@ -118,8 +118,8 @@ class Probe:
             tokens, lengths = pad([texts[i] for i in rows])
             h = self.model.record(tokens, [self.feature.site])[self.feature.site]
             ends = h[torch.arange(len(rows), device=h.device), lengths.to(h.device) - 1]
-            found[rows] = self.dictionary.encode(ends)[:, self.feature.index].cpu()
-        return found
+            activation[rows] = self.dictionary.encode(ends)[:, self.feature.index].cpu()
+        return activation
 
 
 def find_patterns(
@@ -144,12 +144,12 @@ def find_patterns(
     chosen = sorted(_merged(chosen), key=lambda pattern: -pattern.n_fixed)
     free, kept, values, counts = content.clone(), [], [], []
     for pattern in chosen:
-        found = pattern.matches(contexts, content) & free
-        if activation[found].any():
-            free &= ~found
+        first = pattern.matches(contexts, content) & free
+        if activation[first].any():
+            free &= ~first
             kept.append(pattern)
-            values.append(activation[found].mean().item())
-            counts.append(int((activation[found] != 0).sum()))
+            values.append(activation[first].mean().item())
+            counts.append(int((activation[first] != 0).sum()))
     return Patterns(tuple(kept), tuple(values), tuple(counts))
 
 
@@ -174,11 +174,11 @@ def _suffixes(
     """For each example the shortest suffix that keeps `KEPT` of its activation, where there is one."""
     options = [_options(contexts[row], content[row], end) for row, end in examples]
     measured = iter(probe([before + tokens for texts in options for before, tokens in texts]).tolist())
-    found = []
+    suffixes = []
     for (row, end), texts in zip(examples, options, strict=True):
         tried = [_Suffix(before, tokens, next(measured)) for before, tokens in texts]
-        found += [one for one in tried if one.activation >= KEPT * float(activation[row, end])][:1]
-    return found
+        suffixes += [suffix for suffix in tried if suffix.activation >= KEPT * float(activation[row, end])][:1]
+    return suffixes
 
 
 def _options(tokens: Tensor, content: Tensor, end: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -195,18 +195,18 @@ def _generalised(
     """The suffixes with every position free at which other tokens do as well."""
     free: list[set[int]] = [set() for _ in suffixes]
     for place in range(max((len(suffix.tokens) for suffix in suffixes), default=0)):
-        asked = [i for i, suffix in enumerate(suffixes) if place < len(suffix.tokens)]
+        longer = [i for i, suffix in enumerate(suffixes) if place < len(suffix.tokens)]
         texts = [
-            _substituted(suffixes[i], free[i] | {place}, pool, generator) for i in asked for _ in range(_SUBSTITUTES)
+            _substituted(suffixes[i], free[i] | {place}, pool, generator) for i in longer for _ in range(_SUBSTITUTES)
         ]
-        least = KEPT * torch.tensor([suffixes[i].activation for i in asked])
+        least = KEPT * torch.tensor([suffixes[i].activation for i in longer])
         kept = (probe(texts).view(-1, _SUBSTITUTES) >= least[:, None]).sum(1).tolist()
-        for i, n in zip(asked, kept, strict=True):
+        for i, n in zip(longer, kept, strict=True):
             if n >= _MUST_KEEP:
                 free[i].add(place)
     return [
-        Pattern(tuple(None if i in own else frozenset({token}) for i, token in enumerate(suffix.tokens)))
-        for own, suffix in zip(free, suffixes, strict=True)
+        Pattern(tuple(None if i in places else frozenset({token}) for i, token in enumerate(suffix.tokens)))
+        for places, suffix in zip(free, suffixes, strict=True)
     ]
 
 
@@ -225,18 +225,18 @@ def _substituted(
 def _chosen(candidates: Sequence[Pattern], contexts: Tensor, content: Tensor, activation: Tensor) -> list[Pattern]:
     """Patterns added one by one, the one that raises F1 most first, until none does.
 
-    One that is right about no other token than that of the example which it was made from says nothing.
+    A pattern must be right about two tokens at least: about the token that it was made from any pattern is.
     """
     if not candidates:
         return []
     active = (activation != 0)[content]
     matches = torch.stack([pattern.matches(contexts, content)[content] for pattern in candidates])
-    telling = (matches & active).sum(1) >= min(2, int(active.sum()))
+    general = (matches & active).sum(1) >= min(2, int(active.sum()))
     chosen, covered, best, n_active = [], torch.zeros_like(active), 0.0, int(active.sum())
     while len(chosen) < len(candidates):
         new = matches & ~covered
         hits, expected = (covered & active).sum() + (new & active).sum(1), covered.sum() + new.sum(1)
-        f1 = telling * 2 * hits / (expected + n_active)
+        f1 = general * 2 * hits / (expected + n_active)
         i = int(f1.argmax())
         if f1[i] <= best:
             break
@@ -247,22 +247,23 @@ def _chosen(candidates: Sequence[Pattern], contexts: Tensor, content: Tensor, ac
 
 def _merged(patterns: Sequence[Pattern]) -> list[Pattern]:
     """The same patterns with those united that differ in the tokens of one position only."""
-    found: list[Pattern] = []
+    merged: list[Pattern] = []
     for pattern in patterns:
-        for i, other in enumerate(found):
+        for i, other in enumerate(merged):
             both = _union(other, pattern)
             if both is not None:
-                found[i] = both
+                merged[i] = both
                 break
         else:
-            found.append(pattern)
-    return found
+            merged.append(pattern)
+    return merged
 
 
 def _union(a: Pattern, b: Pattern) -> Pattern | None:
     """The pattern that matches where either does; None where it would match elsewhere too."""
     if [place is None for place in a.places] != [place is None for place in b.places]:
         return None
-    if sum(one != other for one, other in zip(a.places, b.places, strict=True)) > 1:
+    pairs = list(zip(a.places, b.places, strict=True))
+    if sum(left != right for left, right in pairs) > 1:
         return None
-    return Pattern(tuple(one and other and one | other for one, other in zip(a.places, b.places, strict=True)))
+    return Pattern(tuple(left and right and left | right for left, right in pairs))

@@ -196,15 +196,15 @@ def activations(
 
     Every dictionary encodes a few contexts at a time, and of the codes only these features' columns stay.
     """
-    found = {feature: torch.zeros(contexts.shape) for feature in features}
+    activation = {feature: torch.zeros(contexts.shape) for feature in features}
     latents = {site: [f.index for f in features if f.site == site] for site in {f.site for f in features}}
     for rows in torch.arange(len(contexts)).split(at_once):
         content = model.content(contexts[rows])
         for site, h in model.record(contexts[rows], latents).items():
             codes = _columns(dictionaries[site], h, latents[site]).cpu() * content[..., None]
             for column, index in enumerate(latents[site]):
-                found[FeatureId(site, index)][rows] = codes[..., column]
-    return found
+                activation[FeatureId(site, index)][rows] = codes[..., column]
+    return activation
 
 
 def _columns(dictionary: Dictionary, h: Float[Tensor, "contexts pos d_in"], latents: list[int]) -> Tensor:

@@ -27,10 +27,8 @@ def activation_figure(card: Card) -> "Figure | None":
     from plotly.graph_objects import Bar, Figure
 
     histogram = card.histogram
-    total = [sum(counts) for counts in zip(histogram.other, *(counts for _, counts in histogram.tokens), strict=True)]
-    series = [
-        (_named(token), counts, _COLOURS[i % len(_COLOURS)]) for i, (token, counts) in enumerate(histogram.tokens)
-    ]
+    total = [sum(counts) for counts in zip(histogram.other, *(bar.counts for bar in histogram.tokens), strict=True)]
+    series = [(_named(bar.token), bar.counts, _COLOURS[i % len(_COLOURS)]) for i, bar in enumerate(histogram.tokens)]
     if any(histogram.other):
         series.append(("other tokens", histogram.other, _OTHER))
     figure = Figure()

@@ -280,13 +280,13 @@ def test_the_histogram_is_that_of_a_dense_computation(catalogue, full):
         values, tokens = f[active].double().numpy(), catalogue.training[active].numpy()
         assert own.edges == pytest.approx(numpy.linspace(0, values.max(), N_BINS + 1).tolist())
         counts, _ = numpy.histogram(values, own.edges)
-        parts = numpy.array([*(counts for _, counts in own.tokens), own.other])
+        parts = numpy.array([*(bar.counts for bar in own.tokens), own.other])
         assert (parts.sum(0) == counts).all() and parts.sum() == len(values)
         often = numpy.bincount(tokens)
         ranked = sorted(numpy.unique(tokens), key=lambda token: (-often[token], token))[:N_TOKENS]
-        assert [name for name, _ in own.tokens] == [catalogue.names[token] for token in ranked]
-        for (_, found), token in zip(own.tokens, ranked, strict=True):
-            assert (numpy.histogram(values[tokens == token], own.edges)[0] == found).all()
+        assert [bar.token for bar in own.tokens] == [catalogue.names[token] for token in ranked]
+        for bar, token in zip(own.tokens, ranked, strict=True):
+            assert (numpy.histogram(values[tokens == token], own.edges)[0] == bar.counts).all()
         assert own.zero == pytest.approx(1 - len(values) / int(content.sum()))
         assert own.zero == pytest.approx(1 - card.density, abs=1e-6)
 
@@ -294,8 +294,8 @@ def test_the_histogram_is_that_of_a_dense_computation(catalogue, full):
 def test_a_feature_of_few_tokens_has_no_others():
     f = torch.tensor([[0.0, 2.0, 0.0, 1.0]])
     own = activation_histogram(f, torch.tensor([[5, 3, 5, 4]]), f >= 0, [f"t{i}" for i in range(6)])
-    assert [name for name, _ in own.tokens] == ["t3", "t4"] and not any(own.other) and own.zero == 0.5
-    assert own.tokens[0][1][-1] == 1 and own.tokens[1][1][N_BINS // 2] == 1
+    assert [bar.token for bar in own.tokens] == ["t3", "t4"] and not any(own.other) and own.zero == 0.5
+    assert own.tokens[0].counts[-1] == 1 and own.tokens[1].counts[N_BINS // 2] == 1
 
 
 @pytest.mark.parametrize("stream", list(Stream), ids=str)
@@ -426,8 +426,7 @@ def nasty(card: Card) -> Card:
         replace(one, tokens=tuple(NASTY[i % len(NASTY)] for i in range(len(one.tokens)))) for one in card.examples
     )
     pairs = tuple((NASTY[i % len(NASTY)], 1.0) for i in range(len(card.promotes)))
-    named = zip(NASTY, card.histogram.tokens, strict=False)
-    tokens = tuple((name, counts) for name, (_, counts) in named)
+    tokens = tuple(replace(bar, token=name) for name, bar in zip(NASTY, card.histogram.tokens, strict=False))
     return replace(
         card,
         examples=examples,
