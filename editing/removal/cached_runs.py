@@ -220,6 +220,12 @@ class PromptRuns:
         return torch.arange(len(self.prompts), device=self.x.device)
 
 
+def ablated_latents(edit: Intervention) -> list[int]:
+    """The latents that an edit ablates; none where it is another kind of edit."""
+    inner, _ = unscaled(edit)
+    return inner.latents.tolist() if isinstance(inner, FeaturePatch) else []
+
+
 def up_to_end(model: LanguageModel, prompts: TwoClassPrompts) -> Bool[Tensor, "batch pos"]:
     """The content tokens of each prompt, its last one included."""
     mask = model.content(prompts.tokens) & (torch.arange(prompts.tokens.shape[1]) <= prompts.end[:, None])

@@ -153,7 +153,7 @@ def of_pairs(
     selection, test = pairs["selection"], pairs["test"]
     if len(selection) < 4 or len(test) < 2:
         raise UserError(f"{name}: {len(selection)} pairs to choose on and {len(test)} to test are too few (4 and 2)")
-    splits = {split: TwoClassPrompts.of_pairs(some, _positive(some, labels)) for split, some in pairs.items()}
+    splits = {name: TwoClassPrompts.of_pairs(split, _positive(split, labels)) for name, split in pairs.items()}
     chosen = splits["selection"]
     halves = (chosen, splits["check"]) if "check" in splits else _dealt_out(chosen)
     fitting, tested = together(halves), splits["test"]

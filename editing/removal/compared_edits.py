@@ -15,7 +15,7 @@ from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure, fit_leace, mean_difference, project_out
 from editing.interventions.patch import ablate
 from editing.random_latents import latents_of_like_density
-from editing.removal.cached_runs import PromptRuns, TokenRuns, changes, up_to_end
+from editing.removal.cached_runs import PromptRuns, TokenRuns, ablated_latents, changes, up_to_end
 from editing.removal.class_scores import auroc_distance, scores_of
 from editing.removal.evaluation import Method
 from editing.removal.feature_search import codes_in_parts
@@ -196,7 +196,7 @@ def edits_at_all_layers(
         methods |= {method: [*fit_layer_by_layer(search.model, sites, fitting, fit)] for method, fit in ERASERS.items()}
     sizes = reported.edited(features).sizes
     random = [
-        random_edits(site, search.dictionaries[site], edits[site].edit.latents.tolist(), search.text.runs, seed=seed)
+        random_edits(site, search.dictionaries[site], ablated_latents(edits[site]), search.text.runs, seed=seed)
         for site in sites
     ]
     for method in random[0]:

@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.interventions.compose import unscaled
-from editing.interventions.patch import FeaturePatch
 from editing.metrics import bootstrap_estimate
-from editing.removal.cached_runs import TokenRuns, up_to_end
+from editing.removal.cached_runs import TokenRuns, ablated_latents, up_to_end
 from editing.removal.class_scores import answer_probabilities, scores_of
 from editing.removal.damage_text import Damage, DamageText
 from editing.removal.resampling import Weights, bootstrap_weights, conditional_auroc, mean_auroc, pooled_auroc
@@ -152,7 +151,7 @@ class Evaluator:
         probes: dict[str, Estimate] = {}
         if self.halves is not None:
             read_at = {"probe": max(edit.site for edit in edits), "probe_last": Site(self.model.n_layers - 1)}
-            probe_at = {site: self._probe(ends[site]) for site in set(read_at.values())}
+            probe_at = {site: self._probe(ends[site], self.halves) for site in set(read_at.values())}
             probes = {name: probe_at[site] for name, site in read_at.items()}
         return replace(evaluated, removal=replace(evaluated.removal, transfer=transfer, **probes))
 
@@ -171,26 +170,20 @@ class Evaluator:
             accuracy=bootstrap_estimate(((scores > 0) == prompts.positive).double(), weights),
             damage=damage.kl,
             edit_size=damage.edit_size,
-            features=tuple(str(feature) for edit in edits for feature in ablated_features(edit)),
+            features=tuple(str(FeatureId(edit.site, j)) for edit in edits for j in ablated_latents(edit)),
             strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),
             gap=bootstrap_estimate(right - wrong, weights),
             rise=damage.rise,
         )
         return Evaluated(removal, damage)
 
-    def _probe(self, ends: Float[Tensor, "batch d"]) -> Estimate:
+    def _probe(self, ends: Float[Tensor, "batch d"], halves: Bool[Tensor, "batch"]) -> Estimate:
         """The mean of the AUROCs of two probes, each fitted on one half of the prompts and read on the other."""
-        positive, halves = self.test.prompts.positive, self.halves
+        positive = self.test.prompts.positive
         scores = torch.empty(len(positive), dtype=torch.float64)
         for half in (halves, ~halves):
             scores[~half] = probe_scores(ends[half], positive[half], ends[~half])
         return mean_auroc(self.test.prompts, (halves, ~halves), scores, self.test.weights)
-
-
-def ablated_features(edit: Intervention) -> tuple[FeatureId, ...]:
-    """The features that an edit ablates; none where it is another kind of edit."""
-    inner, _ = unscaled(edit)
-    return tuple(FeatureId(inner.site, j) for j in inner.latents.tolist()) if isinstance(inner, FeaturePatch) else ()
 
 
 def probe_scores(
@@ -215,10 +208,11 @@ def mean_over_draws(draws: Sequence[Evaluated]) -> Evaluated:
     if len(draws) == 1:
         return replace(first, removal=replace(first.removal, features=()))
     removals, damages = [draw.removal for draw in draws], [draw.damage for draw in draws]
+    transfers = {name: [removal.transfer[name] for removal in removals] for name in first.removal.transfer}
     removal = replace(
         first.removal,
         **_means(removals),
-        transfer={name: _mean([removal.transfer[name] for removal in removals]) for name in first.removal.transfer},
+        transfer={name: _mean_estimate(estimates) for name, estimates in transfers.items()},
         features=(),
         draws=tuple(removal.auroc.value for removal in removals),
     )
@@ -229,11 +223,14 @@ def mean_over_draws(draws: Sequence[Evaluated]) -> Evaluated:
 def _means(results: Sequence[Removal] | Sequence[Damage]) -> dict[str, Any]:
     """The means of all fields that are numbers or estimates."""
     values = {field.name: [getattr(result, field.name) for result in results] for field in fields(results[0])}
-    return {name: _mean(column) for name, column in values.items() if isinstance(column[0], float | Estimate)}
+    numbers = {name: _mean(column) for name, column in values.items() if isinstance(column[0], float)}
+    estimates = {name: _mean_estimate(column) for name, column in values.items() if isinstance(column[0], Estimate)}
+    return numbers | estimates
 
 
-def _mean(values: Sequence[float] | Sequence[Estimate]) -> float | Estimate:
-    if isinstance(values[0], float):
-        return sum(values) / len(values)
-    mean = sum(estimate.value for estimate in values) / len(values)
-    return Estimate(mean, min(estimate.low for estimate in values), max(estimate.high for estimate in values))
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_estimate(draws: Sequence[Estimate]) -> Estimate:
+    return Estimate(_mean([e.value for e in draws]), min(e.low for e in draws), max(e.high for e in draws))

@@ -16,6 +16,8 @@ The experiment, in order (each line is a file):
     result              the figures, and the outcome in words
 
 Every method edits the same site at the same positions, all content tokens.
+Erasers: LEACE (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form"); the comparison is that of
+Cunningham et al. 2023, "Sparse autoencoders find highly interpretable features in language models".
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure
-from editing.removal.cached_runs import REMOVABLE
+from editing.removal.cached_runs import REMOVABLE, ablated_latents
 from editing.removal.capability import Capability, capability_of
 from editing.removal.class_scores import model_score
 from editing.removal.compared_edits import (
@@ -229,7 +231,7 @@ class _Measuring:
 
     def _random(self, site: Site, size: float, draw: int = 0) -> dict[Method, Scaled]:
         """Random edits of the size of the features' edit."""
-        latents, dictionary = self.edits[site].edit.latents.tolist(), self.search.dictionaries[site]
+        latents, dictionary = ablated_latents(self.edits[site]), self.search.dictionaries[site]
         edits = random_edits(site, dictionary, latents, self.search.text.runs, seed=self.config.seed, draw=draw)
         return {method: scaled_to_sizes([edit], [size], self.text.runs)[0] for method, edit in edits.items()}
 

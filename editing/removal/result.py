@@ -11,8 +11,8 @@ from sae_core.codec import to_plain
 from sae_core.model.language_model import Intervention
 
 HIDDEN = 0.15
-"""A group-conditional AUROC above 0.5 by more than this is told beside the outcome; within a sentence there are a dozen
-or two prompts, and chance alone leaves it a little above 0.5."""
+"""A group-conditional AUROC further above 0.5 is mentioned in the outcome: within a sentence there are some dozen
+prompts, and chance alone leaves it a little above 0.5."""
 
 
 @dataclass(frozen=True)

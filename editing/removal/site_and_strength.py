@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
-from editing.removal.cached_runs import PromptRuns
+from editing.removal.cached_runs import PromptRuns, ablated_latents
 from editing.removal.capability import Capability
 from editing.removal.class_scores import auroc_distance
 from editing.removal.config import RemovalConfig
@@ -100,7 +100,7 @@ class EditSearch:
         """As many features as `edit` ablates, chosen on selection and check prompts; `edit` where there are none."""
         runs = PromptRuns.of(self.model, site, self.task.choosing)
         features = self._features(runs, 2 * self.config.greedy_prompts)
-        return self._with_strength(runs, features[: len(edit.edit.latents)])[0] if features else edit
+        return self._with_strength(runs, features[: len(ablated_latents(edit))])[0] if features else edit
 
     def _features(self, runs: PromptRuns, n_prompts: int) -> list[int]:
         config, dictionary = self.config, self.dictionaries[runs.site]
@@ -139,7 +139,7 @@ def best_strength(runs: PromptRuns, edit: Intervention, text: DamageText, budget
 
 
 def affordable_strength(
-    edits: list[Intervention], strength: float, text: DamageText, budget: float
+    edits: Sequence[Intervention], strength: float, text: DamageText, budget: float
 ) -> tuple[float, float]:
     """`strength`, or a hundredth of it below the one at which the edits' damage meets the budget; and its damage.
 

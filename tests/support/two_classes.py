@@ -13,9 +13,11 @@ def two_classes(
     name: torch.Tensor | None = None,
 ) -> TwoClassPrompts:
     """Prompts of one token each, with these classes, groups, templates and names."""
-    n, one = len(group), torch.zeros_like(group)
+    n, zeros = len(group), torch.zeros_like(group)
     tokens = torch.zeros(n, 2, dtype=torch.long)
-    return TwoClassPrompts(tokens, one, positive, one, one + 1, group, group if template is None else template, name)
+    return TwoClassPrompts(
+        tokens, zeros, positive, zeros, zeros + 1, group, group if template is None else template, name
+    )
 
 
 def normal(n: int, seed: int) -> torch.Tensor:

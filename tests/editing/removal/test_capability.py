@@ -1,4 +1,4 @@
-"""Capabilities: transfer forms, and whose classes are a concept."""
+"""Capabilities: transfer forms, and classes that are a concept or none."""
 
 import json
 from pathlib import Path

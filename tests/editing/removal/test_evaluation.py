@@ -98,7 +98,7 @@ def test_a_probe_is_not_fitted_where_the_eraser_was(storybook, task, text):
 def test_a_probe_reads_the_last_of_the_edited_sites(storybook, evaluator, components, monkeypatch):
     """Once it read the one before, where the last block was edited too."""
     seen = []
-    monkeypatch.setattr(evaluator, "_probe", lambda ends: (seen.append(ends), Estimate(0.5))[1])
+    monkeypatch.setattr(evaluator, "_probe", lambda ends, halves: (seen.append(ends), Estimate(0.5))[1])
     edits = [
         clamp(site, Basis(torch.eye(128)[:1], torch.zeros(128)), [0], 100.0 + site.layer) for site in (MIDDLE, LAST)
     ]

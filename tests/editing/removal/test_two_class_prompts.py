@@ -21,7 +21,7 @@ def test_halves_share_no_name_and_are_balanced(storybook):
     assert not units(prompts.name, half) & units(prompts.name, ~half)
     assert units(prompts.template, half) & units(prompts.template, ~half)
     for kept in (half, ~half):
-        classes = [len(units(prompts.name, kept & (prompts.positive == one))) for one in (True, False)]
+        classes = [len(units(prompts.name, kept & (prompts.positive == sign))) for sign in (True, False)]
         assert min(classes) >= 9 and 0.3 < kept.double().mean() < 0.7
 
 
@@ -36,25 +36,25 @@ def test_without_names_halves_share_no_template_and_of_one_template_no_pair():
 
 def pairs_of(answer: Sequence[int], foil: Sequence[int]) -> PromptPairs:
     tokens = torch.arange(3 * len(answer)).view(-1, 3)
-    one, other = torch.tensor(answer), torch.tensor(foil)
+    answers, foils = torch.tensor(answer), torch.tensor(foil)
     groups = torch.arange(len(answer))
-    return PromptPairs("x", tokens, tokens + 100, one, other, other, torch.full_like(one, 2), groups=groups)
+    return PromptPairs("x", tokens, tokens + 100, answers, foils, foils, torch.full_like(answers, 2), groups=groups)
 
 
 def test_the_answer_of_the_smaller_id_is_positive():
     """The same in every split: once it was the answer of the first pair, which another split may begin otherwise."""
-    made = TwoClassPrompts.of_pairs(pairs_of([5, 6, 5, 7], [6, 5, 6, 8]))
-    assert made.positive.tolist() == [True, False, False, True, True, False, True, False]
-    assert made.yes.tolist() == [5, 5, 5, 5, 5, 5, 7, 7] and made.no.tolist() == [6, 6, 6, 6, 6, 6, 8, 8]
-    assert made.tokens[2].tolist() == [3, 4, 5] and made.tokens[3].tolist() == [103, 104, 105]
+    prompts = TwoClassPrompts.of_pairs(pairs_of([5, 6, 5, 7], [6, 5, 6, 8]))
+    assert prompts.positive.tolist() == [True, False, False, True, True, False, True, False]
+    assert prompts.yes.tolist() == [5, 5, 5, 5, 5, 5, 7, 7] and prompts.no.tolist() == [6, 6, 6, 6, 6, 6, 8, 8]
+    assert prompts.tokens[2].tolist() == [3, 4, 5] and prompts.tokens[3].tolist() == [103, 104, 105]
     turned = TwoClassPrompts.of_pairs(pairs_of([6, 5], [5, 6]))
     assert turned.yes.tolist() == [5] * 4 and turned.positive.tolist() == [False, True, True, False]
 
 
-def test_classes_can_be_told():
-    made = TwoClassPrompts.of_pairs(pairs_of([5, 6, 7], [6, 5, 8]), torch.tensor([True, False, False]))
-    assert made.positive.tolist() == [True, False, False, True, False, True]
-    assert made.yes.tolist() == [5, 5, 5, 5, 8, 8] and made.no.tolist() == [6, 6, 6, 6, 7, 7]
+def test_classes_can_be_given():
+    prompts = TwoClassPrompts.of_pairs(pairs_of([5, 6, 7], [6, 5, 8]), torch.tensor([True, False, False]))
+    assert prompts.positive.tolist() == [True, False, False, True, False, True]
+    assert prompts.yes.tolist() == [5, 5, 5, 5, 8, 8] and prompts.no.tolist() == [6, 6, 6, 6, 7, 7]
 
 
 def test_sets_of_prompts_are_mixed_as_they_are_long():
