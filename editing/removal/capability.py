@@ -1,6 +1,5 @@
 """Capabilities that can be removed: prompts to choose by, to fit on and to test on, in a model's words."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from editing.removal.config import RemovalConfig
 from editing.removal.two_class_prompts import TwoClassPrompts, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
-from editing.tasks.task import TASKS, task_of
+from editing.tasks.task import task_of
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 
@@ -76,8 +75,7 @@ def capability_of(
     common = {"seed": config.seed, "prepend_bos": config.prepend_bos}
     pairs = {split: task.pairs(split, most, **common) for split in task.splits if split != "test"}
     pairs["test"] = task.pairs("test", max(1, config.test_prompts // 2), **common)
-    labels = {} if name in TASKS else read_labels(Path(name).expanduser())
-    return of_pairs(model, task.name, pairs, n_selection=config.selection_prompts, labels=labels)
+    return of_pairs(model, task.name, pairs, n_selection=config.selection_prompts, labels=task.labels())
 
 
 # ---- pronouns --------------------------------------------------------------------------------------
@@ -192,24 +190,3 @@ def _positive(pairs: PromptPairs, labels: Mapping[str, str] | None) -> Bool[Tens
         return None
     first = min(labels.values())
     return torch.tensor([labels[text] == first for text in pairs.texts])
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """The `label` of every clean prompt in a file of pairs, by its text; empty if none has one.
-
-    Raises `UserError` unless all lines have one, the same for the same prompt, and there are two in all.
-    """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    labels: dict[str, str] = {}
-    for line in lines:
-        clean, label = line.get("clean_prefix") or line.get("clean"), line.get("label")
-        if label is not None and labels.setdefault(clean, str(label)) != str(label):
-            raise UserError(f"{path}: {clean!r} has the labels {labels[clean]} and {label}; a prompt is of one class")
-    without = sum(line.get("label") is None for line in lines)
-    if labels and (without or len({*labels.values()}) != 2):
-        seen = ", ".join(sorted({*labels.values()}))
-        raise UserError(
-            f'{path}: give every line a "label" or none, two different ones in all; {without} of {len(lines)} lines '
-            f"have none, the others {seen}"
-        )
-    return labels

@@ -1,6 +1,6 @@
 """Any task by its name, or by the file that holds its pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,12 +9,12 @@ from editing.tasks.brackets import BracketTask
 from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, Split, pronoun_pairs
-from editing.tasks.user_pairs import OwnPairs
-from sae_core.errors import UserError
+from editing.tasks.user_pairs import UserPairs
+from sae_core.errors import UserError, did_you_mean
 from sae_core.model.language_model import LanguageModel
 
 MOST = 2048
-"""Pairs drawn at a time: who asks for all there are wants no millions, and words combine to millions."""
+"""Cap on pairs per draw; templates x names reach millions."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Task:
     """The prompts and their splits in words."""
     transfer: str | None = None
     """The name of the task on which an edit chosen on this one can be tested as well."""
+    labels: Callable[[], Mapping[str, str]] = dict
+    """The class of each clean prompt, by its text, where a file states it (`UserPairs.labels`); else nothing."""
+    at_most: int = MOST
 
     def pairs(
         self, split: str, n: int, *, seed: int, corruption: str | None = None, prepend_bos: bool = True
     ) -> PromptPairs:
-        """`n` pairs of one split, or as many as there are, at most `MOST`; the same ones for the same seed."""
+        """`n` pairs of one split, or as many as there are, `at_most` so many; the same ones for the same seed."""
         if split not in self.splits:
             raise UserError(f"task {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
         if n < 1:
@@ -46,7 +49,7 @@ class Task:
             known = f"it knows {', '.join(self.corruptions)}" if self.corruptions else "it has only one, without a name"
             raise UserError(f"task {self.name} has no corruption {corruption!r}; {known}")
         which = {"corruption": corruption or self.corruptions[0]} if self.corruptions else {}
-        return self.draw(split, min(n, MOST), seed=seed, prepend_bos=prepend_bos, **which)
+        return self.draw(split, min(n, self.at_most), seed=seed, prepend_bos=prepend_bos, **which)
 
 
 def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> Task:
@@ -59,12 +62,13 @@ def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False)
         return TASKS[str(name)](model)
     path = Path(name).expanduser()
     if not path.exists() and path.suffix not in (".jsonl", ".json") and len(path.parts) < 2:
-        raise UserError(f"no task {str(name)!r}; give {', '.join(TASKS)}, or a .jsonl file of pairs")
-    own = OwnPairs.of(path, model, skip_unfit=skip_unfit)
-    n_pairs, things = sum(map(len, own.splits.values())), "prompts, and no declared words or templates"
-    skipped = f" ({own.left_out} more do not fit)" if own.left_out else ""
-    about = f"{n_pairs} pairs{skipped}; {_apart(own.shared, things)}"
-    return Task(str(name), partial(own.pairs, model), tuple(own.splits), own.shared, about=about)
+        meant = did_you_mean(name, TASKS)
+        raise UserError(f"no task {str(name)!r}{meant or ';'} give {', '.join(TASKS)}, or a .jsonl file of pairs")
+    file = UserPairs.of(path, model, skip_unfit=skip_unfit)
+    n_pairs, things = sum(map(len, file.splits.values())), "prompts, and no declared words or templates"
+    skipped = f" ({file.left_out} more do not fit)" if file.left_out else ""
+    about = f"{n_pairs} pairs{skipped}; {_apart(file.shared, things)}"
+    return Task(str(name), partial(file.pairs, model), tuple(file.splits), file.shared, about=about, labels=file.labels)
 
 
 def _apart(shared: tuple[str, ...], things: str) -> str:
@@ -79,7 +83,7 @@ def _ioi(model: LanguageModel) -> Task:
 
     sentences = {template for half in words.templates.values() for template in half}
     apart = _apart(words.shared, "names and no templates")
-    about = f"{words.form} form, {len(sentences)} sentences in both orders; {apart}"
+    about = "; ".join((f"{words.form} form, {len(sentences)} sentences in both orders", apart, *words.notes))
     return Task("ioi", draw, ("selection", "test"), words.shared, tuple(Corruption), about)
 
 

@@ -6,8 +6,8 @@ Or with the names that the subject-verb agreement files of feature-circuits (Mar
 patch_prefix, clean_answer, patch_answer. Optional: `rival`, the wrong answer for the model's own score (the foil,
 if left out); `split`, selection or test (also train, check or validation), on every line or on none; `template`,
 any label, what prompts share and a bootstrap resamples; `words`, a list of those that make lines alike; `label`,
-the class of the clean prompt, which removal needs where the answers of a file are more than one pair
-(`editing/removal/capability.py`). Other fields are left alone. A line that repeats another counts once.
+the class of the clean prompt, which removal needs where the answers of a file are more than one pair. Other fields are
+left alone. A line that repeats another counts once.
 
 Where no split is declared, lines are divided by hash, and those with a template, a word of `words`, or a prompt in
 common fall into one half. An answer that starts a word needs no space before it: one is put there.
@@ -39,6 +39,7 @@ class Line:
     split: str | None
     template: str | None
     words: tuple[str, ...]
+    label: str | None = None
 
     def prompts(self) -> tuple[str, str]:
         """Both prompts."""
@@ -46,31 +47,53 @@ class Line:
 
 
 @dataclass(frozen=True)
-class OwnPairs:
+class UserPairs:
     """The pairs of a file that fit a model, by split."""
 
-    name: str
-    splits: dict[str, list[TextPair]]
+    path: Path
+    splits: dict[str, list[Line]]
     shared: tuple[str, ...]
     """What splits have in common of templates, declared words and prompts."""
     left_out: int
     """Lines that do not fit the model and were skipped."""
 
     @classmethod
-    def of(cls, path: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> "OwnPairs":
+    def of(cls, path: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> "UserPairs":
         """The pairs of `path`; raises `UserError` for the first line that does not fit, unless they are skipped."""
-        lines, left_out = _fitting(Path(path), read_lines(path), model, skip_unfit)
-        splits, shared = divide(lines)
-        return cls(Path(path).stem, {s: [line.pair for line in own] for s, own in splits.items()}, shared, left_out)
+        path = Path(path).expanduser()
+        lines, left_out = _fitting(path, read_lines(path), model, skip_unfit)
+        return cls(path, *divide(lines), left_out)
 
     def pairs(self, model: LanguageModel, split: str, n: int, *, seed: int, prepend_bos: bool = True) -> PromptPairs:
         """`n` pairs of one split, or as many as there are."""
+        name = self.path.stem
         if not self.splits.get(split):
-            present = ", ".join(s for s, own in self.splits.items() if own)
-            raise UserError(f"{self.name} has no pairs for {split}; it has some for {present}")
-        own = self.splits[split]
-        drawn = random.Random(f"{seed}/{self.name}/{split}").sample(own, min(n, len(own)))
-        return as_tokens(model, self.name, drawn, prepend_bos=prepend_bos)
+            present = ", ".join(split for split, lines in self.splits.items() if lines)
+            raise UserError(f"{name} has no pairs for {split}; it has some for {present}")
+        lines = self.splits[split]
+        drawn = random.Random(f"{seed}/{name}/{split}").sample(lines, min(n, len(lines)))
+        return as_tokens(model, name, [line.pair for line in drawn], prepend_bos=prepend_bos)
+
+    def labels(self) -> dict[str, str]:
+        """The `label` of every clean prompt, by its text; empty if none has one.
+
+        Raises `UserError` unless all lines have one, the same for the same prompt, and there are two in all.
+        """
+        lines = [line for part in self.splits.values() for line in part]
+        labels: dict[str, str] = {}
+        for line in lines:
+            text, label = line.pair.clean, line.label
+            if label is not None and labels.setdefault(text, label) != label:
+                raise UserError(
+                    f"{self.path}: {text!r} has the labels {labels[text]} and {label}; a prompt is of one class"
+                )
+        without = sum(line.label is None for line in lines)
+        if labels and (without or len({*labels.values()}) != 2):
+            raise UserError(
+                f'{self.path}: give every line a "label" or none, two different ones in all; {without} of '
+                f"{len(lines)} lines have none, the others {', '.join(sorted({*labels.values()}))}"
+            )
+        return labels
 
 
 def load_pairs(
@@ -83,7 +106,7 @@ def load_pairs(
 
 def read_lines(path: str | Path) -> list[Line]:
     """The lines of a file, checked but not tokenised; raises `UserError` with file and line for what is malformed."""
-    path, found = Path(path).expanduser(), {}
+    path, distinct = Path(path).expanduser(), {}
     if not path.is_file():
         raise UserError(f"no file of pairs at {path}")
     try:
@@ -99,10 +122,10 @@ def read_lines(path: str | Path) -> list[Line]:
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
             pair = line.pair
-            found.setdefault((pair.clean, pair.corrupted, pair.answer, pair.foil), line)
-    if not found:
+            distinct.setdefault((pair.clean, pair.corrupted, pair.answer, pair.foil, line.label), line)
+    if not distinct:
         raise UserError(f"{path} holds no pairs; a line is a JSON object with {', '.join(FIELDS)}")
-    lines = list(found.values())
+    lines = list(distinct.values())
     without = [line.number for line in lines if line.split is None]
     if 0 < len(without) < len(lines):
         raise UserError(f'{path}, line {without[0]}: no "split", but other lines have one; give it on all or on none')
@@ -118,7 +141,8 @@ def _line(number: int, fields: Any) -> Line:
         if not isinstance(fields.get(name), str) or not fields[name]:
             raise UserError(f'"{name}" must be a text; expected {", ".join(FIELDS)} (or {", ".join(_THEIRS)})')
     clean, corrupted, answer, foil = (fields[name] for name in names_here)
-    rival, split, template, words = (fields.get(name) for name in ("rival", "split", "template", "words"))
+    optional = ("rival", "split", "template", "words", "label")
+    rival, split, template, words, label = (fields.get(name) for name in optional)
     if split is not None and (not isinstance(split, str) or split not in _SPLITS):
         raise UserError(f'"split" is {split!r}; it must be one of {", ".join(_SPLITS)}')
     if not isinstance(template, str | int | None):
@@ -128,10 +152,10 @@ def _line(number: int, fields: Any) -> Line:
     if not isinstance(rival, str | None) or rival == "":
         raise UserError('"rival" must be a text')
     answer, foil, rival = (continued(clean, text) for text in (answer, foil, rival or foil))
-    template = None if template is None else str(template)
+    template, label = (None if value is None else str(value) for value in (template, label))
     group: Hashable = ("template", template) if template is not None else ("prompts", frozenset((clean, corrupted)))
     pair = TextPair(clean, corrupted, answer, foil, rival, group)
-    return Line(number, pair, _SPLITS.get(split or ""), template, tuple(words or ()))
+    return Line(number, pair, _SPLITS.get(split or ""), template, tuple(words or ()), label)
 
 
 def continued(prompt: str, answer: str) -> str:
@@ -172,8 +196,8 @@ def divide(lines: Sequence[Line]) -> tuple[dict[str, list[Line]], tuple[str, ...
     half that is smaller so far. Where everything hangs together, words stop to link, then templates, then prompts.
     """
     if lines[0].split is not None:
-        splits = {s: [line for line in lines if line.split == s] for s in dict.fromkeys(_SPLITS.values())}
-        splits = {s: own for s, own in splits.items() if own}
+        splits = {split: [line for line in lines if line.split == split] for split in dict.fromkeys(_SPLITS.values())}
+        splits = {split: part for split, part in splits.items() if part}
     else:
         splits = {"selection": [], "test": []}
         kinds = list(_LINKS)
@@ -183,7 +207,7 @@ def divide(lines: Sequence[Line]) -> tuple[dict[str, list[Line]], tuple[str, ...
             min(splits.values(), key=len).extend(part)
     shared = []
     for kind, links in _LINKS.items():
-        seen = [{link for line in own for link in links(line)} for own in splits.values()]
+        seen = [{link for line in part for link in links(line)} for part in splits.values()]
         if len(set().union(*seen)) < sum(map(len, seen)):
             shared.append(kind)
     return splits, tuple(shared)
@@ -193,8 +217,8 @@ def _clusters(lines: Sequence[Line], kinds: Sequence[str]) -> Iterator[list[Line
     """Lines that hang together through links of some kinds."""
     lines_of: dict[Hashable, list[int]] = {}
     links = [[(kind, link) for kind in kinds for link in _LINKS[kind](line)] for line in lines]
-    for i, own in enumerate(links):
-        for link in own:
+    for i, links_of_line in enumerate(links):
+        for link in links_of_line:
             lines_of.setdefault(link, []).append(i)
     done: set[int] = set()
     for start in range(len(lines)):

@@ -14,6 +14,7 @@ from editing.tasks import ioi, names
 from editing.tasks.ioi import Corruption, IOITask, Role
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.score import task_score
+from editing.tasks.task import task_of
 
 N = 64
 
@@ -189,7 +190,7 @@ def test_a_model_with_the_words_gets_the_published_form(published):
     assert published.form == "published" and published.shared == ()
     assert sorted(published.templates["selection"] + published.templates["test"]) == sorted(ioi.PUBLISHED)
     assert len({*ioi.PUBLISHED}) == 15 and len({*names.PUBLISHED}) == 99
-    assert len(published.places) == len(published.gifts) == 8
+    assert [len(words) for words in published.words.values()] == [8, 8]
     assert {*published.names["selection"], *published.names["test"]} == {*names.PUBLISHED}
     assert not {*published.names["selection"]} & {*published.names["test"]}
     assert not {*published.templates["selection"]} & {*published.templates["test"]}
@@ -269,6 +270,24 @@ def test_with_fewer_than_three_names_it_refuses(storybook, monkeypatch):
     only_names(monkeypatch, "Mary", "Anna")
     with user_error("2", "3", "'Zebedee0'"):
         IOITask.of(storybook)
+
+
+def test_a_name_that_the_tokenizer_joins_with_its_neighbour_is_left_out(storybook, monkeypatch):
+    """Once, one such name ended the whole experiment."""
+    to_ids, joined = storybook.to_ids, storybook.to_ids(" ring")[0]
+
+    def joining(text: str) -> list[int]:
+        parts = re.split("( Mary(?=,))", text)
+        return [token for part in parts for token in ([joined] if part == " Mary" else to_ids(part))]
+
+    whole = IOITask.of(storybook)
+    monkeypatch.setattr(storybook, "to_ids", joining)
+    task = IOITask.of(storybook)
+    assert "Mary" in whole.names["selection"] and "Mary" not in task.names["selection"] + task.names["test"]
+    assert whole.notes == () and [note.rpartition(": ")[2] for note in task.notes] == ["Mary"]
+    assert sum(map(len, task.names.values())) == sum(map(len, whole.names.values())) - 1
+    assert len(task.pairs(storybook, Corruption.IO, "selection", 32, seed=0)) == 32
+    assert "Mary" in task_of("ioi", storybook).about
 
 
 def test_a_model_that_knows_no_template_is_told_a_word(storybook, monkeypatch):

@@ -1,6 +1,7 @@
 """Tasks by name: every one gives pairs of the same kind, and says what its splits share."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,10 +50,9 @@ def test_the_splits_have_no_prompt_in_common(any_task):
     assert sum(map(len, parts)) == len(set().union(*parts))
 
 
-def test_who_asks_for_everything_gets_it_in_time(any_task, monkeypatch):
+def test_who_asks_for_everything_gets_at_most_so_many(any_task):
     """Once, a million prompts were drawn and, where there were fewer, twenty times as many tried."""
-    monkeypatch.setattr("editing.tasks.task.MOST", 150)
-    pairs = any_task.pairs("test", 10**6, seed=0)
+    pairs = replace(any_task, at_most=150).pairs("test", 10**6, seed=0)
     assert len(pairs) == len({*pairs.texts}) == (150 if any_task.name in TASKS else 3)
 
 
@@ -98,6 +98,8 @@ def test_lines_that_do_not_fit_are_skipped_if_asked(storybook, path, tmp_path):
 def test_what_does_not_exist_is_refused(storybook, tmp_path, any_task):
     with user_error("'irony'", "ioi, pronouns, possessives, brackets", ".jsonl"):
         task_of("irony", storybook)
+    with user_error("'pronuns'", "did you mean pronouns?"):
+        task_of("pronuns", storybook)
     with user_error("gone.jsonl"):
         task_of(tmp_path / "gone.jsonl", storybook)
     with user_error("'training'", "selection"):

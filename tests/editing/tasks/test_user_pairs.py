@@ -13,7 +13,7 @@ from editing.tasks.ioi import Corruption, IOITask
 from editing.tasks.pairs import TextPair
 from editing.tasks.score import task_score
 from editing.tasks.task import task_of
-from editing.tasks.user_pairs import Line, OwnPairs, continued, divide, load_pairs, read_lines
+from editing.tasks.user_pairs import Line, UserPairs, continued, divide, load_pairs, read_lines
 
 AGREEMENT = {"clean": "The dogs", "corrupted": "The dog", "answer": "were", "foil": "was"}
 THEIRS = {"clean_prefix": "The dogs", "patch_prefix": "The dog", "clean_answer": "were", "patch_answer": "was"}
@@ -144,7 +144,7 @@ def test_a_line_that_does_not_fit_the_model_is_named(storybook, tmp_path, line, 
         load_pairs(path, storybook)
     skipped = load_pairs(path, storybook, skip_unfit=True)
     assert skipped.texts == ("Anna was happy because",)
-    assert OwnPairs.of(path, storybook, skip_unfit=True).left_out == 1
+    assert UserPairs.of(path, storybook, skip_unfit=True).left_out == 1
 
 
 def test_of_many_that_do_not_fit_the_first_is_named_and_all_are_counted(storybook, tmp_path):
@@ -160,8 +160,8 @@ def test_of_many_that_do_not_fit_the_first_is_named_and_all_are_counted(storyboo
 
 def test_declared_splits_are_kept_and_leaks_are_told(storybook, tmp_path):
     lines = [a_pair("Mary", "John", split="train", template=1), a_pair("Anna", "Tom", split="test", template=2)]
-    own = OwnPairs.of(write(tmp_path, *lines), storybook)
-    assert {split: [pair.clean[:4] for pair in part] for split, part in own.splits.items()} == {
+    own = UserPairs.of(write(tmp_path, *lines), storybook)
+    assert {split: [line.pair.clean[:4] for line in part] for split, part in own.splits.items()} == {
         "selection": ["Mary"],
         "test": ["Anna"],
     }
@@ -170,12 +170,12 @@ def test_declared_splits_are_kept_and_leaks_are_told(storybook, tmp_path):
     with user_error("check", "selection, test"):
         own.pairs(storybook, "check", 1, seed=0)
     leaky = [a_pair("Mary", "John", split="train", template=1), a_pair("Mary", "Tom", split="test", template=1)]
-    assert OwnPairs.of(write(tmp_path, *leaky), storybook).shared == ("templates", "prompts")
+    assert UserPairs.of(write(tmp_path, *leaky), storybook).shared == ("templates", "prompts")
 
 
 def test_one_line_leaves_no_pairs_for_the_test(storybook, tmp_path):
     """Nothing can be divided: the test split is empty, and says so when it is asked for."""
-    own = OwnPairs.of(write(tmp_path, a_pair("Mary", "John")), storybook)
+    own = UserPairs.of(write(tmp_path, a_pair("Mary", "John")), storybook)
     assert [len(part) for part in own.splits.values()] == [1, 0]
     with user_error("no pairs for test", "selection"):
         own.pairs(storybook, "test", 4, seed=0)
@@ -185,20 +185,20 @@ def test_one_line_leaves_no_pairs_for_the_test(storybook, tmp_path):
 
 def test_undeclared_splits_share_no_template_and_no_prompt(storybook, tmp_path):
     lines = [a_pair(name, man, template=i % 4) for i, (name, man) in enumerate(zip(NAMES, MEN, strict=True))]
-    own = OwnPairs.of(write(tmp_path, *lines), storybook)
-    templates = [{pair.group for pair in part} for part in own.splits.values()]
+    own = UserPairs.of(write(tmp_path, *lines), storybook)
+    templates = [{line.pair.group for line in part} for part in own.splits.values()]
     assert own.shared == () and not templates[0] & templates[1] and [len(t) for t in templates] == [2, 2]
     drawn = own.pairs(storybook, "test", 4, seed=0)
     assert len(drawn) == 4 and drawn.texts == own.pairs(storybook, "test", 4, seed=0).texts
-    assert {*drawn.texts} <= {pair.clean for pair in own.splits["test"]}
+    assert {*drawn.texts} <= {line.pair.clean for line in own.splits["test"]}
 
 
 def test_splits_do_not_depend_on_the_order_of_lines(storybook, tmp_path):
     lines = [a_pair(name, man) for name, man in zip(NAMES, MEN, strict=True)]
-    one = OwnPairs.of(write(tmp_path, *lines), storybook).splits
-    same = OwnPairs.of(write(tmp_path, *lines[::-1]), storybook).splits
-    assert {split: {p.clean for p in own} for split, own in one.items()} == {
-        split: {p.clean for p in own} for split, own in same.items()
+    one = UserPairs.of(write(tmp_path, *lines), storybook).splits
+    same = UserPairs.of(write(tmp_path, *lines[::-1]), storybook).splits
+    assert {split: {line.pair.clean for line in own} for split, own in one.items()} == {
+        split: {line.pair.clean for line in own} for split, own in same.items()
     }
 
 
