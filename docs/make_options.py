@@ -1,0 +1,65 @@
+"""Prints docs/options.md, every option of every verb, from the settings that both the command and Python read.
+
+    python docs/make_options.py > docs/options.md
+"""
+
+from dataclasses import MISSING, fields
+
+from subrank.settings.circuit import CircuitSettings
+from subrank.settings.demo import DemoSettings
+from subrank.settings.experiments import (
+    EvaluateSettings,
+    FeatureSettings,
+    ImportSettings,
+    IOISettings,
+    RemoveSettings,
+    SteerSettings,
+)
+from subrank.settings.fields import documented, flag_of
+from subrank.settings.train import TrainSettings
+
+VERBS = {
+    "train": ("sr.train, sr.sweep", TrainSettings),
+    "import": ("sr.import_saes", ImportSettings),
+    "evaluate": ("sr.evaluate", EvaluateSettings),
+    "ioi": ("sr.ioi", IOISettings),
+    "circuit": ("sr.discover", CircuitSettings),
+    "remove": ("sr.remove", RemoveSettings),
+    "steer": ("sr.steer", SteerSettings),
+    "features": ("sr.features", FeatureSettings),
+    "demo": ("the command only", DemoSettings),
+}
+HEAD = """# Options
+
+Every verb of `subrank` takes these options, and the function of the same work takes them as keywords, with the same
+defaults: `subrank ioi DIR --prompts 24` is `sr.ioi(model, saes, prompts=24)`. Where several values are allowed, the command
+takes them with spaces between (`-k 8 16`) and Python as a tuple (`k=(8, 16)`).
+
+Every verb also takes `--out` (a folder for the results) and `--device`; those on a set take the folder of the set, and
+`--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume` goes on
+from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run. `circuit` takes
+`--target`, `remove` `--task`, `steer` `--feature`, `features` `--features`.
+
+Made by `python docs/make_options.py`.
+"""
+
+
+def shown(default: object) -> str:
+    """A default as it is typed."""
+    if default in (None, MISSING):
+        return ""
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for verb, (function, kind) in VERBS.items():
+        texts = documented(kind)
+        rows = [f"| `{flag_of(f)}` | {' '.join(texts[f.name].split())} | {shown(f.default)} |" for f in fields(kind)]
+        parts += [f"## {verb} ({function})\n", "| option | | default |", "|---|---|---|", *rows, ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
