@@ -1,6 +1,6 @@
 """Prints docs/options.md, every option of every verb, from the settings that both the command and Python read.
 
-    python docs/make_options.py > docs/options.md
+python docs/make_options.py > docs/options.md
 """
 
 from dataclasses import MISSING, fields
