@@ -52,7 +52,7 @@ def test_the_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """Line for line, with smaller settings: one import, and every comment of it holds."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     lines = [line for line in script.splitlines() if line.strip()]
-    assert len(lines) == 12 and sum("import" in line for line in lines) == 1
+    assert len(lines) <= 12 and sum("import" in line for line in lines) == 1
     for module in ("training", "ioi", "circuit", "removal"):
         monkeypatch.setattr(f"subrank.experiments.{module}.make", lambda kind, given: make(kind, given | SMALLER[kind]))
     monkeypatch.chdir(tmp_path)
