@@ -109,7 +109,7 @@ def _label(node: Node) -> str:
     if node.responds_to:
         lines.append("on: " + "  ".join(_short(word) for word in node.responds_to))
     if node.promotes:
-        lines.append("says: " + "  ".join(_short(word) for word in node.promotes))
+        lines.append("top logits: " + "  ".join(_short(word) for word in node.promotes))
     return "\n".join(lines)
 
 

@@ -146,7 +146,7 @@ def test_blue_is_blue_and_red_is_red():
 def test_the_target_stands_out_and_labels_say_what_is_known(parsed):
     target, others = parsed.get_node("3_7"), [parsed.get_node(n) for n in ("2_1", "0_12")]
     assert all(target.attr["fillcolor"] != other.attr["fillcolor"] for other in others)
-    for part in ("3_7", "word", "other", "on:", "says:"):
+    for part in ("3_7", "word", "other", "on:", "top logits:"):
         assert part in target.attr["label"]
 
 
