@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from sae_core.storybook.grammar import END, Grammar, Token
+from sae_core.storybook.grammar import Grammar
+from sae_core.storybook.page import END, Token
 
 HELD_OUT_SEED = 10**6  # training documents are drawn from small seeds
 

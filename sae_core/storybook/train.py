@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from sae_core.storybook.grammar import END, Grammar, vocabulary
+from sae_core.storybook.grammar import Grammar, vocabulary
+from sae_core.storybook.page import END
 
 N_CTX = 128
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.padding import pad
-from sae_core.storybook.grammar import CLOSING, END, NAMES, Grammar, Token, female
+from sae_core.storybook.grammar import Grammar
 from sae_core.storybook.measure import HELD_OUT_SEED
+from sae_core.storybook.page import CLOSING, END, NAMES, Token, female
 
 BRACKETS = ("(", "[", "{")
 Predicate = Callable[[Token], bool]

@@ -9,7 +9,8 @@ from tiny import user_error
 
 from circuits.features.label_agreement import agreements
 from sae_core.sites import FeatureId, Site
-from sae_core.storybook.grammar import CLOSING, END, Grammar
+from sae_core.storybook.grammar import Grammar
+from sae_core.storybook.page import CLOSING, END
 from sae_core.storybook.truth import labels, truth
 
 ONE = FeatureId(Site(0), 0)

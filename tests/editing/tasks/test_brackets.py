@@ -12,7 +12,7 @@ from editing.tasks import brackets
 from editing.tasks.brackets import TEMPLATES, WORDS, BracketTask
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.score import task_score
-from sae_core.storybook.grammar import CLOSING
+from sae_core.storybook.page import CLOSING
 
 N = 60
 SPLITS = ("selection", "test")
