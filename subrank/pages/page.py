@@ -121,10 +121,15 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values).strip())
 
 
+def _part(name: str, *values: Any) -> Markup:
+    """A macro of `parts.html` with these values."""
+    return getattr(_environment().get_template("parts.html").module, name)(*values)
+
+
 def figure(plot: "Figure") -> Markup:
     """A plotly figure as a part of a page, which loads plotly itself (`write_page`)."""
     html = plot.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    return Markup(f'<figure class="plot">{html}</figure>')
+    return _part("figure", Markup(html))
 
 
 def drawing(svg: str) -> Markup:
@@ -135,12 +140,12 @@ def drawing(svg: str) -> Markup:
 
 def titled(title: str, *parts: str) -> Markup:
     """The parts of a page below a heading."""
-    return Markup("<h2>{}</h2>\n").format(title) + Markup("\n").join(parts)
+    return _part("titled", title, parts)
 
 
 def link(address: str, words: str) -> Markup:
     """A paragraph that links to another page."""
-    return Markup('<p><a href="{}">{}</a></p>\n').format(address, words)
+    return _part("link", address, words)
 
 
 def write_page(path: Path, title: str, body: str, assets: Path | None = None) -> None:
@@ -160,5 +165,6 @@ def write_page(path: Path, title: str, body: str, assets: Path | None = None) ->
 
 def fragment(body: str) -> str:
     """Sections as HTML for a notebook cell: text and tables with their style, without figures and without scripts."""
+    # plotly writes every "<" of its data as \u003c, so that no token can close the element early
     bare = re.sub(r'<figure class="plot">.*?</figure>', "", str(body), flags=re.DOTALL)
     return str(render("fragment.html", body=Markup(bare)))

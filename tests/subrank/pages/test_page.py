@@ -107,7 +107,9 @@ def test_a_body_of_plain_text_is_not_markup(tmp_path):
 
 
 def test_a_fragment_has_tables_and_style_but_no_script():
-    html = fragment(ioi_section([ioi()]))
+    closing = "</figure><script>alert(1)</script>"
+    curves = tuple(replace(curve, name=closing) for curve in ioi().curves)
+    html = fragment(ioi_section([replace(ioi(), curves=curves, floors={closing: ioi().floors["dictionary"]})]))
     assert "<table" in html and ".subrank" in html and 'class="subrank"' in html
     assert "<script" not in html and "plotly" not in html and len(html) < 40_000
 
