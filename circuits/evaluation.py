@@ -16,7 +16,7 @@ from circuits.discovery.member_edges import edges_among
 from circuits.discovery.pruning import prune_at
 from circuits.discovery.recursive import discover
 from circuits.discovery.request import ResolvedRequest, logit_prompts
-from circuits.discovery.sampling import Redrawn
+from circuits.discovery.sampling import RedrawnExamples
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples, FeatureAtlas
@@ -235,7 +235,7 @@ class _HeldOut:
         search, request = self.resolved.search, self.resolved.request
         bare = replace(search.config.edges, n_null=0, errors=False)
         config = replace(search.config, edges=bare, min_examples=1)
-        search = replace(search, source=Redrawn(search.source, draw), config=config)
+        search = replace(search, source=RedrawnExamples(search.source, draw), config=config)
         drawn, examples = self.prompts, None
         if not isinstance(drawn.target.node, FeatureId):
             drawn = _half(drawn, draw)

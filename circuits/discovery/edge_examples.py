@@ -1,8 +1,7 @@
-"""The examples behind an arrow: where the cause is active, where the target is, and what is lost without the cause."""
+"""The examples behind an edge: the activations of cause and target, and what the target loses without the cause."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -29,26 +28,20 @@ class EdgeExample:
     drop: float
     """(a_clean - a_ablated) / |a_clean| on this example alone."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in self.__dataclass_fields__
-        }
-
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is needed to look behind the arrows of a circuit."""
+class EdgeExampleFinder:
+    """Finds the examples on which the edges of a circuit show most."""
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
     targets: Callable[[NodeId], tuple[Target, Examples]]
-    """A target of the circuit with the examples on which its causes were sought."""
+    """A target of the circuit with the examples on which its causes were searched."""
     ablations: Mapping[Site, AblatedCodes]
 
     @torch.no_grad()
     def of(self, edge: Edge, n: int = 6) -> list[EdgeExample]:
-        """The `n` examples on which the edge shows most, by how much of the target is lost; none of an error term."""
+        """The `n` examples on which the target loses most without the cause; none for the edge of an error term."""
         if not isinstance(edge.cause, FeatureId):
             return []
         target, examples = self.targets(edge.target)
@@ -57,7 +50,8 @@ class Evidence:
         causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)
         scene = causes.scene
         table = causes.route.table(causes.dictionary.directions)
-        found: list[tuple[float, EdgeExample]] = []
+        # One run per example, in which the cause is ablated at all positions where it is active.
+        ranked: list[tuple[float, EdgeExample]] = []
         for i in range(len(scene.end)):
             amount = causes.taken(i)[:, latent]
             position = amount.nonzero()[:, 0]
@@ -67,18 +61,18 @@ class Evidence:
             value = causes.route.values(Change(i, 1, run, position, row, amount[position]), table)
             clean = float(scene.clean[i])
             drop = (clean - float(value)) / abs(clean) if clean else 0.0
-            found.append((abs(clean - float(value)), self._example(causes, target, i, latent, drop)))
-        found.sort(key=lambda one: -one[0])
-        return [example for _, example in found[:n]]
+            ranked.append((abs(clean - float(value)), self._example(causes, target, i, latent, drop)))
+        ranked.sort(key=lambda lost_and_example: -lost_and_example[0])
+        return [example for _, example in ranked[:n]]
 
     def _example(self, causes: Causes, target: Target, i: int, latent: int, drop: float) -> EdgeExample:
         scene = causes.scene
         end = int(scene.end[i])
-        own = causes.dictionary.encode(scene.x[i, : end + 1])[:, latent].tolist()
+        cause = causes.dictionary.encode(scene.x[i, : end + 1])[:, latent].tolist()
         if isinstance(target.node, FeatureId):
             h = scene.recorded[target.site][i, : end + 1]
             read = self.dictionaries[target.site].encode(h)[:, target.node.index].tolist()
         else:
             read = [0.0] * end + [float(scene.clean[i])]
         words: Sequence[str] = [self.model.token_text(token) for token in scene.tokens[i, : end + 1].tolist()]
-        return EdgeExample(tuple(words), tuple(own), tuple(read), end, drop)
+        return EdgeExample(tuple(words), tuple(cause), tuple(read), end, drop)

@@ -1,4 +1,4 @@
-"""The causes of a target at one site that are worth an arrow, and what an arrow says."""
+"""The causes of a target at one site that are strong enough for an edge, and the numbers that an edge carries."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,12 +26,14 @@ from sae_core.sites import FeatureId
 AUDIT = 60
 """Latents that an audit draws."""
 OFFSETS = 4
-"""Positions of which an edge says what the cause does from there alone, at most."""
+"""Single positions of the cause whose effects an edge lists, at most."""
+NULL_QUANTILE = 0.99
+"""Quantile of |effect| over random directions with which an edge is compared."""
 LISTED = 20
 """Latents that each of the three screens proposes, at least; for ten kept causes 60 were needed (seven each)."""
 
 
-class Search(StrEnum):
+class SearchMode(StrEnum):
     """How causes more than one block away are found; between neighbours all active latents are ablated."""
 
     SCREENED = "screened"
@@ -50,9 +52,9 @@ class EdgeConfig:
     """Causes per target and site; None keeps all above `min_effect`."""
     min_effect: float = 0.01
     """Edges weaker than this are not kept."""
-    search: Search = Search.SCREENED
+    search: SearchMode = SearchMode.SCREENED
     n_null: int = 1000
-    """Random directions that an edge is held against; 0 leaves that out. Only where one block lies between, or none."""
+    """Random directions with which an edge is compared, where at most one block lies between; 0 for none."""
     errors: bool = True
     """Whether error terms are ablated, too, and kept where their effect is at least `min_effect`."""
     seed: int = 0
@@ -67,22 +69,22 @@ class EdgeConfig:
 
 
 @dataclass(frozen=True)
-class Found:
+class SiteCauses:
     """The causes of one target at one site."""
 
     edges: tuple[Edge, ...]
     n_pairs: int
-    """Pairs of latent and example that were run to find them."""
+    """Pairs of latent and example that were ablated."""
     audit: dict[str, Any] | None = None
-    """What drawing from the latents that no screen proposed showed; None where none was left out."""
+    """A random sample of the latents that no screen proposed; None where all active latents were ablated."""
 
 
-def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None = None) -> Found:
+def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None = None) -> SiteCauses:
     """The strongest causes, the largest |effect| first; the error term, if it is kept, comes last.
 
     With `among`, of these latents only: all of them are ablated, however far away.
     """
-    if config.search is Search.FIRST_ORDER:
+    if config.search is SearchMode.FIRST_ORDER:
         effect = first_order(causes)
         if among is not None:
             inside = _at(causes, among).to(effect.device)
@@ -91,7 +93,7 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
             causes.scene.source, effect, effect * torch.nan, torch.zeros(len(effect), dtype=torch.long), 0
         )
         best = _best(effect, config)
-        return Found(tuple(_edge(causes, unknown, latent, certified=False) for latent in best), 0)
+        return SiteCauses(tuple(_edge(causes, unknown, latent, certified=False) for latent in best), 0)
     if among is None:
         effects, audit = _searched(causes, config)
     else:
@@ -110,13 +112,13 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
         n = len(causes.scene.end)
         if abs(effect) >= config.min_effect:
             edges.append(Edge(ErrorTerm(causes.scene.source), causes.scene.target.node, effect, error, n, n))
-    return Found(tuple(edges), effects.n_pairs, audit)
+    return SiteCauses(tuple(edges), effects.n_pairs, audit)
 
 
 def _searched(causes: Causes, config: EdgeConfig) -> tuple[Effects, dict[str, Any] | None]:
     """Effects, and the audit where not all active latents were ablated."""
     near = causes.scene.gap <= 1 or not isinstance(causes.route, Rerun)
-    if near or config.search is Search.EXHAUSTIVE:
+    if near or config.search is SearchMode.EXHAUSTIVE:
         return ablation_effects(causes), None
     listed = shortlist(causes, max(LISTED, 7 * (config.keep or LISTED)))
     effects = ablation_effects(causes, listed.to(causes.scene.x.device))
@@ -125,11 +127,10 @@ def _searched(causes: Causes, config: EdgeConfig) -> tuple[Effects, dict[str, An
         config.min_effect, float(kept[config.keep - 1]) if config.keep and config.keep <= len(kept) else 0.0
     )
     audit, drawn, more = audited(causes, listed, AUDIT, threshold, seed=config.seed)
-    found = effects.effect.clone()
-    found[drawn] = more.effect[drawn]  # what was ablated is known, whoever proposed it
-    error, n_active = effects.error.clone(), effects.n_active.clone()
-    error[drawn], n_active[drawn] = more.error[drawn], more.n_active[drawn]
-    both = Effects(effects.source, found, error, n_active, effects.n_pairs + more.n_pairs)
+    # What the audit ablated is known exactly, too, and may become an edge.
+    effect, error, n_active = effects.effect.clone(), effects.error.clone(), effects.n_active.clone()
+    effect[drawn], error[drawn], n_active[drawn] = more.effect[drawn], more.error[drawn], more.n_active[drawn]
+    both = Effects(effects.source, effect, error, n_active, effects.n_pairs + more.n_pairs)
     return both, {"site": str(effects.source), "share": audit.share, **asdict(audit)}
 
 
@@ -156,7 +157,7 @@ def _edge(causes: Causes, effects: Effects, latent: int, *, certified: bool) -> 
 
 
 def _null(causes: Causes, latent: int, config: EdgeConfig) -> float:
-    return float(null_effects(causes, latent, config.n_null, seed=config.seed).abs().quantile(0.99))
+    return float(null_effects(causes, latent, config.n_null, seed=config.seed).abs().quantile(NULL_QUANTILE))
 
 
 def _direct(causes: Causes, latent: int) -> float | None:
@@ -172,11 +173,12 @@ def _direct(causes: Causes, latent: int) -> float | None:
 
 
 def _with_offsets(causes: Causes, edges: list[Edge], latents: list[int], least: float) -> list[Edge]:
-    """The edges with what each cause does from single positions."""
+    """The edges with the effects of ablating each cause at single positions, by how far before the target's."""
     by_position, _ = effects_by_position(causes, torch.tensor(latents, device=causes.scene.x.device))
-    found = []
+    result = []
     for edge, latent in zip(edges, latents, strict=True):
-        own = by_position[latent]
-        back = own.abs().argsort(descending=True, stable=True)[:OFFSETS].tolist()
-        found.append(replace(edge, offsets=tuple((b, float(own[b])) for b in back if abs(float(own[b])) >= least)))
-    return found
+        effects = by_position[latent]
+        strongest = effects.abs().argsort(descending=True, stable=True)[:OFFSETS].tolist()
+        offsets = tuple((back, float(effects[back])) for back in strongest if abs(float(effects[back])) >= least)
+        result.append(replace(edge, offsets=offsets))
+    return result

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuits.discovery.default_target import default_target
 from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text
-from circuits.discovery.sampling import OverRange
+from circuits.discovery.sampling import SpreadExamples
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
 from circuits.effects.ablation_effects import AblatedCodes, ToMean, ToOthers
 from circuits.effects.target_prompts import TargetPrompts
@@ -111,7 +111,7 @@ def resolve(
         raise UserError("prompts are read only where a logit is explained; give a target like 'logit: she - he'")
     feature = FeatureId.parse(request.target) if request.target else default_target(model, saes, atlas, request.predict)
     target = check_target(model, saes, feature)
-    source = OverRange(model, saes, atlas.contexts, request.seed) if request.spread else atlas
+    source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas
     search = CauseSearch(model, saes, source, config, ablations)
     return ResolvedRequest(request, search, target, None, None, atlas, prepend_bos)
 

@@ -15,22 +15,22 @@ from sae_core.sites import FeatureId, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Redrawn:
-    """Half of the examples that another source has, drawn at random: what would have been found with other ones."""
+class RedrawnExamples:
+    """A random half of the examples that another source has, to see how far results depend on them."""
 
     source: ExampleSource
     seed: int
 
     def examples(self, feature: FeatureId, n: int) -> Examples:
         """Half of the up to `2 n` examples that the source gives."""
-        found = self.source.examples(feature, 2 * n)
-        drawn = torch.randperm(len(found), generator=generator_for(self.seed, "redrawn", feature))
-        rows = drawn[: -(-len(found) // 2)].sort().values
-        return Examples(found.tokens[rows], found.end[rows], found.activation[rows])
+        pool = self.source.examples(feature, 2 * n)
+        drawn = torch.randperm(len(pool), generator=generator_for(self.seed, "redrawn", feature))
+        rows = drawn[: -(-len(pool) // 2)].sort().values
+        return Examples(pool.tokens[rows], pool.end[rows], pool.activation[rows])
 
 
 @dataclass(frozen=True, eq=False)
-class OverRange:
+class SpreadExamples:
     """Examples spread over the range of a feature's activations, one to a context, each at its peak there.
 
     The range from zero to the largest peak is cut into as many equal bins as examples are wanted, and one is drawn

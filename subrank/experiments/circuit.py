@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits.discovery.circuit import Circuit, circuit_of, circuit_steps, sufficient_features
 from circuits.discovery.default_target import CLOSING_BRACKETS
-from circuits.discovery.edges import EdgeConfig, Search
+from circuits.discovery.edges import EdgeConfig, SearchMode
 from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, resolve
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
@@ -212,7 +212,13 @@ def names_of(settings: CircuitSettings) -> dict[str, str]:
 
 def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
     """How far the search goes, and how causes are found."""
-    how = Search.EXHAUSTIVE if settings.exhaustive else Search.FIRST_ORDER if settings.screen_only else Search.SCREENED
+    how = (
+        SearchMode.EXHAUSTIVE
+        if settings.exhaustive
+        else SearchMode.FIRST_ORDER
+        if settings.screen_only
+        else SearchMode.SCREENED
+    )
     edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
     limits = {"max_targets": settings.max_targets, "depth": settings.depth, "reach": Reach(settings.reach)}
     return DiscoveryConfig(edges, settings.examples, **limits)

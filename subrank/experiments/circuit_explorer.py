@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.discovery.edge_examples import Evidence
+from circuits.discovery.edge_examples import EdgeExampleFinder
 from circuits.discovery.request import ResolvedRequest
 from circuits.effects.targets import LogitTarget, Target
 from circuits.exports import Prompt, neuronpedia, node_link
@@ -17,6 +17,7 @@ from circuits.features.atlas import Examples
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from sae_core.codec import to_plain
 from sae_core.files import write_json
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress
@@ -31,7 +32,7 @@ class Explored:
     catalogue: Catalogue
     full: Mapping[FeatureId, Card]
     """The full cards: those of the circuit's features."""
-    evidence: Evidence
+    evidence: EdgeExampleFinder
     names: Mapping[str, str]
 
     @classmethod
@@ -61,7 +62,9 @@ class Explored:
             assert isinstance(node, FeatureId)
             return search.feature(node), search.source.examples(node, search.config.n_examples)
 
-        return cls(catalogue, full, Evidence(search.model, search.dictionaries, examples_of, search.ablations), names)
+        return cls(
+            catalogue, full, EdgeExampleFinder(search.model, search.dictionaries, examples_of, search.ablations), names
+        )
 
     def cards(self) -> Iterator[dict[str, Any]]:
         """Every feature's card, the full one where there is one."""
@@ -73,13 +76,13 @@ class Explored:
 def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> None:
     """Write `explore/`, `node_link.json` and `neuronpedia/graph.json`."""
     evidence = explored.evidence
-    behind = {(e.cause, e.target): [example.to_json() for example in evidence.of(e)] for e in graph.edges}
+    behind = {(e.cause, e.target): to_plain(evidence.of(e)) for e in graph.edges}
     explore(folder / "explore", graph, explored.cards(), edge_examples=behind, names=explored.names)
     write_json(folder / "node_link.json", node_link(graph))
     write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))
 
 
-def on_first_example(evidence: Evidence, graph: FeatureGraph) -> dict[str, Any]:
+def on_first_example(evidence: EdgeExampleFinder, graph: FeatureGraph) -> dict[str, Any]:
     """The circuit on the first example of its target, for circuit-tracer's and Neuronpedia's viewers."""
     model, (_, examples) = evidence.model, evidence.targets(graph.target)
     tokens = examples.tokens[:1, : int(examples.end[0]) + 1]
@@ -91,7 +94,7 @@ def on_first_example(evidence: Evidence, graph: FeatureGraph) -> dict[str, Any]:
 
 @torch.no_grad()
 def _on_tokens(
-    evidence: Evidence, graph: FeatureGraph, model: LanguageModel, tokens: Int[Tensor, "1 pos"]
+    evidence: EdgeExampleFinder, graph: FeatureGraph, model: LanguageModel, tokens: Int[Tensor, "1 pos"]
 ) -> tuple[dict[NodeId, list[float]], dict[Readout, tuple[int, float]]]:
     """The activation of each feature on each token; of a readout its first token, and the probability of that."""
     last = model.sites()[-1]

@@ -10,7 +10,7 @@ from sae_core.dictionaries.baselines import Basis, random_basis
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import Site, Stream
+from sae_core.sites import FeatureId, Site, Stream
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -152,3 +152,25 @@ class Circuit:
         rows = torch.arange(len(tokens))
         clean, ablated = (self.activation(target, tokens, without=w)[rows, end].sum() for w in (None, cause))
         return float((clean - ablated) / clean)
+
+
+def feature(number: int) -> FeatureId:
+    """The name of a feature of `Circuit`."""
+    layer = next(i for i, features in enumerate(Circuit.FEATURES) if number in features)
+    return FeatureId(Site(layer), Circuit.FEATURES[layer].index(number))
+
+
+def number(name: FeatureId) -> int:
+    """The number of a feature of `Circuit`; the inverse of `feature`."""
+    return Circuit.FEATURES[name.site.layer][name.index]
+
+
+class Clean:
+    """A dictionary whose codes are zero where they are only rounding."""
+
+    def __init__(self, basis: Basis):
+        self.basis, self.directions, self.decode = basis, basis.directions, basis.decode
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        f = self.basis.encode(x)
+        return f * (f.abs() > 1e-5)
