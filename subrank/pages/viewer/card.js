@@ -80,7 +80,7 @@ subrank.card = (() => {
     const list = (title, edges, end) =>
       edges.length > 0 &&
       section(title, el("ul", { class: "edges" }, edges.map((edge) => el("li", {},
-        el("button", { type: "button", class: `effect ${edge.effect >= 0 ? "supports" : "suppresses"}${edge.solid ? "" : " faint"}`, title: `${subrank.graph.edgeTitle(edge)}; show examples`, onclick: () => open.edge(edge.cause, edge.target) }, effect(edge.effect)),
+        el("button", { type: "button", class: `effect ${edge.effect >= 0 ? "supports" : "suppresses"}${edge.solid ? "" : " faint"}`, title: `${subrank.marks.edgeTitle(edge)}; show examples`, onclick: () => open.edge(edge.cause, edge.target) }, effect(edge.effect)),
         link(edge[end])))));
     return el("div", { class: "relations" }, list("Causes", all.filter((e) => e.target === id), "cause"), list("What it affects", all.filter((e) => e.cause === id), "target"));
   }

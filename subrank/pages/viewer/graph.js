@@ -1,7 +1,7 @@
 "use strict";
 // The picture: boxes are HTML, so that text is cut and turned as it should be; arrows are one SVG behind them.
 subrank.graph = (() => {
-  const { el, svg, button, chip, number, effect, percent } = subrank;
+  const { el, svg, button, number, effect } = subrank;
   const { width: W, height: H } = subrank.layout.SIZE;
   const MANY = 80; // beyond so many nodes a tidy picture of about so many arrows is drawn at first
   const FIRST = 60;
@@ -15,15 +15,16 @@ subrank.graph = (() => {
   let tidy = false; // whether only what leads to the target by arrows that are drawn has a place
   let selected = null; // {node: id} or {edge: edge}
   let hovered = null; // id of a node, or an arrow
-  let handlers = {};
 
   const seen = () => subrank.names.view;
   const sizeOf = (x) => Math.abs(x || 0);
 
   // ---- building ----
 
-  function build(host, graph, on) {
-    [stage, data, handlers] = [host, graph, on];
+  function build(host, graph, handlers) {
+    [stage, data] = [host, graph];
+    const { box, arrow, legend, zoomButtons } = subrank.marks;
+    const on = { ...handlers, hover, focus: roving };
     world = el("div", { class: "world" });
     const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
     world.append(arrows);
@@ -32,68 +33,17 @@ subrank.graph = (() => {
     edges.sort((a, b) => a.size - b.size);
     for (const node of graph.nodes) nodes.set(node.id, { data: node, edges: [], on: true });
     for (const edge of edges) {
-      arrows.append((edge.group = arrow(edge)));
+      arrows.append((edge.group = arrow(edge, on)));
       for (const end of ["cause", "target"]) nodes.get(edge.data[end]).edges.push(edge);
     }
-    for (const node of nodes.values()) world.append((node.box = box(node)));
+    for (const node of nodes.values()) world.append((node.box = box(node.data, node.data.id === data.target, on)));
     rowLabels = el("div", { class: "rows", "aria-hidden": "true" }, graph.rows.map((label) => el("span", {}, label)));
-    stage.append(world, rowLabels, controls(strongest), legend(), zoomButtons());
+    stage.append(world, rowLabels, controls(strongest), legend(data), zoomButtons());
     subrank.camera.start(stage, world, { size: () => layout, moved: labelRows, idle: handlers.nothing });
     tidy = nodes.size > MANY;
     const strengths = tidy ? [...reach().values()].sort((a, b) => b - a) : [];
     setLimit(strengths[FIRST - 1] || 0);
     place();
-  }
-
-  function box({ data: node }) {
-    const box = el(
-      "div",
-      {
-        class: `node ${node.kind}${node.id === data.target ? " target" : ""}`,
-        role: "button",
-        tabindex: node.id === data.target ? "0" : "-1",
-        "data-id": node.id,
-        onclick: () => handlers.node(node.id),
-        onmouseenter: () => hover(node.id),
-        onmouseleave: () => hover(null),
-        onfocus: () => roving(node.id),
-      },
-      el("div", { class: "head" }, el("span", { class: "id" }, node.id), el("span", { class: "share" }, node.kind === "feature" ? percent(node.density) : "")),
-      el("div", { class: "name" }),
-      el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
-    );
-    entitle(box, node);
-    return box;
-  }
-
-  function entitle(box, node) {
-    const chosen = subrank.names.of(node.id);
-    const name = chosen || node.label;
-    box.classList.toggle("named", Boolean(chosen));
-    box.classList.toggle("nameless", !name);
-    box.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
-    box.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
-    const logits = node.promotes.length ? `\ntop logits ${node.promotes.map(subrank.shown).join("  ")}` : "";
-    box.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${logits}`;
-  }
-  const plainName = (node) => ({ error: "error term", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
-
-  function arrow(edge) {
-    const data = edge.data;
-    const group = svg(
-      "g",
-      { class: `edge ${data.effect >= 0 ? "supports" : "suppresses"}${data.solid ? "" : " faint"}`, "data-cause": data.cause, "data-target": data.target },
-      svg("path", { class: "line", "stroke-width": (1 + 5 * edge.share).toFixed(2) }),
-      svg("path", { class: "head" }),
-      svg("path", { class: "hit", onclick: () => handlers.edge(data.cause, data.target), onmouseenter: () => hover(edge), onmouseleave: () => hover(null) }, svg("title", {}, edgeTitle(data))),
-    );
-    group.style.opacity = (data.solid ? 0.3 + 0.7 * edge.share : 0.2 + 0.35 * edge.share).toFixed(3);
-    return group;
-  }
-
-  function edgeTitle(edge) {
-    const error = edge.error === null ? "" : ` ± ${number(edge.error, 2)}`;
-    return `${edge.cause} → ${edge.target}: ${effect(edge.effect)}${error}, active on ${edge.n_active} of ${edge.n_examples}`;
   }
 
   // ---- places ----
@@ -110,7 +60,7 @@ subrank.graph = (() => {
       node.box.hidden = !node.place || !node.on;
       if (node.place) node.box.style.transform = `translate(${node.place.x - W / 2}px, ${node.place.y}px)`;
     }
-    arrows.forEach((edge, i) => route(edge, layout.routes[i]));
+    arrows.forEach((edge, i) => subrank.marks.route(edge, layout.routes[i]));
     [...rowLabels.children].forEach((label, row) => {
       label.hidden = !rows.includes(row);
       label.dataset.y = (rows.length - 1 - rows.indexOf(row)) * layout.step + H / 2;
@@ -121,21 +71,6 @@ subrank.graph = (() => {
 
   function labelRows(view) {
     for (const label of rowLabels.children) label.style.transform = `translateY(${view.y + label.dataset.y * view.k}px)`;
-  }
-
-  function route(edge, points) {
-    const tip = points.at(-1);
-    const head = 4.5 + 1.1 * (1 + 5 * edge.share);
-    let path = `M${points[0].x},${points[0].y}`;
-    for (let i = 1; i < points.length; i++) {
-      const [a, b] = [points[i - 1], i === points.length - 1 ? { x: tip.x, y: tip.y + head } : points[i]];
-      const bend = (a.y - b.y) / 2;
-      path += a.x === b.x ? `L${b.x},${b.y}` : `C${a.x},${a.y - bend} ${b.x},${b.y + bend} ${b.x},${b.y}`;
-    }
-    const [line, point, hit] = edge.group.children;
-    line.setAttribute("d", path);
-    hit.setAttribute("d", path);
-    point.setAttribute("d", `M${tip.x},${tip.y}l${-head * 0.55},${head * 1.15}h${head * 1.1}z`);
   }
 
   // ---- controls ----
@@ -162,27 +97,6 @@ subrank.graph = (() => {
       button("only pinned", "Show only pinned nodes and the arrows among them", toggleOnly, { id: "only", hidden: true }),
       button("", "Show hidden nodes again", showAll, { id: "unhide", hidden: true }),
     );
-  }
-
-  function legend() {
-    const line = (cls, width) =>
-      svg("svg", { width: 34, height: 14, viewBox: "0 -2 34 14" }, svg("g", { class: `edge ${cls}` },
-        svg("path", { class: "line", d: `M2,5H${27 - width}`, "stroke-width": width }),
-        svg("path", { class: "head", d: `M33,5l-${7 + width},-${2.5 + width}v${5 + 2 * width}z` })));
-    return el(
-      "div",
-      { class: "legend" },
-      el("span", {}, line("supports", 2.6), "supports its target"),
-      el("span", {}, line("suppresses", 2.6), "inhibits its target"),
-      el("span", {}, line("grey", 1), line("grey", 4), "weak, strong effect"),
-      data.edges.some((edge) => !edge.solid) && el("span", {}, line("supports faint", 2.2), "no stronger than the control"),
-      data.nodes.some((node) => node.kind === "error") && el("span", {}, el("i", { class: "boxkey error" }), "error term"),
-    );
-  }
-
-  function zoomButtons() {
-    const { zoom, fit } = subrank.camera;
-    return el("div", { class: "zoom" }, button("+", "Zoom in (+)", () => zoom(1.25)), button("−", "Zoom out (−)", () => zoom(0.8)), button("⤢", "Fit (0)", fit));
   }
 
   // ---- what is drawn ----
@@ -352,7 +266,7 @@ subrank.graph = (() => {
 
   function renamed(id) {
     const node = nodes.get(id);
-    if (node) entitle(node.box, node.data);
+    if (node) subrank.marks.entitle(node.box, node.data);
   }
 
   const edge = (cause, target) => edges.find((e) => e.data.cause === cause && e.data.target === target)?.data || null;
@@ -360,5 +274,5 @@ subrank.graph = (() => {
   const has = (id) => nodes.has(id);
   const node = (id) => nodes.get(id)?.data || null;
 
-  return { build, select, flip, tidyUp, focused, move, reveal, renamed, edge, around, has, node, edgeTitle };
+  return { build, select, flip, tidyUp, focused, move, reveal, renamed, edge, around, has, node };
 })();
