@@ -25,7 +25,7 @@ from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.seeds import generator_for
-from sae_core.sites import Site, Stream
+from sae_core.sites import Site
 
 AT_ONCE = 256
 """Prompts per forward pass when erasers are fitted."""
@@ -45,11 +45,7 @@ def through_origin(site: Site, x: Float[Tensor, "batch d_in"], labels: Bool[Tens
 
 
 Fit = Callable[[Site, Tensor, Tensor], Erasure]
-ERASERS: dict[Method, Fit] = {
-    Method.LEACE: fit_leace,
-    Method.MEANS: mean_difference,
-    Method.ORTHOGONAL: through_origin,
-}
+ERASERS: dict[Method, Fit] = {Method.LEACE: fit_leace, Method.MEANS: mean_difference, Method.ORTHOGONAL: through_origin}
 TUNED = {
     Method.LEACE: Method.LEACE_TUNED,
     Method.MEANS: Method.MEANS_TUNED,
@@ -77,20 +73,20 @@ def fit_erasers(
 def fit_layer_by_layer(
     model: LanguageModel, sites: Sequence[Site], prompts: TwoClassPrompts, fit: Fit
 ) -> list[Erasure]:
-    """One erasure per site, from the lowest up, each fitted on the model as the ones below leave it.
+    """One erasure per residual site, from the lowest up, each fitted on the model as the ones below leave it.
 
-    Concept scrubbing (Belrose et al. 2023, section 5). Between residual sites each block runs once per prompt: the
-    erased activation below is kept, and run to the next site.
+    Concept scrubbing (Belrose et al. 2023, section 5). Each block runs once per prompt: the erased activation below
+    is kept, and run to the next site.
     """
     erasures: list[Erasure] = []
     parts = _parts(prompts)
     masks = [up_to_end(model, part) for part in parts]
     erased: list[Tensor] = []  # the activation at the site below, after its erasure, part by part
     for site in sorted(sites):
-        if erased and site.stream is Stream.RESID_POST and erasures[-1].site.stream is Stream.RESID_POST:
+        if erased:
             h = [model.resume(below, erasures[-1].site.layer, [site])[site] for below in erased]
         else:
-            h = [_with(model, erasures, mask, part.tokens, site) for mask, part in zip(masks, parts, strict=True)]
+            h = [model.record(part.tokens, [site])[site] for part in parts]
         ends = torch.cat([at_end(part_h, part.end) for part_h, part in zip(h, parts, strict=True)])
         erasures.append(fit(site, ends, prompts.positive))
         erased = [replace(erasures[-1], mask=mask)(part_h) for part_h, mask in zip(h, masks, strict=True)]
@@ -100,12 +96,6 @@ def fit_layer_by_layer(
 def _parts(prompts: TwoClassPrompts) -> list[TwoClassPrompts]:
     """As many prompts at a time as one forward pass takes."""
     return [prompts.rows(rows) for rows in torch.arange(len(prompts)).split(AT_ONCE)]
-
-
-def _with(model: LanguageModel, erasures: Sequence[Erasure], mask: Tensor, tokens: Tensor, site: Site) -> Tensor:
-    """The activation at `site` with the erasures in place."""
-    with model.hooks(*(replace(erasure, mask=mask) for erasure in erasures)):
-        return model.record(tokens, [site])[site]
 
 
 def tuned_erasers(search: EditSearch, site: Site, erasers: dict[Method, Erasure]) -> dict[Method, Scaled]:

@@ -115,19 +115,12 @@ def verdict(comparisons: Sequence[LeaceComparison]) -> str:
     if not single:
         return "Features and LEACE were not compared"
     n, better = len(single), [comparison for comparison in single if comparison.better]
-    sites = single[0].site if n == 1 else f"all {n} sites"
-    if not better:
-        answer = f"No: at {sites} the features either leave the capability or do more damage than LEACE"
-    else:
-        if len(better) < n:
-            sites = f"{len(better)} of {n} sites ({', '.join(comparison.site for comparison in better)})"
-        yes = "Yes" if len(better) == n else "At some sites"
-        answer = (
-            f"{yes}: at {sites} the features remove the capability with less damage than LEACE, at "
-            f"{sum(comparison.clearly for comparison in better)} of {len(better)} by more than the 95% interval"
-        )
+    answer = "Yes" if len(better) == n else "Partly" if better else "No"
+    where = f" ({', '.join(comparison.site for comparison in better)})" if better else ""
+    beyond = f", beyond the 95% interval at {sum(comparison.clearly for comparison in better)}" if better else ""
     sentences = [
-        answer,
+        f"{answer}: the features remove the capability with less damage than LEACE at {len(better)} of {n} sites"
+        f"{where}{beyond}",
         f"Features, kept within the budget, remove it at {sum(c.features_gone for c in single)} of {n} sites, LEACE, "
         f"which has no budget, at {sum(c.leace_gone for c in single)}",
     ]

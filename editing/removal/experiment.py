@@ -20,7 +20,7 @@ Erasers: LEACE (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in c
 Cunningham et al. 2023, "Sparse autoencoders find highly interpretable features in language models".
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -29,7 +29,7 @@ from torch import Tensor
 from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure
 from editing.removal.cached_runs import REMOVABLE, ablated_latents
-from editing.removal.capability import Capability, capability_of
+from editing.removal.capability import Capability
 from editing.removal.class_scores import model_score
 from editing.removal.compared_edits import (
     edits_at_all_layers,
@@ -41,7 +41,7 @@ from editing.removal.compared_edits import (
 from editing.removal.comparisons import Frontier, LeaceComparison
 from editing.removal.config import FEWEST_CONTEXTS, RemovalConfig
 from editing.removal.damage_text import DamageText
-from editing.removal.evaluation import Evaluated, Evaluator, Method, Removal, mean_over_draws
+from editing.removal.evaluation import Evaluated, Evaluator, Method, mean_over_draws
 from editing.removal.resampling import resampling_scheme
 from editing.removal.result import RemovalResult
 from editing.removal.site_and_strength import EditSearch
@@ -50,19 +50,6 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
-
-
-def remove_pronouns(
-    model: LanguageModel,
-    dictionaries: dict[Site, Dictionary],
-    contexts: Int[Tensor, "contexts pos"],
-    config: RemovalConfig,
-    *,
-    on_progress: OnProgress = silent,
-) -> RemovalResult:
-    """`remove` for the choice between "she" and "he"."""
-    task = capability_of("pronouns", model, config)
-    return remove(model, task, dictionaries, contexts, config, on_progress=on_progress)
 
 
 @torch.no_grad()
@@ -89,7 +76,8 @@ def remove(
     )
     search = EditSearch(model, task, dictionaries, text_to_choose, config)
     edits, best = search.at(sites, stages)
-    measured = _Measuring(search, edits, best, text_to_report).run(sites, stages)
+    measured = _Measurements(search, edits, best, text_to_report)
+    measured.run(sites, stages)
     methods = {site: [e.removal for e in evaluated.values()] for site, evaluated in measured.at.items()}
     gone = [removal for removal in methods[best] if removal.gone]
     return RemovalResult(
@@ -99,10 +87,10 @@ def remove(
         methods=tuple(methods[best]),
         elsewhere=tuple(removal for site in methods if site != best for removal in methods[site]),
         best=min(gone, key=lambda removal: removal.damage.value).method if gone else None,
-        unedited=measured.unedited,
+        unedited=measured.unedited.removal,
         everywhere=tuple(evaluated.removal for evaluated in measured.everywhere.values()),
-        frontiers=measured.frontiers,
-        comparisons=measured.comparisons(config.seed),
+        frontiers=tuple(measured.frontiers),
+        comparisons=measured.comparisons(),
         task=task.name,
         answers=task.answers,
         example=task.example,
@@ -141,23 +129,7 @@ def _n_stages(sites: list[Site]) -> int:
 # ---- measuring -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """What was measured on the test prompts and the test text, by site and over all layers."""
-
-    unedited: Removal
-    at: dict[Site, dict[Method, Evaluated]]
-    everywhere: dict[Method, Evaluated]
-    frontiers: tuple[Frontier, ...]
-
-    def comparisons(self, seed: int) -> tuple[LeaceComparison, ...]:
-        """Features beside LEACE, site by site and then at all layers at once, wherever there are both."""
-        rows = [*(self.at[site] for site in sorted(self.at)), self.everywhere]
-        both = [row for row in rows if Method.FEATURES in row and Method.LEACE in row]
-        return tuple(LeaceComparison.of(row[Method.FEATURES], row[Method.LEACE], seed) for row in both)
-
-
-class _Measuring:
+class _Measurements:
     """The chosen edits and what they are compared with, on the test prompts and the test text."""
 
     def __init__(self, search: EditSearch, edits: dict[Site, Scaled], best: Site, text: DamageText):
@@ -174,25 +146,30 @@ class _Measuring:
             transfers=self.task.transfers,
             halves=self.task.test.halves() if self.task.concept else None,
         )
-        self.unedited: Evaluated = self.evaluator.evaluate([Scaled(edits[best].edit, 0.0)], Method.NONE)
+        unedited = self.evaluator.evaluate([Scaled(edits[best].edit, 0.0)], Method.NONE)
+        self.unedited = replace(unedited, removal=replace(unedited.removal, features=(), strength=0.0))
+        self.at: dict[Site, dict[Method, Evaluated]] = {}
+        self.everywhere: dict[Method, Evaluated] = {}
         self.frontiers: list[Frontier] = []
 
-    def run(self, sites: list[Site], stages: Stages) -> _Measured:
-        """Everything there is to measure; begins a stage for each site, one for the frontier, one for all layers."""
-        at: dict[Site, dict[Method, Evaluated]] = {}
+    def run(self, sites: list[Site], stages: Stages) -> None:
+        """Fill `at`, `everywhere` and `frontiers`; a stage for each site, for the frontier and for all layers."""
         for site in sites:
             if site in self.edits:
                 stages.begin(f"{self.task.name}: measuring at {site}")
-                at[site] = self._at_best(stages) if site == self.best else self._at(site)
+                self.at[site] = self._at_best(stages) if site == self.best else self._at(site)
             else:
                 stages.begin(f"{self.task.name}: {site} is skipped, no feature supports the task within the budget")
         residual = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
-        everywhere: dict[Method, Evaluated] = {}
         if len(residual) > 1:
             stages.begin(f"{self.task.name}: all layers at once")
-            everywhere = self._at_all_layers(residual)
-        unedited = replace(self.unedited.removal, features=(), strength=0.0)
-        return _Measured(unedited, at, everywhere, tuple(self.frontiers))
+            self.everywhere = self._at_all_layers(residual)
+
+    def comparisons(self) -> tuple[LeaceComparison, ...]:
+        """Features beside LEACE, site by site and then at all layers at once, wherever there are both."""
+        rows = [*(self.at[site] for site in sorted(self.at)), self.everywhere]
+        both = [row for row in rows if Method.FEATURES in row and Method.LEACE in row]
+        return tuple(LeaceComparison.of(row[Method.FEATURES], row[Method.LEACE], self.config.seed) for row in both)
 
     def _at(self, site: Site) -> dict[Method, Evaluated]:
         """Features and erasers, and random edits without transfer tasks and probes."""

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
-from editing.removal.comparisons import Frontier
-from editing.removal.evaluation import GONE, Method, Removal
+from editing.removal.comparisons import Frontier, FrontierPoint
+from editing.removal.evaluation import GONE, Method
 from editing.removal.result import RemovalResult
 from sae_core.estimate import Estimate
 
@@ -42,14 +42,12 @@ def removal_figure(result: RemovalResult) -> "Figure":
         place: dict[str, Any] = {"row": 1, "col": column}
         figure.add_hrect(y0=0.5 - GONE, y1=0.5 + GONE, fillcolor=GREEN, opacity=0.12, line_width=0, **place)
         curves = [curve for curve in result.frontiers if curve.site == site]
+        drawn = {curve.method for curve in curves}
+        points = [m for m in methods if m.method in _COLOURS and m.method not in drawn]
+        curves += [Frontier(m.method, site, (FrontierPoint(1.0, m.auroc, m.within, m.damage),)) for m in points]
         for curve in curves:
             figure.add_trace(_curve(curve, first=curve.method not in shown), **place)
             shown.add(curve.method)
-        drawn = {curve.method for curve in curves}
-        for removal in methods:
-            if removal.method in _COLOURS and removal.method not in drawn:
-                figure.add_trace(_point(removal, first=removal.method not in shown), **place)
-                shown.add(removal.method)
         figure.update_xaxes(title_text="damage to other text: KL per token, nats", type="log", **place)
     difference = f"logit({result.answers[0]}) - logit({result.answers[1]})"
     figure.update_yaxes(title_text=f"capability left: AUROC of {difference}", range=[-0.03, 1.03], row=1, col=1)
@@ -59,40 +57,21 @@ def removal_figure(result: RemovalResult) -> "Figure":
 def _curve(curve: Frontier, *, first: bool) -> "Scatter":
     from plotly.graph_objects import Scatter
 
-    points, damage = curve.points, [_on_axis(p.damage) for p in curve.points]
-    features = curve.method == Method.FEATURES
+    points, damage, colour = curve.points, [_on_axis(p.damage) for p in curve.points], _COLOURS.get(curve.method)
     return Scatter(
         x=[estimate.value for estimate in damage],
         y=[p.auroc.value for p in points],
         name=curve.method,
         legendgroup=curve.method,
         showlegend=first,
-        mode="lines+markers",
-        line={"color": _COLOURS.get(curve.method), "width": 3 if features else 1.6},
-        marker={"size": [11 if p.strength == 1 else 5 for p in points]},
+        mode="lines+markers" if len(points) > 1 else "markers",
+        line={"color": colour, "width": 3 if curve.method == Method.FEATURES else 1.6},
+        marker={"color": colour, "size": [11 if p.strength == 1 else 5 for p in points]},
         error_y=error_bars([p.auroc for p in points]),
         error_x=error_bars(damage),
         customdata=[[p.strength, p.within.value, p.within.low, p.within.high] for p in points],
         hovertemplate=f"{curve.method}, strength x %{{customdata[0]}}<br>AUROC %{{y:.3f}}, within sentences "
         "%{customdata[1]:.2f} [%{customdata[2]:.2f}, %{customdata[3]:.2f}]<br>damage %{x:.5f} nats/token",
-    )
-
-
-def _point(removal: Removal, *, first: bool) -> "Scatter":
-    from plotly.graph_objects import Scatter
-
-    damage = _on_axis(removal.damage)
-    return Scatter(
-        x=[damage.value],
-        y=[removal.auroc.value],
-        name=removal.method,
-        legendgroup=removal.method,
-        showlegend=first,
-        mode="markers",
-        marker={"size": 11, "color": _COLOURS.get(removal.method)},
-        error_y=error_bars([removal.auroc]),
-        error_x=error_bars([damage]),
-        hovertemplate=f"{removal.method}<br>AUROC %{{y:.3f}}<br>damage %{{x:.5f}} nats/token",
     )
 
 
