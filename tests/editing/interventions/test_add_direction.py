@@ -74,3 +74,17 @@ def test_a_direction_can_be_learned(tiny):
         (gradient,) = torch.autograd.grad(loss, direction)
         direction = (direction - 0.2 * gradient / gradient.norm()).detach().requires_grad_()
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
+
+
+def test_a_hidden_direction_writes_what_the_mlp_makes_of_it(tiny):
+    site, out = Site(1, Stream.MLP_HIDDEN), Site(1, Stream.MLP_OUT)
+    directions = torch.nn.functional.normalize(normal(4, tiny.d_in(site)), dim=-1)
+    found = written(tiny, site, directions)
+    text = random_tokens(30, 4, 12)
+    for direction, expected in zip(directions, found, strict=True):
+        push = type("Push", (), {"site": site, "__call__": lambda _, h, d=direction: h + 3 * d})()
+        with tiny.hooks(push):
+            moved = tiny.record(text, [out])[out]
+        change = (moved - tiny.record(text, [out])[out]) / 3
+        torch.testing.assert_close(change, expected.expand_as(change), atol=1e-4, rtol=1e-4)
+    assert written(tiny, out, directions[:, :32]) is not found
