@@ -158,11 +158,11 @@ def card_line(card: Card) -> str:
     )
 
 
-def drawn(catalogue: Catalogue, sites: Sequence[Site], n: int) -> list[FeatureId]:
-    """`n` features, as evenly over the sites as possible, at random among those that are active often enough."""
+def drawn(catalogue: Catalogue, sites: Sequence[Site], n: int, least: int = SEEN_OFTEN) -> list[FeatureId]:
+    """`n` features, as evenly over the sites as possible, drawn among those that are active on `least` tokens."""
     waiting = []
     for site in sites:
-        often = (catalogue.tally.sites[site].active >= SEEN_OFTEN).nonzero()[:, 0]
+        often = (catalogue.tally.sites[site].active >= least).nonzero()[:, 0]
         order = torch.randperm(len(often), generator=generator_for(catalogue.seed, "drawn", site))
         waiting.append([FeatureId(site, index) for index in often[order].tolist()])
     longest = max(map(len, waiting))

@@ -6,7 +6,7 @@ from comparing import close
 from handmade import normal
 from tiny import random_tokens
 
-from editing.interventions.add_direction import AddDirection
+from editing.interventions.add_direction import AddDirection, written
 from sae_core.sites import Site, Stream
 
 SITE = Site(1)
