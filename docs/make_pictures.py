@@ -1,0 +1,71 @@
+"""Makes the README's pictures and its table of results from what `subrank demo` wrote; needs Chromium.
+
+python docs/make_pictures.py demo     # examples/closing_bracket.svg, docs/ioi_curve.png; prints the table
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import subrank as sr
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = "chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
+
+
+def screenshot(figure, path: Path, width: int = 1000, height: int = 520) -> None:
+    """A plotly figure as PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        figure.update_layout(width=width, height=height).write_html(page)
+        options = [f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", f"--screenshot={path}"]
+        subprocess.run([*CHROMIUM, *options, "--virtual-time-budget=5000", page.as_uri()], check=True)
+
+
+def kl(result: dict, name: str, n: int) -> float:
+    """KL(clean || patched) of a method's first curve after `n` directions."""
+    curve = next(curve for curve in result["curves"] if curve["name"] == name)
+    point = next(point for point in curve["points"] if point["n_features"] == n)
+    return point["kl"]["value"] if isinstance(point["kl"], dict) else point["kl"]
+
+
+def table(demo: Path) -> list[str]:
+    """The rows of the README's table: what the demo found, beside the best forms of the rivals."""
+    rows = ["| | dictionary features | beside them |", "|---|---|---|"]
+    names = {"swap": "names swap roles", "io": "only the indirect object differs"}
+    for result in sr.load_result(demo / "ioi").to_dict()["ioi"]:
+        others = list(dict.fromkeys(c["name"] for c in result["curves"] if c["name"] != "dictionary"))
+        for n in (16, 64):
+            beside = ", ".join(f"{name} {kl(result, name, n):.2f}" for name in others)
+            what = f"IOI, {names[result['corruption']]}, {result['site']}: KL after {n} directions"
+            before = f" ({kl(result, 'dictionary', 0):.2f} before)"
+            rows.append(f"| {what}{before} | {kl(result, 'dictionary', n):.2f} | {beside} |")
+    removal = sr.load_result(demo / "remove").to_dict()["removal"]
+    for where, methods in ((removal["site"], removal["methods"]), ("all layers at once", removal["everywhere"])):
+        shown = {m["method"]: m for m in methods}
+        texts = {
+            name: f"{_value(m['auroc']):.2f}, {_value(m['damage']):.4f}"
+            for name, m in shown.items()
+            if name in ("features", "LEACE", "mean difference")
+        }
+        beside = ", ".join(f"{name} {text}" for name, text in texts.items() if name != "features")
+        rows.append(f"| pronouns, {where}: AUROC left, damage in nats per token | {texts['features']} | {beside} |")
+    circuit = sr.load_result(demo / "circuit")
+    reached = circuit.evaluation.reached[min(1, len(circuit.evaluation.reached) - 1)]
+    what = f"the circuit of {circuit.target}, {len(reached.sites)} layers left to its {reached.n_members} nodes"
+    ceiling = f"ceiling (all latents) {reached.ceiling.value:.2f}"
+    rows.append(f"| {what}: faithfulness | {reached.faithfulness.value:.2f} | {ceiling} |")
+    return rows
+
+
+def _value(number) -> float:
+    return number["value"] if isinstance(number, dict) else number
+
+
+if __name__ == "__main__":
+    demo = Path(sys.argv[1])
+    shutil.copy(demo / "circuit" / "circuit.svg", ROOT / "examples" / "closing_bracket.svg")
+    screenshot(sr.load_result(demo / "ioi").plot(), ROOT / "docs" / "ioi_curve.png")
+    print("\n".join(table(demo)))
