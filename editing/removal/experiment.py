@@ -123,7 +123,11 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
 
 def _n_stages(sites: list[Site]) -> int:
     """The model's score; choosing and measuring at each site, choosing again, the frontier; all layers at once."""
-    return 2 * len(sites) + 3 + (sum(site.stream is Stream.RESID_POST for site in sites) > 1)
+    return 2 * len(sites) + 3 + _has_several_layers(sites)
+
+
+def _has_several_layers(sites: list[Site]) -> bool:
+    return sum(site.stream is Stream.RESID_POST for site in sites) > 1
 
 
 # ---- measuring -------------------------------------------------------------------------------------
@@ -161,8 +165,9 @@ class _Measurements:
             else:
                 stages.begin(f"{self.task.name}: {site} is skipped, no feature supports the task within the budget")
         residual = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
-        if len(residual) > 1:
+        if _has_several_layers(sites):
             stages.begin(f"{self.task.name}: all layers at once")
+        if len(residual) > 1:
             self.everywhere = self._at_all_layers(residual)
 
     def comparisons(self) -> tuple[LeaceComparison, ...]:
