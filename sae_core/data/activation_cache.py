@@ -75,8 +75,8 @@ class CachedStream:
             raise UserError(f"{error}; delete it, and it is made anew") from error
         model = self.stream.model
         n_tokens = int(model.content(self.stream.tokens(block)).sum())
-        wanted = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
-        if {name: tuple(x.shape) for name, x in tensors.items()} != wanted:
+        expected = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
+        if {name: tuple(x.shape) for name, x in tensors.items()} != expected:
             raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is made anew")
         return {site: tensors[str(site)].to(model.device) for site in self.sites}
 

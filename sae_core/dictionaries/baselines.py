@@ -69,8 +69,7 @@ def pca(x: Float[Tensor, "batch d_in"], n_components: int | None = None) -> Basi
     """
     wide = x.double()
     mean = wide.mean(0)
-    _, vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean))
-    vectors = vectors.flip(-1).T
+    vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean))[1].flip(-1).T
     return Basis(vectors[:n_components].to(x.dtype).contiguous(), mean.to(x.dtype))
 
 

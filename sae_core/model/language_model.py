@@ -162,8 +162,8 @@ class LanguageModel:
         `attended` is 1 where a token, in the cache or given, is not padding; `places` count from 0 without it.
         """
         last = Site(self.n_layers - 1)
-        known = {"use_cache": True, "past_key_values": cache, "attention_mask": attended, "position_ids": places}
-        return self._record([last], tokens, **known)[last]
+        context = {"use_cache": True, "past_key_values": cache, "attention_mask": attended, "position_ids": places}
+        return self._record([last], tokens, **context)[last]
 
     def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
         """Next-token logits at every position."""
@@ -193,22 +193,22 @@ class LanguageModel:
         (tokens,) = generate(self, [row], n_new, seed=seed, sampling=Sampling(temperature))
         return "".join(pieces(self, row, tokens))
 
-    def _record(self, sites: Iterable[Site], given: Tensor, **how: Any) -> dict[Site, Tensor]:
-        wanted = {self.check(site) for site in sites}
+    def _record(self, sites: Iterable[Site], inputs: Tensor, **options: Any) -> dict[Site, Tensor]:
+        pending = {self.check(site) for site in sites}
         kept: dict[Site, Tensor] = {}
 
         with ExitStack() as undo:
-            for site in wanted:
+            for site in pending:
 
                 def keep(module, args, h, site=site):
                     kept[site] = _widened(h)
-                    if len(kept) == len(wanted):
+                    if len(kept) == len(pending):
                         raise _Halt
 
                 undo.callback(self._point(site).register_forward_hook(keep).remove)
-            if wanted:
+            if pending:
                 with suppress(_Halt):
-                    self.bridge(given, **({"use_cache": False} | how))
+                    self.bridge(inputs, **({"use_cache": False} | options))
         return {site: kept[site] for site in sorted(kept)}
 
     @contextmanager

@@ -110,9 +110,9 @@ def test_a_dictionary_of_no_listed_kind_is_refused(original, tmp_path):
 
 
 def test_how_it_was_trained_comes_back(original, tmp_path):
-    for i, own in enumerate((*every(), TrainConfig(Matryoshka(prefixes=(0.25, 1.0)), kl=0.5, clip=1.0))):
-        replace(original, training=own).save(tmp_path / str(i))
-        assert load_set(tmp_path / str(i)).training == own
+    for i, training in enumerate((*every(), TrainConfig(Matryoshka(prefixes=(0.25, 1.0)), kl=0.5, clip=1.0))):
+        replace(original, training=training).save(tmp_path / str(i))
+        assert load_set(tmp_path / str(i)).training == training
 
 
 def test_a_sweep_is_a_folder_of_sets(original, tmp_path):

@@ -151,20 +151,20 @@ class Page:
     def errors(self) -> list[str]:
         """What the console has complained about."""
         self.run("0")  # events that are under way arrive before the answer
-        found = []
+        names = []
         for event in self.browser.events:
             if event.get("sessionId") != self.session:
                 continue
             params = event["params"]
             if event["method"] == "Runtime.exceptionThrown":
-                found.append(params["exceptionDetails"].get("exception", {}).get("description", "an exception"))
+                names.append(params["exceptionDetails"].get("exception", {}).get("description", "an exception"))
             elif event["method"] == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-                found.append(params["entry"]["text"])
+                names.append(params["entry"]["text"])
             elif event["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-                found.append(str(params["args"]))
+                names.append(str(params["args"]))
             elif event["method"] == "Page.javascriptDialogOpening":
-                found.append(f"a dialog: {params['message']}")
-        return found
+                names.append(f"a dialog: {params['message']}")
+        return names
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

@@ -125,15 +125,15 @@ def save_as_set(folder: Path, saes: dict) -> None:
 
 def ours() -> dict[Site, ReLUSAE | TopKSAE | JumpReLUSAE | GatedSAE]:
     """One of each architecture, with no parameter at its initial value; SAEs train to nearly unit rows."""
-    found = {}
+    saes = {}
     for layer, kind in enumerate((ReLUSAE, TopKSAE, JumpReLUSAE, GatedSAE)):
         sizes = (D, N, K) if kind is TopKSAE else (D, N)
         sae = kind(*sizes, generator=torch.Generator().manual_seed(layer)).requires_grad_(False)
         for seed, (name, value) in enumerate(sae.named_parameters()):
             value += 0.1 * normal(*value.shape, seed=seed).abs() * (name != "W_dec")
         sae.W_dec *= 1 + 1e-7 * normal(N, 1, seed=9)
-        found[Site(layer, Stream.MLP_OUT)] = sae
-    return found
+        saes[Site(layer, Stream.MLP_OUT)] = sae
+    return saes
 
 
 def openai_values(kind: str = "TopK", **state) -> dict:

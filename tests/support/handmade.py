@@ -115,8 +115,8 @@ class Circuit:
 
     def __init__(self, n_vocab: int = 60, d_model: int = 12):
         self.d = random_basis(d_model, generator=torch.Generator().manual_seed(5)).directions
-        given = torch.rand(n_vocab, 4, generator=torch.Generator().manual_seed(6))
-        self.given = given + torch.tensor([1.5, 0.0, 0.2, 0.0])
+        activations = torch.rand(n_vocab, 4, generator=torch.Generator().manual_seed(6))
+        self.given = activations + torch.tensor([1.5, 0.0, 0.2, 0.0])
         self.given[0] = 0
         blocks = [(self._map(w), self._map(m)) for w, m in zip(self.WEIGHTS, self.MOVES, strict=True)]
         self.model = HandModel(self.given @ self.d[:4], blocks)

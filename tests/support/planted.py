@@ -21,9 +21,9 @@ def planted_directions(n: int = 48, d_in: int = 20, *, seed: int = 7) -> Tensor:
     return F.normalize(torch.randn(n, d_in, generator=generator(seed)), dim=-1)
 
 
-def mean_max_cosine(truth: Tensor, found: Tensor) -> float:
+def mean_max_cosine(truth: Tensor, learned: Tensor) -> float:
     """Over the rows of `truth`, the mean cosine with the nearest row of `found`."""
-    return (truth.double() @ F.normalize(found.double(), dim=-1).T).amax(1).mean().item()
+    return (truth.double() @ F.normalize(learned.double(), dim=-1).T).amax(1).mean().item()
 
 
 @contextmanager

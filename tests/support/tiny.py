@@ -22,13 +22,13 @@ def tiny_config(kind: str, n_vocab: int, **overrides):
     ends = {"vocab_size": n_vocab, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     width = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
     if kind == "neox":
-        own = {"intermediate_size": 64, "rotary_pct": 0.25, "use_parallel_residual": True}
-        return GPTNeoXConfig(**(ends | width | own | overrides))
+        shape = {"intermediate_size": 64, "rotary_pct": 0.25, "use_parallel_residual": True}
+        return GPTNeoXConfig(**(ends | width | shape | overrides))
     if kind == "llama":
-        own = {"intermediate_size": 64, "num_key_value_heads": 2}
-        return LlamaConfig(**(ends | width | own | overrides))
-    own = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_inner": 64}
-    return GPT2Config(**(ends | own | overrides))
+        shape = {"intermediate_size": 64, "num_key_value_heads": 2}
+        return LlamaConfig(**(ends | width | shape | overrides))
+    shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_inner": 64}
+    return GPT2Config(**(ends | shape | overrides))
 
 
 def write_tiny(folder: Path, kind: str, *, seed: int = 0, **overrides) -> Path:

@@ -57,16 +57,16 @@ def finish(stream, state: TrainState) -> None:
 
 def memory(state: TrainState) -> dict[str, Tensor]:
     """Every tensor that training goes on from."""
-    found = {}
+    result = {}
     for member in state.members:
-        for site, own in member.sites.items():
+        for site, at_site in member.sites.items():
             place = f"{member.name} {site}"
-            found |= {f"{place} {name}": tensor for name, tensor in own.sae.state_dict().items()}
-            found |= {f"{place} {name}": getattr(own, name) for name in ("silent", "dead", "threshold", "lost")}
-            for name, weight in own.weights.items():
-                moments = own.optimizer.state.get(weight, {})
-                found |= {f"{place} {name} {key}": moment for key, moment in moments.items()}
-    return found
+            result |= {f"{place} {name}": tensor for name, tensor in at_site.sae.state_dict().items()}
+            result |= {f"{place} {name}": getattr(at_site, name) for name in ("silent", "dead", "threshold", "lost")}
+            for name, weight in at_site.weights.items():
+                moments = at_site.optimizer.state.get(weight, {})
+                result |= {f"{place} {name} {key}": moment for key, moment in moments.items()}
+    return result
 
 
 def same(a: dict, b: dict) -> bool:

@@ -80,9 +80,9 @@ def test_several_edits_keep_their_order(tmp_path):
     edits = [ablate(SITE, TOPK, range(20)), an_erasure()]
     save_edit(edits, tmp_path)
     loaded = load_edit(tmp_path)
-    assert [one.site for one in loaded] == [SITE, Site(2)]
-    for one, other in zip(loaded, edits, strict=True):
-        assert torch.equal(one(activations()), other(activations()))
+    assert [part.site for part in loaded] == [SITE, Site(2)]
+    for part, other in zip(loaded, edits, strict=True):
+        assert torch.equal(part(activations()), other(activations()))
 
 
 SCRIPT = """
@@ -157,7 +157,7 @@ def test_a_hook_moves_its_tensors_once_to_a_device():
     hook = plain_hook._hook(card, counted)
     for _ in range(3):
         close(hook(None, None, (h,))[0], an_erasure()(h), 1e-5)
-    assert [one.moves for one in counted.values()] == [1, 1, 1]
+    assert [part.moves for part in counted.values()] == [1, 1, 1]
 
 
 def test_bos_keeps_its_activation_and_nothing_else_does(tiny):
@@ -252,5 +252,5 @@ def test_what_cannot_be_exported_is_still_saved(tmp_path, tiny_models):
     edits = (ablate(site, random_topk(32), [1, 2]),)
     text = random_tokens(model.n_vocab, 4, 9)
     (problem,) = write_edit(tmp_path, model, spare_bos(model, list(edits), text))
-    assert [one.site for one in load_edit(tmp_path / "edit")] == [site]
+    assert [part.site for part in load_edit(tmp_path / "edit")] == [site]
     assert "mlp_out.1" in problem and "hook/" in problem and not (tmp_path / "hook").exists()

@@ -159,13 +159,13 @@ def pairs_by_chance(n_contexts: int, n_tokens: int, batch: int) -> float:
 
 def owners_of_batches(stream: ActivationStream) -> list[torch.Tensor]:
     """The contexts that the tokens of each batch of the first epoch belong to."""
-    found = []
+    result = []
     for block in range(len(stream.contexts) // stream.block_contexts):
         tokens = stream.tokens(block)
         owner = torch.arange(len(tokens))[:, None].expand_as(tokens)[stream.model.content(tokens)]
         rows = {Site(0): owner}
-        found += [batch[Site(0)] for batch in stream.batches(block, lambda rows=rows: rows)]
-    return found
+        result += [batch[Site(0)] for batch in stream.batches(block, lambda rows=rows: rows)]
+    return result
 
 
 def mixed(model, *, n_contexts: int = 400, block: int, batch: int = 64) -> ActivationStream:
@@ -188,7 +188,7 @@ def test_a_plain_shuffle_of_each_block_does_worse_than_the_text_allows(model):
     stream = mixed(model, block=64)
     owner = torch.arange(64).repeat_interleave(64)
     chance = pairs_by_chance(400, 64, 64)
-    plain = torch.tensor([pairs(own) for own in owner[torch.randperm(64 * 64, generator=generator())].split(64)])
+    plain = torch.tensor([pairs(part) for part in owner[torch.randperm(64 * 64, generator=generator())].split(64)])
     assert plain.float().mean() > 4 * chance
     assert sum(map(pairs, owners_of_batches(stream))) < 2 * chance
 
@@ -201,8 +201,8 @@ def test_contexts_of_many_lengths_meet_less_than_twice_as_often_as_by_chance(mod
     batches = owners_of_batches(stream)
     total = int(lengths.sum())
     chance = 64 * 63 / 2 * float((lengths * (lengths - 1)).sum()) / (total * (total - 1))
-    found = sum(map(pairs, batches)) / len(batches)
-    assert 0 < found < 2 * chance
+    result = sum(map(pairs, batches)) / len(batches)
+    assert 0 < result < 2 * chance
 
 
 @pytest.mark.parametrize("block", [20, 33])
@@ -276,10 +276,10 @@ def test_a_copy_of_a_stream_has_kept_nothing(model, monkeypatch):
 def test_blocks_share_their_memory_and_may_be_read_in_turns(model):
     """Every block overwrites the one before, yet what is read of it is its own, whoever else reads."""
     stream = make_stream(model)
-    one, other = ([batch[Site(0)] for batch in stream.block(b)] for b in (0, 1))
-    assert len(one) > 1 and not torch.equal(one[0], other[0])
+    first_block, other = ([batch[Site(0)] for batch in stream.block(b)] for b in (0, 1))
+    assert len(first_block) > 1 and not torch.equal(first_block[0], other[0])
     first, second = stream.block(0), stream.block(1)
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(first_block, other, strict=True):
         assert torch.equal(next(first)[Site(0)], a) and torch.equal(next(second)[Site(0)], b)
     place = stream.rows(0)[Site(0)].data_ptr()
     assert stream.rows(1)[Site(0)].data_ptr() == place

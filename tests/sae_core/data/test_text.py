@@ -126,13 +126,13 @@ def test_contexts_can_be_read_again(model):
 
 
 def test_storybook_text_holds_no_unknown_words_and_no_training_document(model):
-    some = list(islice(documents("storybook"), 100))
+    sample = list(islice(documents("storybook"), 100))
     unknown = model.tokenizer.unk_token_id
-    assert all(unknown not in model.to_ids(document) for document in some)
+    assert all(unknown not in model.to_ids(document) for document in sample)
     rng, grammar = random.Random(0), Grammar()
     trained = {" ".join(token.text for token in grammar.document(rng)[:-1]) for _ in range(100)}
-    assert len(set(some) & trained) < 10  # a few shortest ones may be drawn twice
-    assert list(islice(documents("storybook"), 100)) == some
+    assert len(set(sample) & trained) < 10  # a few shortest ones may be drawn twice
+    assert list(islice(documents("storybook"), 100)) == sample
 
 
 # ---- held-out text ---------------------------------------------------------------------------------

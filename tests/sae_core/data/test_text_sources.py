@@ -200,20 +200,20 @@ def test_a_folder_with_a_dataset(tmp_path, form):
 def test_a_dataset_of_the_hub_streams(monkeypatch):
     """With a stand-in for the library's loader: what it is asked for, and that rows come one by one."""
     datasets = pytest.importorskip("datasets")
-    asked, given = [], []
+    requests, received = [], []
 
     def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+        requests.append((args, kwargs))
         for i in range(100):
-            given.append(i)
+            received.append(i)
             yield {"text": f"story {i}"}
 
     monkeypatch.setattr(hub, "hub_answers", lambda endpoint: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(islice(documents("some/stories"), 3)) == ["story 0", "story 1", "story 2"] and len(given) == 3
+    assert list(islice(documents("some/stories"), 3)) == ["story 0", "story 1", "story 2"] and len(received) == 3
     next(documents("some/stories:small"))
     streaming = {"split": "train", "streaming": True}
-    assert asked == [(("some/stories", None), streaming), (("some/stories", "small"), streaming)]
+    assert requests == [(("some/stories", None), streaming), (("some/stories", "small"), streaming)]
 
 
 def test_a_dataset_that_cannot_be_read_says_why_in_one_line(monkeypatch):

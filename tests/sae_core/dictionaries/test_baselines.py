@@ -137,11 +137,11 @@ def mixed_sources(n: int = 4000, d_in: int = 6) -> tuple[torch.Tensor, torch.Ten
 
 def test_ica_recovers_independent_sources_and_pca_does_not():
     x, truth = mixed_sources()
-    found = ica(x, generator=generator())
-    cosine = (truth @ found.directions.T).abs()
+    result = ica(x, generator=generator())
+    cosine = (truth @ result.directions.T).abs()
     assert (cosine.amax(1) > 0.95).all() and sorted(cosine.argmax(1).tolist()) == list(range(6))
     assert (truth @ pca(x).directions.T).abs().amax(1).min() < 0.9
-    gram = found.directions @ found.directions.T - torch.eye(6)
+    gram = result.directions @ result.directions.T - torch.eye(6)
     assert gram.abs().max() > 0.2  # no rotation could have found them
 
 
@@ -175,9 +175,9 @@ def test_ica_depends_on_its_generator_alone():
 
 def test_ica_that_has_not_settled_says_so_and_is_still_exact(x, caplog):
     with caplog.at_level(logging.WARNING):
-        found = ica(x, generator=generator(), iterations=1)
+        result = ica(x, generator=generator(), iterations=1)
     assert "1 iterations" in caplog.text
-    assert (found.decode(found.encode(x)) - x).abs().max() < 1e-3
+    assert (result.decode(result.encode(x)) - x).abs().max() < 1e-3
     caplog.clear()
     ica(mixed_sources()[0], generator=generator())
     assert not caplog.text

@@ -36,9 +36,9 @@ def test_codes_of_topk_are_the_k_largest_where_positive(seed, k):
     f, pre = sae.encode(x), (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     assert (f >= 0).all() and ((f > 0).sum(-1) <= k).all()
     assert l0(f) <= k
-    for row, own in zip(f, pre, strict=True):
-        largest = own.topk(k).indices
-        expected = torch.zeros(N_LATENTS).index_put((largest,), own[largest].relu())
+    for row, latents in zip(f, pre, strict=True):
+        largest = latents.topk(k).indices
+        expected = torch.zeros(N_LATENTS).index_put((largest,), latents[largest].relu())
         assert torch.allclose(row, expected, atol=1e-5)
 
 

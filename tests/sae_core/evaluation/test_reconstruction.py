@@ -76,11 +76,11 @@ def reference(x, f, x_hat, places, names) -> dict:
     mean = x.mean(0)
     parts = {}
     for name in names:
-        own = [i for i, place in enumerate(places) if place == name]
-        error = sum((x[i] - x_hat[i]).pow(2).sum() for i in own)
-        spread = sum((x[i] - mean).pow(2).sum() for i in own)
-        if own:
-            parts[name] = (len(own), float(error / spread), float(active[own].sum(-1).double().mean()))
+        members = [i for i, place in enumerate(places) if place == name]
+        error = sum((x[i] - x_hat[i]).pow(2).sum() for i in members)
+        spread = sum((x[i] - mean).pow(2).sum() for i in members)
+        if members:
+            parts[name] = (len(members), float(error / spread), float(active[members].sum(-1).double().mean()))
     return {
         "cosine": torch.cosine_similarity(x, x_hat, dim=-1).mean().item(),
         "norm_ratio": (x_hat.norm(dim=-1) / x.norm(dim=-1)).mean().item(),
@@ -98,11 +98,11 @@ def test_a_profile_equals_a_two_pass_reference(setting):
     bounds = {"0": (0, 0), "1-3": (1, 3), "4-15": (4, 15), "16-63": (16, 63)}
     position = [next(name for name, (low, high) in bounds.items() if low <= p <= high) for p in place]
     frequency = ["1-10" if ranked.index(token) < 10 else "11-100" for token in tokens]
-    found = profiles(model, sets, contexts, at_once=5)
-    assert found.keys() == sets.keys()
-    for name, own in found.items():
-        assert own.keys() == sets[name].keys()
-        for site, got in own.items():
+    result = profiles(model, sets, contexts, at_once=5)
+    assert result.keys() == sets.keys()
+    for name, by_site in result.items():
+        assert by_site.keys() == sets[name].keys()
+        for site, got in by_site.items():
             f = sets[name][site].encode(x[site])
             x_hat = sets[name][site].decode(f)
             for parts, places, names in (
@@ -130,8 +130,8 @@ def test_a_profile_does_not_show_how_the_text_was_split_nor_what_else_was_measur
     chunked = [profiles(model, sets, contexts, at_once=at_once) for at_once in (1, 7)]
     few = profiles(model, sets, contexts, codes_at_once=96 * 13)  # thirteen tokens at a time
     for other in (*chunked, alone, few):
-        for name, own in other.items():
-            for site, got in own.items():
+        for name, by_site in other.items():
+            for site, got in by_site.items():
                 expected = whole[name][site]
                 assert got.quality.fvu == pytest.approx(expected.quality.fvu, rel=1e-6)  # the model runs in float32
                 assert got.quality.l0 == expected.quality.l0 and torch.equal(got.density, expected.density)
@@ -158,8 +158,8 @@ def test_the_sums_themselves_show_neither_the_split_nor_a_large_offset(seed, off
 
 def test_the_histogram_holds_every_living_latent_once(setting):
     model, contexts, sets, _ = setting
-    for own in profiles(model, sets, contexts).values():
-        for profile in own.values():
+    for by_site in profiles(model, sets, contexts).values():
+        for profile in by_site.values():
             edges, counts = profile.histogram()
             assert len(edges) == len(counts) + 1 and edges[-1] == 0 and 10 ** edges[0] <= 1 / profile.quality.n_tokens
             assert sum(counts) == profile.n_alive
@@ -264,7 +264,7 @@ def test_training_with_measurements_equals_training_without(setting):
     for _ in train(stream, measured):
         for member in measured.members:
             quality(model, member.dictionaries(), contexts[:4])
-    for one, other in zip(plain.members, measured.members, strict=True):
+    for left, other in zip(plain.members, measured.members, strict=True):
         expected = other.dictionaries()[Site(0)].state_dict()
-        for name, tensor in one.dictionaries()[Site(0)].state_dict().items():
+        for name, tensor in left.dictionaries()[Site(0)].state_dict().items():
             assert torch.equal(tensor, expected[name])

@@ -30,11 +30,11 @@ def shuffled(rows: torch.Tensor, *, seed: int = 7) -> torch.Tensor:
 @pytest.mark.parametrize("limit", [10**6, 1])
 def test_a_permuted_dictionary_is_the_same(limit):
     a = directions(90)
-    found = similarity(a, shuffled(a), exact_up_to=limit)
-    assert found.exact == (limit > 90)
-    for value in (found.a_in_b, found.b_in_a, found.matched, found.share(0.9)):
+    result = similarity(a, shuffled(a), exact_up_to=limit)
+    assert result.exact == (limit > 90)
+    for value in (result.a_in_b, result.b_in_a, result.matched, result.share(0.9)):
         assert value == pytest.approx(1, abs=1e-5)
-    assert len(found.pairs) == 90
+    assert len(result.pairs) == 90
 
 
 def test_opposite_directions_are_not_alike():
@@ -45,29 +45,29 @@ def test_opposite_directions_are_not_alike():
 def test_containment_is_one_sided():
     """A small dictionary lies in a large one; most of the large one has nothing like it in the small one."""
     large = directions(80)
-    found = similarity(large[:20], large)
-    assert found.a_in_b == pytest.approx(1, abs=1e-5) and found.b_in_a < 0.7
+    result = similarity(large[:20], large)
+    assert result.a_in_b == pytest.approx(1, abs=1e-5) and result.b_in_a < 0.7
     other = similarity(large, large[:20])
-    assert (other.a_in_b, other.b_in_a) == pytest.approx((found.b_in_a, found.a_in_b))
-    assert len(found.pairs) == found.n_smaller == 20 and found.share(0.9) == other.share(0.9) == 1
+    assert (other.a_in_b, other.b_in_a) == pytest.approx((result.b_in_a, result.a_in_b))
+    assert len(result.pairs) == result.n_smaller == 20 and result.share(0.9) == other.share(0.9) == 1
 
 
 def test_the_matching_is_the_best_of_all():
     a, b = directions(5, 4), directions(6, 4, seed=1)
     cosines = (a @ b.T).tolist()
     best = max(sum(cosines[i][j] for i, j in enumerate(order)) for order in permutations(range(6), 5))
-    found = similarity(a, b)
-    assert found.pairs.sum().item() == pytest.approx(best, abs=1e-5)
-    assert found.pairs.tolist() == sorted(found.pairs.tolist(), reverse=True)
+    result = similarity(a, b)
+    assert result.pairs.sum().item() == pytest.approx(best, abs=1e-5)
+    assert result.pairs.tolist() == sorted(result.pairs.tolist(), reverse=True)
     greedy = similarity(a, b, exact_up_to=0)  # control: nearest neighbours alone pair fewer
     assert not greedy.exact and 0 < len(greedy.pairs) < 5 and greedy.share(-1.0) == len(greedy.pairs) / 5
 
 
 def test_mutual_neighbours_by_hand():
     a, b = torch.eye(3), torch.tensor([[0.0, 0.6, 0.8], [0.0, 0.8, 0.6], [-1.0, 0.0, 0.0]])
-    found = similarity(a, b, exact_up_to=0)  # e_1 has the column (0.0, 0.0, -1), which nobody shares
-    assert found.pairs.tolist() == pytest.approx([0.8, 0.8])
-    assert found.a_in_b == pytest.approx((0 + 0.8 + 0.8) / 3) and found.b_in_a == pytest.approx((0.8 + 0.8 + 0) / 3)
+    result = similarity(a, b, exact_up_to=0)  # e_1 has the column (0.0, 0.0, -1), which nobody shares
+    assert result.pairs.tolist() == pytest.approx([0.8, 0.8])
+    assert result.a_in_b == pytest.approx((0 + 0.8 + 0.8) / 3) and result.b_in_a == pytest.approx((0.8 + 0.8 + 0) / 3)
 
 
 @pytest.mark.parametrize("limit", [10**6, 1])
@@ -89,10 +89,10 @@ def test_nobodys_nearest_neighbour_is_no_pair():
 
 @pytest.mark.parametrize(("n", "d_in"), [(64, 16), (512, 128), (2048, 64), (1024, 512)])
 def test_random_directions_are_as_alike_as_expected(n, d_in):
-    found = random_baseline(n, n, d_in, generator=torch.Generator().manual_seed(1))
-    assert found.a_in_b == pytest.approx(expected_max_cosine(n, d_in), rel=0.02)
-    assert found.b_in_a == pytest.approx(found.a_in_b, rel=0.04)
-    assert found.matched < found.a_in_b and found.share(0.9) < 0.01
+    result = random_baseline(n, n, d_in, generator=torch.Generator().manual_seed(1))
+    assert result.a_in_b == pytest.approx(expected_max_cosine(n, d_in), rel=0.02)
+    assert result.b_in_a == pytest.approx(result.a_in_b, rel=0.04)
+    assert result.matched < result.a_in_b and result.share(0.9) < 0.01
 
 
 def test_the_expectation_by_hand_and_at_large_width():
@@ -119,15 +119,15 @@ def test_sets_are_compared_in_pairs_at_the_sites_they_share():
         "b": {Site(1): random_topk(24, 60, seed=2), Site(0): random_topk(24)},
         "c": {Site(1): random_topk(24, 60, seed=3)},
     }
-    found = compare(sets, generator=torch.Generator().manual_seed(0))
-    assert {site: [(one.a, one.b) for one in pairs] for site, pairs in found.items()} == {
+    result = compare(sets, generator=torch.Generator().manual_seed(0))
+    assert {site: [(first.a, first.b) for first in pairs] for site, pairs in result.items()} == {
         Site(0): [("a", "b")],
         Site(1): [("a", "b"), ("a", "c"), ("b", "c")],
     }
-    same, other = found[Site(0)][0], found[Site(1)][0]
+    same, other = result[Site(0)][0], result[Site(1)][0]
     assert same.similarity.matched == pytest.approx(1, abs=1e-5) and same.chance.matched < 0.7
     assert other.similarity.a_in_b == pytest.approx(other.chance.a_in_b, rel=0.1)  # random both
-    assert other.chance is found[Site(1)][1].chance  # one draw per size
+    assert other.chance is result[Site(1)][1].chance  # one draw per size
     assert compare({"a": sets["a"]}, generator=torch.Generator()) == {}
     assert same.similarity.share(0.9) == 1 and other.sizes == (48, 60, 24)
     assert other.expected["a_in_b"] == pytest.approx(other.chance.a_in_b, rel=0.05)

@@ -55,9 +55,9 @@ def test_dictionary_learning(tmp_path, kind):
 
 
 def test_dictionary_learning_refusals(tmp_path):
-    found = dl_files()
+    result = dl_files()
     for kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        unset = found[kind] | {"threshold": torch.tensor(-1.0)}
+        unset = result[kind] | {"threshold": torch.tensor(-1.0)}
         with user_error(str(tmp_path), "threshold was never set", "set it"):
             load_foreign(write(tmp_path, "ae.pt", unset, dl_card(kind), at="config.json"))
     with user_error("backup"):

@@ -121,9 +121,9 @@ def test_sae_lens_checkpoints_of_batch_topk(tmp_path, rescaled):
 def test_sae_lens_checkpoints_with_log_threshold(tmp_path):
     values = tensors()
     old = without(values, "threshold") | {"log_threshold": values["threshold"].log()}
-    one = load_foreign(sae_lens(tmp_path / "old", old, sae_lens_card("jumprelu"))).dictionary
+    old_dictionary = load_foreign(sae_lens(tmp_path / "old", old, sae_lens_card("jumprelu"))).dictionary
     other = load_foreign(sae_lens(tmp_path / "new", values, sae_lens_card("jumprelu"))).dictionary
-    assert torch.allclose(one.threshold, other.threshold)
+    assert torch.allclose(old_dictionary.threshold, other.threshold)
 
 
 def test_sae_lens_activations_scaled_by_a_constant(tmp_path):

@@ -101,10 +101,10 @@ def test_a_card_from_before_it_was_kept_is_warned_of(tmp_path, caplog):
     assert type(load_foreign(sae_lens(tmp_path, values, card)).dictionary) is ReLUSAE
     (record,) = caplog.records
     assert str(tmp_path) in record.getMessage() and "\n" not in record.getMessage()
-    said = record.getMessage().split("add ")[1].split(" to its")[0]
-    told = card | json.loads("{" + said + "}")  # as it says
+    message = record.getMessage().split("add ")[1].split(" to its")[0]
+    corrected = card | json.loads("{" + message + "}")  # as it says
     caplog.clear()
-    assert type(load_foreign(sae_lens(tmp_path, values, told)).dictionary) is Centred
+    assert type(load_foreign(sae_lens(tmp_path, values, corrected)).dictionary) is Centred
     load_foreign(sae_lens(tmp_path, values, card | {"model_from_pretrained_kwargs": {}}))
     load_foreign(sae_lens(tmp_path, values, card | {"hook_point": "blocks.6.mlp.hook_post"}))
     load_foreign(sae_lens(tmp_path, values, sae_lens_card("standard")))
@@ -172,7 +172,7 @@ def test_a_foreign_dictionary_in_our_layout_is_the_same(tmp_path):
     from sae_core.storage import load_set
 
     values = tensors()
-    for number, (kind, own) in enumerate(
+    for number, (kind, case) in enumerate(
         {
             "standard": without(values, "threshold"),
             "jumprelu": values,
@@ -183,7 +183,7 @@ def test_a_foreign_dictionary_in_our_layout_is_the_same(tmp_path):
         card = sae_lens_card(
             kind.split()[0], apply_b_dec_to_input=False, k=K, rescale_acts_by_decoder_norm=kind == "topk"
         )
-        first = load_foreign(sae_lens(tmp_path / kind, own, card)).dictionary
+        first = load_foreign(sae_lens(tmp_path / kind, case, card)).dictionary
         folder = tmp_path / f"set {number}"
         save_as_set(folder, {Site(1): first})
         second, third = load_foreign(folder / "resid_post.1").dictionary, load_set(folder).dictionaries[Site(1)]

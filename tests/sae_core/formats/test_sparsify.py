@@ -108,8 +108,8 @@ def test_what_sparsify_cannot_hold(tmp_path):
 
 
 def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, monkeypatch):
-    one, other = ours()[Site(1, Stream.MLP_OUT)], TopKSAE(D, N, K, generator=torch.Generator())
-    save_sparsify(one, tmp_path)
+    first, other = ours()[Site(1, Stream.MLP_OUT)], TopKSAE(D, N, K, generator=torch.Generator())
+    save_sparsify(first, tmp_path)
 
     def fail(*args):
         raise OSError("the disk is full")

@@ -15,12 +15,12 @@ def test_rows_that_are_nearly_unit_are_left_alone_to_the_bit(tmp_path):
         sae = load_foreign(sae_lens(tmp_path / kind, values, sae_lens_card(kind, k=K))).dictionary
         rest = torch.arange(N) != 7
         for name, value in values.items():
-            own = getattr(sae, name)
+            loaded = getattr(sae, name)
             if name == "b_dec":
-                assert torch.equal(own, value)
+                assert torch.equal(loaded, value)
             else:
                 chosen = (slice(None), rest) if name == "W_enc" else rest
-                assert torch.equal(own[chosen], value[chosen]), (kind, name)
+                assert torch.equal(loaded[chosen], value[chosen]), (kind, name)
         assert (sae.W_dec[7].norm() - 1).abs() < 1e-6
         if kind == "topk":
             assert torch.equal(sae.gain[rest], torch.ones(N - 1)) and abs(sae.gain[7] - 2) < 1e-4

@@ -39,16 +39,16 @@ def test_the_cache_gives_what_full_passes_give(tiny):
     rows = prompts_of(tiny, 9, 4, 6)
     for edits in ([], edits_of(tiny)):
         with tiny.hooks(*edits):
-            found = generate(tiny, rows, 8, seed=0, sampling=GREEDY)
-        assert found == [plain(tiny, row, 8, edits=edits) for row in rows]
-    assert found != generate(tiny, rows, 8, seed=0, sampling=GREEDY)  # the edits did something
+            texts = generate(tiny, rows, 8, seed=0, sampling=GREEDY)
+        assert texts == [plain(tiny, row, 8, edits=edits) for row in rows]
+    assert texts != generate(tiny, rows, 8, seed=0, sampling=GREEDY)  # the edits did something
 
 
 def test_storybook_too(storybook):
     rows = [[0, *storybook.to_ids(text)] for text in ("Then , Mary went", "Tom was happy because", "The")]
-    found = generate(storybook, rows, 20, seed=0, sampling=GREEDY)
-    assert found == [plain(storybook, row, 20) for row in rows]
-    assert any(len(text) < 20 for text in found)  # stories end, each at its own place
+    texts = generate(storybook, rows, 20, seed=0, sampling=GREEDY)
+    assert texts == [plain(storybook, row, 20) for row in rows]
+    assert any(len(text) < 20 for text in texts)  # stories end, each at its own place
 
 
 def test_a_rows_text_does_not_depend_on_its_batch(tiny):
@@ -78,8 +78,8 @@ def test_top_p_keeps_the_fewest_that_hold_so_much(storybook):
     prompt = [0, *storybook.to_ids("Tom")]
     p, order = storybook.logits(torch.tensor([prompt]))[0, -1].softmax(-1).sort(descending=True)
     n = int((p.cumsum(-1) < 0.5).sum()) + 1
-    some = {generate(storybook, [prompt], 1, seed=s, sampling=Sampling(top_p=0.5))[0][0] for s in range(100)}
-    assert some <= {*order[:n].tolist()}
+    sample = {generate(storybook, [prompt], 1, seed=s, sampling=Sampling(top_p=0.5))[0][0] for s in range(100)}
+    assert sample <= {*order[:n].tolist()}
 
 
 def test_a_model_goes_on_from_a_text(storybook):

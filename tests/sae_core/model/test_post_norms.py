@@ -75,8 +75,8 @@ def test_an_edit_there_is_an_edit_of_what_is_added(gemma, tokens, layer):
 
 
 def test_logits_are_capped_as_the_models_own(gemma, tokens):
-    own = AutoModelForCausalLM.from_pretrained(gemma.name)(tokens).logits
-    assert torch.allclose(gemma.logits(tokens), own, atol=1e-4) and 2.5 < own.abs().max() < 3
+    reference = AutoModelForCausalLM.from_pretrained(gemma.name)(tokens).logits
+    assert torch.allclose(gemma.logits(tokens), reference, atol=1e-4) and 2.5 < reference.abs().max() < 3
     uncapped = gemma.bridge.unembed(gemma.bridge.ln_final(gemma.record(tokens, [Site(2)])[Site(2)]))
     assert uncapped.abs().max() > 3.5
 

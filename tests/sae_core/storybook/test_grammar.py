@@ -113,15 +113,15 @@ def people(document) -> set[str]:
 
 def gift_combinations(document) -> set[tuple[str, str]]:
     """(recipient, gift) of a story's gift: the gift stands in the sentence that names the recipient."""
-    found, sentence = set(), []
+    result, sentence = set(), []
     for token in document:
         sentence.append(token)
         if token.role == "recipient":
             start = max(i for i, t in enumerate(sentence) if t.role == "giver")
-            found |= {(token.text, t.text) for t in sentence[start:] if t.text in GIFTS}
+            result |= {(token.text, t.text) for t in sentence[start:] if t.text in GIFTS}
         if token.text in (".", END):
             sentence = []
-    return found
+    return result
 
 
 def test_training_never_shows_an_unseen_pair_of_names(documents):
@@ -170,16 +170,16 @@ def is_written_as(shape: tuple[str, ...], text: list[str]) -> bool:
 
 def parts(document) -> list[list[str]]:
     """Sentences, and for gifts in one sentence with their opening, what stands before the giver and after."""
-    found, text = [], []
+    result, text = [], []
     for token in document:
         if token.role == "giver" and text:
-            found.append(text)
+            result.append(text)
             text = []
         text.append(token.text)
         if token.text == ".":
-            found.append(text)
+            result.append(text)
             text = []
-    return found
+    return result
 
 
 UNSEEN_SHAPES = shapes((*words.UNSEEN_MEETINGS, *words.UNSEEN_OPENINGS, *words.UNSEEN_GIFTS))
@@ -201,9 +201,9 @@ def test_gift_stories_of_unseen_sentences_show_them(grammar):
 
 
 def test_unseen_sentences_are_made_of_known_words():
-    known = set(vocabulary())
+    vocabulary_words = set(vocabulary())
     for sentence in (*words.UNSEEN_MEETINGS, *words.UNSEEN_OPENINGS, *words.UNSEEN_GIFTS):
-        assert {text for text in sentence.split(" ") if text[0] != "{"} <= known
+        assert {text for text in sentence.split(" ") if text[0] != "{"} <= vocabulary_words
 
 
 # ---- repeatability and vocabulary ------------------------------------------------------------------
@@ -242,6 +242,6 @@ def test_the_tokenizer_reads_the_tokens_of_the_grammar(documents):
 def test_training_rows_are_documents_after_their_end_token():
     ids = {word: i for i, word in enumerate(vocabulary())}
     stream = rows(0, ids)
-    some = [next(stream) for _ in range(20)]
-    assert all(len(row) == N_CTX and row[0] == ids[END] for row in some)
-    assert all(a != ids[END] or b != ids[END] for row in some for a, b in pairwise(row))
+    sample = [next(stream) for _ in range(20)]
+    assert all(len(row) == N_CTX and row[0] == ids[END] for row in sample)
+    assert all(a != ids[END] or b != ids[END] for row in sample for a, b in pairwise(row))

@@ -73,14 +73,14 @@ def test_documents_end_once(documents):
 
 def meant_by_pronouns(document) -> list[tuple[str, str, set[str]]]:
     """(pronoun, person meant, people named before): the subject, or after "gave" and after gifts the receiver."""
-    found, named, receiver = [], set(), ""
+    result, named, receiver = [], set(), ""
     for before, token in pairwise(document):
         receiver = before.text if before.role == "recipient" else receiver
         named |= {before.text} & set(NAMES)
         if token.text in FORMS:
             person = token.subject if token.subject and before.text != "gave" else receiver
-            found.append((token.text, person, named.copy()))
-    return found
+            result.append((token.text, person, named.copy()))
+    return result
 
 
 FORMS = {form: female for forms in PRONOUNS.values() for form, female in zip(forms, (True, False), strict=True)}

@@ -30,13 +30,13 @@ def test_the_running_threshold_of_equal_batches_is_theirs():
     """Bias-corrected: a mean that started from zero would be far too small."""
     x = torch.cat([batch[Site(0)] for batch in small((Site(0),)).block(0)])[:BATCH]
     state = start(Rows(x, BATCH), config(BatchTopK(2), lr=1e-30, steps=9))
-    (own,) = state.members[0].sites.values()
-    kept = BatchTopK(2).loss(own.sae, own.scale * x, LossContext(own.dead)).threshold.item()
+    (at_site,) = state.members[0].sites.values()
+    kept = BatchTopK(2).loss(at_site.sae, at_site.scale * x, LossContext(at_site.dead)).threshold.item()
     for step in train(Rows(x, BATCH), state):
         sae = state.dictionaries()[Site(0)]
-        assert sae.threshold[0].item() * own.scale == pytest.approx(kept, rel=1e-5), step.step
+        assert sae.threshold[0].item() * at_site.scale == pytest.approx(kept, rel=1e-5), step.step
         assert l0(sae.encode(x)) == pytest.approx(2, abs=2 / BATCH)
-    assert own.threshold[1] < 0.1  # what must be corrected for
+    assert at_site.threshold[1] < 0.1  # what must be corrected for
 
 
 def test_the_running_threshold_is_a_weighted_mean_of_the_batches():
@@ -46,8 +46,8 @@ def test_the_running_threshold_is_a_weighted_mean_of_the_batches():
         kept.append(step.outcomes[0][Site(0)].threshold.item())
     weights = [0.99 ** (39 - i) for i in range(40)]
     expected = sum(w * t for w, t in zip(weights, kept, strict=True)) / sum(weights)
-    own = state.members[0].sites[Site(0)]
-    assert own.scale * state.dictionaries()[Site(0)].threshold[0].item() == pytest.approx(expected, rel=1e-5)
+    at_site = state.members[0].sites[Site(0)]
+    assert at_site.scale * state.dictionaries()[Site(0)].threshold[0].item() == pytest.approx(expected, rel=1e-5)
     assert min(kept) < 0.95 * max(kept)
 
 
@@ -66,11 +66,11 @@ def test_thresholds_that_fall_below_zero_come_back():
     """Below zero they got no gradient, and stayed whatever L0 was."""
     stream, recipe = small((Site(0),)), JumpReLU(1, l0=1.0)
     state = start(stream, config(recipe, steps=60, warm_up=1, lr=1e-2))
-    (own,) = state.members[0].sites.values()
+    (at_site,) = state.members[0].sites.values()
     with torch.no_grad():
-        own.sae.threshold.fill_(-1.0)
-    first, *_, last = ((step.step, own.sae.threshold.min().item(), step.numbers()) for step in train(stream, state))
-    assert first[1] >= 0 and (own.sae.threshold > 0).float().mean() > 0.5
+        at_site.sae.threshold.fill_(-1.0)
+    first, *_, last = ((step.step, at_site.sae.threshold.min().item(), step.numbers()) for step in train(stream, state))
+    assert first[1] >= 0 and (at_site.sae.threshold > 0).float().mean() > 0.5
     assert last[2][0][Site(0)]["l0"] < 0.5 * first[2][0][Site(0)]["l0"]
 
 

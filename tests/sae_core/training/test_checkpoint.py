@@ -68,12 +68,12 @@ def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
     assert [member.name for member in loaded.members] == [member.name for member in half_way.members]
     for a, b in zip(half_way.members, loaded.members, strict=True):
         assert list(b.sites) == list(PLACES)
-        for site, own in a.sites.items():
-            assert b.sites[site].scale == own.scale
+        for site, at_site in a.sites.items():
+            assert b.sites[site].scale == at_site.scale
             for name, weight in b.sites[site].weights.items():
                 assert weight.data_ptr() == getattr(b.sites[site].sae, name).data_ptr()
                 # the fused optimiser pairs elements by memory order
-                assert weight.stride() == own.weights[name].stride()
+                assert weight.stride() == at_site.weights[name].stride()
                 moments = b.sites[site].optimizer.state[weight]
                 assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
     card = read_checkpoint(out)

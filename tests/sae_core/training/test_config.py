@@ -123,8 +123,8 @@ def test_training_on_the_divergence_needs_the_model():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_configurations_come_back_from_json(name):
-    for own in (TrainConfig(EVERY[name]), config(EVERY[name], clip=1.0, kl=0.5, seed=3, lr=None)):
-        assert TrainConfig.from_json(json.loads(json.dumps(own.to_json()))) == own
+    for training in (TrainConfig(EVERY[name]), config(EVERY[name], clip=1.0, kl=0.5, seed=3, lr=None)):
+        assert TrainConfig.from_json(json.loads(json.dumps(training.to_json()))) == training
 
 
 def test_configurations_say_what_they_do_not_know():
@@ -140,8 +140,8 @@ def test_configurations_say_what_they_do_not_know():
 
 
 def test_learning_rate_rises_stays_and_falls():
-    own = TrainConfig(tokens=100 * 64, batch=64, warm_up=10, lr=1.0)
-    rates = [own.rate(step, 64) for step in range(own.steps)]
+    training = TrainConfig(tokens=100 * 64, batch=64, warm_up=10, lr=1.0)
+    rates = [training.rate(step, 64) for step in range(training.steps)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[10:80] == [1.0] * 70
     assert rates[80:] == pytest.approx([1 - 0.05 * i for i in range(20)]) and rates[-1] > 0
@@ -159,7 +159,7 @@ def test_the_rate_and_the_ramp_reach_the_optimiser():
     """At the first step of a warm-up of 50 a weight moves by a 50th of the learning rate, as Adam's first step does."""
     stream = small((Site(0),))
     state = start(stream, config(warm_up=50, lr=1e-2))
-    own = state.members[0].sites[Site(0)]
-    before = own.sae.b_dec.detach().clone()
+    training = state.members[0].sites[Site(0)]
+    before = training.sae.b_dec.detach().clone()
     next(train(stream, state))
-    assert (own.sae.b_dec - before).abs().max().item() == pytest.approx(1e-2 / 50, rel=1e-3)
+    assert (training.sae.b_dec - before).abs().max().item() == pytest.approx(1e-2 / 50, rel=1e-3)

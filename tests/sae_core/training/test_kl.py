@@ -60,10 +60,10 @@ def test_the_divergence_is_that_of_plain_code(tiny, batch):
 def by_an_edit(model, site: Site, x_hat: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
     """Two whole forward passes, one with the reconstruction in place."""
     content = model.content(batch.contexts)
-    wanted = model.logits(batch.contexts)[content].log_softmax(-1)
+    clean = model.logits(batch.contexts)[content].log_softmax(-1)
     with model.hooks(Edit(site, lambda h: h.index_put(content.nonzero(as_tuple=True), x_hat))):
-        found = model.logits(batch.contexts)[content].log_softmax(-1)
-    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+        edited = model.logits(batch.contexts)[content].log_softmax(-1)
+    return (clean.exp() * (clean - edited)).sum(-1).mean()
 
 
 @pytest.mark.parametrize("site", [*SITES, Site(0), Site(2)], ids=str)
@@ -133,7 +133,7 @@ def test_batches_hold_as_many_contexts_as_have_their_tokens(tiny_models):
     tokens = random_tokens(model.n_vocab, 12, 8)
 
     def sizes(batch: int) -> list[int]:
-        return [len(own.contexts) for own in ContextStream(model, tokens, (Site(1),), seed=0, batch=batch).block(0)]
+        return [len(part.contexts) for part in ContextStream(model, tokens, (Site(1),), seed=0, batch=batch).block(0)]
 
     assert sizes(24) == [3] * 4
     assert sizes(40) == [5] * 2  # two contexts left over

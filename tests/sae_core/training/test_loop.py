@@ -45,9 +45,9 @@ def test_steps_are_counted_and_reported():
     for step in steps:
         numbers = step.numbers()
         assert len(numbers) == len(state.members)
-        for member, own in zip(state.members, numbers, strict=True):
-            assert list(own) == list(PLACES)
-            for now in own.values():
+        for member, at_site in zip(state.members, numbers, strict=True):
+            assert list(at_site) == list(PLACES)
+            for now in at_site.values():
                 assert set(now) == {"loss", "fvu", "l0", "dead"} and now["loss"] > 0 < now["fvu"]
                 if member.config.recipe == TopK(2):
                     assert 0 < now["l0"] <= 2 and now["loss"] >= now["fvu"]
@@ -59,10 +59,10 @@ def test_activations_are_scaled_to_mean_squared_norm_d_in_and_biases_begin_in_th
     for site in PLACES:
         x = torch.cat([batch[site] for batch in stream.block(0)])
         for member in state.members:
-            own = member.sites[site]
-            assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-4)
-            assert torch.allclose(own.sae.b_dec, own.scale * geometric_median(x), atol=1e-5)
-            assert not torch.allclose(own.sae.b_dec, own.scale * x.mean(0), atol=1e-3)
+            at_site = member.sites[site]
+            assert (at_site.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-4)
+            assert torch.allclose(at_site.sae.b_dec, at_site.scale * geometric_median(x), atol=1e-5)
+            assert not torch.allclose(at_site.sae.b_dec, at_site.scale * x.mean(0), atol=1e-3)
 
 
 def test_a_start_takes_little_beside_the_block(tiny_models):
@@ -80,9 +80,9 @@ def test_the_scale_at_the_start_is_that_of_all_tokens_it_reads():
     x = torch.randn(2**13, 12, generator=generator())
     x[2**12 :] *= 3
     state = start(Rows(x, 2**10), config(batch=2**10, tokens=2**10))
-    (own,) = state.members[0].sites.values()
-    assert (own.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-5)
-    assert torch.allclose(own.sae.b_dec, own.scale * geometric_median(x[: 2**12]), atol=1e-6)
+    (at_site,) = state.members[0].sites.values()
+    assert (at_site.scale * x).pow(2).sum(-1).mean().item() == pytest.approx(12, rel=1e-5)
+    assert torch.allclose(at_site.sae.b_dec, at_site.scale * geometric_median(x[: 2**12]), atol=1e-6)
 
 
 def test_directions_are_unit_vectors_after_every_step():
@@ -100,28 +100,28 @@ def test_a_step_moves_directions_sideways_only():
     """What the optimiser remembers is orthogonal to the directions; of the encoder's columns it is not."""
     stream = small()
     state = start(stream, *every())
-    before = [own.sae.W_dec.detach().clone() for member in state.members for own in member.sites.values()]
+    before = [at_site.sae.W_dec.detach().clone() for member in state.members for at_site in member.sites.values()]
     next(train(stream, state))
-    after = [own for member in state.members for own in member.sites.values()]
-    for d, own in zip(before, after, strict=True):
-        moved = own.optimizer.state[own.weights["W_dec"]]["exp_avg"]
+    after = [at_site for member in state.members for at_site in member.sites.values()]
+    for d, at_site in zip(before, after, strict=True):
+        moved = at_site.optimizer.state[at_site.weights["W_dec"]]["exp_avg"]
         size = moved.abs().max()
         assert size > 0 and (moved * d).sum(-1).abs().max() < 1e-5 * size
-        if "W_enc" in own.weights:
-            moved = own.optimizer.state[own.weights["W_enc"]]["exp_avg"].view(d.shape)
+        if "W_enc" in at_site.weights:
+            moved = at_site.optimizer.state[at_site.weights["W_enc"]]["exp_avg"].view(d.shape)
             assert (moved * d).sum(-1).abs().max() > 1e-3 * moved.abs().max()
 
 
 def gradient_norms(clip: float | None) -> list[float]:
     stream, norms = small((Site(0),)), []
     state = start(stream, config(clip=clip, steps=10))
-    (own,) = state.members[0].sites.values()
+    (at_site,) = state.members[0].sites.values()
 
     def note(optimizer, *_):
         weights = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
         norms.append(torch.cat([grad.flatten() for grad in weights]).norm().item())
 
-    own.optimizer.register_step_pre_hook(note)
+    at_site.optimizer.register_step_pre_hook(note)
     for _ in train(stream, state):
         pass
     return norms
@@ -146,8 +146,8 @@ def test_looking_at_what_has_been_trained_changes_nothing(name):
     for dictionary in state.dictionaries().values():
         dictionary.decode(dictionary.encode(torch.randn(9, 12, generator=generator())))
     step.numbers()
-    (own, *_), x = state.members[0].sites.values(), next(stream.block(3))[Site(0)]
-    EVERY[name].loss(own.sae, own.scale * x, LossContext(own.dead))
+    (at_site, *_), x = state.members[0].sites.values(), next(stream.block(3))[Site(0)]
+    EVERY[name].loss(at_site.sae, at_site.scale * x, LossContext(at_site.dead))
     assert same(before, memory(state))
     rest = list(run)
     assert rest[-1].step == 40 and same(memory(state), memory(trained(stream, state.members[0].config)))
@@ -162,7 +162,7 @@ def test_a_finished_run_stays_finished():
 
 def test_training_in_bfloat16_is_nearly_that_in_float32():
     """Only the choice of latents is in bfloat16: nearly the same are chosen, and it explains as much."""
-    stream, found = small((Site(0),), batches=20), {}
+    stream, result = small((Site(0),), batches=20), {}
     for name in ("topk", "batchtopk"):
         both = []
         for bfloat16 in (False, True):
@@ -171,11 +171,11 @@ def test_training_in_bfloat16_is_nearly_that_in_float32():
             both.append(state.dictionaries()[Site(0)])
         x = torch.cat([batch[Site(0)] for batch in stream.block(9)])
         codes = [sae.encode(x) for sae in both]
-        found[name] = ((codes[0] != 0) == (codes[1] != 0)).float().mean().item()
+        result[name] = ((codes[0] != 0) == (codes[1] != 0)).float().mean().item()
         fvus = [fvu(x, sae.decode(f)) for sae, f in zip(both, codes, strict=True)]
         assert fvus[1] == pytest.approx(fvus[0], abs=0.02) and fvus[0] < 0.6
         assert not torch.equal(both[0].W_dec, both[1].W_dec)  # control: it was not float32 again
-    assert min(found.values()) > 0.99, found
+    assert min(result.values()) > 0.99, result
 
 
 def test_codes_chosen_in_bfloat16_are_mostly_those_in_float32():
@@ -215,13 +215,13 @@ def test_silence_is_counted_in_tokens_whatever_the_batch(batch):
     """A quarter of the tokens varied, the others four tokens again and again; the learning rate moves nothing."""
     x = torch.cat([rows[Site(0)] for rows in small((Site(0),)).block(0)])
     x = torch.cat([x[:256], x[300:304].repeat(192, 1)])
-    own = config(TopK(2), tokens=2 * 1024, batch=batch, lr=1e-30, dead_after=700)
-    own = trained(Rows(x, batch), own).members[0].sites[Site(0)]
-    active = (own.sae.encode(own.scale * x) > 0).repeat(2, 1)
+    at_site = config(TopK(2), tokens=2 * 1024, batch=batch, lr=1e-30, dead_after=700)
+    at_site = trained(Rows(x, batch), at_site).members[0].sites[Site(0)]
+    active = (at_site.sae.encode(at_site.scale * x) > 0).repeat(2, 1)
     last = torch.where(active.any(0), 2047 - active.flip(0).long().argmax(0), -1)
-    assert torch.equal(own.silent, 2048 - batch * (last // batch + 1))
-    assert torch.equal(own.dead, (own.silent >= 700).nonzero().squeeze(-1))
-    assert own.silent.unique().numel() > 2 and 0 < len(own.dead) < own.sae.n_latents
+    assert torch.equal(at_site.silent, 2048 - batch * (last // batch + 1))
+    assert torch.equal(at_site.dead, (at_site.silent >= 700).nonzero().squeeze(-1))
+    assert at_site.silent.unique().numel() > 2 and 0 < len(at_site.dead) < at_site.sae.n_latents
 
 
 def test_latents_become_dead_at_the_next_look():
@@ -230,9 +230,9 @@ def test_latents_become_dead_at_the_next_look():
     counts = [step.n_dead[0][Site(0)] for step in train(stream, state)]
     assert counts[: LOOK - 1] == [0] * (LOOK - 1)
     assert counts[LOOK - 1 : 2 * LOOK - 1] == [counts[LOOK - 1]] * LOOK and counts[LOOK - 1] > 0
-    own = state.members[0].sites[Site(0)]
-    assert counts[-1] == int((own.silent >= 128).sum())
-    assert (own.silent % BATCH == 0).all()
+    at_site = state.members[0].sites[Site(0)]
+    assert counts[-1] == int((at_site.silent >= 128).sum())
+    assert (at_site.silent % BATCH == 0).all()
 
 
 # ---- resuming --------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_models, tmp_path, stop):
     """Every architecture at once, interrupted inside a block or at its end, with latents dead or not yet."""
     state = interrupted(tiny_models["gpt2"], tmp_path, stop)
     assert (state.step, state.block, state.position) == (stop, (stop - 1) // 5, (stop - 1) % 5 + 1)
-    assert any(len(own.dead) for member in state.members for own in member.sites.values()) == (stop > LOOK)
+    assert any(len(at_site.dead) for member in state.members for at_site in member.sites.values()) == (stop > LOOK)
     finish(small(PLACES[1:]), state)
     assert same(memory(state), memory(straight()))
     for a, b in zip(state.members, straight().members, strict=True):
@@ -280,10 +280,10 @@ def test_a_resumed_run_without_all_of_its_state_would_differ(tiny_models, tmp_pa
     if lost == "position":
         state.position += 1
     for member in state.members:
-        for own in member.sites.values():
+        for at_site in member.sites.values():
             if lost == "optimizer":
-                own.optimizer.state.clear()
+                at_site.optimizer.state.clear()
             if lost == "dead":
-                own.dead = own.dead[:0]
+                at_site.dead = at_site.dead[:0]
     finish(small(PLACES[1:]), state)
     assert not same(memory(state), memory(straight()))

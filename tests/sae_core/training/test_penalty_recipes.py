@@ -51,8 +51,8 @@ def outcome(recipe, sae: SAE, x: Tensor, dead: Tensor = NONE, ramp: float = 1.0)
 
 def gradients(loss: Tensor, sae: SAE) -> dict[str, Tensor]:
     names, parameters = zip(*[(n, p) for n, p in sae.named_parameters() if p.requires_grad], strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    result = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, result, strict=True)}
 
 
 def variance_unexplained(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -40,16 +40,16 @@ def test_training_recovers_planted_directions(recipe, steps, lr, training_seed):
     untrained = mean_max_cosine(truth, state.dictionaries()[Site(0)].directions)
     with unchecked():
         *_, last = train(stream, state)
-    found = state.dictionaries()[Site(0)]
+    result = state.dictionaries()[Site(0)]
     assert untrained < 0.6
-    assert mean_max_cosine(truth, found.directions) > 0.95
+    assert mean_max_cosine(truth, result.directions) > 0.95
     # control: other directions of the same kind are not found
-    assert mean_max_cosine(planted_directions(seed=8), found.directions) < 0.7
+    assert mean_max_cosine(planted_directions(seed=8), result.directions) < 0.7
     # what the loop reported of scaled activations holds of the finished dictionary on new ones
     x = torch.cat([batch[Site(0)] for batch in stream.block(10**4)])
-    f = found.encode(x)
+    f = result.encode(x)
     ((now,),) = (member.values() for member in last.numbers())
-    assert now["fvu"] == pytest.approx(fvu(x, found.decode(f)), abs=0.03)
+    assert now["fvu"] == pytest.approx(fvu(x, result.decode(f)), abs=0.03)
     assert now["l0"] == pytest.approx(l0(f), rel=0.15)
 
 
@@ -62,9 +62,9 @@ def test_tied_encoders_are_found_with_their_directions(training_seed):
     )
     with unchecked():
         assert len(list(train(stream, state))) == 900
-    found = state.dictionaries()[Site(0)]
-    assert mean_max_cosine(truth, found.directions) > 0.95
-    assert torch.equal(found.W_enc, found.W_dec.T)
+    result = state.dictionaries()[Site(0)]
+    assert mean_max_cosine(truth, result.directions) > 0.95
+    assert torch.equal(result.W_enc, result.W_dec.T)
 
 
 # ---- many in one pass ------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_sites_of_other_widths_train_in_one_pass(tiny_models):
 
     def weights(*sites: Site) -> dict[tuple[str, str], Tensor]:
         """By kind, and by site and name: names of members hold the width where there is one."""
-        found = memory(trained(ActivationStream(model, tokens, sites, 0, BATCH), *configs))
-        return {(name.split("-")[0], name.split(" ", 1)[1]): tensor for name, tensor in found.items()}
+        result = memory(trained(ActivationStream(model, tokens, sites, 0, BATCH), *configs))
+        return {(name.split("-")[0], name.split(" ", 1)[1]): tensor for name, tensor in result.items()}
 
     together = weights(*places)
     assert together["topk", "mlp_hidden.0 W_dec"].shape == (4 * 64, 64)

@@ -52,8 +52,8 @@ def outcome(recipe, sae: SAE, x: Tensor, dead: Tensor = NONE, ramp: float = 1.0)
 
 def gradients(loss: Tensor, sae: SAE) -> dict[str, Tensor]:
     names, parameters = zip(*[(n, p) for n, p in sae.named_parameters() if p.requires_grad], strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    result = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, result, strict=True)}
 
 
 # ---- the plain computation -----------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_losses_and_gradients_are_those_of_the_plain_computation(name, dead):
         torch.testing.assert_close(gradient, theirs[parameter], atol=1e-12, rtol=1e-9, msg=f"gradient of {parameter}")
         assert gradient.abs().max() > 1e-4
     through = (gradients(o.cos().sum(), sae) for o in (ours.x_hat, x_hat))  # as a KL divergence reads it
-    for mine, theirs in zip(*(own.values() for own in through), strict=True):
+    for mine, theirs in zip(*(part.values() for part in through), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-9)
 
 
