@@ -51,8 +51,12 @@ class CircuitRequest:
     n_nodes: int = 0
     """Features of a sufficient set found by pruning; 0 for the circuit that recursion finds."""
     cover: int = 2
-    """Sites nearest to the target outside of which the model is untouched, in pruning and in scoring."""
+    """Sites, nearest to the target, at which everything but the circuit is ablated, in pruning and in scoring."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompts and not (self.target or "").startswith("logit:"):
+            raise UserError("prompts are read only where a logit is explained; give a target like 'logit: she - he'")
 
     @property
     def is_logit(self) -> bool:
@@ -107,8 +111,6 @@ def resolve(
         source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)
         search = CauseSearch(model, saes, source, config, ablations)
         return ResolvedRequest(request, search, prompts.target, prompts.examples, prompts.corrupted, atlas, prepend_bos)
-    if request.prompts:
-        raise UserError("prompts are read only where a logit is explained; give a target like 'logit: she - he'")
     feature = FeatureId.parse(request.target) if request.target else default_target(model, saes, atlas, request.predict)
     target = check_target(model, saes, feature)
     source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas

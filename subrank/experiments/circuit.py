@@ -181,8 +181,6 @@ def run_circuit(
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
     """What is explained; on storybook, without a target, a feature that predicts closing brackets."""
-    if settings.prompts is not None and not (target or "").startswith("logit:"):
-        raise UserError("--prompts are read only where a logit is explained; give a target like 'logit: she - he'")
     return CircuitRequest(
         target,
         CLOSING_BRACKETS if saes.model == "storybook" else (),

@@ -66,7 +66,7 @@ def test_steps_of_other_dictionaries_text_or_requests_are_discarded(circuit, tmp
     others = (
         resolved(circuit, turned),
         resolved(circuit, contexts=circuit.contexts(seed=7)),
-        resolved(circuit, prompts=("another prompt",)),
+        resolved(circuit, target="logit: a", prompts=("another prompt",)),
     )
     for other in others:
         interrupted(path, resolved(circuit), 2)
