@@ -1,8 +1,10 @@
 """Run the model on reconstructions, and what that costs its prediction.
 
-Every dictionary is spliced in alone, at all content positions; BOS and special tokens keep their activation,
-and are not asked for. Blocks below a site run once for all edits of a chunk, and logits are there for a few
-tokens at a time only.
+    loss recovered = (ablated - spliced) / (ablated - original)
+
+of next-token cross-entropies, means over content tokens in nats. Every dictionary is spliced in alone, at all content
+positions; BOS and special tokens are neither edited nor scored. Blocks below a site run once for all edits of a
+chunk, and logits are there for a few tokens at a time only.
 """
 
 import math
@@ -24,7 +26,7 @@ from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 LOGITS_AT_ONCE = 2**24
-"""Logits that are in memory at one time, in each of the few tensors that hold them."""
+"""Logits in memory at a time, in each of the few tensors that hold them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class Hurt:
     tokens: tuple[str, ...]
     """The whole context, as text."""
     rise: tuple[float | None, ...]
-    """By how many nats the splice makes each token less expected; None for those that are not asked for."""
+    """By how many nats the splice makes each token less expected; None for those that are not scored."""
 
     @property
     def lost(self) -> float:
@@ -120,7 +122,7 @@ class SpliceReport:
     """A dictionary spliced in, beside the two ablations of its site that remove everything."""
 
     n_tokens: int
-    """Tokens asked for: all content tokens but those that begin a context."""
+    """Tokens scored: all content tokens but those that begin a context."""
     original: Loss
     spliced: Loss
     zeroed: Loss
@@ -186,7 +188,8 @@ def splice_reports(
     `means` holds what mean-ablation writes: the mean activation of each site (`Profile.mean`). The ablations
     of a site run once for all its dictionaries.
     """
-    sharing = {site: [name for name, own in sets.items() if site in own] for own in sets.values() for site in own}
+    sites = sorted({site for dictionaries in sets.values() for site in dictionaries})
+    sharing = {site: [name for name, dictionaries in sets.items() if site in dictionaries] for site in sites}
     sums: dict[Site, Any] = dict.fromkeys(sharing, 0.0)
     hurt: dict[tuple[str, Site], list[Hurt]] = {(name, site): [] for site, names in sharing.items() for name in names}
     for number, tokens in enumerate(contexts.split(at_once)):
@@ -196,11 +199,11 @@ def splice_reports(
             nll, kl = chunk.losses([*ablations, *(Splice(site, sets[name][site], chunk.mask) for name in names)])
             sums[site] += torch.stack([nll.sum(-1), torch.cat([torch.zeros(1), kl.sum(-1)])])
             for name, spliced in zip(names, nll[3:], strict=True):
-                found = chunk.most_hurt(nll[0], spliced, worst, number=number * at_once)
-                hurt[name, site] = nlargest(worst, [*hurt[name, site], *found], key=lambda one: one.lost)
+                of_chunk = chunk.most_hurt(nll[0], spliced, worst, first=number * at_once)
+                hurt[name, site] = nlargest(worst, [*hurt[name, site], *of_chunk], key=lambda context: context.lost)
     n_tokens = int(model.content(contexts[:, 1:]).sum())
     reports: dict[str, dict[Site, SpliceReport]] = {name: {} for name in sets}
-    for site, names in sorted(sharing.items()):
+    for site, names in sharing.items():
         original, zeroed, averaged, *spliced = (Loss(*pair) for pair in (sums[site] / n_tokens).T.tolist())
         for name, loss in zip(names, spliced, strict=True):
             reports[name][site] = SpliceReport(n_tokens, original, loss, zeroed, averaged, tuple(hurt[name, site]))
@@ -213,7 +216,8 @@ class _Chunk:
     def __init__(self, model: LanguageModel, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]):
         self.model, self.tokens, self.last = model, tokens, Site(model.n_layers - 1)
         self.mask = model.content(tokens[:, :-1]).to(model.device)
-        self.asked = model.content(tokens[:, 1:]).to(model.device)
+        self.scored = model.content(tokens[:, 1:]).to(model.device)
+        """Positions whose next token is scored."""
         below = {Site(site.layer - 1) for site in sites if site.layer > 0}
         self.h = model.record(tokens[:, :-1], {*below, self.last})
 
@@ -226,9 +230,9 @@ class _Chunk:
     def losses(
         self, edits: Sequence[Intervention]
     ) -> tuple[Float[Tensor, "edits_and_none tokens"], Float[Tensor, "edits tokens"]]:
-        """-log p of every token asked for without edit and with each, and KL(without || with each); in float64."""
-        finals = torch.stack([self.h[self.last][self.asked], *(self._final(edit) for edit in edits)])
-        targets = self.tokens[:, 1:].to(self.model.device)[self.asked]
+        """-log p of every scored token without edit and with each, and KL(without || with each); in float64."""
+        finals = torch.stack([self.h[self.last][self.scored], *(self._final(edit) for edit in edits)])
+        targets = self.tokens[:, 1:].to(self.model.device)[self.scored]
         if not len(targets):
             return torch.zeros(len(finals), 0).double(), torch.zeros(len(edits), 0).double()
         nll, kl, few = [], [], max(1, LOGITS_AT_ONCE // (self.model.n_vocab * len(finals)))
@@ -240,37 +244,37 @@ class _Chunk:
         return torch.cat(nll, -1).double().cpu(), torch.cat(kl, -1).double().cpu()
 
     def most_hurt(
-        self, original: Float[Tensor, "tokens"], spliced: Float[Tensor, "tokens"], n: int, *, number: int
+        self, original: Float[Tensor, "tokens"], spliced: Float[Tensor, "tokens"], n: int, *, first: int
     ) -> list[Hurt]:
-        """The `n` contexts whose perplexity rises the most; the first context of the chunk has that `number`."""
-        asked = self.asked.cpu()
-        before, after = (torch.full(asked.shape, math.nan, dtype=torch.float64) for _ in range(2))
-        before[asked], after[asked] = original, spliced
+        """The `n` contexts whose perplexity rises the most; `first` is the number of the chunk's first context."""
+        scored = self.scored.cpu()
+        before, after = (torch.full(scored.shape, math.nan, dtype=torch.float64) for _ in range(2))
+        before[scored], after[scored] = original, spliced
         perplexity, perplexity_spliced = before.nanmean(-1).exp(), after.nanmean(-1).exp()
         rise = after - before
         order = (perplexity_spliced - perplexity).nan_to_num(-math.inf).argsort(descending=True)
         return [
             Hurt(
-                context=number + row,
+                context=first + row,
                 position=1 + int(rise[row].nan_to_num(-math.inf).argmax()),
                 perplexity=perplexity[row].item(),
                 perplexity_spliced=perplexity_spliced[row].item(),
                 tokens=tuple(self.model.token_text(token) for token in self.tokens[row].tolist()),
                 rise=(
                     None,
-                    *(value if own else None for value, own in zip(rise[row].tolist(), asked[row], strict=True)),
+                    *(value if kept else None for value, kept in zip(rise[row].tolist(), scored[row], strict=True)),
                 ),
             )
             for row in order[:n].tolist()
-            if asked[row].any()
+            if scored[row].any()
         ]
 
     def _final(self, edit: Intervention) -> Float[Tensor, "tokens d_model"]:
-        """The last residual, at the positions before the tokens asked for, under one edit."""
+        """The last residual, at the positions before the scored tokens, under one edit."""
         layer = edit.site.layer - 1
         with self.model.hooks(edit):
             if layer < 0:
                 final = self.model.record(self.tokens[:, :-1], [self.last])[self.last]
             else:
                 final = self.model.final(self.h[Site(layer)], layer)
-        return final[self.asked]
+        return final[self.scored]

@@ -30,7 +30,7 @@ class SetQuality:
             for site, quality in self.quality.items()
         ]
 
-    def to_json(self) -> dict[str, dict[str, float]]:
+    def to_json(self) -> dict[str, dict[str, float | None]]:
         """FVU, L0, dead share and the cross-entropies, per site; `from_json` is the inverse."""
         return {
             str(site): asdict(quality)

@@ -39,7 +39,10 @@ from sae_core.sites import Site, Stream
 class Route(Protocol):
     """A way from the source of a scene to its target."""
 
-    scene: Scene
+    @property
+    def scene(self) -> Scene:
+        """Source and target, and their clean run."""
+        ...
 
     def table(self, directions: Float[Tensor, "rows d_in"]) -> Any:
         """What is computed once for directions before they are taken away; `values` needs it."""

@@ -1,12 +1,12 @@
 """Edits made of other edits: more or less of one, and one that leaves the first token alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, reach
+from editing.interventions.masks import Mask, reach, with_mask
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
@@ -24,7 +24,7 @@ class Scaled:
         return self.edit.site
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        edit = self.edit if self.mask is None else replace(self.edit, mask=self.mask)
+        edit = self.edit if self.mask is None else with_mask(self.edit, self.mask)
         return h + self.strength * (edit(h) - h)
 
 

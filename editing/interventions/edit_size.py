@@ -67,4 +67,4 @@ def edit_sizes(
     with model.hooks(*measured):
         model.record(tokens, {edit.site for edit in edits})
     counted = model.content(tokens) if counted is None else counted
-    return torch.stack([one.sizes(counted) for one in measured]) if measured else torch.zeros(0, len(tokens))
+    return torch.stack([edit.sizes(counted) for edit in measured]) if measured else torch.zeros(0, len(tokens))

@@ -68,7 +68,7 @@ def fit_leace(site: Site, x: Float[Tensor, "batch d_in"], labels: Labels) -> Era
     from concept_erasure import LeaceFitter
 
     classes = _one_hot(x, labels)[:, 1:]  # the first is what is left over
-    fitter = LeaceFitter(*x.shape[1:], *classes.shape[1:], dtype=torch.float64, device=x.device, svd_tol=_NOISE)
+    fitter = LeaceFitter(x.shape[1], classes.shape[1], dtype=torch.float64, device=x.device, svd_tol=_NOISE)
     eraser = fitter.update(x.double(), classes).eraser
     used = eraser.proj_right.any(-1)
     left, right = eraser.proj_left[:, used], eraser.proj_right[used]

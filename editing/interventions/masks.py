@@ -96,7 +96,12 @@ def reach_of(edit: Intervention, h: Float[Tensor, "batch pos d"]) -> Bool[Tensor
     mask, inner = getattr(edit, "mask", None), getattr(edit, "edit", None)
     if not isinstance(inner, Intervention):
         return reach(mask, h)
-    return reach_of(inner if mask is None else replace(inner, mask=mask), h)
+    return reach_of(inner if mask is None else with_mask(inner, mask), h)
+
+
+def with_mask(edit: Intervention, mask: Mask) -> Intervention:
+    """The same edit under another mask; every edit that has one is a frozen dataclass with a field `mask`."""
+    return replace(edit, mask=mask)  # pyright: ignore[reportArgumentType]
 
 
 def check_width(site: Site, width: int, h: Float[Tensor, "batch pos d"]) -> None:

@@ -152,18 +152,18 @@ class BracketTask:
     def pairs(self, model: LanguageModel, split: str, n: int, *, seed: int, prepend_bos: bool = True) -> PromptPairs:
         """`n` distinct pairs of one split, or as many as its words allow; every template about as often."""
         rng = random.Random(f"{seed}/brackets/{split}")
-        found: dict[str, TextPair] = {}
+        pairs: dict[str, TextPair] = {}
         misses = 0
         for template in cycle(self.templates[split]):
-            if len(found) == n or misses == PATIENCE:
+            if len(pairs) == n or misses == PATIENCE:
                 break
             pair = _fill(template, self.words[split], rng)
             misses += 1
-            if pair.clean not in found:
+            if pair.clean not in pairs:
                 with suppress(UserError):  # other words may fit: "index" can be one token and "(index" not two
                     pair.ids(model)
-                    found[pair.clean], misses = pair, 0
-        return as_tokens(model, "brackets", list(found.values()), prepend_bos=prepend_bos)
+                    pairs[pair.clean], misses = pair, 0
+        return as_tokens(model, "brackets", list(pairs.values()), prepend_bos=prepend_bos)
 
 
 def _distinct(template: BracketTemplate, kind: str) -> int:
@@ -176,7 +176,7 @@ def _fill(template: BracketTemplate, words: dict[str, list[str]], rng: random.Ra
     slots = dict.fromkeys(_SLOT.findall("".join(template)))
     drawn = {kind: iter(rng.sample(words[kind], _distinct(template, kind))) for kind, _ in slots}
     chosen = {slot: next(drawn[slot[0]]) for slot in slots}
-    clean, corrupted, answer, foil = (_SLOT.sub(lambda found: chosen[found.groups()], text) for text in template)
+    clean, corrupted, answer, foil = (_SLOT.sub(lambda slot: chosen[slot.groups()], text) for text in template)
     return TextPair(clean, corrupted, answer, foil, foil, template)
 
 

@@ -108,9 +108,7 @@ class TextPair:
             )
         if clean == corrupted:
             raise UserError(f"clean and corrupted are the same tokens of {model.name}: {self.clean!r}")
-        asked = (self.answer, self.foil, self.rival)
-        found = {text: answer_id(model, self.clean, text) for text in dict.fromkeys(asked)}
-        answers = [found[text] for text in asked]
+        answers = [answer_id(model, self.clean, text) for text in (self.answer, self.foil, self.rival)]
         if answers[0] in answers[1:]:
             raise UserError(f"the answer {self.answer!r} is its own alternative; they must be different tokens")
         return clean, corrupted, answers

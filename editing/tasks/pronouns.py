@@ -147,23 +147,23 @@ def _cases(model: LanguageModel, splits: Sequence[Split], form: Form) -> dict[st
 
     Raises `UserError`, naming a word, if a pronoun is not one token, or words of the task are unknown.
     """
-    found = {s: [t for t in templates(s, form) if names.known(model, t.text.format(N="Lily"))] for s in splits}
-    for split, usable in found.items():
-        if not usable:
+    usable = {s: [t for t in templates(s, form) if names.known(model, t.text.format(N="Lily"))] for s in splits}
+    for split, of_split in usable.items():
+        if not of_split:
             word = names.unknown_word(model, templates(split, form)[0].text.format(N="Lily"))
             raise UserError(f"{model.name} does not know the words of the pronoun task ({word!r}, for one)")
-    example = found[splits[0]][0].text.format(N="Lily")
+    example = usable[splits[0]][0].text.format(N="Lily")
     for word in _WORDS[form]:
         if not names.known(model, word) or len(model.continuation_ids(example, f" {word}")) != 1:
             raise UserError(f"{word!r} is not a single token of {model.name}; the pronoun task needs it to be one")
     known = {group: [x for x in everyone if names.known(model, x)] for group, everyone in _GROUPS.items()}
-    for group, usable in known.items():
-        if len(usable) < 4:
-            other = next((x for x in _GROUPS[group] if x not in usable), "none")
+    for group, people in known.items():
+        if len(people) < 4:
+            other = next((x for x in _GROUPS[group] if x not in people), "none")
             raise UserError(f"{model.name} knows too few of the task's names, {other!r} not; it needs 4 of each class")
     return {
-        group: [_Case(x, t) for split in splits for x in usable[_NAMES[split]] for t in found[split]]
-        for group, usable in known.items()
+        group: [_Case(x, t) for split in splits for x in people[_NAMES[split]] for t in usable[split]]
+        for group, people in known.items()
     }
 
 
@@ -185,7 +185,7 @@ def pronoun_prompts(
     n_each = min(n // 2, *map(len, cases.values()))
     if n_each < 1:
         raise UserError(f"the pronoun task needs at least 2 prompts, one of each class; got {n}")
-    drawn = [(case, group == "female") for group, own in cases.items() for case in rng.sample(own, n_each)]
+    drawn = [(case, group == "female") for group, of_class in cases.items() for case in rng.sample(of_class, n_each)]
     drawn = rng.sample(drawn, len(drawn))  # any prefix is about balanced
     texts = tuple(case.text for case, _ in drawn)
     bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
@@ -215,19 +215,19 @@ def pronoun_pairs(
     """
     rng = random.Random(f"{seed}/{_NAME[form]}-pairs/{'/'.join(splits)}")
     cases, words = _cases(model, splits, form), dict(zip(_GROUPS, _WORDS[form], strict=True))
-    found: dict[str, list[TextPair]] = {}
+    pairs_of: dict[str, list[TextPair]] = {}
     for group, other in (("female", "male"), ("male", "female")):
         partners: dict[tuple[PronounTemplate, int], list[str]] = {}
         for case in cases[other]:
             partners.setdefault((case.template, len(model.to_ids(case.text))), []).append(case.text)
-        found[group] = []
+        pairs_of[group] = []
         for case in rng.sample(cases[group], len(cases[group])):
-            if len(found[group]) == max(1, n // 2):
+            if len(pairs_of[group]) == max(1, n // 2):
                 break
             if as_long := partners.get((case.template, len(model.to_ids(case.text)))):
                 right, wrong = f" {words[group]}", f" {words[other]}"
-                found[group].append(TextPair(case.text, rng.choice(as_long), right, wrong, wrong, case.template))
-    pairs = [pair for both in zip(*found.values(), strict=False) for pair in both]
+                pairs_of[group].append(TextPair(case.text, rng.choice(as_long), right, wrong, wrong, case.template))
+    pairs = [pair for both in zip(*pairs_of.values(), strict=False) for pair in both]
     if not pairs:
         raise UserError(f"{_NAME[form]}: no two names of the two classes are equally long in {model.name}")
     return as_tokens(model, _NAME[form], pairs, prepend_bos=prepend_bos)
@@ -235,9 +235,9 @@ def pronoun_pairs(
 
 def pronoun_ids(model: LanguageModel) -> list[int]:
     """Single tokens that are pronouns of either class: damage is measured away from them."""
-    found = set()
+    ids_of_pronouns = set()
     for word in PRONOUNS:
         for ids in (model.continuation_ids("Then", f" {word}"), model.to_ids(word)):
             if len(ids) == 1 and names.known(model, word):
-                found.add(ids[0])
-    return sorted(found)
+                ids_of_pronouns.add(ids[0])
+    return sorted(ids_of_pronouns)

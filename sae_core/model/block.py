@@ -12,6 +12,7 @@ not described here: before relying on parts, compare what they compute with the 
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -114,7 +115,7 @@ class Block:
     @property
     def gain(self) -> Float[Tensor, "d_model"]:
         """Of ln1(x) = gain (x - mean x) / s + offset; RMSNorm takes no mean out."""
-        return self.ln1.weight
+        return cast(Tensor, self.ln1.weight)
 
     @property
     def offset(self) -> Float[Tensor, "d_model"]:
@@ -141,22 +142,21 @@ def block_of(model: LanguageModel, layer: int, n_pos: int) -> Block | None:
     if model.bridge is None:  # a model made by hand
         return None
     config, block = model.bridge.cfg, model.bridge.blocks[layer]
-    parts = {name: getattr(block, name, None) for name in ("ln1", "ln2", "attn", "mlp")}
-    linear = {name: getattr(parts["attn"], name, None) for name in "qkvo"}
+    parts: dict[str, Any] = {name: getattr(block, name, None) for name in ("ln1", "ln2", "attn", "mlp")}
+    linear: dict[str, Any] = {name: getattr(parts["attn"], name, None) for name in "qkvo"}
     if any(part is None for part in (*parts.values(), *linear.values())) or not hasattr(parts["ln1"], "weight"):
         return None
-    angles = _rotation(model, layer, n_pos)
     return Block(
-        parts["ln1"],
-        parts["ln2"],
-        *linear.values(),
-        parts["mlp"],
+        ln1=parts["ln1"],
+        ln2=parts["ln2"],
+        mlp=parts["mlp"],
+        **linear,
         n_heads=config.n_heads,
         n_groups=config.n_key_value_heads or config.n_heads,
         parallel=bool(getattr(config, "parallel_attn_mlp", False)),
         centred=config.normalization_type == "LN",
         eps=config.eps,
-        rotation=angles,
+        rotation=_rotation(model, layer, n_pos),
     )
 
 
