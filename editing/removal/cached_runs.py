@@ -94,6 +94,7 @@ class TokenRuns:
     def changed(self, site: Site, change: Float[Tensor, "batch pos d"]) -> EditedRun:
         """The run in which `change` is added to the activation at `site`, of a stream that adds to the residual."""
         x, residual = self.at(site)
+        # nothing between the site and the end of its block reads the activation: the residual changes by as much
         final = self.model.final(residual + change, site.layer)
         return EditedRun(final, {site: x + change}, (self.size(change.norm(dim=-1)),))
 

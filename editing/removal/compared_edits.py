@@ -153,7 +153,7 @@ def scaled_to_sizes(edits: Sequence[Intervention], sizes: Sequence[float], runs:
     scaled: list[Scaled] = []
     h = runs.at(edits[0].site)[0]
     for edit, size in zip(edits, sizes, strict=True):
-        if scaled:
+        if scaled:  # up to this site in the run that has the edits below
             h = runs.model.resume(h, scaled[-1].site.layer, [edit.site])[edit.site]
         change = changes(edit, h, runs.mask)
         scaled.append(Scaled(edit, size / max(runs.size(change.norm(dim=-1)), 1e-9)))

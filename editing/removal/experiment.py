@@ -179,6 +179,7 @@ class _Measurements:
     def _at(self, site: Site) -> dict[Method, Evaluated]:
         """Features and erasers, and random edits without transfer tasks and probes."""
         evaluated = self._evaluated({Method.FEATURES: self.edits[site], **self.erasers[site]})
+        # scaled to the size that the features' edit has on the reported text
         for method, edit in self._random(site, evaluated[Method.FEATURES].removal.edit_size).items():
             evaluated[method] = mean_over_draws([self.evaluator.capability_and_damage([edit], method)])
         return evaluated
@@ -192,6 +193,7 @@ class _Measurements:
         if self.task.concept:
             variants |= tuned_erasers(self.search, site, self.erasers[site])
         evaluated |= self._evaluated(variants)
+        # the frontier of a random method is that of its first draw: a mean over draws has no single edit to scale
         size, curves = evaluated[Method.FEATURES].removal.edit_size, dict(evaluated)
         draws = [self._random(site, size, draw) for draw in range(self.config.random_draws)]
         for method in draws[0]:
