@@ -190,7 +190,6 @@ class Catalogue:
                 feature,
                 self.training,
                 activation,
-                self.names,
                 generator=self._draw(feature, "drops"),
             ),
             near=nearest(self.dictionaries, feature),

@@ -94,7 +94,6 @@ def logit_drops(
     feature: FeatureId,
     contexts: Int[Tensor, "contexts pos"],
     activation: Float[Tensor, "contexts pos"],
-    names: Sequence[str],
     *,
     generator: torch.Generator,
 ) -> Drops | None:
@@ -106,6 +105,8 @@ def logit_drops(
     term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
     of `_CONTEXTS` contexts, drawn with `generator`; None for a feature that is never active.
     """
+    # Only `_CONTEXTS` rows are run again, `_AT_ONCE` at a time, and of their logits [places, vocab] only those at the
+    # drawn places (row, position) are computed: in a small model the unembedding costs as much as all blocks.
     rows = (activation != 0).any(1).nonzero()[:, 0]
     if not len(rows):
         return None
@@ -121,7 +122,7 @@ def logit_drops(
     token = int(drops.double().mean(0).abs().argmax())
     values = drops[:, token].double()
     edges = _edges(values.min().item(), values.max().item())
-    return Drops(names[token], tuple(edges.tolist()), binned(values, edges), values.mean().item())
+    return Drops(model.token_text(token), tuple(edges.tolist()), binned(values, edges), values.mean().item())
 
 
 def _drawn(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
