@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pygraphviz
 import pytest
 
-import circuits.drawing
 from circuits.drawing import SUPPORTS, SUPPRESSES, Drawing, dot_source, draw, render
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.sites import FeatureId, Site
@@ -218,9 +217,8 @@ def test_with_neither_the_dot_file_stays(without_graphviz, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["circuit.dot"]
 
 
-def test_a_dot_program_that_fails_is_no_crash(dot_program, monkeypatch, tmp_path):
-    monkeypatch.setattr(circuits.drawing, "_label", lambda node: "fail")
-    drawing = draw(example(), tmp_path)
+def test_a_dot_program_that_fails_is_no_crash(dot_program, tmp_path):
+    drawing = draw(example(("fail",)), tmp_path)
     assert drawing.paths == (tmp_path / "circuit.dot",) and "exit status 3" in drawing.problem
 
 
