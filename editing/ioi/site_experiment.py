@@ -71,7 +71,7 @@ def edited_places(
 def _misfit(pairs: PromptPairs) -> str:
     if not len(pairs):
         return f"no prompts of {pairs.name}; an experiment needs at least one pair"
-    clean, corrupted = (f"{len(own)} of {own.shape[-1]} tokens" for own in (pairs.clean, pairs.corrupted))
+    clean, corrupted = (f"{len(rows)} of {rows.shape[-1]} tokens" for rows in (pairs.clean, pairs.corrupted))
     return (
         f"clean and corrupted prompts of {pairs.name} must be alike in number and length; got {clean} and {corrupted}"
     )
@@ -222,8 +222,8 @@ def _differences(
         places.append(torch.stack([rows[row], pos]))
         latents.append(latent)
     different, number = torch.cat(latents).unique(return_inverse=True)
-    found = x.new_zeros(len(different), *x.shape[:2])
-    found[number, *torch.cat(places, 1)] = torch.cat(values)
+    dense = x.new_zeros(len(different), *x.shape[:2])
+    dense[number, *torch.cat(places, 1)] = torch.cat(values)
     row_of = torch.full((n_latents,), -1, device=x.device)
     row_of[different] = torch.arange(len(different), device=x.device)
-    return found, row_of
+    return dense, row_of

@@ -38,10 +38,10 @@ class PlainPatch:
     """x' = x_bar + sum_i (c_i - c_bar_i) f_i, token by token; notes |x' - x_bar|."""
 
     def __init__(self, site, dictionary, x, mask, latents):
-        self.site, self.given, self.sizes = site, (dictionary, x, mask, latents), []
+        self.site, self.settings, self.sizes = site, (dictionary, x, mask, latents), []
 
     def __call__(self, h):
-        dictionary, x, mask, latents = self.given
+        dictionary, x, mask, latents = self.settings
         h = h.clone()
         for pos in mask.nonzero()[:, 0].tolist():
             c, c_bar = dictionary.encode(x[0, pos]), dictionary.encode(h[0, pos])
@@ -51,15 +51,15 @@ class PlainPatch:
         return h
 
 
-def reference(experiment: JointExperiment, found: dict, features: list[FeatureId]) -> torch.Tensor:
+def reference(experiment: JointExperiment, saes: dict, features: list[FeatureId]) -> torch.Tensor:
     """KL and edit size of every prompt alone, by full forwards from the tokens."""
     model, pairs, rows = experiment.model, experiment.pairs, []
     for row, end in enumerate(pairs.end.tolist()):
         clean, corrupted = pairs.clean[row : row + 1, : end + 1], pairs.corrupted[row : row + 1, : end + 1]
-        x, mask = model.record(clean, found), experiment.mask[row, : end + 1]
+        x, mask = model.record(clean, saes), experiment.mask[row, : end + 1]
         edits = [
             PlainPatch(site, sae, x[site], mask, [f.index for f in features if f.site == site])
-            for site, sae in found.items()
+            for site, sae in saes.items()
         ]
         with model.hooks(*edits):
             patched = model.logits(corrupted)[:, -1]
@@ -69,9 +69,9 @@ def reference(experiment: JointExperiment, found: dict, features: list[FeatureId
 
 
 def test_every_point_is_that_of_the_formula_in_the_run_as_patched_below(experiment):
-    found = dictionaries(experiment)
+    saes = dictionaries(experiment)
     patching, order = (
-        experiment.patching(found),
+        experiment.patching(saes),
         torch.randperm(72, generator=torch.Generator().manual_seed(0)).tolist(),
     )
     features, counts = [patching.feature(number) for number in order], [0, 1, 20, 72]
@@ -79,7 +79,7 @@ def test_every_point_is_that_of_the_formula_in_the_run_as_patched_below(experime
     readout = trace(patching, order, counts).readout
     read = torch.stack([readout.kl, readout.edit_size], -1)
     for row, count in enumerate(counts):
-        close(read[row], reference(experiment, found, features[:count]).double(), 5e-4)
+        close(read[row], reference(experiment, saes, features[:count]).double(), 5e-4)
     assert (read[0] - read[3]).abs().max() > 1e-2
 
 
