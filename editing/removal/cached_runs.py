@@ -17,6 +17,7 @@ from editing.engine.resumed_run import ResumedRun, adds_to_residual
 from editing.engine.suffix_run import SuffixRun, suffix_run
 from editing.interventions.compose import unscaled
 from editing.interventions.edit_size import MeasuredEdit
+from editing.interventions.masks import with_mask
 from editing.interventions.patch import FeaturePatch
 from editing.removal.class_scores import scores_of
 from editing.removal.two_class_prompts import TwoClassPrompts
@@ -83,7 +84,7 @@ class TokenRuns:
         distances: list[list[Tensor]] = [[] for _ in edits]
         rows = min(_rows_of_codes(edit, self.mask, self.codes_at_once) for edit in edits)
         for tokens, mask in zip(self.tokens.split(rows), self.mask.split(rows), strict=True):
-            measured = [MeasuredEdit(replace(edit, mask=mask)) for edit in edits]
+            measured = [MeasuredEdit(with_mask(edit, mask)) for edit in edits]
             with self.model.hooks(*measured):
                 recorded.append(self.model.record(tokens, {last, *(edit.site for edit in edits)}))
             for parts, edit in zip(distances, measured, strict=True):
@@ -112,7 +113,7 @@ def changes(
     """edit(x) - x where `mask` is set, some rows at a time: an edit of features encodes all latents."""
     rows = _rows_of_codes(edit, mask, codes_at_once)
     parts = zip(x.split(rows), mask.split(rows), strict=True)
-    return torch.cat([replace(edit, mask=part_mask)(part) - part for part, part_mask in parts])
+    return torch.cat([with_mask(edit, part_mask)(part) - part for part, part_mask in parts])
 
 
 def _rows_of_codes(edit: Intervention, mask: Bool[Tensor, "batch pos"], codes_at_once: int) -> int:

@@ -5,7 +5,6 @@ Random edits are scaled to the size of the features' edit. At all layers at once
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.erase import Erasure, fit_leace, mean_difference, project_out
+from editing.interventions.masks import with_mask
 from editing.interventions.patch import ablate
 from editing.random_latents import latents_of_like_density
 from editing.removal.cached_runs import PromptRuns, TokenRuns, ablated_latents, changes, up_to_end
@@ -89,7 +89,7 @@ def fit_layer_by_layer(
             h = [model.record(part.tokens, [site])[site] for part in parts]
         ends = torch.cat([at_end(part_h, part.end) for part_h, part in zip(h, parts, strict=True)])
         erasures.append(fit(site, ends, prompts.positive))
-        erased = [replace(erasures[-1], mask=mask)(part_h) for part_h, mask in zip(h, masks, strict=True)]
+        erased = [with_mask(erasures[-1], mask)(part_h) for part_h, mask in zip(h, masks, strict=True)]
     return erasures
 
 
