@@ -31,7 +31,7 @@ def planted() -> Planted:
 
 
 @pytest.fixture(scope="module")
-def trial(planted) -> CircuitRuns:
+def runs(planted) -> CircuitRuns:
     return planted.scale().runs
 
 
@@ -61,32 +61,33 @@ def worth(planted: Planted) -> dict[int, float]:
     return {feature: weight * planted.difference(feature) for feature, weight in WEIGHTS.items()}
 
 
-def test_supports_are_what_is_lost_where_the_model_is_linear(planted, trial):
+def test_supports_are_what_is_lost_where_the_model_is_linear(planted, runs):
     members = TRUE | {Site(1): (4, 5, 9)}
-    found = attribution(trial, members)
-    alone = trial.values([members], Errors.ABLATED)
-    lost = (alone - trial.without_each(members, Errors.ABLATED)).mean(1)
-    assert [float(found[f.site][f.index]) for f in features_in(members)] == pytest.approx(lost.tolist(), abs=1e-5)
-    for site, own in TRUE.items():
-        assert {j: float(found[site][j]) for j in own} == pytest.approx({j: worth(planted)[j] for j in own}, abs=1e-4)
-    outside = [float(found[site][j]) for site, own in members.items() for j in range(12) if j not in own]
+    support = attribution(runs, members)
+    alone = runs.values([members], Errors.ABLATED)
+    lost = (alone - runs.without_each(members, Errors.ABLATED)).mean(1)
+    assert [float(support[f.site][f.index]) for f in features_in(members)] == pytest.approx(lost.tolist(), abs=1e-5)
+    for site, latents in TRUE.items():
+        expected = {j: worth(planted)[j] for j in latents}
+        assert {j: float(support[site][j]) for j in latents} == pytest.approx(expected, abs=1e-4)
+    outside = [float(support[site][j]) for site, latents in members.items() for j in range(12) if j not in latents]
     assert set(outside) == {0.0}
 
 
-def test_exactly_what_supports_the_target_is_left(planted, trial):
-    own = worth(planted)
-    supporting = sorted((f for f in own if own[f] > 1e-6), key=lambda f: -own[f])
+def test_exactly_what_supports_the_target_is_left(planted, runs):
+    expected = worth(planted)
+    supporting = sorted((f for f in expected if expected[f] > 1e-6), key=lambda f: -expected[f])
     assert 0 < len(supporting) < 8, "some of the planted features oppose the target"
-    assert {f.index for f in prune(trial, 20)} == {*supporting}
-    assert {f.index for f in prune(trial, 3)} == {*supporting[:3]}
-    (below,) = (f for f in own if own[f] == min(own.values()))
+    assert {f.index for f in prune(runs, 20)} == {*supporting}
+    assert {f.index for f in prune(runs, 3)} == {*supporting[:3]}
+    (below,) = (f for f in expected if expected[f] == min(expected.values()))
     target = FeatureTarget(FeatureId(Site(3), 7), planted.dictionaries[Site(3)])  # what feature 4 drives
     turned = CircuitRuns(planted.model, planted.dictionaries, Turned(target), planted.prompts, planted.pairs)
     straight = CircuitRuns(planted.model, planted.dictionaries, target, planted.prompts, planted.pairs)
     assert prune(turned, 20) == prune(straight, 20) != [], "a target that is lowered is carried as well"
     assert below in (1, 7)
     with user_error("at least one node"):
-        prune(trial, 0)
+        prune(runs, 0)
 
 
 def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
@@ -99,10 +100,10 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
     prompts = Examples(tokens, torch.tensor([5, 4, 2]), torch.ones(3))
     plus, minus = random_tokens(model.n_vocab, 2, 3, seed=2)
     ablation = MeanAblation.over_text(model, dictionaries, random_tokens(model.n_vocab, 4, 8, seed=5))
-    trial = CircuitRuns(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
+    runs = CircuitRuns(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
     members = {site: tuple(range(site.layer, 48, 2)) for site in dictionaries}
-    found = attribution(trial, members)
-    rows, mask, edits = torch.arange(3), trial.mask, {}
+    support = attribution(runs, members)
+    rows, mask, edits = torch.arange(3), runs.mask, {}
     for site, dictionary in dictionaries.items():
         kept = torch.zeros(1, 48, dtype=torch.bool)
         kept[0, list(members[site])] = True
@@ -122,9 +123,9 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
         return (logits[rows, plus] - logits[rows, minus]).double().mean().item()
 
     for site in dictionaries:
-        for j in found[site].abs().topk(3).indices.tolist():
+        for j in support[site].abs().topk(3).indices.tolist():
             slope = (moved(site, j, 0.01) - moved(site, j, -0.01)) / 0.02
-            assert found[site][j].item() == pytest.approx(slope, rel=0.03, abs=3e-4)
+            assert support[site][j].item() == pytest.approx(slope, rel=0.03, abs=3e-4)
 
 
 def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
@@ -145,8 +146,8 @@ def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
     drawn = [{site: torch.randperm(512, generator=draw)[:50].tolist() for site in dictionaries} for _ in range(5)]
     held = on(slice(24, 48))
     scale = Scale(held)
-    own, *others = (scale.share(v).value for v in held.values([by_site(chosen), *drawn], Errors.ABLATED))
-    assert own > 0 and own > max(others)
+    pruned, *others = (scale.share(v).value for v in held.values([by_site(chosen), *drawn], Errors.ABLATED))
+    assert pruned > 0 and pruned > max(others)
 
 
 # ---- the graph of what suffices --------------------------------------------------------------------

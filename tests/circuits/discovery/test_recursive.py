@@ -42,8 +42,8 @@ def atlas(circuit) -> FeatureAtlas:
 
 def configured(**config) -> DiscoveryConfig:
     """A small configuration; of `config`, what edges are about goes to theirs."""
-    own = {name: config.pop(name) for name in list(config) if name in EdgeConfig.__dataclass_fields__}
-    return DiscoveryConfig(EdgeConfig(**({"n_null": 20} | own)), **config)
+    of_edges = {name: config.pop(name) for name in list(config) if name in EdgeConfig.__dataclass_fields__}
+    return DiscoveryConfig(EdgeConfig(**({"n_null": 20} | of_edges)), **config)
 
 
 def search(model, dictionaries, atlas, target: FeatureId, **config) -> list[TargetCauses]:
@@ -58,8 +58,8 @@ def planted(circuit, atlas, target: FeatureId = TARGET, **config) -> list[Target
 def test_the_planted_circuit_comes_back_edge_by_edge(circuit, atlas):
     """All planted edges but the one of 0.001, none besides, each as large as by hand on its target's examples."""
     steps = planted(circuit, atlas)
-    found = {(number(e.cause), number(e.target)) for step in steps for e in step.edges}
-    assert found == {(0, 4), (1, 4), (2, 5), (4, 6), (5, 6), (4, 7), (6, 8), (7, 8)}
+    edges = {(number(e.cause), number(e.target)) for step in steps for e in step.edges}
+    assert edges == {(0, 4), (1, 4), (2, 5), (4, 6), (5, 6), (4, 7), (6, 8), (7, 8)}
     for step in steps:
         examples = atlas.examples(step.target, 16)
         assert step.n_examples == len(examples) >= 16
@@ -130,15 +130,15 @@ def test_fewer_than_sixteen_examples_are_refused_for_the_root_only(circuit):
 
 def test_a_rare_cause_is_kept_as_an_edge_but_not_asked(circuit):
     """f5 comes from the token before, here nonzero in 5 contexts only."""
-    given = circuit.given.clone()
+    features = circuit.given.clone()
     quiet, contexts = torch.arange(60) % 2 == 0, circuit.contexts()
     contexts = (contexts // 2 * 2).clamp(0, 58)
     contexts[:, 1:] = contexts[:, 1:].clamp_min(2)
     contexts[:5, 3] += 1
-    given[quiet, 2] = 0
+    features[quiet, 2] = 0
     rare = Circuit()
-    rare.given = given
-    rare.model.embedding = given @ rare.d[:4]
+    rare.given = features
+    rare.model.embedding = features @ rare.d[:4]
     rare.dictionaries = {site: Clean(d) for site, d in rare.dictionaries.items()}
     steps = planted(rare, survey(rare.model, rare.dictionaries, contexts))
     assert feature(5) in {e.cause for step in steps for e in step.edges}
@@ -160,8 +160,8 @@ def test_the_graph_holds_what_was_found(circuit, atlas, graph):
     }
     assert graph.facts["targets_asked"] == len(steps) and graph.facts["pairs_run"] == sum(s.n_pairs for s in steps)
     for node in graph.nodes:
-        own = atlas.sites[node.id.site]
-        assert node.density == pytest.approx(own.density[node.id.index].item())
+        statistics = atlas.sites[node.id.site]
+        assert node.density == pytest.approx(statistics.density[node.id.index].item())
         assert 1 <= len(node.responds_to) <= 3 and bool(node.promotes) == (node.id == TARGET)
 
 
@@ -213,13 +213,13 @@ def test_edges_over_several_blocks_say_what_goes_past_the_blocks(circuit, atlas)
 def test_the_screened_search_says_what_it_did_not_look_at(tiny_models):
     """With more latents than a screen proposes and an audit draws, edges are not certified, and the audit is there."""
     model = tiny_models["gpt2"]
-    own = {Site(0): random_topk(32, 400, 30), Site(2): random_topk(32, 24, 12, seed=9)}
+    dictionaries = {Site(0): random_topk(32, 400, 30), Site(2): random_topk(32, 24, 12, seed=9)}
     contexts = random_tokens(model.n_vocab, 24, 12, seed=5)
     contexts[:, 0] = model.bos_id
-    atlas = survey(model, own, contexts)
+    atlas = survey(model, dictionaries, contexts)
     target = FeatureId(Site(2), int(atlas.sites[Site(2)].top.sum(1).argmax()))
     every, few, first = (
-        search(model, own, atlas, target, search=kind, keep=2, max_targets=1, errors=False)[0]
+        search(model, dictionaries, atlas, target, search=kind, keep=2, max_targets=1, errors=False)[0]
         for kind in (SearchMode.EXHAUSTIVE, SearchMode.SCREENED, SearchMode.FIRST_ORDER)
     )
     assert all(edge.certified for edge in every.edges) and not every.audits
@@ -232,7 +232,7 @@ def test_the_screened_search_says_what_it_did_not_look_at(tiny_models):
     assert every.edges[0].direct is not None and every.edges[0].direct != pytest.approx(every.edges[0].effect, abs=1e-4)
 
 
-@pytest.mark.parametrize("given", [{"keep": 0}, {"min_effect": -1.0}, {"n_null": -1}], ids=str)
-def test_settings_that_make_no_sense(given):
-    with user_error(str(next(iter(given.values())))):
-        EdgeConfig(**given)
+@pytest.mark.parametrize("settings", [{"keep": 0}, {"min_effect": -1.0}, {"n_null": -1}], ids=str)
+def test_settings_that_make_no_sense(settings):
+    with user_error(str(next(iter(settings.values())))):
+        EdgeConfig(**settings)

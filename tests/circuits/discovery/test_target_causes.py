@@ -22,17 +22,17 @@ def circuit() -> Circuit:
 
 def test_the_nearest_residual_site_or_every_earlier_one(tiny):
     sites = (Site(0), Site(1, Stream.MLP_OUT), Site(1), Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT))
-    own = {site: random_topk(32) for site in sites}
+    dictionaries = {site: random_topk(32) for site in sites}
 
     def at(site: Site, reach: Reach) -> list[Site]:
-        return cause_sites(tiny, own, FeatureTarget(FeatureId(site, 0), random_topk(32)), reach)
+        return cause_sites(tiny, dictionaries, FeatureTarget(FeatureId(site, 0), random_topk(32)), reach)
 
     assert at(Site(2), Reach.ADJACENT) == [Site(1)] and at(Site(1, Stream.MLP_OUT), Reach.ADJACENT) == [Site(0)]
     everything = at(Site(2, Stream.MLP_OUT), Reach.ALL)
     parallel = not tiny.feeds(Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT))
     assert everything == ([] if parallel else [Site(2, Stream.ATTN_OUT)]) + [Site(1), Site(1, Stream.MLP_OUT), Site(0)]
     target = LogitTarget(Readout("a"), tiny, torch.tensor([5]))
-    assert cause_sites(tiny, own | {Site(2): random_topk(32)}, target) == [Site(2)]
+    assert cause_sites(tiny, dictionaries | {Site(2): random_topk(32)}, target) == [Site(2)]
 
 
 @pytest.mark.parametrize(

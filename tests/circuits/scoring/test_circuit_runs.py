@@ -54,7 +54,7 @@ def value_plainly(model, dictionaries, target, tokens, i, members, errors, outsi
 def test_equal_to_plain_full_forwards_with_the_corrupted_prompt_outside(tinies, kind, target, errors):
     tiny = tinies[kind]
     members = tiny.covered(target)
-    found = tiny.runs(target).values([members], errors)[0].tolist()
+    values = tiny.runs(target).values([members], errors)[0].tolist()
     for i, end in enumerate(tiny.end.tolist()):
         outside = {
             (site, p): outside_plainly(tiny.model, tiny.dictionaries[site], site, tiny.corrupted, [(i, p)])
@@ -62,20 +62,20 @@ def test_equal_to_plain_full_forwards_with_the_corrupted_prompt_outside(tinies, 
             for p in range(1, end + 1)
         }
         args = (tiny.model, tiny.dictionaries, tiny.targets[target], tiny.tokens[i : i + 1, : end + 1], i)
-        assert found[i] == pytest.approx(value_plainly(*args, members, errors, outside), rel=1e-5, abs=1e-5)
+        assert values[i] == pytest.approx(value_plainly(*args, members, errors, outside), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("errors", [ABLATED, KEPT])
 def test_equal_to_plain_full_forwards_with_the_mean_outside(tinies, kind, errors):
     tiny = tinies[kind]
     mean = MeanAblation.over_prompts(tiny.model, tiny.dictionaries, tiny.prompts)
-    found = tiny.runs(ablation=mean).values([tiny.members], errors)[0].tolist()
+    values = tiny.runs(ablation=mean).values([tiny.members], errors)[0].tolist()
     counted = [(i, p) for i, end in enumerate(tiny.end.tolist()) for p in range(1, end + 1)]
     means = {s: outside_plainly(tiny.model, d, s, tiny.tokens, counted) for s, d in tiny.dictionaries.items()}
     for i, end in enumerate(tiny.end.tolist()):
         outside = {(site, p): pair for site, pair in means.items() for p in range(1, end + 1)}
         args = (tiny.model, tiny.dictionaries, tiny.targets["logit"], tiny.tokens[i : i + 1, : end + 1], i)
-        assert found[i] == pytest.approx(value_plainly(*args, tiny.members, errors, outside), rel=1e-5, abs=1e-5)
+        assert values[i] == pytest.approx(value_plainly(*args, tiny.members, errors, outside), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("errors", [ABLATED, KEPT])
@@ -83,11 +83,11 @@ def test_taking_members_out_from_their_own_site_up_is_exact(tinies, kind, errors
     tiny = tinies[kind]
     runs, features = tiny.runs(), features_in(tiny.members)
     fewer = [by_site(f for f in features if f != member) for member in features]
-    found, expected = runs.without_each(tiny.members, errors), runs.values(fewer, errors)
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    values, expected = runs.without_each(tiny.members, errors), runs.values(fewer, errors)
+    assert torch.allclose(values, expected, rtol=1e-5, atol=1e-5)
     alone = runs.values([tiny.members], errors)
     assert (expected - alone).abs().max() > 1e-2
-    assert (found == alone).any()  # a member that is silent here and in the other prompt was not run
+    assert (values == alone).any()  # a member that is silent here and in the other prompt was not run
 
 
 def test_results_do_not_depend_on_what_is_stacked(tinies):
@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_what_is_stacked(tinies):
         few.__dict__["rows_at_once"] = 2
         assert whole.rows_at_once > 9
         assert torch.allclose(whole.values(circuits, errors), few.values(circuits, errors), rtol=1e-5, atol=1e-5)
-        together, apart = (one.without_each(tiny.members, errors) for one in (whole, few))
+        together, apart = (single.without_each(tiny.members, errors) for single in (whole, few))
         assert torch.allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -149,8 +149,8 @@ def test_mistakes(tinies, planted):
     with user_error("equal lengths"):
         ResampleAblation.paired(tiny.model, tiny.dictionaries, tiny.prompts, tiny.corrupted[:, 1:])
     with user_error("at least two"):
-        one = Examples(tiny.tokens[:1], tiny.end[:1], torch.ones(1))
-        ResampleAblation.shuffled(tiny.model, tiny.dictionaries, one, generator=torch.Generator())
+        single = Examples(tiny.tokens[:1], tiny.end[:1], torch.ones(1))
+        ResampleAblation.shuffled(tiny.model, tiny.dictionaries, single, generator=torch.Generator())
     with user_error("no tokens"):
         MeanAblation.over_text(tiny.model, tiny.dictionaries, torch.full((1, 3), tiny.model.bos_id))
     same = ResampleAblation.paired(planted.model, planted.dictionaries, planted.prompts, planted.clean)

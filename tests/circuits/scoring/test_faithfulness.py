@@ -50,8 +50,8 @@ def test_minimality_is_what_the_weights_say(planted, planted_score):
 
 def test_a_useless_member_is_not_missed(planted):
     """Feature 0 is still in the residual after block 1, where nothing reads it; direction 9 is never written."""
-    found = score_circuit(planted.scale(), TRUE | {Site(1): (4, 5, 0), Site(2): (6, 7, 9)})
-    for way in found.ways.values():
+    score = score_circuit(planted.scale(), TRUE | {Site(1): (4, 5, 0), Site(2): (6, 7, 9)})
+    for way in score.ways.values():
         drops = {str(member): drop for member, drop in way.drops.items()}
         assert abs(drops["1_0"].value) < 1e-6 and abs(drops["2_9"].value) < 1e-6
         assert abs(drops["1_5"].value) > 0.1
@@ -63,8 +63,8 @@ def test_half_a_circuit_has_the_share_that_its_paths_carry(planted):
     span = planted.difference(8)
     half = {Site(0): (0, 1), Site(1): (4, 5), Site(2): (6, 7)}
     expected = sum(WEIGHTS[i] * planted.difference(i) for i in (0, 1)) / span
-    found = score_circuit(scale, half).ways[ABLATED]
-    assert found.faithfulness.value == pytest.approx(expected, abs=1e-5)
+    score = score_circuit(scale, half).ways[ABLATED]
+    assert score.faithfulness.value == pytest.approx(expected, abs=1e-5)
     assert 0.05 < expected < 0.95
     assert score_circuit(scale, {Site(0): (0, 1, 2, 3)}).ways[ABLATED].faithfulness.value == pytest.approx(0, abs=1e-5)
 
@@ -75,9 +75,9 @@ def test_a_mean_over_a_text_is_what_the_empty_circuit_leaves(planted):
     scale = planted.scale(MeanAblation.over_text(planted.model, planted.dictionaries, text))
     six, seven = (planted.circuit.activation(i, text)[:, 1:].mean().item() for i in (6, 7))
     assert scale.m_nothing == pytest.approx(six - 0.25 * seven, abs=1e-5)
-    found = score_circuit(scale, TRUE)
-    assert found.ways[ABLATED].faithfulness.value == pytest.approx(1, abs=1e-5)
-    assert found.ablation == f"mean over {12 * 6} tokens of text"
+    score = score_circuit(scale, TRUE)
+    assert score.ways[ABLATED].faithfulness.value == pytest.approx(1, abs=1e-5)
+    assert score.ablation == f"mean over {12 * 6} tokens of text"
 
 
 def test_intervals_hold_the_value_and_widen_with_disagreement(planted):
@@ -113,11 +113,11 @@ def test_identities(tinies, kind, target):
 def test_completeness_is_the_faithfulness_of_the_complement(tinies):
     tiny = tinies["neox"]
     scale = Scale(tiny.runs())
-    found, complement = score_circuit(scale, tiny.members), scale.runs.without(tiny.members)
+    score, complement = score_circuit(scale, tiny.members), scale.runs.without(tiny.members)
     for errors in Errors:
         values = scale.runs.values([complement], errors.other)[0]
-        assert found.ways[errors].completeness == scale.share(values)
-    assert found.ways[ABLATED].completeness.value != pytest.approx(found.ways[KEPT].completeness.value, abs=1e-3)
+        assert score.ways[errors].completeness == scale.share(values)
+    assert score.ways[ABLATED].completeness.value != pytest.approx(score.ways[KEPT].completeness.value, abs=1e-3)
 
 
 def test_a_complete_basis_reaches_the_ceiling_of_one(tinies):
