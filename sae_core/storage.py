@@ -42,7 +42,7 @@ class DictionarySet:
     """Per site, where an imported dictionary came from."""
     stream_seed: int | None = None
     """Seed of the order in which the text was read. All members of a sweep share one, that of the first, so that
-    a member of another seed is not what training it alone gives; None where nobody knows."""
+    a member of another seed is not what training it alone gives; None where it is not known."""
 
     def check(self, model: LanguageModel) -> None:
         """Raise `UserError` unless `model` is the one that the dictionaries were trained on."""

@@ -1,7 +1,7 @@
 """Activations kept on disk: a block is harvested once and read ever after.
 
 A cache is a folder with one file per block (`block-00000.safetensors`: rows in the order of the text, by
-site) and a card (`cache.json`) that says whose activations they are. Rows depend on the batch size only
+site) and a card (`cache.json`) that says of which model, text and sites they are. Rows depend on the batch size only
 through the number of contexts in a block, so that runs with other batches may share them.
 """
 
@@ -26,7 +26,7 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class CachedStream:
-    """A stream with the batches of another, to the bit, whose blocks are read from a folder where they are there.
+    """The batches of another stream, to the bit; a block that lies in the folder is read and not computed.
 
     Raises `UserError` for a folder that keeps the activations of anything else.
     """
@@ -72,12 +72,12 @@ class CachedStream:
         try:
             tensors = read_tensors(path)
         except UserError as error:
-            raise UserError(f"{error}; delete it, and it is made anew") from error
+            raise UserError(f"{error}; delete it, and it is computed again") from error
         model = self.stream.model
         n_tokens = int(model.content(self.stream.tokens(block)).sum())
         expected = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
         if {name: tuple(x.shape) for name, x in tensors.items()} != expected:
-            raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is made anew")
+            raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is computed again")
         return {site: tensors[str(site)].to(model.device) for site in self.sites}
 
 

@@ -31,7 +31,7 @@ _Buffers = dict[Site, Tensor]
 class _Latest:
     """The rows of the block that was read last, and the memory that they are in.
 
-    Memory of this size would be given back to the system with every block and fetched anew, page by page.
+    Freed with every block, memory of this size would be fetched from the system again, page by page.
     """
 
     def __init__(self):
@@ -48,7 +48,7 @@ class _Latest:
         return self._rows
 
     def forget(self) -> None:
-        """Make the rows anew when they are asked for next."""
+        """Compute the rows again at the next `get`."""
         self._place, self._rows = None, {}
 
 
@@ -89,7 +89,7 @@ class ActivationStream:
     def rows(self, block: int) -> dict[Site, Tensor]:
         """The activations `[tokens, d_in]` of one block, in the order of `tokens`.
 
-        They are kept until another block is asked for, which overwrites them.
+        They are kept until another block is read, which overwrites them.
         """
 
         def make(buffers: _Buffers) -> dict[Site, Tensor]:
@@ -98,7 +98,7 @@ class ActivationStream:
         return self._latest.get(self.place(block), make)
 
     def forget(self) -> None:
-        """Run the language model again for the next rows, even those that were asked for last."""
+        """Run the language model again for the next rows, even for those that were read last."""
         self._latest.forget()
 
     def place(self, block: int) -> int:
@@ -106,7 +106,7 @@ class ActivationStream:
         return 0 if self.block_contexts == len(self.contexts) else block
 
     def batches(self, block: int, rows: Callable[[], Mapping[Site, Tensor]]) -> Iterator[dict[Site, Tensor]]:
-        """The batches of one block; `rows` gives its rows, and is asked for every batch: they may be overwritten."""
+        """The batches of one block; `rows` is called for every batch, since its rows may be overwritten between two."""
         content = self.model.content(self.tokens(block))
         order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
         for chosen in order.split(self.batch):
@@ -130,7 +130,7 @@ def spread(content: Bool[Tensor, "contexts pos"], *, generator: torch.Generator)
 def _contexts_at_once(model: LanguageModel, length: int) -> int:
     """Contexts per forward pass: on a CPU as many as keep the widest activation at 8 MiB.
 
-    Larger ones are given back to the system and fetched anew, page by page, in every block: a Pythia-70M took
+    Larger ones are freed and fetched from the system again, page by page, in every block: a Pythia-70M took
     a quarter more processor time with 32 MiB. A GPU needs more at a time to be busy.
     """
     numbers = 2**21 if model.device.type == "cpu" else 2**26

@@ -74,7 +74,7 @@ class SAE(nn.Module):
         return f @ self.W_dec + self.b_dec
 
     def only(self, latents: Sequence[int]) -> "SAE":
-        """The dictionary of some of the latents, whose codes are what they are in this one.
+        """The dictionary of some of the latents alone; their codes are the same as in this one.
 
         Raises `TypeError` where latents compete, so that a code depends on the rest.
         """

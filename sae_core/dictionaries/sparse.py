@@ -77,7 +77,7 @@ class Codes:
 
 
 class Scratch:
-    """Memory for the latents of one batch, kept between steps: allocating it anew costs as much as an eighth of a step.
+    """Memory for the latents of one batch, kept between steps: allocating it costs up to an eighth of a step.
 
     `dtype` is that of the encoder's matrix product, None for that of the activations.
     """

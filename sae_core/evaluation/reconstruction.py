@@ -78,7 +78,7 @@ class Profile:
     density: Float[Tensor, "n_latents"]
     """Share of tokens on which each latent is active."""
     at_start: tuple[int, ...]
-    """Latents half of whose active tokens or more, and at least 4, are the first content token of a context."""
+    """Latents with at least 4 active tokens, and half of all theirs, at the first content token of a context."""
     by_position: tuple[Part, ...]
     """Tokens by their place in the context, counted from 0 (BOS, if there is one)."""
     by_frequency: tuple[Part, ...]

@@ -45,7 +45,7 @@ def read_dictionary_learning(source: Source) -> Foreign:
 
 
 def _class_by_names(source: Source) -> str:
-    """The class whose tensors these are, where no config.json says it."""
+    """The class that has these tensors, where no config.json names it."""
     if source.has("W_enc"):
         return "MatryoshkaBatchTopKSAE" if source.has("group_sizes") else "JumpReluAutoEncoder"
     if source.has("gate_bias"):

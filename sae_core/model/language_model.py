@@ -2,7 +2,7 @@
 
 The only file that knows TransformerLens: a `LanguageModel` wraps its `TransformerBridge`. Three things
 are done differently from the library's own calls, each measured to matter: `record` stops after the last
-site asked for and never computes logits; `resume` really skips the blocks below (the stock
+of its sites and never computes logits; `resume` really skips the blocks below (the stock
 `start_at_layer` runs and discards them); and edits are plain PyTorch hooks on the library's hook points,
 removed by their handles whatever happens.
 """
@@ -38,7 +38,7 @@ class Intervention(Protocol):
 
 
 class _Halt(Exception):
-    """Raised inside a forward pass when everything asked for has been recorded."""
+    """Raised inside a forward pass when all sites have been recorded."""
 
 
 class LanguageModel:
@@ -176,7 +176,7 @@ class LanguageModel:
         return h if layer == last.layer else self.resume(h, layer, [last])[last]
 
     def unembed(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of final residuals: norm, unembedding and, where the model has one, its cap; only where asked for."""
+        """Logits of final residuals: norm, unembedding and, where the model has one, its cap on logits."""
         flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
         logits = self.bridge.adapter.apply_output_logits_transform(self.bridge.unembed(self.bridge.ln_final(flat)))
         return _widened(logits).reshape(*h.shape[:-1], logits.shape[-1])
@@ -251,7 +251,7 @@ def _widened(h: Tensor) -> Tensor:
 def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
 
-    A name with a path separator that exists, and every `Path`, is a directory and never asked of the
+    A name with a path separator that exists, and every `Path`, is a directory and never looked for on the
     network. Raises `UserError` for a missing directory or name, and within seconds where the hub does
     not answer.
     """

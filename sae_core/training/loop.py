@@ -53,7 +53,7 @@ def start(stream: ActivationSource, *configs: TrainConfig) -> TrainState:
 
 
 def in_bfloat16(config: TrainConfig, x: Tensor) -> bool:
-    """Whether the encoder's product is in bfloat16 for activations like `x`: as asked for, or where it is fast."""
+    """Whether the encoder's product is in bfloat16 for activations like `x`: as configured, else where it is fast."""
     if config.bfloat16 is not None:
         return config.bfloat16
     return x.dtype is torch.float32 and sparse.multiplies_bfloat16(x.device)

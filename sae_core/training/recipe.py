@@ -29,7 +29,7 @@ class Outcome:
     x_hat: Tensor
     """Reconstruction of the scaled activations; gradients pass through it."""
     fvu: Tensor
-    """Of this batch, with the batch's own mean."""
+    """FVU of this batch, about the batch's own mean."""
     active: Tensor
     """Which latents were active on any token, `[n_latents]` bool."""
     l0: Tensor
