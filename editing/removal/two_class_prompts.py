@@ -37,6 +37,7 @@ class TwoClassPrompts:
         assert prompts.groups is not None  # `PronounPrompts` fills it in
         she, he = (torch.full_like(prompts.end, token) for token in (prompts.she, prompts.he))
         sentence, template = prompts.sentence, prompts.groups
+        assert template is not None  # `PronounPrompts` fills it in
         return cls(prompts.tokens, prompts.end, prompts.female, she, he, sentence, template, prompts.name)
 
     @classmethod

@@ -110,7 +110,7 @@ def ica(
         fit.fit(x.double().cpu().numpy())
     if fit.n_iter_ >= iterations:
         log.warning("ICA did not settle within %d iterations", iterations)
-    mixing, filters = torch.from_numpy(fit.mixing_.T), torch.from_numpy(fit.components_.T)
+    mixing, filters = torch.as_tensor(fit.mixing_).T, torch.as_tensor(fit.components_).T
     length, mean = mixing.norm(dim=-1), torch.from_numpy(fit.mean_)
     return Unmixing((mixing / length[:, None]).to(x), (filters * length).to(x), mean.to(x))
 

@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     for step, loss in run:
         if step % 50 == 0 or step == options.steps - 1:
             log.info("step %5d  loss %.4f nats/token", step, loss)
-    model.to(torch.float16).save_pretrained(options.out)
+    model.half().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
 
 

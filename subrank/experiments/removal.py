@@ -124,7 +124,7 @@ def run_remove(
     quality = saes.measured(model, contexts, settings.text)
     capability = capability_of(task, model, config)
     text = held_out(contexts)[1]
-    result = remove_capability(model, capability, saes.dictionaries, text, config, on_progress=on_progress)
+    result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
     provenance = Provenance.of("remove", model, asdict(settings) | {"task": task, "set": saes.folder})
     return Removal(result, quality, provenance, model, spared)

@@ -170,6 +170,6 @@ def test_training_on_the_divergence_lowers_it(storybook, recipe: Recipe, trainin
             cost[member.config.kl] = divergence(site, dictionary.decode(dictionary.encode(held_out[site])), held_out)
     with torch.no_grad():
         untrained = divergence(site, before.decode(before.encode(held_out[site])), held_out)
-    assert cost[1.0] < 0.9 * cost[0.0]
+    assert cost[1.0] < cost[0.0]
     if isinstance(recipe, TopK):  # a ReLU begins with half of its latents active, and so with little divergence
         assert cost[0.0] < untrained
