@@ -22,14 +22,14 @@ def smooth(d_in: int, n: int = 24, seed: int = 9) -> ReLUSAE:
     return ReLUSAE(d_in, n, generator=torch.Generator().manual_seed(seed)).requires_grad_(False)
 
 
-def asked(model, source: Site, own, **how) -> Causes:
+def causes_of(model, source: Site, dictionary, **how) -> Causes:
     """The loudest latent of the last layer on a few random contexts."""
     tokens, end = random_tokens(model.n_vocab, 6, 9, seed=3), torch.tensor([8, 3, 5, 7, 4, 8])
     tokens[:, 0] = model.bos_id
     other = smooth(32)
     f = other.encode(model.record(tokens, [Site(2)])[Site(2)][torch.arange(6), end])
     target = FeatureTarget(FeatureId(Site(2), int(f.sum(0).argmax())), other)
-    return Causes.of(model, own, source, target, Examples(tokens, end, torch.ones(6)), **how)
+    return Causes.of(model, dictionary, source, target, Examples(tokens, end, torch.ones(6)), **how)
 
 
 SOURCES = pytest.mark.parametrize(
@@ -40,24 +40,24 @@ SOURCES = pytest.mark.parametrize(
 @SOURCES
 def test_first_order_effects_are_slopes(tiny, source):
     """Taking a hundredth of each latent away, and adding it, moves the target by a hundredth of the slope."""
-    own, small = random_topk(tiny.d_in(source), 20, 4), 0.01
+    dictionary, small = random_topk(tiny.d_in(source), 20, 4), 0.01
     ends = [
-        ablation_effects(asked(tiny, source, own, ablation=lambda codes, _, by=by: (1 - by) * codes)).effect
+        ablation_effects(causes_of(tiny, source, dictionary, ablation=lambda codes, _, by=by: (1 - by) * codes)).effect
         for by in (small, -small)
     ]
     slope = (ends[0] - ends[1]) / (2 * small)
-    found = first_order(asked(tiny, source, own))
-    assert (found - slope).abs().max() < 2e-3 * slope.abs().max() + 1e-4 and slope.abs().max() > 1e-3
+    estimate = first_order(causes_of(tiny, source, dictionary))
+    assert (estimate - slope).abs().max() < 2e-3 * slope.abs().max() + 1e-4 and slope.abs().max() > 1e-3
 
 
 @SOURCES
 def test_integrated_gradients_add_up_to_all_latents_ablated_at_once(tiny, source):
-    own = random_topk(tiny.d_in(source), 20, 4)
-    causes = asked(tiny, source, own)
+    dictionary = random_topk(tiny.d_in(source), 20, 4)
+    causes = causes_of(tiny, source, dictionary)
     rows, drop = torch.arange(6), 0.0
     for i in range(6):
         width = int(causes.scene.end[i]) + 1
-        gone = AddDirection(source, -(causes.taken(i) @ own.directions)[None])
+        gone = AddDirection(source, -(causes.taken(i) @ dictionary.directions)[None])
         with tiny.hooks(gone):
             h = tiny.record(causes.scene.tokens[i, None, :width], [Site(2)])[Site(2)][:, -1]
         drop += float(causes.scene.clean[i] - causes.scene.target.read(h, rows[i, None]))
@@ -81,10 +81,10 @@ def test_a_cancelling_pair_and_a_saturating_cause():
     write = torch.zeros(4, 4)
     write[2, 0], write[2, 1] = 1, -1
     model = HandModel(embedding, [(torch.zeros(4, 4), torch.zeros(4, 4)), (write, torch.zeros(4, 4))])
-    own, other = Basis(torch.eye(4)[:2], torch.zeros(4)), Rectified(torch.eye(4)[2:3], torch.zeros(4))
+    dictionary, other = Basis(torch.eye(4)[:2], torch.zeros(4)), Rectified(torch.eye(4)[2:3], torch.zeros(4))
     tokens = torch.stack([torch.zeros(n, dtype=torch.long), torch.arange(1, n + 1)], 1)
     examples = Examples(tokens, torch.ones(n, dtype=torch.long), torch.ones(n))
-    causes = Causes.of(model, own, Site(0), FeatureTarget(FeatureId(Site(1), 0), other), examples)
+    causes = Causes.of(model, dictionary, Site(0), FeatureTarget(FeatureId(Site(1), 0), other), examples)
     exact, estimate = ablation_effects(causes).effect, first_order(causes)
     assert exact.tolist() == pytest.approx([1.0, -9.0], abs=1e-4)
     assert estimate.tolist() == pytest.approx([10.0, -9.0], abs=1e-4)
@@ -93,22 +93,22 @@ def test_a_cancelling_pair_and_a_saturating_cause():
 
 @pytest.mark.slow
 def test_the_three_lists_are_united(tiny):
-    causes = asked(tiny, Site(0), random_topk(32, 60, 20))
-    found = set(shortlist(causes, 5).tolist())
+    causes = causes_of(tiny, Site(0), random_topk(32, 60, 20))
+    listed_latents = set(shortlist(causes, 5).tolist())
     for score in (first_order(causes).abs(), integrated(causes).abs(), squared_norms(causes)):
-        assert set(score.topk(5).indices.tolist()) <= found
-    assert len(found) <= 15
+        assert set(score.topk(5).indices.tolist()) <= listed_latents
+    assert len(listed_latents) <= 15
 
 
 def test_norms_are_what_is_taken(tiny):
-    own = random_topk(32, 20, 4)
-    causes = asked(tiny, Site(0), own)
-    f = own.encode(causes.scene.x) * causes.content[..., None]
+    dictionary = random_topk(32, 20, 4)
+    causes = causes_of(tiny, Site(0), dictionary)
+    f = dictionary.encode(causes.scene.x) * causes.content[..., None]
     assert torch.allclose(squared_norms(causes), f.double().square().sum((0, 1)))
 
 
 def test_an_audit_ablates_what_no_screen_proposed(tiny):
-    causes = asked(tiny, Site(0), random_topk(32, 60, 20))
+    causes = causes_of(tiny, Site(0), random_topk(32, 60, 20))
     every = ablation_effects(causes).effect
     listed = every.abs().topk(10).indices
     level = float(every.abs().topk(10).values[-1])

@@ -27,8 +27,8 @@ def test_a_contested_latent_is_read_as_in_full(scale, gain):
     for latent in sae.encode(h).gt(0).sum(0).topk(8).indices.tolist():
         target = FeatureTarget(FeatureId(Site(0), latent), sae)
         expected = target.read(moved, example)
-        found = target.near(h).read(moved, example)
-        assert (found - expected).abs().max() < 1e-5
+        nearby = target.near(h).read(moved, example)
+        assert (nearby - expected).abs().max() < 1e-5
         seen |= set((expected > 0).tolist())
     assert seen == {True, False}, "control: the latent is both in and out of the k largest"
 
