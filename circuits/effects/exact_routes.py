@@ -108,8 +108,9 @@ class Projected:
 class OneBlock:
     """One block lies between: attention read at the target's position, keys and values anew where x changed.
 
-    The arithmetic is `Block`'s. Particular to this route is that runs have no keys and values of their own: those of
-    the clean run serve all, and the few that change come from the linear parts of the module's docstring.
+    The arithmetic is `Block`'s, attention in its parts (`Block.attend` says why). Particular to this route is that runs
+    have no keys and values of their own: those of the clean run serve all, and the few that change come from the linear
+    parts of the module's docstring.
     """
 
     def __init__(self, scene: Scene, block: Block):

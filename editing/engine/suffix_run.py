@@ -82,8 +82,7 @@ class SuffixRun:
             k, v = (torch.cat([old[prompts][:, :-width], part], 1) for old, part in zip(unedited, new, strict=True))
             if block is self.blocks[-1]:
                 x, position, seen = x[:, -1:], position[:, -1:], seen[:, -1:]
-            scores = block.scores(block.queries(x, position), k).masked_fill(~seen[:, None, None], -torch.inf)
-            x = block.resid_post(x, block.attn_out(block.mixed(scores.softmax(-1), v)))
+            x = block.resid_post(x, block.attend(block.queries(x, position), k, v, seen))
         return self.model.unembed(x[:, -1])
 
 

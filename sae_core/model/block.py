@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_core.model.language_model import LanguageModel
@@ -80,6 +81,22 @@ class Block:
         rotating, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         first, second = rotating.chunk(2, -1)
         return torch.cat([rotating * cos + torch.cat([-second, first], -1) * sin, rest], -1)
+
+    def attend(
+        self,
+        q: Float[Tensor, "rows pos heads d_head"],
+        k: Float[Tensor, "rows keys groups d_head"],
+        v: Float[Tensor, "rows keys groups d_head"],
+        seen: Bool[Tensor, "rows pos keys"],
+    ) -> Float[Tensor, "rows pos d_model"]:
+        """What attention writes where every row has keys and values of its own; `seen` says which a position reads.
+
+        In one fused step, as the model does it. Where all rows share the keys of one run and overwrite a few, the
+        fused step would need a copy of them to each row: `scores`, `mixed` and `attn_out` are the same in parts.
+        """
+        k, v = (part.repeat_interleave(self.n_heads // self.n_groups, 2).transpose(1, 2) for part in (k, v))
+        heads = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None])
+        return self.attn_out(heads.transpose(1, 2).unflatten(2, (self.n_groups, -1)))
 
     def scores(
         self, q: Float[Tensor, "rows pos heads d_head"], k: Float[Tensor, "#rows keys groups d_head"]
