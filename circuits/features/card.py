@@ -1,17 +1,17 @@
 """Feature cards: what is known of a feature on a text, as plain values and in one fixed form as JSON."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.explanations import Label
+from circuits.features.explanations import Label, label_from_json
 from circuits.features.histograms import Drops, Histogram
 from circuits.features.statistics import AFTER, BEFORE, SiteTally
-from sae_core.codec import to_plain
+from sae_core.codec import from_plain, to_plain
 from sae_core.sites import FeatureId
 
 TOP = "top"
@@ -93,6 +93,14 @@ class Card:
             "suppresses": [list(pair) for pair in self.suppresses],
             "near": [{"id": str(feature), "cosine": cosine} for feature, cosine in self.near],
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Card":
+        """The card that `to_json` wrote, its activations to the digits that are written."""
+        near = [(each["id"], each["cosine"]) for each in value["near"]]
+        label = value["label"] and label_from_json(value["label"])
+        fields = {name: each for name, each in value.items() if name not in ("id", "site", "index")}
+        return replace(from_plain(cls, fields | {"feature": value["id"], "near": near, "label": None}), label=label)
 
 
 @dataclass(frozen=True)

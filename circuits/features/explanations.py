@@ -8,7 +8,7 @@ activation over all tokens (the simulation score of Bills et al. 2023, the rule 
 The control is the same score for the rules of other features of the site.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -61,6 +61,12 @@ class Label:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"text": self.text, "kind": str(self.kind), **asdict(self.score), "control": asdict(self.control)}
+
+
+def label_from_json(value: Mapping[str, Any]) -> Label:
+    """The label that `to_json` wrote."""
+    numbers = {name: value[name] for name in ("precision", "recall", "correlation")}
+    return Label(value["text"], Kind(value["kind"]), Score(**numbers), Score(**value["control"]))
 
 
 @runtime_checkable

@@ -14,7 +14,6 @@ from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.geometry import coordinates
 from editing.set_quality import SetQuality
-from sae_core.codec import from_plain
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.files import write_json, write_text
@@ -90,8 +89,8 @@ class Features(Result):
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Features":
-        cards = tuple(from_plain(Card, card) for card in numbers["features"])
-        neurons = {FeatureId.parse(name): from_plain(Card, card) for name, card in numbers["neurons"].items()}
+        cards = tuple(Card.from_json(card) for card in numbers["features"])
+        neurons = {FeatureId.parse(name): Card.from_json(card) for name, card in numbers["neurons"].items()}
         quality = SetQuality.from_json(numbers["dictionaries"])
         return cls(cards, neurons, numbers["sites"], numbers["contexts"], quality, provenance)
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from handmade import Zero, normal
-from random_cards import SITES, codes, contexts
+from random_cards import SITES, codes, contexts, full_cards, random_catalogue
 from tiny import user_error
 
-from circuits.features.card import TOP, spots
+from circuits.features.card import TOP, Card, spots
 from circuits.features.catalogue import read_catalogue
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
@@ -121,3 +121,9 @@ def test_texts_that_end_alike_count_once():
     f[:, 10] = torch.tensor([3.0, 2.0, 1.0])
     found = spots(f, text, top=3, per_quarter=0, generator=torch.Generator())
     assert [spot.context for spot in found] == [0, 2]
+
+
+def test_cards_are_read_back_from_their_json(tiny):
+    catalogue = random_catalogue(tiny)
+    for card in [*full_cards(catalogue), next(catalogue.light(SITES[0]))]:
+        assert Card.from_json(json.loads(json.dumps(card.to_json()))).to_json() == card.to_json()
