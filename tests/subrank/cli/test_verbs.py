@@ -42,8 +42,8 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
 def test_ioi_states_the_models_own_score_first(trained_set, tmp_path, capsys):
     status, printed, _ = run(capsys, "ioi", trained_set, "--out", tmp_path, "--prompts", 12, "--corruption", "swap")
     assert status == 0
-    score = next(line for line in printed.splitlines() if "swap:" in line)
-    assert "the model itself does this task" in score
+    score, verdict = (printed.index(text) for text in ("the model itself does this task", "on the test prompts"))
+    assert score < verdict
     result = result_of(tmp_path)
     assert list(result) == ["own_score", "dictionaries", "labels", "ioi"]
     curves = {curve["name"]: curve["points"] for curve in result["ioi"][0]["curves"]}
@@ -51,7 +51,8 @@ def test_ioi_states_the_models_own_score_first(trained_set, tmp_path, capsys):
     chosen = [curve["selection"] for curve in result["ioi"][0]["curves"] if curve["name"] == "dictionary"]
     assert chosen == ["greedy", "attribution", "threshold", "random"]
     assert all(name in result["ioi"][0]["sentences"][0] for name in ("dictionary", "PCA"))
-    assert curves["PCA"][-1]["kl"] < 1e-4 < curves["PCA"][0]["kl"] and curves["PCA"][-1]["recovered"] > 0.999
+    start, *_, end = curves["PCA"]
+    assert end["kl"]["value"] < 1e-4 < start["kl"]["value"] and end["recovered"]["value"] > 0.999
     assert "plotly.min.js" in (tmp_path / "ioi.html").read_text() and (tmp_path / "plotly.min.js").is_file()
 
 
