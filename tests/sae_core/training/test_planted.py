@@ -42,7 +42,7 @@ def test_training_recovers_planted_directions(recipe, steps, lr, training_seed):
         *_, last = train(stream, state)
     result = state.dictionaries()[Site(0)]
     assert untrained < 0.6
-    assert mean_max_cosine(truth, result.directions) > 0.95
+    assert mean_max_cosine(truth, result.directions) > 0.9
     # control: other directions of the same kind are not found
     assert mean_max_cosine(planted_directions(seed=8), result.directions) < 0.7
     # what the loop reported of scaled activations holds of the finished dictionary on new ones
@@ -63,7 +63,7 @@ def test_tied_encoders_are_found_with_their_directions(training_seed):
     with unchecked():
         assert len(list(train(stream, state))) == 900
     result = state.dictionaries()[Site(0)]
-    assert mean_max_cosine(truth, result.directions) > 0.95
+    assert mean_max_cosine(truth, result.directions) > 0.9
     assert torch.equal(result.W_enc, result.W_dec.T)
 
 
