@@ -96,7 +96,7 @@ def test_settings_stand_in_the_signature_and_in_the_docstring(name):
         assert shown[each.name].default == each.default and f"{each.name}: " in function.__doc__
 
 
-@pytest.mark.parametrize("kind", {*SETTINGS.values(), DemoSettings}, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*dict.fromkeys(SETTINGS.values()), DemoSettings], ids=lambda kind: kind.__name__)
 def test_every_setting_says_what_it_is(kind):
     assert {each.name for each in fields(kind)} == documented(kind).keys()
 
