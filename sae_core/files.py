@@ -13,6 +13,16 @@ from torch import Tensor
 from sae_core.errors import UserError
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a user gave, `~` being a home folder; raises `UserError` for an empty one, and for no such user."""
+    if not isinstance(path, (str, Path)) or not str(path).strip():
+        raise UserError(f"{path!r} is no path; give the name of a file or a folder")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} names no user's folder: {error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} is missing; the folder is not complete") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond Python's limits
+        raise UserError(f"{path} is damaged: it is not JSON ({str(error).partition(';')[0]})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")
     return value

@@ -71,7 +71,7 @@ class DictionarySet:
     def check_feature(self, feature: FeatureId) -> FeatureId:
         """`feature` itself; raises `UserError` where its site has no dictionary, or the dictionary fewer latents."""
         n_latents = self.at(feature.site).n_latents
-        if feature.index >= n_latents:
+        if not 0 <= feature.index < n_latents:
             raise UserError(
                 f"no feature {feature}: the dictionary for {feature.site} has {n_latents}, numbered from 0 to "
                 f"{n_latents - 1}"

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sae_core.codec import from_plain
 from sae_core.errors import UserError, no_such
-from sae_core.files import read_json, write_json
+from sae_core.files import read_json, user_path, write_json
 from sae_core.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -135,15 +135,17 @@ class Result(ABC):
 
 def load_result(folder: str | Path) -> Result:
     """The result that a verb, or `result.save`, wrote into `folder`; raises `UserError` where there is none."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / RESULT).is_file():
         raise UserError(f"{folder} holds no result (no {RESULT}); give a folder that a verb or result.save wrote")
     card = read_json(folder / PROVENANCE)
-    if card.get("verb") not in _KINDS:
+    if card.get("verb") in ("train", "import"):
+        raise UserError(f"{folder} holds dictionaries, no result; sr.load reads them")
+    if card.get("verb") not in [*_KINDS]:
         raise UserError(f"{folder / PROVENANCE} does not say what made it; there are results of {', '.join(_KINDS)}")
     module, _, name = _KINDS[card["verb"]].partition(":")
     kind = getattr(importlib.import_module(module), name)
     try:
         return kind.from_dict(read_json(folder / RESULT), from_plain(Provenance, card))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / RESULT} is damaged: {error}") from error

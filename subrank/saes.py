@@ -4,6 +4,7 @@ What the floors below do with a site, a dictionary and a latent, under the names
 `resid_post.5`.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -17,11 +18,12 @@ from torch import Tensor
 from circuits.features.atlas import Examples, survey
 from editing.interventions.patch import FeaturePatch, FeatureScale, ablate, clamp, patch_features, scale
 from editing.set_quality import SetQuality, measure_set
+from sae_core import checks
 from sae_core.data.text import Text, held_out
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError
-from sae_core.files import read_json, write_json
+from sae_core.files import read_json, user_path, write_json
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import QUALITY, DictionarySet, load_set
@@ -77,6 +79,8 @@ class Saes(DictionarySet):
 
     def __getitem__(self, name: FeatureName) -> Feature:
         """The feature of that name; raises `UserError` where its site has no dictionary, or not so many latents."""
+        if not isinstance(name, (str, FeatureId)):
+            raise UserError(f"{name!r} is no feature; features read like '5_2079' or 'mlp_out.5_2079'")
         feature = self.check_feature(FeatureId.parse(name) if isinstance(name, str) else name)
         return Feature(feature, self.at(feature.site))
 
@@ -84,8 +88,8 @@ class Saes(DictionarySet):
 
     def encode(self, model: LanguageModel, text: str) -> dict[Site, Float[Tensor, "pos n_latents"]]:
         """Latent activations of every dictionary on each token of `text`, BOS first where they were trained with it."""
-        recorded = model.record(self.tokens(model, text), self.dictionaries)
-        return {site: self.dictionaries[site].to(model.device).encode(x[0]) for site, x in recorded.items()}
+        recorded = self.on(model).record(self.tokens(model, text), self.dictionaries)
+        return {site: self.dictionaries[site].encode(x[0]) for site, x in recorded.items()}
 
     def tokens(self, model: LanguageModel, text: str) -> Int[Tensor, "1 pos"]:
         """`text` as one row of tokens, after BOS where the dictionaries were trained with it."""
@@ -93,10 +97,15 @@ class Saes(DictionarySet):
         ids = model.to_ids(text)
         if not ids:
             raise UserError(f"{text!r} has no tokens in {model.name}; give at least one word")
-        return torch.tensor([ids if ids[: len(bos)] == bos else bos + ids])
+        row = ids if ids[: len(bos)] == bos else bos + ids
+        if len(row) > model.n_ctx:
+            raise UserError(f"{text!r:.40} has {len(row)} tokens; {model.name} reads {model.n_ctx}: give less text")
+        return torch.tensor([row])
 
     def top_examples(self, name: FeatureName, n: int = 8, *, contexts: int = 300) -> TopExamples:
         """The `n` contexts on which a feature is most active, of the first `contexts` of the set's text."""
+        checks.whole("n", n, 1)
+        checks.whole("contexts", contexts, 2)  # the first is held out
         feature, model = self[name], self.language_model
         text = held_out(replace(self.text, max_tokens=contexts * self.text.n_ctx).contexts(model))[0]
         atlas = survey(model, {feature.id.site: feature.dictionary}, text, top=4 * n)
@@ -115,10 +124,12 @@ class Saes(DictionarySet):
 
     def clamp(self, *names: FeatureName, value: float) -> list[FeaturePatch]:
         """Edits that set features to `value` at every position, one per site."""
+        _check_finite("value", value)
         return [clamp(site, self.dictionaries[site], latents, value) for site, latents in self._by_site(names).items()]
 
     def steer(self, *names: FeatureName, strength: float) -> list[FeatureScale]:
         """Edits that multiply what features contribute by `strength`, one per site: 0 ablates, 1 changes nothing."""
+        _check_finite("strength", strength)
         groups = self._by_site(names)
         return [scale(site, self.dictionaries[site], latents, strength) for site, latents in groups.items()]
 
@@ -128,15 +139,15 @@ class Saes(DictionarySet):
         x' = x + sum_j (f_j(clean) - f_j(x)) d_j, the sub-rank-one patch of Cunningham et al. 2023.
         """
         groups = self._by_site(names)
-        recorded = model.record(self.tokens(model, clean), groups)
+        recorded = self.on(model).record(self.tokens(model, clean), groups)
         return [patch_features(s, self.dictionaries[s], latents, recorded[s]) for s, latents in groups.items()]
 
     def _by_site(self, names: Iterable[FeatureName]) -> dict[Site, list[int]]:
         groups: dict[Site, list[int]] = defaultdict(list)
         for name in names:
-            if not isinstance(name, (str, FeatureId)):
-                raise UserError(f"{name} is no feature and cannot be edited; give features such as 5_452")
             feature = self[name].id
+            if feature.index in groups[feature.site]:
+                raise UserError(f"{feature} is given twice, and would be edited twice; give each feature once")
             groups[feature.site].append(feature.index)
         if not groups:
             raise UserError("give at least one feature, such as 5_452")
@@ -151,7 +162,7 @@ class Saes(DictionarySet):
 
     def on(self, model: LanguageModel) -> LanguageModel:
         """`model`, checked to be the one they were trained on; moves the dictionaries to its device."""
-        self.check(model)
+        self.check(a_model(model))
         for dictionary in self.dictionaries.values():
             dictionary.to(model.device)
         return model
@@ -177,22 +188,38 @@ class Saes(DictionarySet):
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Saes:
     """The set in `folder`; raises `UserError` where there is none, or where it is damaged."""
-    folder = Path(folder)
+    folder = user_path(folder)
     saes = replace(Saes.of(load_set(folder, device=device)), folder=str(folder))
     path = folder / QUALITY
     if not path.is_file():
         return saes
     try:
         return replace(saes, quality=SetQuality.from_json(read_json(path)))
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}; remove it to have it measured again") from error
+
+
+def a_model(model: LanguageModel) -> LanguageModel:
+    """`model` itself; raises `UserError` for anything else than a loaded model."""
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{model!r:.80} is no language model; give what sr.load_model(name) returns")
+    return model
+
+
+def a_set(saes: Saes) -> Saes:
+    """`saes` itself; raises `UserError` for anything else than one set."""
+    if not isinstance(saes, Saes):
+        raise UserError(f"{saes!r:.80} is no set of dictionaries; give what sr.train or sr.load(folder) returns")
+    return saes
 
 
 def by_name(saes: Saes | Mapping[str, Saes]) -> dict[str, Saes]:
     """Sets by their names; a single one is called `dictionary`. Raises `UserError` unless all are of one model."""
-    sets = {"dictionary": saes} if isinstance(saes, Saes) else dict(saes)
+    sets = dict(saes) if isinstance(saes, Mapping) else {"dictionary": saes}
     if not sets:
         raise UserError("give at least one set of dictionaries")
+    for each in sets.values():
+        a_set(each)
     first, *others = sets
     for other in others:
         if sets[other].fingerprint != sets[first].fingerprint:
@@ -223,3 +250,8 @@ def text_of(sets: Mapping[str, Saes], source: str | None) -> tuple[Text, list[st
         for name, text in others.items()
     ]
     return min(sharing, key=lambda text: text.max_tokens), notes
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number; got {value!r}")

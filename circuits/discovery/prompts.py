@@ -58,7 +58,7 @@ def from_lines(model: LanguageModel, name: str, lines: Sequence[str], *, prepend
     tokens, lengths = pad(rows, fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"a prompt takes {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
-    target = _logits(model, name, len(rows))
+    target = logit_target(model, name, len(rows))
     return TargetPrompts(target, _as_examples(target, tokens, lengths - 1))
 
 
@@ -67,17 +67,17 @@ def from_text(
     model: LanguageModel, name: str, contexts: Int[Tensor, "contexts pos"], n: int, *, at_once: int = 16
 ) -> TargetPrompts:
     """The logit or difference that `name` describes at its `n` largest places in a text, one per context."""
-    target, best = _logits(model, name, 1), []
+    target, best = logit_target(model, name, 1), []
     for chunk in contexts.split(at_once):
         h = model.record(chunk, [target.site])[target.site]
         value = target.read(h.flatten(0, 1), torch.zeros(chunk.numel(), dtype=torch.long, device=h.device))
         best.append(value.view(chunk.shape).cpu().masked_fill(~model.content(chunk), -torch.inf).max(1))
     peak, place = (torch.cat(part) for part in zip(*best, strict=True))
     rows = peak.argsort(descending=True, stable=True)[:n]
-    return TargetPrompts(_logits(model, name, len(rows)), Examples(contexts[rows], place[rows], peak[rows]))
+    return TargetPrompts(logit_target(model, name, len(rows)), Examples(contexts[rows], place[rows], peak[rows]))
 
 
-def _logits(model: LanguageModel, name: str, n: int) -> LogitTarget:
+def logit_target(model: LanguageModel, name: str, n: int) -> LogitTarget:
     """The target that `name` describes: "she" or "she - he", each one token, by preference with a leading space."""
     words = [word.strip() for word in name.split(" - ")]
     if len(words) > 2 or not all(words):

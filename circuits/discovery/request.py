@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.discovery.default_target import default_target
-from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text
+from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text, logit_target
 from circuits.discovery.sampling import SpreadExamples
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
 from circuits.effects.ablation_effects import AblatedCodes, ToMean, ToOthers
@@ -116,6 +116,19 @@ def resolve(
     source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas
     search = CauseSearch(model, saes, source, config, ablations)
     return ResolvedRequest(request, search, target, None, None, atlas, prepend_bos)
+
+
+def check_request(model: LanguageModel, dictionaries: DictionarySet, request: CircuitRequest) -> None:
+    """Raise `UserError` for a target that does not exist, as `resolve` would once the text is read."""
+    if request.target is None:
+        return
+    kind, _, name = request.target.partition(":")
+    if not request.is_logit:
+        check_target(model, dictionaries.dictionaries, dictionaries.check_feature(FeatureId.parse(request.target)))
+    elif kind == "task":
+        task_of(name.strip(), model)
+    else:
+        logit_target(model, name.strip(), 1)
 
 
 def logit_prompts(

@@ -11,6 +11,7 @@ from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, Split, pronoun_pairs
 from editing.tasks.user_pairs import UserPairs
 from sae_core.errors import UserError, did_you_mean
+from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
 
 MOST = 2048
@@ -60,7 +61,7 @@ def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False)
     """
     if name in TASKS:
         return TASKS[str(name)](model)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.exists() and path.suffix not in (".jsonl", ".json") and len(path.parts) < 2:
         meant = did_you_mean(name, TASKS)
         raise UserError(f"no task {str(name)!r}{meant or ';'} give {', '.join(TASKS)}, or a .jsonl file of pairs")

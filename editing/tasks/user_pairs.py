@@ -23,6 +23,7 @@ from typing import Any
 
 from editing.tasks.pairs import PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
 
 FIELDS = ("clean", "corrupted", "answer", "foil")
@@ -60,7 +61,7 @@ class UserPairs:
     @classmethod
     def of(cls, path: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> "UserPairs":
         """The pairs of `path`; raises `UserError` for the first line that does not fit, unless they are skipped."""
-        path = Path(path).expanduser()
+        path = user_path(path)
         lines, left_out = _fitting(path, read_lines(path), model, skip_unfit)
         return cls(path, *divide(lines), left_out)
 
@@ -106,7 +107,7 @@ def load_pairs(
 
 def read_lines(path: str | Path) -> list[Line]:
     """The lines of a file, checked but not tokenised; raises `UserError` with file and line for what is malformed."""
-    path, distinct = Path(path).expanduser(), {}
+    path, distinct = user_path(path), {}
     if not path.is_file():
         raise UserError(f"no file of pairs at {path}")
     try:

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.model.hub import hub_source
 from sae_core.model.language_model import LanguageModel
 
@@ -45,7 +46,8 @@ class Text:
     """Where in the rows of a dataset, or the objects of a `.jsonl` file, the text is."""
 
     def __post_init__(self):
-        path = Path(self.source).expanduser()
+        path = user_path(self.source)
+        object.__setattr__(self, "source", str(self.source))
         if self.source != "storybook" and path.exists():
             object.__setattr__(self, "source", str(path.resolve()))
 
@@ -93,7 +95,7 @@ def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
 
 def documents(source: str, column: str = "text", *, piece: int = PIECE) -> Iterator[str]:
     """The documents of a source, one string each; raises `UserError` for one that is missing or empty."""
-    path, empty = Path(source).expanduser(), True
+    path, empty = user_path(source), True
     if source == "storybook":
         texts = _storybook()
     elif not looks_like_file(source):
@@ -110,7 +112,7 @@ def documents(source: str, column: str = "text", *, piece: int = PIECE) -> Itera
 
 def looks_like_file(source: str) -> bool:
     """Whether a value names a file: it has a path separator that leads somewhere, or a text ending."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     return (
         path.suffix in (".txt", ".jsonl")
         or path.exists()
@@ -200,7 +202,7 @@ def _dataset(name: str, column: str) -> Iterator[str]:
 
 def _rows(name: str) -> Iterator[Any]:
     """The rows of the part `train` of a dataset, in a folder or on the hub, as they come in."""
-    folder, config = Path(name).expanduser(), None
+    folder, config = user_path(name), None
     if folder.is_dir():
         source = str(folder)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.formats.dictionary_learning import read_dictionary_learning
 from sae_core.formats.foreign import Foreign
 from sae_core.formats.gemma_scope import read_gemma_scope
@@ -24,7 +25,7 @@ def load_foreign(path: Path) -> Foreign:
     Raises `UserError`, which names the file, for one that is missing, damaged, of unknown schema, or not
     representable.
     """
-    path = locate(Path(path).expanduser())
+    path = locate(user_path(path))
     try:
         source = read(path)
         foreign = _reader(source)(source)

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from sae_core.errors import UserError, did_you_mean
+from sae_core.files import user_path
 
 STORYBOOK = Path(__file__).parents[1] / "storybook" / "model"
 """The bundled model, in Hugging Face layout."""
@@ -17,7 +18,7 @@ def model_source(name: str | Path) -> Path | str:
     """
     if name == "storybook":
         return STORYBOOK
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")

@@ -94,7 +94,11 @@ class LanguageModel:
     # ---- text ----------------------------------------------------------------------------------
 
     def to_ids(self, text: str) -> list[int]:
-        """Token ids of `text` alone, without BOS or any other special token."""
+        """Token ids of `text` alone, without BOS or any other special token; raises `UserError` for what is no text."""
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError) as error:  # half of a surrogate pair, as JSON may hold
+            raise UserError(f"{text!r:.60} is no text that has tokens: {error}") from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def continuation_ids(self, prompt: str, text: str) -> list[int]:

@@ -32,6 +32,8 @@ def model_of(name: str, device: str | None) -> "LanguageModel":
 
     try:
         torch.zeros(1, device=device)
+        if device == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return load_model(name, device=device)

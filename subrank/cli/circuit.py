@@ -3,7 +3,7 @@
 import argparse
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, settings_of
+from subrank.cli.parsers import Verbs, settings_of, word
 from subrank.cli.terminal import report, say
 from subrank.settings.circuit import CircuitSettings
 
@@ -12,7 +12,7 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_on_set("circuit", run, CircuitSettings)
     text = '5_2079, mlp_out.5_2079, "logit: she - he" or "task: ioi"; by default chosen'
-    parser.add_argument("--target", default=None, help=text)
+    parser.add_argument("--target", type=word, default=None, help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options, CircuitSettings)
     saes = load(options.dir)
     names_of(settings)  # what is wrong with names, prompts or target is said before the model is loaded
-    if options.target and not request_of(options.target, settings, saes).is_logit:
+    if not request_of(options.target, settings, saes).is_logit and options.target is not None:
         saes[options.target]
     out = writable(options.out or options.dir / "circuit")
     model = model_of(options.model or saes.model, options.device)

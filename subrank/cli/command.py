@@ -37,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        if isinstance(error, RuntimeError) and "memory" not in line:
+            raise
+        print(f"subrank: there is not enough memory ({line}); give smaller settings, or fewer", file=sys.stderr)
     return 2
 
 

@@ -37,7 +37,7 @@ class Plan:
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`: the whole story on the bundled model, ending in one page."""
     settings = settings_of(options, DemoSettings)
-    return tell(writable(options.out or Path("demo")), settings, plan_of(settings), options.device)
+    return run_demo(writable(options.out or Path("demo")), settings, plan_of(settings), options.device)
 
 
 def plan_of(settings: DemoSettings) -> Plan:
@@ -66,7 +66,7 @@ def plan_of(settings: DemoSettings) -> Plan:
     return Plan(IOISettings(prompts=settings.prompts, seed=seed), circuit, removal)
 
 
-def tell(out: Path, settings: DemoSettings, plan: Plan, device: str | None = None) -> int:
+def run_demo(out: Path, settings: DemoSettings, plan: Plan, device: str | None = None) -> int:
     """Train, patch, discover, remove, and write the page; returns the exit status."""
     from sae_core.data.text import Text
     from sae_core.storage import SET

@@ -22,16 +22,12 @@ def names_of(texts: list[str]) -> list[str]:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank features`: make feature cards: what features respond to, and what they do."""
-    from sae_core.errors import UserError
-    from subrank.experiments.features import card_line, run_features
+    from subrank.experiments.features import card_line, chosen_features, run_features
     from subrank.saes import load
 
     settings, names = settings_of(options, FeatureSettings), names_of(options.features)
-    if names and settings.site:
-        raise UserError("--features and --site exclude each other; give one of them")
     saes = load(options.dir)
-    for name in names:
-        saes[name]  # an unknown one is named before the model is loaded
+    chosen_features(saes, names, settings)  # what is wrong with them is said before the model is loaded
     out = writable(options.out or options.dir / "features")
     model = model_of(options.model or saes.model, options.device)
     result = run_features(model, saes, names, settings, report)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, path, settings_of
+from subrank.cli.parsers import Verbs, path, settings_of, word
 from subrank.cli.terminal import say
 from subrank.settings.experiments import ImportSettings
 
@@ -14,7 +14,8 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add("import", run, ImportSettings, "./imported")
     text = "a dictionary's file or folder: SAELens, OpenAI, Gemma Scope, sparsify, dictionary-learning"
     parser.add_argument("files", metavar="FILE", nargs="+", type=path, help=text)
-    parser.add_argument("--model", required=True, help="'storybook', a directory in Hugging Face layout, or a hub name")
+    where = "'storybook', a directory in Hugging Face layout, or a hub name"
+    parser.add_argument("--model", type=word, required=True, help=where)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace) -> None:
     from sae_core.storage import SET
     from subrank.cli.train import save_quality
     from subrank.experiments.importing import notes, run_import
+    from subrank.result import Provenance
 
     settings = settings_of(options, ImportSettings)
     out = writable(options.out or Path("imported"))
@@ -38,5 +40,6 @@ def run(options: argparse.Namespace) -> None:
     say("measuring on held-out text")
     saes = run_import(options.files, foreign, model, settings)
     saes.save(out)
-    save_quality(out, {"dictionary": saes}, model, {"text": asdict(saes.text), "origin": saes.origin})
+    origin = {"text": asdict(saes.text), "origin": saes.origin}
+    save_quality(out, {"dictionary": saes}, Provenance.of("import", model, origin))
     say(f"dictionaries: {out}")

@@ -16,11 +16,14 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`subrank ioi`: IOI patching: how many features carry the indirect object."""
-    from subrank.experiments.ioi import run_ioi
+    from subrank.experiments.ioi import ioi_config, positions_of, run_ioi
     from subrank.saes import by_name, text_of
 
     settings = settings_of(options, IOISettings)
     sets = by_name(sets_of(options.dirs))
+    # what is wrong with the settings is said before the model is loaded
+    ioi_config(settings, next(iter(sets.values())))
+    positions_of(settings.positions)
     if len(sets) == 1:
         sets = {"dictionary": next(iter(sets.values()))}
     out = writable(options.out or (options.dirs[0] / "ioi" if len(options.dirs) == 1 else Path("ioi")))

@@ -7,10 +7,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar
 
-from subrank.settings.fields import choices, documented, flag_of, hints, is_several, make
+from subrank.settings.fields import choices, documented, flag_of, hints, is_several, make, single_type
 
 Run = Callable[[argparse.Namespace], int | None]
 S = TypeVar("S")
@@ -38,7 +37,7 @@ class Verbs:
         parser = self._parsers.add_parser(name, help=text, description=text)
         parser.set_defaults(run=run)
         parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
-        parser.add_argument("--device", default=None, help="torch device; CUDA where there is one")
+        parser.add_argument("--device", type=word, default=None, help="torch device; CUDA where there is one")
         add_settings(parser, settings)
         return parser
 
@@ -46,7 +45,7 @@ class Verbs:
         """The parser of a verb that works on one saved set."""
         parser = self.add(name, run, settings, f"DIR/{name}")
         parser.add_argument("dir", metavar="DIR", type=path, help="folder that `subrank train` wrote")
-        parser.add_argument("--model", default=None, help="where the model is now, if not where it was")
+        parser.add_argument("--model", type=word, default=None, help="where the model is now, if not where it was")
         return parser
 
     def add_on_sets(self, name: str, run: Run, settings: type, out: str) -> Parser:
@@ -55,7 +54,7 @@ class Verbs:
         parser.add_argument(
             "dirs", metavar="DIR", nargs="+", type=path, help="folder of a set, or of a sweep: all its sets"
         )
-        parser.add_argument("--model", default=None, help="where the model is now, if not where it was")
+        parser.add_argument("--model", type=word, default=None, help="where the model is now, if not where it was")
         return parser
 
 
@@ -64,6 +63,13 @@ def path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def word(text: str) -> str:
+    """A text from the command line that is not empty: no option is ignored as if it had not been given."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the text is empty")
+    return text
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
@@ -97,23 +103,15 @@ def _how(each: Field, kind: type, text: str) -> dict[str, Any]:
     if default not in (None, False, True) and "default" not in help:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         help += f" (default: {shown})"
-    single = _single(hint)
+    single = single_type(hint)
     if single is bool:
         action = "store_true" if default is False else argparse.BooleanOptionalAction
         return {"action": action, "help": help}
-    how: dict[str, Any] = {"help": help, "type": path if single is Path else single}
+    how: dict[str, Any] = {"help": help, "type": {Path: path, str: word}.get(single, single)}
     if allowed := choices(hint):
-        how |= {"type": str, "choices": allowed}
+        how["choices"] = allowed
     if is_several(hint):
         how["nargs"] = "*" if each.metadata.get("empty") else "+"
     if metavar := each.metadata.get("metavar"):
         how["metavar"] = metavar
     return how
-
-
-def _single(hint: Any) -> Any:
-    """The type of one value: of `tuple[int, ...] | None` int."""
-    if choices(hint):
-        return str
-    parts = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
-    return _single(parts[0]) if parts else hint

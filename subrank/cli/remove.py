@@ -3,7 +3,7 @@
 import argparse
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, settings_of
+from subrank.cli.parsers import Verbs, settings_of, word
 from subrank.cli.terminal import report, say
 from subrank.settings.experiments import RemoveSettings
 
@@ -12,7 +12,7 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_on_set("remove", run, RemoveSettings)
     text = "pronouns, possessives, brackets, ioi, or a .jsonl file of pairs (default: pronouns)"
-    parser.add_argument("--task", default="pronouns", help=text)
+    parser.add_argument("--task", type=word, default="pronouns", help=text)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,11 +26,13 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> None:
     """`subrank steer`: generate text with features turned up, down or off."""
     from editing.steering.edits import Mode
-    from subrank.experiments.steering import described, run_steer, strengths_of
+    from subrank.experiments.steering import described, run_steer, strengths_of, writing_of
     from subrank.saes import load
 
     settings, names = settings_of(options, SteerSettings), names_of(options.feature)
-    strengths_of(Mode(settings.mode), settings.strengths)  # what is wrong with them is said before anything slow
+    # what is wrong with the settings is said before the model is loaded
+    strengths_of(Mode(settings.mode), settings.strengths)
+    writing_of(settings)
     saes = load(options.dir)
     for name in names:
         saes[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, given, path, settings_of
+from subrank.cli.parsers import Verbs, given, path, settings_of, word
 from subrank.cli.terminal import interruptible, report, say, steps_shown
 from subrank.settings.train import TrainSettings
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sae_core.training.run import Run
     from sae_core.training.state import TrainState
     from subrank.experiments.training import Session, Trained
+    from subrank.result import Provenance
     from subrank.saes import Saes
 
 RUN, LOG = "run.json", "log.jsonl"
@@ -25,9 +26,9 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add("train", run, TrainSettings, "./dictionaries")
     option = parser.add_argument
-    option("model", metavar="MODEL", nargs="?", help="'storybook', a Hugging Face directory, or a hub name")
+    option("model", metavar="MODEL", nargs="?", type=word, help="'storybook', a Hugging Face directory, or a hub name")
     text = "'storybook', .txt, .jsonl, a folder, a dataset[:config] (default: storybook)"
-    option("--text", default=argparse.SUPPRESS, help=text)
+    option("--text", type=word, default=argparse.SUPPRESS, help=text)
     option("--cache", type=path, default=None, help="folder to keep activations in, and to take them from")
     option("--config", type=path, default=None, help="a run.json in place of MODEL and all that describes the run")
     option("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints (default: 60)")
@@ -63,15 +64,17 @@ def run(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> "tuple[LanguageModel, Run]":
     """Model and run that the command line, or the file that it names, describes."""
     from sae_core.errors import UserError
-    from subrank.experiments.training import run_of
+    from subrank.experiments.training import members_of, run_of
 
     if options.config is not None:
         wanted = _config(options)
         return model_of(wanted.model, options.device), wanted
     if options.model is None:
         raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
+    settings = settings_of(options, TrainSettings)
+    members_of(settings)  # what is wrong with them is said before the model is loaded
     model = model_of(options.model, options.device)
-    return model, run_of(settings_of(options, TrainSettings), model, getattr(options, "text", "storybook"))
+    return model, run_of(settings, model, getattr(options, "text", "storybook"))
 
 
 def _described(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +180,7 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trai
     from sae_core.storage import CHECKPOINT
     from sae_core.training.checkpoint import save_checkpoint
     from subrank.cli.training_log import Log
+    from subrank.result import Provenance
 
     run, state = session.run, session.state
     total, saved = run.members[0].steps, time.monotonic()
@@ -194,7 +198,7 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trai
         saes.save(out if len(trained.sets) == 1 else out / name)
         for line in saes.quality.lines() if saes.quality else ():
             say(f"  {line}")
-    save_quality(out, trained.sets, session.model, run.to_json(), trained.thresholds)
+    save_quality(out, trained.sets, Provenance.of("train", session.model, run.to_json()), trained.thresholds)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     return trained
 
@@ -202,17 +206,16 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trai
 def save_quality(
     out: Path,
     sets: "Mapping[str, Saes]",
-    model: "LanguageModel",
-    settings: Mapping[str, Any],
+    provenance: "Provenance",
     thresholds: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `result.json`, what new sets are worth, and `provenance.json`."""
     from dataclasses import asdict
 
     from sae_core.files import write_json
-    from subrank.result import PROVENANCE, RESULT, Provenance
+    from subrank.result import PROVENANCE, RESULT
 
     measured = {name: saes.quality.to_json() for name, saes in sets.items() if saes.quality}
     numbers = {"dictionaries": measured if len(measured) > 1 else next(iter(measured.values()))}
-    write_json(out / PROVENANCE, asdict(Provenance.of("train", model, settings)))
+    write_json(out / PROVENANCE, asdict(provenance))
     write_json(out / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}))

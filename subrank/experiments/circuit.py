@@ -12,7 +12,7 @@ from torch import Tensor
 from circuits.discovery.circuit import Circuit, circuit_of, circuit_steps, sufficient_features
 from circuits.discovery.default_target import CLOSING_BRACKETS
 from circuits.discovery.edges import EdgeConfig, SearchMode
-from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, resolve
+from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, check_request, resolve
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
 from circuits.drawing import dot_source, draw, render
@@ -32,7 +32,7 @@ from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.page import link, titled
 from subrank.progress import shown
 from subrank.result import Provenance, Result
-from subrank.saes import FeatureName, Saes
+from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make, takes
 
@@ -144,9 +144,10 @@ def discover(
     From the target every active feature of the layer below is ablated on the target's examples, the causes with the
     largest effects are kept, and the same is done for each of them (Cunningham et al. 2023, automatic circuits).
     """
-    named = None if target is None else str(target)
+    name = None if target is None else str(target)
+    chosen = make(CircuitSettings, settings)
     with shown("circuit", progress, on_progress) as report:
-        return run_circuit(model, saes, named, make(CircuitSettings, settings), report)
+        return run_circuit(model, a_set(saes), name, chosen, report)
 
 
 def run_circuit(
@@ -159,9 +160,7 @@ def run_circuit(
 ) -> CircuitResult:
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
-    if target and not request.is_logit:
-        saes[target]  # an unknown feature is named before anything slow
-    saes.on(model)
+    check_request(saes.on(model), saes, request)  # before anything slow
     contexts = saes.contexts(model, settings.text)
     quality = saes.measured(model, contexts, settings.text)
     searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]
@@ -194,11 +193,14 @@ def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> Cir
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of prompts; raises `UserError` where it cannot be read."""
+    """The lines of a file of prompts; raises `UserError` where it cannot be read, or has none."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path} cannot be read: {error}") from error
+    if not lines:
+        raise UserError(f"--prompts {path} holds no prompts; give one prompt per line")
+    return lines
 
 
 def names_of(settings: CircuitSettings) -> dict[str, str]:

@@ -78,8 +78,9 @@ def evaluate(
     **settings: Any,
 ) -> Evaluation:
     """Every measurement of one set of dictionaries, or of several by name, on held-out text."""
+    sets, chosen = by_name(saes), make(EvaluateSettings, settings)
     with shown("evaluate", progress, on_progress) as report:
-        return run_evaluate(model, by_name(saes), make(EvaluateSettings, settings), report)
+        return run_evaluate(model, sets, chosen, report)
 
 
 def run_evaluate(

@@ -26,7 +26,7 @@ from subrank.pages.features_figures import activation_figure
 from subrank.pages.features_page import cards_section
 from subrank.progress import shown
 from subrank.result import Provenance, Result
-from subrank.saes import FeatureName, Saes
+from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.experiments import FeatureSettings
 from subrank.settings.fields import make, takes
 
@@ -105,15 +105,17 @@ class Features(Result):
 def features(
     model: LanguageModel,
     saes: Saes,
-    names: Sequence[FeatureName] = (),
+    names: FeatureName | Sequence[FeatureName] = (),
     *,
     progress: bool = True,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Features:
     """Cards of all features of a set, full ones of those named (by default of some drawn at random)."""
+    names = [names] if isinstance(names, (str, FeatureId)) else names
+    chosen = make(FeatureSettings, settings)
     with shown("features", progress, on_progress) as report:
-        return run_features(model, saes, names, make(FeatureSettings, settings), report)
+        return run_features(model, a_set(saes), names, chosen, report)
 
 
 def run_features(
@@ -124,10 +126,8 @@ def run_features(
     on_progress: OnProgress = silent,
 ) -> Features:
     """`features` with its settings made."""
-    chosen = [saes[name].id for name in names]  # before anything slow
+    chosen = chosen_features(saes, names, settings)  # before anything slow
     places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
-    for place in places:
-        saes.at(place)
     saes.on(model)
     contexts = saes.contexts(model, settings.text)
     quality = saes.measured(model, contexts, settings.text)
@@ -143,6 +143,15 @@ def run_features(
         "features", model, asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
     )
     return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue)
+
+
+def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:
+    """The features that are named; raises `UserError` for one, or a site, that is not there."""
+    if names and settings.site:
+        raise UserError("--features and --site exclude each other; give one of them")
+    if settings.site:
+        saes.at(settings.site)
+    return [saes[name].id for name in names]
 
 
 def card_line(card: Card) -> str:

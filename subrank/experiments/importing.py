@@ -15,7 +15,7 @@ from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
-from subrank.saes import Saes
+from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
 from subrank.settings.fields import make, takes
 
@@ -28,7 +28,9 @@ def import_saes(files: Sequence[str | Path] | str | Path, model: LanguageModel, 
     the file, where one cannot be loaded or is of another width than the model, and where two are for one site.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
-    return run_import(paths, [load_foreign(path) for path in paths], model, make(ImportSettings, settings))
+    a_model(model)
+    chosen = make(ImportSettings, settings)
+    return run_import(paths, [load_foreign(path) for path in paths], model, chosen)
 
 
 def run_import(

@@ -104,24 +104,25 @@ def ioi(
     x' = x_bar + sum_{i in F} (c_i - c_bar_i) f_i for growing sets F of features; features are chosen on other prompts
     than the curves are measured on.
     """
+    sets, chosen = by_name(saes), make(IOISettings, settings)
     with shown("ioi", progress, on_progress) as report:
-        return run_ioi(model, by_name(saes), make(IOISettings, settings), report)
+        return run_ioi(model, sets, chosen, report)
 
 
 def run_ioi(
     model: LanguageModel, sets: Mapping[str, Saes], settings: IOISettings, on_progress: OnProgress = silent
 ) -> IOI:
     """`ioi` of sets by name."""
+    config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
     for saes in sets.values():
         saes.on(model)
+    places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
     contexts = text.contexts(model)
     quality = {}
     for name, saes in sets.items():
         other = text.source if text.source != saes.text.source else settings.text
         quality[name] = saes.measured(model, saes.contexts(model, other), other)
-    places = _places(settings, model, sets)
-    config, positions = ioi_config(settings, next(iter(sets.values()))), _positions(settings.positions)
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
     study = IOIStudy(model, dictionaries, held_out(contexts)[0][:FITTED_ON], config)
     if settings.sites:
@@ -165,7 +166,7 @@ def _labels(study: IOIStudy, results: Sequence[IOIResult]) -> dict[str, dict[str
     return labels
 
 
-def _positions(names: Sequence[str]) -> tuple[Place, ...] | None:
+def positions_of(names: Sequence[str]) -> tuple[Place, ...] | None:
     """None for all; else roles, and places counted from the end."""
     if list(names) == ["all"]:
         return None
@@ -187,4 +188,9 @@ def _places(settings: IOISettings, model: LanguageModel, sets: Mapping[str, Saes
     first, *others = sets.values()
     shared = [site for site in first.dictionaries if all(site in other.dictionaries for other in others)]
     sites: tuple[Site, ...] = tuple(shared) if list(names) == ["all"] else sites_of(model, names)
+    if names and not sites:
+        raise UserError("the sets have no site in common; use them apart")
+    for saes in sets.values():
+        for site in sites:
+            saes.at(site)
     return (sites,) if settings.jointly else sites or (None,)

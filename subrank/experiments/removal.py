@@ -28,7 +28,7 @@ from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.removal_page import removal_section
 from subrank.progress import shown
 from subrank.result import Provenance, Result
-from subrank.saes import Saes
+from subrank.saes import Saes, a_set
 from subrank.settings.experiments import RemoveSettings
 from subrank.settings.fields import make, takes
 
@@ -106,6 +106,7 @@ def remove(
     `task` is pronouns, possessives, brackets, ioi, or a .jsonl file of pairs.
     """
     chosen = make(RemoveSettings, settings)
+    a_set(saes)
     with shown("remove", progress, on_progress) as report:
         return run_remove(model, saes, task, chosen, removal_config(chosen, saes), report)
 
@@ -119,10 +120,9 @@ def run_remove(
     on_progress: OnProgress = silent,
 ) -> Removal:
     """`remove` with a configuration that says in full how much to run."""
-    saes.on(model)
+    capability = capability_of(task, saes.on(model), config)
     contexts = saes.contexts(model, settings.text)
     quality = saes.measured(model, contexts, settings.text)
-    capability = capability_of(task, model, config)
     text = held_out(contexts)[1]
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
@@ -131,9 +131,11 @@ def run_remove(
 
 
 def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
-    """How much to run, as set."""
+    """How much to run, as set; raises `UserError` for a site without a dictionary."""
     few = max(8, settings.prompts // 2)
     site = Site.parse(settings.site) if settings.site else None
+    if site is not None:
+        saes.at(site)
     config = RemovalConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos, site=site)
     return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget)
 

@@ -1,6 +1,5 @@
 """`sr.steer`, `subrank steer`: text with features turned up, down or off, side by side, and what each strength does."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +13,7 @@ from editing.set_quality import SetQuality
 from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
 from editing.steering.dose_response import DoseResponse, dose_response
 from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
-from editing.steering.feature_text import read_features
+from editing.steering.feature_text import check_known_features, read_features
 from editing.steering.held_out import DoseConfig
 from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import held_out
@@ -28,7 +27,7 @@ from subrank.pages.steering_figure import steering_figure
 from subrank.pages.steering_page import described, steering_section
 from subrank.progress import shown
 from subrank.result import Provenance, Result
-from subrank.saes import FeatureName, Saes
+from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.experiments import SteerSettings
 from subrank.settings.fields import make, takes
 
@@ -71,7 +70,7 @@ class Steered(Result):
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Steered":
-        texts = from_plain(tuple[Continuation, ...], numbers["texts"])
+        texts = tuple(from_plain(Continuation, text) for text in numbers["texts"])
         response = from_plain(DoseResponse, numbers["dose_response"])
         return cls(texts, response, SetQuality.from_json(numbers["dictionaries"]), provenance)
 
@@ -91,8 +90,9 @@ def steer(
     `features` is a name such as "5_452", or several that are turned together; by default one is chosen.
     """
     names = [features] if isinstance(features, (str, FeatureId)) else features
+    chosen = make(SteerSettings, settings)
     with shown("steer", progress, on_progress) as report:
-        return run_steer(model, saes, names, make(SteerSettings, settings), report)
+        return run_steer(model, a_set(saes), names, chosen, report)
 
 
 def run_steer(
@@ -105,8 +105,10 @@ def run_steer(
     """`steer` with its settings made. Features and prompts are chosen where there are none."""
     mode = Mode(settings.mode)
     strengths = strengths_of(mode, settings.strengths)
-    writing = Writing(settings.tokens, settings.seed, Sampling(settings.temperature, None, settings.top_p))
+    writing = writing_of(settings)
     features = [saes[name].id for name in names]
+    if features:
+        check_known_features(saes.dictionaries, features)
     saes.on(model)
     prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
     if prompts:
@@ -128,15 +130,18 @@ def run_steer(
     return Steered(tuple(texts), response, quality, provenance)
 
 
+def writing_of(settings: SteerSettings) -> Writing:
+    """How texts are written; raises `UserError` for a temperature or a share that nothing could be drawn with."""
+    return Writing(settings.tokens, settings.seed, Sampling(settings.temperature, None, settings.top_p))
+
+
 def strengths_of(mode: Mode, strengths: Sequence[float] | None) -> tuple[float, ...]:
     """The strengths that are set, or those that the mode has by default."""
     if strengths is None:
         return DEFAULT_STRENGTHS[mode]
     if mode is Mode.OFF:
         raise UserError("--mode off has no strengths; leave out --strengths, or give --mode scale or clamp")
-    if not all(map(math.isfinite, strengths)):
-        raise UserError(f"--strengths must be finite numbers; got {' '.join(map(str, strengths))}")
-    return tuple(dict.fromkeys(map(float, strengths)))
+    return tuple(dict.fromkeys(strengths))
 
 
 def default_feature(model: LanguageModel, saes: Saes, contexts: Int[Tensor, "contexts pos"]) -> FeatureId:

@@ -27,7 +27,7 @@ from sae_core.training.run import Run, calibrate_thresholds
 from sae_core.training.state import TrainState, TrainStep
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 from subrank.progress import shown
-from subrank.saes import Saes
+from subrank.saes import Saes, a_model
 from subrank.settings.fields import make, takes
 from subrank.settings.train import TrainSettings
 from subrank.sites import sites_of
@@ -93,18 +93,41 @@ def summary(step: TrainStep) -> str:
 
 
 def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
-    """The run that settings describe: a member for each combination of those with several values."""
-    n_ctx = min(128, model.n_ctx) if settings.context is None else settings.context
+    """The run that settings describe, of `members_of` them."""
+    members, context = members_of(settings), settings.context
+    n_ctx = min(128, a_model(model).n_ctx) if context is None else context
     read = Text(text, n_ctx, settings.prepend_bos, settings.tokens, settings.column)
-    seeds = settings.seeds or (settings.seed,)
+    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
+
+
+def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:
+    """A member for each combination of the settings with several values.
+
+    Raises `UserError` for a setting that no member would read, and for values that cannot be trained with.
+    """
+    kinds, default = {*settings.kind}, TrainSettings()
+    for name, readers in _READ_BY.items():
+        if getattr(settings, name) != getattr(default, name) and not kinds & readers:
+            flag = "-k" if name == "k" else f"--{name}"
+            raise UserError(f"{flag} is read by {', '.join(sorted(readers))} only, not by {', '.join(settings.kind)}")
+    if settings.seeds and settings.seed != default.seed:
+        raise UserError("--seed and --seeds exclude each other; give one of them")
     shared = {
         name: getattr(settings, name) for name in ("tokens", "batch", "lr", "dead_after", "clip", "bfloat16", "kl")
     }
-    members = tuple(
+    seeds = settings.seeds or (settings.seed,)
+    return tuple(
         TrainConfig(recipe, expansion, seed=seed, **shared)
         for expansion, recipe, seed in product(settings.expansion, _recipes(settings), seeds)
     )
-    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
+
+
+_READ_BY = {
+    "k": {"topk", "batchtopk", "matryoshka", "jumprelu"},
+    "l1": {"relu", "tied", "gated"},
+    "multi": {"topk"},
+}
+"""The kinds that read a setting; the others have no use for it."""
 
 
 def _recipes(settings: TrainSettings) -> Iterator[Recipe]:

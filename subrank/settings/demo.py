@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from subrank.settings.fields import Settings, setting
+from subrank.settings.fields import Settings, setting, site_or_stream
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class DemoSettings(Settings):
 
     tokens: int = 500_000
     """tokens to train the dictionaries on"""
-    sites: tuple[str, ...] = ("resid_post",)
+    sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
     """where: streams or sites (default: every layer)"""
     prompts: int | None = setting(None, least=8)
     """test prompts per experiment, if not each one's own"""

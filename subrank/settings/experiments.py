@@ -4,21 +4,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sae_core.errors import UserError
-from subrank.settings.fields import Settings, setting
+from sae_core.sites import Site
+from subrank.settings.fields import Settings, setting, site_or_stream
 
 Selector = Literal["greedy", "attribution", "threshold", "random"]
 Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
+
+
+def _all_or_place(name: str) -> None:
+    if name != "all":
+        site_or_stream(name)
 
 
 @dataclass(frozen=True)
 class IOISettings(Settings):
     """Where to patch, on which prompts, how features are chosen, and beside what."""
 
-    site: str | None = None
+    site: str | None = setting(None, reads=Site.parse)
     """where to patch; by default chosen on selection prompts"""
-    sites: tuple[str, ...] | None = setting(None, metavar="SITE")
+    sites: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place)
     """one experiment after the other: sites, streams, or 'all'"""
-    jointly: tuple[str, ...] | None = setting(None, metavar="SITE")
+    jointly: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place)
     """sites or streams, or 'all', in one experiment"""
     positions: tuple[str, ...] = setting(("all",), metavar="WHERE")
     """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
@@ -46,7 +52,7 @@ class IOISettings(Settings):
 class RemoveSettings(Settings):
     """Where to edit, on how many prompts, and how much damage is allowed."""
 
-    site: str | None = None
+    site: str | None = setting(None, reads=Site.parse)
     """where to edit; by default chosen on selection prompts"""
     prompts: int = setting(256, least=8)
     """test prompts; half as many to choose the edit"""
@@ -82,16 +88,12 @@ class SteerSettings(Settings):
     seed: int = setting(0, least=0)
     """seed of the texts and of random directions"""
 
-    def check(self) -> None:
-        if not all(prompt.strip() for prompt in self.prompt or ()):
-            raise UserError("--prompt is empty; give at least one word")
-
 
 @dataclass(frozen=True)
 class FeatureSettings(Settings):
     """Which features get a full card, and how much text is read."""
 
-    site: str | None = None
+    site: str | None = setting(None, reads=Site.parse)
     """full cards for features of this site only, e.g. resid_post.3"""
     full: int = setting(24, least=0)
     """full cards, for features drawn at random if not named"""
@@ -123,7 +125,7 @@ class EvaluateSettings(Settings):
 class ImportSettings(Settings):
     """Where other people's dictionaries belong, and the text that verbs read with them."""
 
-    at: tuple[str, ...] | None = setting(None, metavar="SITE")
+    at: tuple[str, ...] | None = setting(None, metavar="SITE", reads=Site.parse)
     """site of each file, where it does not say so itself"""
     text: str = "storybook"
     """'storybook', a .txt or .jsonl file, a folder, or a dataset name"""

@@ -5,34 +5,52 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from functools import cache
 from itertools import pairwise
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from sae_core.errors import UserError, no_such
+from sae_core.sites import Site, Stream
 
 T = TypeVar("T")
+_TYPES = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: ((str, Path, Site), "a text"),
+    Path: ((str, Path), "a path"),
+}
+"""What may be given for a value of each type, and how a message calls it."""
 
 
 def setting(default: Any, **metadata: Any) -> Any:
-    """A field with more to it: `least` (smallest value), `group` (heading in `--help`), `flag`, `metavar`, `empty`."""
+    """A field with more to it.
+
+    `least` and `most` are the smallest and the largest value; `reads` raises `UserError` for a value that it cannot
+    read; `empty` allows no values where several may be; `group` (a heading), `flag` and `metavar` are for `--help`.
+    """
     return field(default=default, metadata=metadata)
 
 
+def site_or_stream(name: str) -> None:
+    """Raise `UserError` unless `name` is a site or a stream."""
+    if name not in set(Stream):
+        Site.parse(name)
+
+
 class Settings:
-    """What the settings of all verbs share: single values where several are meant, and checks when they are made."""
+    """What the settings of all verbs share: each value is checked and has the type of its field, once it is made.
+
+    Where several values may be, a single one may be given alone. Raises `UserError`.
+    """
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
-            value, hint = getattr(self, each.name), hints(type(self))[each.name]
-            if is_several(hint) and value is not None and (isinstance(value, str) or not hasattr(value, "__iter__")):
-                value = (value,)
-            if is_several(hint) and value is not None:
-                value = tuple(value)
-                object.__setattr__(self, each.name, value)
-            for single in value if isinstance(value, tuple) else (value,):
-                _check(flag_of(each), single, hint, each.metadata.get("least"))
+            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
         self.check()
 
     def check(self) -> None:
@@ -99,11 +117,45 @@ def flag_of(each: Any) -> str:
     return each.metadata.get("flag") or "--" + each.name.replace("_", "-")
 
 
-def _check(flag: str, value: Any, hint: Any, least: float | None) -> None:
-    allowed = choices(hint)
-    if allowed and value is not None and value not in allowed:
-        raise no_such(flag, value, allowed)
-    if isinstance(value, float) and not math.isfinite(value):
+def single_type(hint: Any) -> Any:
+    """The type of one value: of `tuple[int, ...] | None` int, of a choice between texts str."""
+    if choices(hint):
+        return str
+    parts = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
+    return single_type(parts[0]) if parts else hint
+
+
+def _checked(each: Field, value: Any, hint: Any) -> Any:
+    """A value, or a tuple of several, as the field has it."""
+    if value is None and NoneType in get_args(hint):
+        return None
+    if not is_several(hint):
+        return _single(each, value, hint)
+    alone = isinstance(value, str) or not hasattr(value, "__iter__")
+    values: tuple[Any, ...] = (value,) if alone else tuple(value)  # type: ignore[arg-type]
+    if not values and not each.metadata.get("empty"):
+        raise UserError(f"{flag_of(each)} has no values; give at least one")
+    return tuple(_single(each, single, hint) for single in values)
+
+
+def _single(each: Field, value: Any, hint: Any) -> Any:
+    flag, kind, allowed = flag_of(each), single_type(hint), choices(hint)
+    types, words = _TYPES[kind]
+    if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"{flag} must be {words}; got {value!r}")
+    if kind is float and not math.isfinite(value):
         raise UserError(f"{flag} must be a finite number; got {value}")
-    if least is not None and value is not None and not value >= least:
+    if kind in (str, Path) and not str(value).strip():
+        raise UserError(f"{flag} is empty; give at least one word")
+    value = kind(value)
+    if allowed and value not in allowed:
+        raise no_such(flag, value, allowed)
+    least = each.metadata.get("least")
+    if least is not None and value < least:
         raise UserError(f"{flag} must be at least {least}; got {value}")
+    most = each.metadata.get("most")
+    if most is not None and value > most:
+        raise UserError(f"{flag} must be at most {most}; got {value}")
+    if reads := each.metadata.get("reads"):
+        reads(value)
+    return value

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sae_core.errors import UserError
-from subrank.settings.fields import Settings, setting
+from subrank.settings.fields import Settings, setting, site_or_stream
 
 Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied"]
 
@@ -13,7 +13,7 @@ Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "
 class TrainSettings(Settings):
     """What to train, where and for how long. Several values of a setting that allows them make a sweep."""
 
-    sites: tuple[str, ...] = ("resid_post",)
+    sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
     """streams (all layers) or sites, e.g. mlp_out.3"""
     kind: tuple[Kind, ...] = ("topk",)
     """architecture; several make a sweep"""
@@ -49,7 +49,7 @@ class TrainSettings(Settings):
     """where a dataset or .jsonl keeps its text"""
     prepend_bos: bool = True
     """whether every piece of text begins with BOS, where the model has one"""
-    memory: float = setting(2.0, metavar="GIB")
+    memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from sae_core.model.language_model import load_model
 from sae_core.storage import load_set
 from sae_core.training.config import TrainConfig
 from sae_core.training.run import Run
-from subrank.cli.demo import Plan, prepare_demo, tell
+from subrank.cli.demo import Plan, prepare_demo, run_demo
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
 from subrank.settings.experiments import IOISettings
@@ -162,7 +162,7 @@ def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(trained_set, 
     circuit = CircuitSettings(contexts=100, max_targets=1, null=20, held=40, draws=0, cards=16, cover=1)
     with unchecked():
         settings = DemoSettings(tokens=60_000, seed=training_seed)
-        assert tell(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few)) == 0
+        assert run_demo(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few)) == 0
     printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed
     page = (tmp_path / "index.html").read_text()

@@ -26,20 +26,24 @@ def test_the_defaults_are_the_experiments():
 
 
 def test_positions_are_roles_or_count_from_the_end():
-    assert front._positions(["all"]) is None and front._positions(["s2", "END", "-3"]) == (Role.S2, Role.END, -3)
+    assert front.positions_of(["all"]) is None and front.positions_of(["s2", "END", "-3"]) == (Role.S2, Role.END, -3)
     for wrong in ("0", "2", "S3", "-0", "all"):
         with user_error(wrong, "IO, S1, S2, END", "from the end"):
-            front._positions(["-1", wrong])
+            front.positions_of(["-1", wrong])
 
 
 def test_sites_are_one_by_one_or_jointly_and_all_are_those_that_every_set_has(storybook):
-    sets = {"a": SimpleNamespace(dictionaries=dict.fromkeys([Site(1), Site(3), Site(4)]))}
-    sets["b"] = SimpleNamespace(dictionaries=dict.fromkeys([Site(3), Site(4)]))
+    def with_sites(*sites: Site) -> SimpleNamespace:
+        dictionaries = dict.fromkeys(sites)
+        return SimpleNamespace(dictionaries=dictionaries, at=dictionaries.__getitem__)
+
+    out = Site(1, Stream.MLP_OUT)
+    sets = {"a": with_sites(Site(1), out, Site(3), Site(4)), "b": with_sites(out, Site(3), Site(4))}
     for settings, places in (
         ({}, (None,)),
         ({"site": "resid_post.3"}, (Site(3),)),
-        ({"sites": ("all",)}, (Site(3), Site(4))),
-        ({"jointly": ("all",)}, ((Site(3), Site(4)),)),
-        ({"jointly": ("resid_post.4", "mlp_out.1")}, ((Site(1, Stream.MLP_OUT), Site(4)),)),
+        ({"sites": ("all",)}, (out, Site(3), Site(4))),
+        ({"jointly": ("all",)}, ((out, Site(3), Site(4)),)),
+        ({"jointly": ("resid_post.4", "mlp_out.1")}, ((out, Site(4)),)),
     ):
         assert front._places(make(IOISettings, settings), storybook, sets) == places
