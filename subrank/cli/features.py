@@ -16,8 +16,13 @@ def add(verbs: Verbs) -> None:
 
 
 def names_of(texts: list[str]) -> list[str]:
-    """Names that stand apart by spaces, commas or both."""
-    return [name for text in texts for name in text.replace(",", " ").split()]
+    """Names that stand apart by spaces, commas or both; raises `UserError` where there are texts, but no names."""
+    from sae_core.errors import UserError
+
+    names = [name for text in texts for name in text.replace(",", " ").split()]
+    if texts and not names:
+        raise UserError(f"{' '.join(texts)!r} names no feature; features read like '5_2079' or 'mlp_out.5_2079'")
+    return names
 
 
 def run(options: argparse.Namespace) -> None:
