@@ -52,13 +52,19 @@ class IOI(Result):
     labels: dict[str, dict[str, str]]
     """The tokens that features respond to, by set and name of the feature."""
     provenance: Provenance
+    notes: tuple[str, ...] = ()
+    """What was left out of the task for this model, and why."""
 
     def title(self) -> str:
         return "IOI patching"
 
     def lines(self) -> list[str]:
         scores = dict.fromkeys(f"{r.corruption}: {r.own.sentence()}" for r in self.results)
-        return [*scores, *(f"{r.corruption} at {r.site}: {text}" for r in self.results for text in r.sentences())][:10]
+        return [
+            *scores,
+            *self.notes,
+            *(f"{r.corruption} at {r.site}: {text}" for r in self.results for text in r.sentences()),
+        ][:10]
 
     def figures(self) -> "dict[str, Figure]":
         return {f"{r.corruption} at {r.site}": ioi_figure(r, self.labels) for r in self.results}
@@ -78,7 +84,7 @@ class IOI(Result):
             "dictionaries": _alone({name: quality.to_json() for name, quality in self.quality.items()}),
             "labels": _alone(self.labels),
             "ioi": [r.to_json() for r in self.results],
-        }
+        } | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "IOI":
@@ -87,7 +93,13 @@ class IOI(Result):
         several = len(names) > 1
         quality = numbers["dictionaries"] if several else {names[0]: numbers["dictionaries"]}
         labels = numbers["labels"] if several else {names[0]: numbers["labels"]}
-        return cls(results, {name: SetQuality.from_json(value) for name, value in quality.items()}, labels, provenance)
+        return cls(
+            results,
+            {name: SetQuality.from_json(value) for name, value in quality.items()},
+            labels,
+            provenance,
+            tuple(numbers.get("notes", ())),
+        )
 
 
 @takes(IOISettings)
@@ -131,9 +143,8 @@ def run_ioi(
     results = tuple(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
     )
-    return IOI(
-        results, quality, _labels(study, results), Provenance.of("ioi", model, asdict(settings) | folders_of(sets))
-    )
+    provenance = Provenance.of("ioi", model, asdict(settings) | folders_of(sets))
+    return IOI(results, quality, _labels(study, results), provenance, study.task.notes)
 
 
 def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
