@@ -15,7 +15,7 @@ from editing.ioi.study import IOIStudy
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption, Role
 from editing.tasks.pairs import Place
-from sae_core.codec import from_plain
+from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -80,7 +80,7 @@ class IOI(Result):
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "own_score": {r.corruption: asdict(r.own) for r in self.results},
+            "own_score": {r.corruption: to_plain(r.own) for r in self.results},
             "dictionaries": _alone({name: quality.to_json() for name, quality in self.quality.items()}),
             "labels": _alone(self.labels),
             "ioi": [r.to_json() for r in self.results],

@@ -18,7 +18,7 @@ from editing.removal.experiment import remove as remove_capability
 from editing.removal.figure import removal_figure
 from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
-from sae_core.codec import from_plain
+from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -74,7 +74,7 @@ class Removal(Result):
         return self.section() + dictionaries_section(self.quality)
 
     def to_dict(self) -> dict[str, Any]:
-        score = asdict(self.result.own)
+        score = to_plain(self.result.own)
         return {"own_score": score, "dictionaries": self.quality.to_json(), "removal": self.result.to_json()}
 
     @classmethod
