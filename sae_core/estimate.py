@@ -13,10 +13,11 @@ class Estimate:
     high: float = math.nan
 
     def __str__(self) -> str:
-        return f"{self:.3f}"
+        return format(self)
 
     def __format__(self, spec: str) -> str:
-        """The number, and its interval where it has one, each by `spec`: `0.286 [0.241, 0.330]`."""
+        """The number, and its interval where it has one, each by `spec`, `.3f` if empty: `0.286 [0.241, 0.330]`."""
+        spec = spec or ".3f"
         if math.isnan(self.low):
             return format(self.value, spec)
         return f"{format(self.value, spec)} [{format(self.low, spec)}, {format(self.high, spec)}]"
