@@ -38,7 +38,7 @@ command takes them with spaces between (`-k 8 16`) and Python as a tuple (`k=(8,
 Every verb also takes `--out` (a folder for the results) and `--device`; those on a set take the folder of the set, and
 `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
 goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run.
-`circuit` takes `--target`, `remove` `--task`, `steer` `--feature`, `features` `--features`.
+`circuit` takes `--target`, `remove` `--task`, `steer` and `features` `--features`.
 
 Made by `python docs/make_options.py`.
 """

@@ -146,6 +146,12 @@ def load_result(folder: str | Path) -> Result:
     module, _, name = _KINDS[card["verb"]].partition(":")
     kind = getattr(importlib.import_module(module), name)
     try:
-        return kind.from_dict(read_json(folder / RESULT), from_plain(Provenance, card))
+        provenance = from_plain(Provenance, card)
+    except UserError as error:
+        raise UserError(f"{folder / PROVENANCE} is damaged: {error}") from error
+    numbers = read_json(folder / RESULT)
+    try:
+        return kind.from_dict(numbers, provenance)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / RESULT} is damaged: {error}") from error
+        problem = f"missing {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder / RESULT} is damaged, or not of {card['verb']}: {problem}") from error

@@ -25,6 +25,7 @@ from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError
 from sae_core.files import read_json, user_path, write_json
 from sae_core.model.language_model import LanguageModel, load_model
+from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import QUALITY, DictionarySet, load_set
 from subrank.top_examples import TopExamples
@@ -83,6 +84,16 @@ class Saes(DictionarySet):
             raise UserError(f"{name!r} is no feature; features read like '5_2079' or 'mlp_out.5_2079'")
         feature = self.check_feature(FeatureId.parse(name) if isinstance(name, str) else name)
         return Feature(feature, self.at(feature.site))
+
+    def ids(self, names: Iterable[FeatureName]) -> list[FeatureId]:
+        """The features of these names; raises `UserError` for one that is not there, or is given twice."""
+        if not isinstance(names, Iterable):
+            raise UserError(f"{names!r} is no feature; features read like '5_2079' or 'mlp_out.5_2079'")
+        features = [self[name].id for name in names]
+        for feature in features:
+            if features.count(feature) > 1:
+                raise UserError(f"{feature} is given twice; give each feature once")
+        return features
 
     # ---- what features are on a text -----------------------------------------------------------
 
@@ -144,10 +155,7 @@ class Saes(DictionarySet):
 
     def _by_site(self, names: Iterable[FeatureName]) -> dict[Site, list[int]]:
         groups: dict[Site, list[int]] = defaultdict(list)
-        for name in names:
-            feature = self[name].id
-            if feature.index in groups[feature.site]:
-                raise UserError(f"{feature} is given twice, and would be edited twice; give each feature once")
+        for feature in self.ids(names):  # one given twice would be edited twice
             groups[feature.site].append(feature.index)
         if not groups:
             raise UserError("give at least one feature, such as 5_452")
@@ -171,10 +179,17 @@ class Saes(DictionarySet):
         """The contexts of the set's text, or of another `source` cut in the same way."""
         return (replace(self.text, source=source) if source else self.text).contexts(model)
 
-    def measured(self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], source: str | None) -> SetQuality:
+    def measured(
+        self,
+        model: LanguageModel,
+        contexts: Int[Tensor, "contexts pos"],
+        source: str | None,
+        on_progress: OnProgress = silent,
+    ) -> SetQuality:
         """The quality that is known of the set, or what the held-out part of another text gives."""
         if self.quality is not None and not source:
             return self.quality
+        on_progress(Progress("measuring the dictionaries", 0, None))
         return measure_set(model, self, held_out(contexts)[1])
 
     # ---- on disk -------------------------------------------------------------------------------

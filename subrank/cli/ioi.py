@@ -31,6 +31,6 @@ def run(options: argparse.Namespace) -> None:
         say(note)
     model = model_of(options.model or next(iter(sets.values())).model, options.device)
     result = run_ioi(model, sets, settings, report)
-    for line in result.lines():
+    for line in result.sentences():
         say(f"  {line}")
     say(f"results: {result.save(out)}")

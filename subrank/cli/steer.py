@@ -20,7 +20,7 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_on_set("steer", run, SteerSettings)
     text = "e.g. 3_17, or several that are turned together: 3_17 5_20; by default chosen"
-    parser.add_argument("--feature", nargs="+", default=[], metavar="FEATURE", help=text)
+    parser.add_argument("--features", "--feature", nargs="+", default=[], metavar="FEATURE", help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,13 +29,12 @@ def run(options: argparse.Namespace) -> None:
     from subrank.experiments.steering import described, run_steer, strengths_of, writing_of
     from subrank.saes import load
 
-    settings, names = settings_of(options, SteerSettings), names_of(options.feature)
+    settings, names = settings_of(options, SteerSettings), names_of(options.features)
     # what is wrong with the settings is said before the model is loaded
     strengths_of(Mode(settings.mode), settings.strengths)
     writing_of(settings)
     saes = load(options.dir)
-    for name in names:
-        saes[name]
+    saes.ids(names)
     out = writable(options.out or options.dir / "steer")
     model = model_of(options.model or saes.model, options.device)
     for text in settings.prompt or ():

@@ -109,14 +109,15 @@ class CircuitResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         numbers = {"dictionaries": self.quality.to_json(), "circuit": to_plain(self.graph)}
-        return numbers | ({"judgement": self.evaluation.to_json()} if self.evaluation else {})
+        numbers |= {"judgement": self.evaluation.to_json()} if self.evaluation else {}
+        return numbers | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "CircuitResult":
         scores = numbers.get("judgement")
         evaluation = from_plain(CircuitEvaluation, scores) if scores else None
         graph, quality = from_plain(FeatureGraph, numbers["circuit"]), SetQuality.from_json(numbers["dictionaries"])
-        return cls(graph, evaluation, quality, provenance)
+        return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())))
 
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
         """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
@@ -162,7 +163,7 @@ def run_circuit(
     request, names = request_of(target, settings, saes), names_of(settings)
     check_request(saes.on(model), saes, request)  # before anything slow
     contexts = saes.contexts(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text)
+    quality = saes.measured(model, contexts, settings.text, on_progress)
     searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]
     stages = Stages(on_progress)
     stages.begin(f"looking at every feature on {len(searched)} contexts")

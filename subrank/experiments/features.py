@@ -130,7 +130,7 @@ def run_features(
     places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
     saes.on(model)
     contexts = saes.contexts(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text)
+    quality = saes.measured(model, contexts, settings.text, on_progress)
     training, held = held_out(contexts)
     training, held = training[: settings.contexts], held[: max(2, settings.contexts // 4)]
     seed = settings.seed
@@ -146,12 +146,12 @@ def run_features(
 
 
 def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:
-    """The features that are named; raises `UserError` for one, or a site, that is not there."""
+    """The features that are named; raises `UserError` for one, or a site, that is not there, and for both together."""
     if names and settings.site:
         raise UserError("--features and --site exclude each other; give one of them")
     if settings.site:
         saes.at(settings.site)
-    return [saes[name].id for name in names]
+    return saes.ids(names)
 
 
 def card_line(card: Card) -> str:

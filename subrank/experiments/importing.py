@@ -27,8 +27,11 @@ def import_saes(files: Sequence[str | Path] | str | Path, model: LanguageModel, 
     Files of SAELens, OpenAI, Gemma Scope, sparsify and dictionary-learning are read. Raises `UserError`, which names
     the file, where one cannot be loaded or is of another width than the model, and where two are for one site.
     """
-    paths = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
     a_model(model)
+    several = [files] if isinstance(files, (str, Path)) else files
+    if not isinstance(several, Sequence) or not several:
+        raise UserError(f"{files!r} is no file of dictionaries; give at least one, or a list of them")
+    paths = [Path(file) for file in several]
     chosen = make(ImportSettings, settings)
     return run_import(paths, [load_foreign(path) for path in paths], model, chosen)
 

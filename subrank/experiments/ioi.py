@@ -59,12 +59,13 @@ class IOI(Result):
         return "IOI patching"
 
     def lines(self) -> list[str]:
+        return self.sentences()[:10]
+
+    def sentences(self) -> list[str]:
+        """The finding in words in full: the model's own scores, and what each experiment shows."""
         scores = dict.fromkeys(f"{r.corruption}: {r.own.sentence()}" for r in self.results)
-        return [
-            *scores,
-            *self.notes,
-            *(f"{r.corruption} at {r.site}: {text}" for r in self.results for text in r.sentences()),
-        ][:10]
+        shown_by = (f"{r.corruption} at {r.site}: {text}" for r in self.results for text in r.sentences())
+        return [*scores, *self.notes, *shown_by]
 
     def figures(self) -> "dict[str, Figure]":
         return {f"{r.corruption} at {r.site}": ioi_figure(r, self.labels) for r in self.results}
@@ -134,7 +135,7 @@ def run_ioi(
     quality = {}
     for name, saes in sets.items():
         other = text.source if text.source != saes.text.source else settings.text
-        quality[name] = saes.measured(model, saes.contexts(model, other), other)
+        quality[name] = saes.measured(model, saes.contexts(model, other), other, on_progress)
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
     study = IOIStudy(model, dictionaries, held_out(contexts)[0][:FITTED_ON], config)
     if settings.sites:

@@ -122,7 +122,7 @@ def run_remove(
     """`remove` with a configuration that says in full how much to run."""
     capability = capability_of(task, saes.on(model), config)
     contexts = saes.contexts(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text)
+    quality = saes.measured(model, contexts, settings.text, on_progress)
     text = held_out(contexts)[1]
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None

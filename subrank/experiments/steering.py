@@ -13,14 +13,14 @@ from editing.set_quality import SetQuality
 from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
 from editing.steering.dose_response import DoseResponse, dose_response
 from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
-from editing.steering.feature_text import check_known_features, read_features
+from editing.steering.feature_text import read_features
 from editing.steering.held_out import DoseConfig
 from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.model.generation import Sampling, check_room
 from sae_core.model.language_model import LanguageModel
-from sae_core.progress import OnProgress, silent
+from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Stream
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.steering_figure import steering_figure
@@ -106,17 +106,18 @@ def run_steer(
     mode = Mode(settings.mode)
     strengths = strengths_of(mode, settings.strengths)
     writing = writing_of(settings)
-    features = [saes[name].id for name in names]
-    if features:
-        check_known_features(saes.dictionaries, features)
+    features = saes.ids(names)
     saes.on(model)
     prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
     if prompts:
         check_room(model, prompts, settings.tokens)
     contexts = saes.contexts(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text)
+    quality = saes.measured(model, contexts, settings.text, on_progress)
     reading, measuring = (part[:READ] for part in held_out(contexts))
-    features = features or [default_feature(model, saes, reading)]
+    if not features:
+        on_progress(Progress(f"choosing a feature on {len(reading)} contexts", 0, None))
+        features = [default_feature(model, saes, reading)]
+    on_progress(Progress(f"reading {', '.join(map(str, features))} on {len(reading)} contexts", 0, None))
     text = read_features(model, saes.dictionaries, features, reading)
     steering = Steering(saes.dictionaries, text, mode)
     held = read_features(model, saes.dictionaries, features, measuring)

@@ -9,7 +9,7 @@ from subrank.settings.fields import Settings, setting, site_or_stream
 class DemoSettings(Settings):
     """How much of the whole story to run."""
 
-    tokens: int = 500_000
+    tokens: int = setting(500_000, least=1024)
     """tokens to train the dictionaries on"""
     sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
     """where: streams or sites (default: every layer)"""

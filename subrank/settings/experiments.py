@@ -129,7 +129,7 @@ class ImportSettings(Settings):
     """site of each file, where it does not say so itself"""
     text: str = "storybook"
     """'storybook', a .txt or .jsonl file, a folder, or a dataset name"""
-    tokens: int = 500_000
+    tokens: int = setting(500_000, least=1)
     """tokens of it that verbs may read, at most"""
     context: int | None = None
     """tokens per context; the model's, or the files', at most 128"""

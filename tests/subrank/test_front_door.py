@@ -4,7 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -172,8 +172,15 @@ def test_edits_by_name_are_those_of_the_floors_below(storybook, saes):
     assert torch.allclose(edited(saes.patch(storybook, text, *active)), plain, atol=1e-4)
     with user_error("at least one feature"):
         saes.ablate()
-    with user_error("no feature"):
-        saes.ablate("nonsense")
+    for nothing in ("nonsense", "", 5, None, ["5_1"], sr.FeatureId(sr.Site(5), -1)):
+        with unchecked(), user_error("no feature"):
+            saes.ablate(nothing)
+    with user_error("twice"):
+        saes.ablate("5_1", sr.FeatureId.parse("5_1"))
+    with user_error("finite"):
+        saes.clamp("5_1", value=float("nan"))
+    with user_error("tokens", "less text"):
+        saes.encode(storybook, "Mary " * 300)
 
 
 def test_top_examples_end_at_the_strongest_token(saes):
@@ -229,9 +236,46 @@ def test_a_result_has_one_shape(results, verb, tmp_path):
     assert again.lines() == result.lines()
 
 
-def test_a_folder_without_a_result(tmp_path):
+def test_a_folder_without_a_result(trained_set, tmp_path):
     with user_error("no result"):
         sr.load_result(tmp_path)
+    with user_error("holds dictionaries", "sr.load"):
+        sr.load_result(trained_set)
+
+
+def test_a_damaged_result_is_one_line(results, tmp_path):
+    """Whatever its JSON holds in place of what it should hold, or of whichever verb it says that it is."""
+    results["evaluate"].save(tmp_path)
+    card, numbers = (json.loads((tmp_path / name).read_text()) for name in ("provenance.json", "result.json"))
+    wrong = [(card | {"verb": verb}, numbers) for verb in ("ioi", "circuit", "remove", "steer", "features", None, [])]
+    wrong += [(card, dict.fromkeys(numbers, value)) for value in (None, [], "x", {})]
+    wrong += [(card, {}), (card, [1]), ([1], numbers), ({"verb": "evaluate"}, numbers)]
+    wrong += [(card | {"verb": "ioi"}, {"ioi": []})]
+    for provenance, result in wrong:
+        (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        with user_error("json"):
+            sr.load_result(tmp_path)
+    (tmp_path / "result.json").write_text("[" * 100_000)
+    with user_error("damaged"):
+        sr.load_result(tmp_path)
+
+
+@pytest.mark.parametrize("verb", [*SMALL, "discover"])
+def test_what_is_no_model_or_no_set_is_one_line(storybook, saes, trained_set, verb):
+    function = getattr(sr, verb)
+    with unchecked():
+        for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(trained_set)), (storybook, [saes])):
+            with user_error("is no ", "sr.load"):
+                function(*wrong, **QUIET)
+        with user_error("is no language model"):
+            sr.train("storybook", **QUIET)
+
+
+def test_a_circuit_that_is_not_scored_says_so_after_loading_too(results, tmp_path):
+    unscored = replace(results["circuit"], evaluation=None, notes=("not scored: too little text",))
+    unscored.save(tmp_path)
+    assert sr.load_result(tmp_path).lines() == unscored.lines()
 
 
 def test_progress_is_reported_stage_by_stage_or_not_at_all(storybook, saes, capsys):

@@ -35,6 +35,7 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
         (["--target", "logit: qqqq"], "'qqqq'"),
         (["--target", "task: none"], "no task"),
         (["--target", "logit: she", "--prompts", "none.txt"], "cannot be read"),
+        (["--target", "logit: she", "--prompts", "/dev/null"], "no prompts"),
         (["--keep", "-1"], "--keep"),
         (["--depth", "0"], "--depth"),
         (["--names", "none.json"], "none.json"),
@@ -44,6 +45,28 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
 def test_circuits_that_make_no_sense(untrained_set, tmp_path, capsys, options, complaint):
     settings = ["--contexts", 20, "--out", tmp_path]
     assert complaint in one_line(capsys, "circuit", untrained_set, *settings, *options)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "complaint"),
+    [
+        ("circuit", ["--target", ""], "empty"),
+        ("ioi", ["--site", " "], "empty"),
+        ("ioi", ["--positions", "-1", "S9"], "S9"),
+        ("ioi", ["--sites", "nowhere"], "no site"),
+        ("remove", ["--site", "mlp_out.1"], "no dictionary"),
+        ("remove", ["--budget", "0"], "budget"),
+        ("steer", ["--temperature", "-1"], "temperature"),
+        ("steer", ["--features", "5_1,5_1"], "twice"),
+        ("steer", ["--features", ","], "names no feature"),
+        ("features", ["--features", "5_1", "--site", "resid_post.5"], "exclude each other"),
+        ("evaluate", ["--device", "meta"], "meta"),
+        ("evaluate", ["--text", ""], "empty"),
+    ],
+)
+def test_what_can_be_said_without_the_model_is(untrained_set, tmp_path, capsys, monkeypatch, verb, options, complaint):
+    monkeypatch.setattr("sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("it was loaded first"))
+    assert complaint in one_line(capsys, verb, untrained_set, "--out", tmp_path, *options)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "ioi", "circuit", "features", "remove", "steer"])
@@ -132,6 +155,7 @@ def test_training_never_overwrites_a_set(untrained_set, capsys):
         ["--lr", "inf"],
         ["--save-every", "nan"],
         ["--dead-after", "0"],
+        ["--expansion", "1099511627776", "--tokens", "4096", "--context", "64"],  # more memory than there is
     ],
 )
 def test_settings_that_make_no_sense(options, tmp_path, capsys):
