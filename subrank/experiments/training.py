@@ -116,10 +116,13 @@ def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:
         name: getattr(settings, name) for name in ("tokens", "batch", "lr", "dead_after", "clip", "bfloat16", "kl")
     }
     seeds = settings.seeds or (settings.seed,)
-    return tuple(
+    members = tuple(
         TrainConfig(recipe, expansion, seed=seed, **shared)
         for expansion, recipe, seed in product(settings.expansion, _recipes(settings), seeds)
     )
+    if len({*members}) < len(members):
+        raise UserError("two members of a sweep are the same; give each value once")
+    return members
 
 
 _READ_BY = {

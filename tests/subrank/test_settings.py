@@ -118,6 +118,7 @@ def test_a_value_that_cannot_be_read_is_one_line(kind, wrong, words):
         ({"kind": "batchtopk", "multi": 0.125}, ("--multi", "topk only")),
         ({"seed": 3, "seeds": (1, 2)}, ("--seed and --seeds",)),
         ({"tokens": 10}, ("fewer than one batch",)),
+        ({"k": (8, 8)}, ("the same", "once")),  # it used to be said after the whole text was read
     ],
 )
 def test_nothing_is_trained_with_a_setting_that_nothing_reads(wrong, words):
