@@ -59,7 +59,7 @@ def test_the_command_writes_cards_of_all_features_and_a_page(folder, capsys):
         (["--features", "1_300"], ("1_300", "has 300")),
         (["--features", "5_0"], ("resid_post.5", "resid_post.2")),
         (["--features", "five"], ("five", "features read like")),
-        (["--features", "1_2,1_2"], ("none twice",)),
+        (["--features", "1_2,1_2"], ("1_2", "given twice")),
         (["--site", "resid_post.5"], ("resid_post.5", "resid_post.2")),
         (["--site", "nowhere"], ("nowhere", "sites read like")),
         (["--contexts", "2"], ("--contexts", "at least 8")),
