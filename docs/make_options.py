@@ -15,7 +15,7 @@ from subrank.settings.experiments import (
     RemoveSettings,
     SteerSettings,
 )
-from subrank.settings.fields import documented, flag_of
+from subrank.settings.fields import choices, documented, flag_of, hints
 from subrank.settings.train import TrainSettings
 
 VERBS = {
@@ -56,7 +56,11 @@ def page() -> str:
     parts = [HEAD]
     for verb, (function, kind) in VERBS.items():
         texts = documented(kind)
-        rows = [f"| `{flag_of(f)}` | {' '.join(texts[f.name].split())} | {shown(f.default)} |" for f in fields(kind)]
+        rows = []
+        for field in fields(kind):
+            allowed = choices(hints(kind)[field.name])
+            text = " ".join(texts[field.name].split()) + (f": {', '.join(allowed)}" if allowed else "")
+            rows.append(f"| `{flag_of(field)}` | {text} | {shown(field.default)} |")
         parts += [f"## {verb} ({function})\n", "| option | | default |", "|---|---|---|", *rows, ""]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -11,7 +11,7 @@ from sae_core.evaluation.similarity import Likeness, Similarity
 from sae_core.sites import Site
 
 SIMILAR = ("0.7", "0.9")
-"""Cosines above which the share of matched directions is reported."""
+"""Least cosines for which the share of matched directions is reported."""
 
 
 @dataclass(frozen=True)

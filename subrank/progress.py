@@ -19,7 +19,8 @@ def shown(title: str, progress: bool, on_progress: OnProgress | None, unit: str 
 
         def show(event: Progress) -> None:
             if event.done == 0:
-                bar.reset(event.total)
+                bar.reset()
+                bar.total = event.total
             bar.update(event.done - bar.n)
             bar.set_postfix_str(event.stage[:60], refresh=True)
 

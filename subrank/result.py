@@ -117,12 +117,16 @@ class Result(ABC):
         """
         from subrank.pages.page import write_page
 
-        folder = Path(folder)
+        folder = user_path(folder)
         write_json(folder / PROVENANCE, asdict(self.provenance))
         write_json(folder / RESULT, self.to_dict())
         page = folder / f"{self.verb}.html"
-        write_page(page, self.title(), self.body(), assets=assets)
+        write_page(page, self.title(), self.saved_body(), assets=assets)
         return page
+
+    def saved_body(self) -> Markup:
+        """`body`, with links to what `save` writes beside the page."""
+        return self.body()
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

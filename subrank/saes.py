@@ -114,7 +114,7 @@ class Saes(DictionarySet):
         return torch.tensor([row])
 
     def top_examples(self, name: FeatureName, n: int = 8, *, contexts: int = 300) -> TopExamples:
-        """The `n` contexts on which a feature is most active, of the first `contexts` of the set's text."""
+        """The `n` contexts on which a feature is most active, of the first `contexts` less those held out."""
         checks.whole("n", n, 1)
         checks.whole("contexts", contexts, 2)  # the first is held out
         feature, model = self[name], self.language_model
@@ -196,9 +196,10 @@ class Saes(DictionarySet):
 
     def save(self, folder: str | Path) -> None:
         """Write the set, in the layout that SAELens reads, into `folder`; `sr.load` is the inverse."""
-        super().save(Path(folder))
+        folder = user_path(folder)
+        super().save(folder)
         if self.quality is not None:
-            write_json(Path(folder) / QUALITY, self.quality.to_json())
+            write_json(folder / QUALITY, self.quality.to_json())
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Saes:

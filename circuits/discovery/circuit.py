@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuits.discovery.assembly import assemble
+from circuits.discovery.edges import SearchMode
 from circuits.discovery.member_edges import edges_among
 from circuits.discovery.pruning import prune_at
 from circuits.discovery.recursive import discover
@@ -69,7 +70,7 @@ def how_found(resolved: ResolvedRequest, sufficient: Sequence[FeatureId]) -> dic
         "ablation": f"{request.ablation}, at all positions up to the target's, error term kept",
         "reach": str(config.reach),
         "search": str(config.edges.search),
-        "random_directions": config.edges.n_null,
+        "random_directions": 0 if config.edges.search is SearchMode.FIRST_ORDER else config.edges.n_null,
         "nodes": f"{len(sufficient)} that suffice" if sufficient else "found by recursion",
     }
     if sufficient:

@@ -145,7 +145,8 @@ class IOIStudy:
         """
         wanted = (site,) if isinstance(site, Site) else tuple(site or ())
         for name, dictionaries in self.sets.items():
-            for missing in {*wanted} - {*dictionaries}:
+            missing = next((site for site in wanted if site not in dictionaries), None)
+            if missing is not None:
                 set_name = "this set" if len(self.sets) == 1 else name
                 raise UserError(f"no dictionary for {missing}; {set_name} has {', '.join(map(str, dictionaries))}")
         if wanted:

@@ -36,9 +36,7 @@ class TwoClassPrompts:
         """Prompts about names, of which the female ones are the positive class."""
         assert prompts.groups is not None  # `PronounPrompts` fills it in
         she, he = (torch.full_like(prompts.end, token) for token in (prompts.she, prompts.he))
-        sentence, template = prompts.sentence, prompts.groups
-        assert template is not None  # `PronounPrompts` fills it in
-        return cls(prompts.tokens, prompts.end, prompts.female, she, he, sentence, template, prompts.name)
+        return cls(prompts.tokens, prompts.end, prompts.female, she, he, prompts.sentence, prompts.groups, prompts.name)
 
     @classmethod
     def of_pairs(cls, pairs: PromptPairs, positive: Bool[Tensor, "pairs"] | None = None) -> "TwoClassPrompts":

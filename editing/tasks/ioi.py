@@ -111,8 +111,8 @@ class IOITask:
             if len(usable) < 3:
                 other = next(name for name in everyone if name not in usable)
                 raise UserError(
-                    f"{model.name} has only {len(usable)} of the task's names as single tokens; IOI needs 3 "
-                    f"({other!r}, for one, is not a single token)"
+                    f"{model.name} has only {len(usable)} of the task's names as single tokens in the templates; "
+                    f"IOI needs 3 ({other!r}, for one, is not one there)"
                 )
         shared = []
         if len(usable) >= 8:

@@ -123,7 +123,11 @@ def read_lines(path: str | Path) -> list[Line]:
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
             pair = line.pair
-            distinct.setdefault((pair.clean, pair.corrupted, pair.answer, pair.foil, line.label), line)
+            first = distinct.setdefault((pair.clean, pair.corrupted, pair.answer, pair.foil), line)
+            if first.label != line.label:
+                raise UserError(
+                    f"{path}, line {number}: repeats line {first.number} with another label; give each pair one label"
+                )
     if not distinct:
         raise UserError(f"{path} holds no pairs; a line is a JSON object with {', '.join(FIELDS)}")
     lines = list(distinct.values())

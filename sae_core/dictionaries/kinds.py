@@ -73,7 +73,9 @@ def parts(dictionary: Dictionary | Autoencoder) -> Parts:
         sae = sae.unscaled(1.0)
     kind = _kind_of(sae, SAES)
     if kind is None or not isinstance(sae, SAE) or (isinstance(dictionary, Normed) and normalisation is None):
-        raise UserError(f"a {type(dictionary).__name__} cannot be written; of autoencoders {_names(SAES)} can")
+        raise UserError(
+            f"a {type(dictionary).__name__} cannot be saved; autoencoders of these kinds can: {_names(SAES)}"
+        )
     return Parts(sae, kind, normalisation)
 
 

@@ -143,7 +143,7 @@ def correlation(codes: Iterable[tuple[Float[Tensor, "_ n"], Float[Tensor, "_ m"]
     first = next(batches, None)
     if first is None:
         raise ValueError("a correlation needs codes of at least one batch; got none")
-    shift_f, shift_g = (part[0].double() for part in first)
+    shift_f, shift_g = (part[0].double().clone() for part in first)
     sum_f, square_f = torch.zeros_like(shift_f), torch.zeros_like(shift_f)
     sum_g, square_g = torch.zeros_like(shift_g), torch.zeros_like(shift_g)
     cross, n_tokens = torch.outer(sum_f, sum_g), 0

@@ -104,8 +104,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, device: str | None =
     for result in (ioi, circuit, removal):
         for line in result.lines():
             say(f"  {line}")
-    assert saes.quality is not None, "training measures"
-    sections = [dictionaries_section(saes.quality), ioi.section(), circuit.section(), removal.section()]
+    sections = [dictionaries_section(circuit.quality), ioi.section(), circuit.section(), removal.section()]
     demo_page(out / "index.html", sections, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
     return 0

@@ -193,6 +193,7 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trai
                 saved = time.monotonic()
             if stopped() and step.step < total:
                 return None
+    save_checkpoint(state, run.text, session.model, out, contexts=session.digest)  # measuring may be interrupted
     trained = session.finish(report)
     for name, saes in trained.sets.items():
         saes.save(out if len(trained.sets) == 1 else out / name)

@@ -1,5 +1,7 @@
 """`sr.discover`, `subrank circuit`: the circuit of a feature, a logit or a task, discovered, scored and drawn."""
 
+import logging
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from circuits.graph import FeatureGraph, NodeId
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.errors import UserError
-from sae_core.files import write_json, write_text
+from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, Stages, silent
 from subrank.experiments.circuit_explorer import Explored, write_explorer
@@ -39,7 +41,10 @@ from subrank.settings.fields import make, takes
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+log = logging.getLogger(__name__)
 PICTURES = (".svg", ".png", ".dot")
+NO_GRAPHVIZ = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
+"""What drawing raises where Graphviz is absent or does not work."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,15 +79,19 @@ class CircuitResult(Result):
 
     def draw(self, path: str | Path) -> Path:
         """Draw the circuit into a file that ends in .svg, .png or .dot, with Graphviz."""
-        path = Path(path)
+        path = user_path(path)
         if path.suffix not in PICTURES:
             raise UserError(f"{path} is no picture that can be drawn; give a name that ends in {', '.join(PICTURES)}")
         source = dot_source(self.graph)
         if path.suffix == ".dot":
             write_text(path, source)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(render(source, path.suffix[1:]))
+            return path
+        try:
+            picture = render(source, path.suffix[1:])
+        except NO_GRAPHVIZ as error:
+            raise UserError(f"{path} cannot be drawn without a working Graphviz ({error}); draw a .dot file") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
         return path
 
     def figures(self) -> "dict[str, Figure]":
@@ -95,16 +104,19 @@ class CircuitResult(Result):
         return circuit_section(self.graph, self._svg())
 
     def body(self) -> Markup:
-        body = link("explore/index.html", "Explore it: cards, examples, all features") if self.explored else Markup()
-        body += self.section()
+        body = self.section()
         if self.evaluation is not None:
             body += titled("How good it is", evaluation_section(self.evaluation))
         return body + titled("The dictionaries", dictionaries_section(self.quality))
 
+    def saved_body(self) -> Markup:
+        top = link("explore/index.html", "Explore it: cards, examples, all features") if self.explored else Markup()
+        return top + self.body()
+
     def _svg(self) -> str | None:
         try:
             return render(dot_source(self.graph), "svg").decode()
-        except (ImportError, OSError, ValueError):  # no Graphviz: the page does without the drawing
+        except NO_GRAPHVIZ:  # the page does without the drawing
             return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,13 +133,14 @@ class CircuitResult(Result):
 
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
         """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
-        folder = Path(folder)
+        folder = user_path(folder)
+        page = super().save(folder, assets=assets)  # first: whatever fails below, the numbers are there
         write_json(folder / "circuit.json", to_plain(self.graph))
         if problem := draw(self.graph, folder).problem:
-            print(problem)
+            log.warning(problem)
         if self.explored is not None:
             write_explorer(folder, self.graph, self.explored)
-        return super().save(folder, assets=assets)
+        return page
 
 
 @takes(CircuitSettings)

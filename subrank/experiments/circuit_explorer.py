@@ -1,5 +1,6 @@
 """The folder to explore a circuit in, and the files for other people's viewers."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
 from sae_core.codec import to_plain
+from sae_core.errors import UserError
 from sae_core.files import write_json
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress
 from sae_core.sites import FeatureId
 from subrank.pages.explorer import explore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,10 @@ def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> Non
     behind = {(e.cause, e.target): to_plain(evidence.of(e)) for e in graph.edges}
     explore(folder / "explore", graph, explored.cards(), edge_examples=behind, names=explored.names)
     write_json(folder / "node_link.json", node_link(graph))
-    write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))
+    try:
+        write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))
+    except UserError as error:
+        log.warning(f"neuronpedia/graph.json is not written: {error}")
 
 
 def on_first_example(evidence: EdgeExampleFinder, graph: FeatureGraph) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from editing.set_evaluation import evaluation_of
 from sae_core.data.text import held_out
 from sae_core.evaluation.reconstruction import profiles
 from sae_core.evaluation.similarity import compare
-from sae_core.files import write_tensors
+from sae_core.files import user_path, write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
 from subrank.pages.evaluation_figures import frontier_figure, site_figure
@@ -64,7 +64,7 @@ class Evaluation(Result):
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
         """As every result, and the densities of all latents in `densities.safetensors`."""
         if self.densities is not None:
-            write_tensors(Path(folder) / "densities.safetensors", self.densities)
+            write_tensors(user_path(folder) / "densities.safetensors", self.densities)
         return super().save(folder, assets=assets)
 
 

@@ -16,7 +16,7 @@ from circuits.features.geometry import coordinates
 from editing.set_quality import SetQuality
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
-from sae_core.files import write_json, write_text
+from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.seeds import generator_for
@@ -97,7 +97,7 @@ class Features(Result):
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
         """As every result, and the cards of all features in `features/`."""
         if self.catalogue is not None:
-            write_chunks(Path(folder) / "features", self.catalogue, self.cards)
+            write_chunks(user_path(folder) / "features", self.catalogue, self.cards)
         return super().save(folder, assets=assets)
 
 

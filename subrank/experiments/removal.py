@@ -1,5 +1,6 @@
 """`sr.remove`, `subrank remove`: a capability taken away, and what else changed."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import held_out
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.sites import Site
@@ -34,6 +36,8 @@ from subrank.settings.fields import make, takes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,8 +90,8 @@ class Removal(Result):
         """As every result, and the edit: in `edit/` for `load_edit`, in `hook/` as a plain PyTorch hook."""
         page = super().save(folder, assets=assets)
         if self.model is not None:
-            for line in write_edit(Path(folder), self.model, self.edits):
-                print(line)
+            for line in write_edit(user_path(folder), self.model, self.edits):
+                log.warning(line)
         return page
 
 
@@ -126,7 +130,8 @@ def run_remove(
     text = held_out(contexts)[1]
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
-    provenance = Provenance.of("remove", model, asdict(settings) | {"task": task, "set": saes.folder})
+    ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say
+    provenance = Provenance.of("remove", model, asdict(settings) | ran | {"task": task, "set": saes.folder})
     return Removal(result, quality, provenance, model, spared)
 
 

@@ -75,7 +75,7 @@ def test_every_public_name_is_there_and_a_misspelt_one_is_an_attribute_error():
     assert all(getattr(sr, name) is not None for name in sr.__all__)
     assert {*sr.__all__} <= {*dir(sr)}
     with pytest.raises(AttributeError, match="discovr"):
-        _ = sr.discovr  # ty: ignore
+        _ = sr.discovr
 
 
 def test_public_functions_take_few_parameters_and_are_documented():
@@ -224,8 +224,8 @@ def test_a_result_has_one_shape(results, verb, tmp_path):
     """Ten lines at most, a figure, a fragment for notebooks; and what `save` writes `load_result` reads."""
     result = results[verb]
     assert result.verb == verb and 0 < len(str(result).splitlines()) <= 10
-    assert isinstance(result.plot(), Figure) or not result.figures()
-    assert "<p" in result._repr_html_() and "<script" not in result._repr_html_()
+    assert not result.figures() or isinstance(result.plot(), Figure)
+    assert "<table" in result._repr_html_() and "<script" not in result._repr_html_()
     page = result.save(tmp_path / "out")
     assert page.name == f"{verb}.html" and page.is_file()
     plain = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -300,3 +300,24 @@ def test_a_circuit_is_drawn_into_the_file_that_is_named(results, tmp_path):
     assert circuit.draw(tmp_path / "c.dot").read_text().startswith("digraph")
     with user_error(".svg"):
         circuit.draw(tmp_path / "c.pdf")
+
+
+def test_numbers_are_saved_also_where_graphviz_does_not_work(results, tmp_path, monkeypatch, caplog):
+    """A `dot` that fails used to end in a traceback after the whole search."""
+
+    def broken(source, kind):
+        raise subprocess.CalledProcessError(1, ["dot"])
+
+    for module in ("circuits.drawing", "subrank.experiments.circuit"):
+        monkeypatch.setattr(f"{module}.render", broken)
+    page = results["circuit"].save(tmp_path)
+    assert page.is_file() and (tmp_path / "result.json").is_file() and (tmp_path / "explore" / "index.html").is_file()
+    assert "Graphviz" in caplog.text and "circuit.dot" in page.read_text()
+    with user_error("Graphviz", ".dot"):
+        results["circuit"].draw(tmp_path / "c.svg")
+
+
+def test_a_home_folder_is_the_same_for_saving_and_loading(saes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saes.save("~/set")
+    assert sr.load("~/set").text == saes.text and (tmp_path / "set" / "set.json").is_file()

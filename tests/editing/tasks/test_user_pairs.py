@@ -115,6 +115,13 @@ def test_a_malformed_line_is_named(tmp_path, line, complaint):
         read_lines(path)
 
 
+def test_a_pair_has_one_label(tmp_path):
+    labelled = [AGREEMENT | {"label": label} for label in ("plural", "plural", "singular")]
+    assert len(read_lines(write(tmp_path, *labelled[:2]))) == 1
+    with user_error("line 3", "repeats line 1", "label"):
+        read_lines(write(tmp_path, *labelled))
+
+
 def test_a_file_that_is_none_is_refused(tmp_path):
     with user_error("nothing.jsonl"):
         read_lines(tmp_path / "nothing.jsonl")
