@@ -3,7 +3,6 @@
 python docs/make_pictures.py demo     # examples/closing_bracket.svg, docs/ioi_curve.png; prints the table
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = "chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 
 
-def screenshot(figure, path: Path, width: int = 1000, height: int = 520) -> None:
+def screenshot(figure, path: Path, width: int = 1000, height: int = 640) -> None:
     """A plotly figure as PNG."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
-        figure.update_layout(width=width, height=height).write_html(page)
+        figure.update_layout(width=width, height=height).write_html(page, config={"displayModeBar": False})
         options = [f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", f"--screenshot={path}"]
-        subprocess.run([*CHROMIUM, *options, "--virtual-time-budget=5000", page.as_uri()], check=True)
+        options.append("--hide-scrollbars")
+        subprocess.run(
+            [*CHROMIUM, *options, "--virtual-time-budget=5000", page.as_uri()], check=True, stderr=subprocess.DEVNULL
+        )
 
 
 def kl(result: dict, name: str, n: int) -> float:
@@ -66,6 +68,8 @@ def _value(number) -> float:
 
 if __name__ == "__main__":
     demo = Path(sys.argv[1])
-    shutil.copy(demo / "circuit" / "circuit.svg", ROOT / "examples" / "closing_bracket.svg")
+    few = {"keep": 2, "max_targets": 11, "examples": 32, "min_effect": 0.05, "held": 0, "cards": 0}
+    saes = sr.load(demo / "dictionaries")
+    sr.discover(sr.load_model("storybook"), saes, **few).draw(ROOT / "examples" / "closing_bracket.svg")
     screenshot(sr.load_result(demo / "ioi").plot(), ROOT / "docs" / "ioi_curve.png")
     print("\n".join(table(demo)))
