@@ -202,10 +202,13 @@ class Saes(DictionarySet):
             write_json(folder / QUALITY, self.quality.to_json())
 
 
-def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Saes:
-    """The set in `folder`; raises `UserError` where there is none, or where it is damaged."""
+def load(folder: str | Path) -> Saes:
+    """The set in `folder`; raises `UserError` where there is none, or where it is damaged.
+
+    Its dictionaries are moved to the device of the model that they are used with.
+    """
     folder = user_path(folder)
-    saes = replace(Saes.of(load_set(folder, device=device)), folder=str(folder))
+    saes = replace(Saes.of(load_set(folder)), folder=str(folder))
     path = folder / QUALITY
     if not path.is_file():
         return saes
