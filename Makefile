@@ -1,6 +1,6 @@
 # make demo   set up and run the whole story
 # make test   set up and run the whole suite
-# make quick  the tests that answer within a minute
+# make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
 # make lint   ruff and pyright
 PYTHON ?= python3
