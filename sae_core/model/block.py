@@ -156,8 +156,6 @@ def _by_head(x: Float[Tensor, "*shape d"], n_heads: int) -> Float[Tensor, "*shap
 @torch.no_grad()
 def block_of(model: LanguageModel, layer: int, n_pos: int) -> Block | None:
     """A block's parts, for up to `n_pos` positions; None if the block is not made of these parts."""
-    if model.bridge is None:  # a model made by hand
-        return None
     config, block = model.bridge.cfg, model.bridge.blocks[layer]
     parts: dict[str, Any] = {name: getattr(block, name, None) for name in ("ln1", "ln2", "attn", "mlp")}
     linear: dict[str, Any] = {name: getattr(parts["attn"], name, None) for name in "qkvo"}

@@ -25,21 +25,18 @@ class ContextBatch(Mapping[Site, Tensor]):
     contexts: Int[Tensor, "contexts pos"]
     content: Bool[Tensor, "contexts pos"]
     """Which tokens are neither BOS nor special, on the model's device."""
-    recorded: dict[Site, Tensor]
-    """Activations `[contexts, pos, d_in]` of all tokens."""
+    activations: dict[Site, Tensor]
+    residuals: dict[Site, Tensor]
+    """Of residual sites only, `[contexts, pos, d_model]` of all tokens: what runs from there go on from."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "tokens d_in"]:
-        return self._activations[site]
+        return self.activations[site]
 
     def __iter__(self) -> Iterator[Site]:
-        return iter(self.recorded)
+        return iter(self.activations)
 
     def __len__(self) -> int:
-        return len(self.recorded)
-
-    @cached_property
-    def _activations(self) -> dict[Site, Tensor]:
-        return {site: h[self.content] for site, h in self.recorded.items()}
+        return len(self.activations)
 
     @cached_property
     def log_probs(self) -> Float[Tensor, "tokens vocab"]:
@@ -72,7 +69,9 @@ class ContextStream:
             content = self.model.content(contexts).to(self.model.device)
             with torch.no_grad():
                 recorded = self.model.record(contexts, self.sites)
-            yield ContextBatch(self.model, contexts, content, recorded)
+            activations = {site: h[content] for site, h in recorded.items()}
+            residuals = {site: h for site, h in recorded.items() if site.stream is Stream.RESID_POST}
+            yield ContextBatch(self.model, contexts, content, activations, residuals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ class Divergence:
             raise UserError("the KL divergence needs whole contexts: train on a ContextStream")
         replace = _Replace(site, x_hat, batch.content)
         if site.stream is Stream.RESID_POST:  # blocks up to the site need not run again
-            final = self.model.final(replace(batch.recorded[site]), site.layer)
+            final = self.model.final(replace(batch.residuals[site]), site.layer)
         else:
             last = self.model.sites()[-1]
             with self.model.hooks(replace):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class HandModel(LanguageModel):
 
     def __init__(self, embedding: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]):
         self.embedding, self.blocks = embedding, list(blocks)
-        self.bridge = None  # its blocks are of no known parts
+        self.bridge = SimpleNamespace(cfg=None, blocks=self.blocks)  # blocks of no known parts
         self.name, self.tokenizer, self.device = "by hand", None, torch.device("cpu")
         self.n_layers, self.n_ctx = len(self.blocks), 64
         self.n_vocab, self.d_model = embedding.shape

@@ -10,7 +10,7 @@ import torch
 from sae_core.model.hub import STORYBOOK
 from sae_core.storybook.grammar import Grammar, vocabulary
 from sae_core.storybook.measure import measure
-from sae_core.storybook.page import CLOSING, END, NAMES, PRONOUNS, Page, female
+from sae_core.storybook.page import CLOSING, END, NAMES, PRONOUNS, female
 from sae_core.storybook.train import build_model, train
 
 N_DOCUMENTS = 3000
@@ -22,28 +22,9 @@ def grammar() -> Grammar:
 
 
 @pytest.fixture(scope="module")
-def written() -> dict:
-    """A few thousand documents, and every distribution from which a token was drawn."""
-    draws = []
-    original = Page.write
-
-    def write(self, options):
-        before = tuple(token.text for token in self.tokens)
-        word = original(self, options)
-        draws.append((before, dict(options), word, self.tokens[-1].log_prob))
-        return word
-
+def documents(grammar) -> list:
     rng = random.Random(0)
-    grammar = Grammar()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Page, "write", write)
-        documents = [grammar.document(rng) for _ in range(N_DOCUMENTS)]
-    return {"documents": documents, "draws": draws}
-
-
-@pytest.fixture(scope="module")
-def documents(written):
-    return written["documents"]
+    return [grammar.document(rng) for _ in range(N_DOCUMENTS)]
 
 
 # ---- truth -----------------------------------------------------------------------------------------
