@@ -12,9 +12,9 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """`; did you mean a or b?` where known names are near `name`, else an empty text."""
+    """` (did you mean a or b?)` where known names are near `name`, else an empty text."""
     near = get_close_matches(str(name), [str(each) for each in known], n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def no_such(what: str, name: object, known: Iterable[object]) -> UserError:

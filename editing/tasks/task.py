@@ -64,7 +64,7 @@ def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False)
     path = user_path(name)
     if not path.exists() and path.suffix not in (".jsonl", ".json") and len(path.parts) < 2:
         meant = did_you_mean(name, TASKS)
-        raise UserError(f"no task {str(name)!r}{meant or ';'} give {', '.join(TASKS)}, or a .jsonl file of pairs")
+        raise UserError(f"no task {str(name)!r}{meant}; give {', '.join(TASKS)}, or a .jsonl file of pairs")
     file = UserPairs.of(path, model, skip_unfit=skip_unfit)
     n_pairs, things = sum(map(len, file.splits.values())), "prompts, and no declared words or templates"
     skipped = f" ({file.left_out} more do not fit)" if file.left_out else ""
