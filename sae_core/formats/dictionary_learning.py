@@ -3,8 +3,17 @@
 from dataclasses import replace
 
 from sae_core.errors import UserError
-from sae_core.formats.foreign import Foreign, as_object, calibrated, check_setting, foreign_of, positive_whole
-from sae_core.formats.hook_names import site_of_module
+from sae_core.formats.foreign import (
+    Foreign,
+    agreed,
+    as_object,
+    calibrated,
+    check_setting,
+    foreign_of,
+    plain,
+    positive_whole,
+)
+from sae_core.formats.hook_names import layer_in, place_in
 from sae_core.formats.tensor_files import Source
 from sae_core.formats.unit_norm import Raw, convert
 
@@ -31,7 +40,8 @@ def read_dictionary_learning(source: Source) -> Foreign:
     if "TopK" in kind:
         source.read.update(("k", "threshold", "group_sizes"))
     if kind == "AutoEncoderTopK":
-        raw = replace(raw, k=positive_whole("k", source.values.get("k", trainer.get("k"))))
+        k = agreed({"a tensor k": plain(source.values.get("k")), "k": trainer.get("k")})
+        raw = replace(raw, k=positive_whole("k", k))
     elif kind == "JumpReluAutoEncoder":
         raw = replace(raw, threshold=source.tensor("threshold", n_latents))
     elif kind == "GatedAutoEncoder":
@@ -39,9 +49,9 @@ def read_dictionary_learning(source: Source) -> Foreign:
     elif "TopK" in kind:
         threshold = calibrated("threshold", source.tensor("threshold"), unset=-1.0)
         raw = replace(raw, threshold=threshold.expand(n_latents))
-    name = str(trainer.get("submodule_name") or source.folder.parent.name)
-    site, n_ctx = site_of_module(name), buffer.get("ctx_len")
-    return foreign_of(convert(raw), "dictionary-learning", site, trainer.get("lm_name"), None, n_ctx)
+    place, n_ctx = place_in(str(trainer.get("submodule_name") or source.folder.parent.name)), buffer.get("ctx_len")
+    agreed({"layer": trainer.get("layer"), f"the layer of {place}": layer_in(place)})
+    return foreign_of(convert(raw), "dictionary-learning", place, trainer.get("lm_name"), None, n_ctx)
 
 
 def _class_by_names(source: Source) -> str:

@@ -1,106 +1,83 @@
-"""Where other people's dictionaries belong: their names of hook points, modules and folders, as sites."""
+"""Where other people's dictionaries belong: what they call hook points, modules and folders."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from sae_core.errors import UserError
 from sae_core.sites import Site, Stream
 
-
-@dataclass(frozen=True)
-class _HookPoint:
-    """What TransformerLens calls a stream within its block."""
-
-    written: str
-    """In other tools' files, and in ours."""
-    bridge: str
-    """The hook point of a `TransformerBridge` at which activations are read and edited."""
-    others: tuple[str, ...] = ()
-    """Further names in files."""
-
-
-_POINTS = {
-    Stream.RESID_POST: _HookPoint("hook_resid_post", "hook_out"),
-    Stream.MLP_OUT: _HookPoint("hook_mlp_out", "hook_mlp_out", ("mlp.hook_out",)),
-    Stream.MLP_HIDDEN: _HookPoint("mlp.hook_post", "mlp.out.hook_in"),
-    Stream.ATTN_OUT: _HookPoint("hook_attn_out", "hook_attn_out", ("attn.hook_out",)),
+_WRITTEN = {
+    Stream.RESID_POST: "hook_resid_post",
+    Stream.MLP_OUT: "hook_mlp_out",
+    Stream.MLP_HIDDEN: "mlp.hook_post",
+    Stream.ATTN_OUT: "hook_attn_out",
 }
-"""The outputs of MLP and attention are what is added to the residual, behind the norms that Gemma 2 has there."""
-_STREAMS = {name: stream for stream, p in _POINTS.items() for name in (p.written, p.bridge, *p.others)}
-_MODULES = {
-    "": Stream.RESID_POST,
-    ".mlp": Stream.MLP_OUT,
-    ".attn": Stream.ATTN_OUT,
-    ".self_attn": Stream.ATTN_OUT,
-    ".attention": Stream.ATTN_OUT,
-}
-_PLAIN = {"resid": Stream.RESID_POST, "mlp": Stream.MLP_OUT, "attn": Stream.ATTN_OUT}
+"""What TransformerLens calls a stream within its block, and so do other tools' files and ours. The outputs of MLP and
+attention are what is added to the residual, behind the norms that Gemma 2 has there."""
+_BRIDGE = _WRITTEN | {Stream.RESID_POST: "hook_out", Stream.MLP_HIDDEN: "mlp.out.hook_in"}
+"""The hook points of a `TransformerBridge` at which activations are read and edited."""
+_STREAMS = {name: stream for names in (_WRITTEN, _BRIDGE) for stream, name in names.items()}
+_PLAIN = {"resid": "hook_resid_post", "mlp": "mlp.hook_out", "attn": "attn.hook_out"}
 _OPENAI = {
-    "resid_post_mlp": Stream.RESID_POST,
-    "resid_delta_mlp": Stream.MLP_OUT,
-    "resid_delta_attn": Stream.ATTN_OUT,
-    "mlp_post_act": Stream.MLP_HIDDEN,
+    "resid_post_mlp": "hook_resid_post",
+    "resid_post_attn": "hook_resid_mid",
+    "resid_delta_mlp": "hook_mlp_out",
+    "resid_delta_attn": "hook_attn_out",
+    "mlp_post_act": "mlp.hook_post",
 }
-
-
-def _elsewhere(name: str) -> UserError:
-    return UserError(
-        f"it belongs at {name}, which is no site here; sites are the outputs of a block, of its attention and of its "
-        "MLP, and the MLP's hidden layer"
-    )
 
 
 def hook_name(site: Site) -> str:
-    """TransformerLens' name of a site, as other tools write it into their files; `site_of_hook` is the inverse."""
-    return f"blocks.{site.layer}.{_POINTS[site.stream].written}"
+    """TransformerLens' name of a site, as other tools write it into their files; `site_of` is the inverse."""
+    return f"blocks.{site.layer}.{_WRITTEN[site.stream]}"
 
 
 def bridge_hook(site: Site) -> str:
     """The key of a site in a `TransformerBridge`'s `hook_dict`."""
-    return f"blocks.{site.layer}.{_POINTS[site.stream].bridge}"
+    return f"blocks.{site.layer}.{_BRIDGE[site.stream]}"
 
 
-def site_of_hook(name: str) -> Site:
-    """The site that TransformerLens calls `name`; raises `UserError` where it is none of ours.
+def site_of(name: str) -> Site | None:
+    """The site that a hook point or module is in every model; None where it is none, or the model must be asked.
 
-    The residual before a block is the one after the block before it.
+    The outputs of modules within a block are such (`layers.3.mlp`, `blocks.3.mlp.hook_out`): what is added to the
+    residual is another tensor where a norm or a factor follows (see `sae_core/model/named_sites.py`). The residual
+    before a block is the one after the block before it.
     """
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    layer, point = (int(match[1]), match[2]) if match else (0, "")
-    if point in ("hook_resid_pre", "hook_in") and layer > 0:
-        return Site(layer - 1)
-    if point not in _STREAMS:
-        raise _elsewhere(name)
-    return Site(layer, _STREAMS[point])
+    hook = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if hook and hook[2] in ("hook_resid_pre", "hook_in") and int(hook[1]) > 0:
+        return Site(int(hook[1]) - 1)
+    if hook and hook[2] in _STREAMS:
+        return Site(int(hook[1]), _STREAMS[hook[2]])
+    block = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)", name)
+    return Site(int(block[1])) if block else None
 
 
-def site_of_module(name: str) -> Site | None:
-    """The site of a Hugging Face module (`layers.3.mlp`) or a name like `resid_post_layer_3`; None for other names.
+def place_in(name: str) -> str | None:
+    """The hook point or module that a folder or a setting names; None for other names.
 
-    Raises `UserError` for modules within a block that are none of ours.
+    Hugging Face modules (`layers.3.mlp`) as they are; `mlp_out_layer_3` is the output of a module.
     """
-    match = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)((?:\.\w+)*)", name)
-    if match and match[2] not in _MODULES:
-        raise _elsewhere(name)
-    if match:
-        return Site(int(match[1]), _MODULES[match[2]])
-    match = re.fullmatch(r"(resid|mlp|attn)(?:_post|_out)?_layer_?(\d+)", name)
-    return Site(int(match[2]), _PLAIN[match[1]]) if match else None
+    plain = re.fullmatch(r"(resid|mlp|attn)(?:_post|_out)?_layer_?(\d+)", name)
+    if plain:
+        return f"blocks.{plain[2]}.{_PLAIN[plain[1]]}"
+    return name if re.search(r"(?:^|\.)(?:layers|h|blocks)\.\d+", name) else None
 
 
-def site_of_openai(path: Path) -> Site | None:
-    """The site of a file as OpenAI publishes it: `resid_post_mlp_v5_32k/autoencoders/8.pt`."""
-    match = re.search(
-        r"/((?:resid_(?:post|delta)|mlp)_(?:mlp|attn|post_act))[^/]*/(?:autoencoders/)?(\d+)\.pt$", str(path.absolute())
-    )
-    if match and match[1] not in _OPENAI:
-        raise _elsewhere(match[1])
-    return Site(int(match[2]), _OPENAI[match[1]]) if match else None
+def place_of_openai(path: Path) -> str | None:
+    """The hook point of a file as OpenAI publishes it: `resid_post_mlp_v5_32k/autoencoders/8.pt`."""
+    match = re.search(rf"/({'|'.join(_OPENAI)})[^/]*/(?:autoencoders/)?(\d+)\.pt$", str(path.absolute()))
+    return f"blocks.{match[2]}.{_OPENAI[match[1]]}" if match else None
 
 
-def site_of_gemma_scope(path: Path) -> tuple[Site | None, str | None]:
-    """(Site, model) of a file as Google publishes it: `gemma-scope-2b-pt-res/layer_20/width_16k/...`.
+def layer_in(name: str | None) -> int | None:
+    """The first number between dots."""
+    match = re.search(r"\.(\d+)(?:\.|$)", name or "")
+    return int(match[1]) if match else None
+
+
+def place_of_gemma_scope(path: Path) -> tuple[str | None, str | None]:
+    """(Hook point, model) of a file as Google publishes it: `gemma-scope-2b-pt-res/layer_20/width_16k/...`.
 
     The second release has `resid_post/layer_20_...`. A layer alone does not say which stream, and attention's
     autoencoders there read the heads before they are mixed.
@@ -108,10 +85,10 @@ def site_of_gemma_scope(path: Path) -> tuple[Site | None, str | None]:
     where = "/".join(path.absolute().parts[-8:])
     for other in ("transcoder", "/clt", "embedding", "-att/", "attn_out"):
         if other in where:
-            raise _elsewhere(f"{other.strip('-/')} ({where})")
+            raise UserError(f"it belongs at {other.strip('-/')} ({where}), which is no site here")
     layers = re.findall(r"layer_(\d+)", where)
     patterns = {r"-res/|resid_post": Stream.RESID_POST, r"-mlp/|mlp_out": Stream.MLP_OUT}
     streams = [stream for pattern, stream in patterns.items() if re.search(pattern, where)]
-    site = Site(int(layers[-1]), streams[0]) if layers and len(streams) == 1 else None
+    place = hook_name(Site(int(layers[-1]), streams[0])) if layers and len(streams) == 1 else None
     release = re.search(r"gemma-scope-(\d+b)-(pt|it)", where)
-    return site, f"google/gemma-2-{release[1]}{'-it' * (release[2] == 'it')}" if release else None
+    return place, f"google/gemma-2-{release[1]}{'-it' * (release[2] == 'it')}" if release else None

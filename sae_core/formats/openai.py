@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from sae_core.dictionaries.normalised import LayerNormed
-from sae_core.formats.foreign import Foreign, as_object, check_setting, foreign_of, positive_whole
-from sae_core.formats.hook_names import site_of_openai
+from sae_core.formats.foreign import Foreign, as_object, check_setting, contradiction, foreign_of, positive_whole
+from sae_core.formats.hook_names import place_of_openai
 from sae_core.formats.tensor_files import Source
 from sae_core.formats.unit_norm import Raw, convert
 
@@ -23,9 +23,11 @@ def read_openai(source: Source) -> Foreign:
     source.read.update(_REST)
     check_setting("activation", kind, "ReLU", "TopK")
     check_setting("postact_fn", state.get("postact_fn", "ReLU"), "ReLU")
+    if kind == "ReLU" and state.get("k") is not None:
+        raise contradiction("activation = 'ReLU'", f"k = {state['k']!r}")
     raw = Raw(*source.matrices("encoder.weight", "decoder.weight", "latent_bias", "pre_bias"))
     if kind == "TopK":
         raw = replace(raw, k=positive_whole("k", state.get("k")))
     dictionary = LayerNormed(convert(raw)) if kind == "TopK" else convert(raw)
     model = "gpt2" if "gpt2-small" in source.folder.parts else None
-    return foreign_of(dictionary, "OpenAI", site_of_openai(source.path), model, None, None)
+    return foreign_of(dictionary, "OpenAI", place_of_openai(source.path), model, None, None)

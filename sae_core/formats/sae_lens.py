@@ -13,13 +13,24 @@ from sae_core.dictionaries.normalised import Autoencoder, Centred, LayerNormed, 
 from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
 from sae_core.files import read_json
-from sae_core.formats.foreign import Foreign, as_object, calibrated, check_setting, foreign_of, positive_whole
-from sae_core.formats.hook_names import site_of_hook
+from sae_core.formats.foreign import (
+    Foreign,
+    agreed,
+    as_object,
+    calibrated,
+    check_setting,
+    contradiction,
+    foreign_of,
+    positive_whole,
+)
+from sae_core.formats.hook_names import layer_in, site_of
 from sae_core.formats.tensor_files import Source
 from sae_core.formats.unit_norm import Raw, convert
 from sae_core.sites import Site, Stream
 
 log = logging.getLogger(__name__)
+VERSION = "6.0.0"
+"""The first SAELens with such cards; it takes a card without a version for an older one, and drops its metadata."""
 _SAME_ACTIVATIONS = frozenset(
     "center_writing_weights fold_ln fold_value_biases center_unembed refactor_factored_attn_matrices "
     "dtype torch_dtype device device_map n_devices move_to_device trust_remote_code attn_implementation "
@@ -29,6 +40,13 @@ _SAME_ACTIVATIONS = frozenset(
 )
 """What else a model may have been loaded with: activations at our sites are the same, or (the last line) those of
 other weights, which are then the ones to give."""
+_MARKS = {
+    "threshold": ("jumprelu", "batchtopk", "matryoshka_batchtopk"),
+    "log_threshold": ("jumprelu",),
+    "b_gate": ("gated",),
+    "topk_threshold": ("batchtopk", "matryoshka_batchtopk", "jumprelu"),
+}
+"""Tensors that only some architectures have."""
 
 
 def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,7 +56,7 @@ def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict
     tensors = dict(sae.state_dict())
     if (gain := getattr(sae, "gain", None)) is not None:  # which SAELens keeps in the lengths of the directions
         tensors["W_dec"] = sae.W_dec * gain[:, None]
-    loaded = dict(normalisation.loaded) if normalisation else {}
+    loaded = {CENTRED: False} | (dict(normalisation.loaded) if normalisation else {})
     card = {
         "architecture": kind.sae_lens,
         "d_in": sae.d_in,
@@ -48,7 +66,7 @@ def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict
         "apply_b_dec_to_input": True,
         "normalize_activations": normalisation.sae_lens if normalisation else "none",
         "reshape_activations": "none",
-        "metadata": dict(about) | ({"model_from_pretrained_kwargs": loaded} if loaded else {}),
+        "metadata": {"sae_lens_version": VERSION, **about, "model_from_pretrained_kwargs": loaded},
     }
     return tensors, card | {name: getattr(sae, name) for name in kind.settings} | dict(kind.card)
 
@@ -56,12 +74,8 @@ def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict
 def read_sae_lens(source: Source) -> Foreign:
     """A dictionary of any version, by what its card says."""
     card, about = source.card, as_object(source.card.get("metadata")) or source.card
-    activation = card.get("activation_fn") or card.get("activation_fn_str") or "relu"
-    kind = "topk" if activation == "topk" else card.get("architecture") or "standard"
-    if not card.get("architecture") and activation == "relu" and "k" in card:  # as a ReLU it would be wrong in silence
-        raise UserError("its card gives a k but no architecture; expected 'topk'")
-    check_setting("architecture", kind, *(ours.sae_lens for ours in SAES), "batchtopk", "matryoshka_batchtopk")
-    check_setting("activation_fn", activation, "relu", "topk")
+    k = agreed({"k": card.get("k"), "activation_fn_kwargs.k": as_object(card.get("activation_fn_kwargs")).get("k")})
+    kind = _architecture(source, k)
     check_setting("reshape_activations", card.get("reshape_activations"), None, "none")
     check_setting("hook_head_index", about.get("hook_head_index", about.get("hook_point_head_index")), None)
     check_setting("hook_name_out", about.get("hook_name_out"), None, about.get("hook_name"))
@@ -70,7 +84,6 @@ def read_sae_lens(source: Source) -> Foreign:
     n_latents, rescaled = len(W_dec), bool(card.get("rescale_acts_by_decoder_norm"))
     raw = Raw(W_enc, b_enc, _finetuned(source, W_dec), b_dec, subtracts=bool(card.get("apply_b_dec_to_input", True)))
     if kind == "topk":
-        k = card.get("k") or as_object(card.get("activation_fn_kwargs")).get("k")
         raw = replace(raw, k=positive_whole("k", k), rescaled=rescaled)
     elif kind == "gated":
         raw = replace(raw, gate=tuple(source.tensor(name, n_latents) for name in ("b_gate", "b_mag", "r_mag")))
@@ -81,11 +94,34 @@ def read_sae_lens(source: Source) -> Foreign:
         raw = replace(raw, threshold=source.tensor("log_threshold", n_latents).exp())
     elif kind != "standard":
         raw = replace(raw, threshold=source.tensor("threshold", n_latents))
-    hook = about.get("hook_name") or about.get("hook_point")
-    site = site_of_hook(str(hook)) if hook else None
+    hook = agreed({name: about.get(name) for name in ("hook_name", "hook_point")})
+    hook = hook if isinstance(hook, str) else None
+    agreed({"hook_layer": about.get("hook_layer"), f"the layer of {hook}": layer_in(hook)})
     bos = about.get("prepend_bos", True if about is card else None)
-    dictionary = _as_loaded(source, about, site, _normalised(source, convert(raw)))
-    return foreign_of(dictionary, "SAELens", site, about.get("model_name"), bos, about.get("context_size"))
+    dictionary = _as_loaded(source, about, site_of(hook or ""), _normalised(source, convert(raw)))
+    return foreign_of(dictionary, "SAELens", hook, about.get("model_name"), bos, about.get("context_size"))
+
+
+def _architecture(source: Source, k: Any) -> str:
+    """SAELens' name of the kind, on which all that the card says and the tensors must agree.
+
+    A TopK was an activation function of the standard architecture before version 6.
+    """
+    stated = source.card.get("architecture")
+    activation = source.card.get("activation_fn") or source.card.get("activation_fn_str") or "relu"
+    check_setting("activation_fn", activation, "relu", "topk")
+    marks = {name: kinds for name, kinds in _MARKS.items() if name in source.values}
+    implied = next(iter(marks.values()), ("standard",))[0]
+    kind = "topk" if activation == "topk" and stated in (None, "standard") else stated or implied
+    check_setting("architecture", kind, *(ours.sae_lens for ours in SAES), "batchtopk", "matryoshka_batchtopk")
+    against = [f"a tensor {name}" for name, kinds in marks.items() if kind not in kinds]
+    if k is not None and kind in ("standard", "gated"):  # as a ReLU it would be wrong in silence
+        against.append(f"k = {k!r}")
+    if activation == "topk" and kind != "topk":
+        against.append("activation_fn = 'topk'")
+    if against:
+        raise contradiction(f"architecture = {stated!r}", against[0])
+    return kind
 
 
 def _finetuned(source: Source, W_dec: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from sae_core.dictionaries.saes import TopKSAE
 from sae_core.errors import UserError
 from sae_core.files import read_json, write_json, write_tensors
 from sae_core.formats.foreign import Foreign, check_setting, foreign_of, positive_whole
-from sae_core.formats.hook_names import site_of_module
+from sae_core.formats.hook_names import place_in
 from sae_core.formats.tensor_files import Source
 from sae_core.formats.unit_norm import Raw, convert
 
@@ -24,8 +24,8 @@ def read_sparsify(source: Source) -> Foreign:
     )
     run = source.folder.parent / "config.json"
     run = read_json(run) if run.is_file() else {}
-    site = site_of_module(source.folder.name)
-    return foreign_of(convert(raw), "sparsify", site, run.get("model"), None, run.get("ctx_len"))
+    place = place_in(source.folder.name)
+    return foreign_of(convert(raw), "sparsify", place, run.get("model"), None, run.get("ctx_len"))
 
 
 def save_sparsify(sae: Dictionary, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`sr.import_saes`, `subrank import`: a set of other people's dictionaries, so that every experiment runs on it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from sae_core.dictionaries.normalised import Centred
 from sae_core.errors import UserError
 from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
+from sae_core.model.named_sites import site_named
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
 from subrank.settings.fields import make, takes
+
+log = logging.getLogger(__name__)
 
 
 @takes(ImportSettings)
@@ -70,14 +74,14 @@ def gather(
     text: Text,
     at: Sequence[Site] | None = None,
 ) -> DictionarySet:
-    """The set of loaded dictionaries, each at the site that it names or that `at` gives it."""
+    """The set of loaded dictionaries, each at the site that `at` gives it, or else at the one that it names."""
     if at is not None and len(at) != len(files):
         raise UserError(f"{len(files)} files, but {len(at)} sites; give one site for each file, in their order")
     dictionaries: dict[Site, Any] = {}
     origin: dict[str, str] = {}
     for file, each, wanted in zip(files, foreign, at or [None] * len(files), strict=True):
         try:
-            site = _site(each, wanted)
+            site = _site(file, each.place, wanted, model)
             width, expected = each.dictionary.directions.shape[-1], model.d_in(site)
             if width != expected:
                 raise UserError(
@@ -101,13 +105,22 @@ def _meant(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
     return dictionary if blind else dictionary.inner
 
 
-def _site(foreign: Foreign, wanted: Site | None) -> Site:
-    if wanted is not None and foreign.site not in (None, wanted):
-        raise UserError(f"it says that it belongs at {foreign.site}, not at {wanted}")
-    site = wanted or foreign.site
-    if site is None:
-        raise UserError("it does not say where it belongs; name its site with --at, such as --at resid_post.3")
-    return site
+def _site(file: Path, place: str | None, wanted: Site | None, model: LanguageModel) -> Site:
+    """The site that the user names, or else the file; a warning where the file names another."""
+    if place is None:
+        if wanted is None:
+            raise UserError("it does not say where it belongs; name its site with --at, such as --at resid_post.3")
+        return wanted
+    try:
+        stated = site_named(model, place)
+    except UserError as error:
+        if wanted is None:
+            raise UserError(f"{error}; --at SITE reads it elsewhere all the same") from error
+        log.warning("%s: %s; it is read at %s all the same", file, error, wanted)
+        return wanted
+    if wanted not in (None, stated):
+        log.warning("%s: it says that it belongs at %s; it is read at %s all the same", file, stated, wanted)
+    return wanted or stated
 
 
 def _prepend_bos(foreign: Sequence[Foreign]) -> bool:

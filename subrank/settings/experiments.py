@@ -126,7 +126,7 @@ class ImportSettings(Settings):
     """Where other people's dictionaries belong, and the text that verbs read with them."""
 
     at: tuple[str, ...] | None = setting(None, metavar="SITE", reads=Site.parse)
-    """site of each file, where it does not say so itself"""
+    """site of each file; by default where it says that it belongs"""
     text: str = "storybook"
     """'storybook', a .txt or .jsonl file, a folder, or a dataset name"""
     tokens: int = setting(500_000, least=1)

@@ -65,6 +65,7 @@ def sae_lens_card(architecture: str, **more) -> dict:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": METADATA,
+        **({"k": K} if "topk" in architecture else {}),
     } | more
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from foreign_files import X, check, dl_card, dl_files, linear, tensors, topk, w64, write
+from foreign_files import K, X, check, dl_card, dl_files, linear, tensors, topk, w64, write
 from tiny import user_error
 from torch import Tensor
 
 from sae_core.formats.readers import load_foreign
-from sae_core.sites import Site, Stream
+from sae_core.sites import Site
 
 
 def dl_reference(kind: str, values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,12 +35,12 @@ def test_dictionary_learning(tmp_path, kind):
     values = dl_files()[kind]
     g, x_hat, norms = dl_reference(kind, values)
     folder = tmp_path / "resid_post_layer_3" / "trainer_0"
-    write(folder, "ae.pt", values, dl_card(kind, submodule_name="mlp_layer_2"), at="config.json")
+    write(folder, "ae.pt", values, dl_card(kind, submodule_name="mlp_layer_3"), at="config.json")
     write(folder / "checkpoints", "ae_100.pt", values)
     for path in (folder, folder / "ae.pt", folder / "checkpoints" / "ae_100.pt"):
         foreign = load_foreign(path)
         check(foreign.dictionary, g, x_hat, norms=norms)
-        assert (foreign.format, foreign.site) == ("dictionary-learning", Site(2, Stream.MLP_OUT))
+        assert (foreign.format, foreign.place) == ("dictionary-learning", "blocks.3.mlp.hook_out")
         assert (foreign.model_name, foreign.n_ctx) == ("EleutherAI/pythia-70m-deduped", 128)
 
     write(folder, "ae.pt", values, dl_card(kind, submodule_name=None), at="config.json")
@@ -67,5 +67,10 @@ def test_dictionary_learning_refusals(tmp_path):
     card = dl_card("AutoEncoder") | {"buffer": {"io": "in_and_out"}}
     with user_error("io = 'in_and_out'"):
         load_foreign(write(tmp_path, "ae.pt", linear(), card, at="config.json"))
+    contradictions = {("layer = 2", "resid_post = 3"): {"layer": 2}, (f"k = {K}", f"k = {K + 1}"): {"k": K + 1}}
+    for words, more in contradictions.items():
+        card = dl_card("AutoEncoderTopK", submodule_name="resid_post_layer_3", **more)
+        with user_error(*words, "correct the one that is wrong"):
+            load_foreign(write(tmp_path, "ae.pt", result["AutoEncoderTopK"], card, at="config.json"))
     with user_error("decoder.weight is missing"):
         load_foreign(write(tmp_path, "ae.pt", tensors(), dl_card("AutoEncoder"), at="config.json"))

@@ -29,7 +29,7 @@ def test_gemma_scope(tmp_path, name):
         card = {
             "architecture": "jump_relu",
             "model_name": "gemma-v3-270m-pt",
-            "hf_hook_point_in": "model.layers.5.output",
+            "hf_hook_point_in": "model.layers.20.output",
         }
         folder = write(tmp_path / "resid_post" / "layer_20_width_16k_l0_small", name, values, card, at="config.json")
         model = "gemma-v3-270m-pt"
@@ -54,6 +54,14 @@ def test_gemma_scope_by_its_folder(tmp_path):
     ):
         with user_error(word, "no site here"):
             load_foreign(write(tmp_path / folder, "params.npz", values))
+    for hook, place in (
+        ("model.layers.3.post_feedforward_layernorm.output", "model.layers.3.post_feedforward_layernorm"),
+        ("model.layers.3.self_attn.o_proj.input", "model.layers.3.self_attn.o_proj.input"),
+    ):
+        card = {"architecture": "jump_relu", "hf_hook_point_in": hook}
+        assert load_foreign(write(tmp_path / "any", "params.npz", values, card)).place == place
+    with user_error("hf_hook_point_in = 3", "folder = 4"):
+        load_foreign(write(tmp_path / "resid_post" / "layer_4_width_16k", "params.npz", values, card))
     affine = {key.replace("W_", "w_"): value for key, value in values.items()} | {
         "affine_skip_connection": torch.eye(D)
     }

@@ -60,9 +60,10 @@ def test_openai_refusals(tmp_path):
         (openai_values("Identity"), "activation = 'Identity'"),
         (openai_values(postact_fn="Identity"), "postact_fn = 'Identity'"),
         (openai_values(k=None), "k is None"),
+        (openai_values("ReLU", k=3), "activation = 'ReLU', but it has k = 3"),
         (without(openai_values(), "decoder.weight"), "decoder.weight is missing"),
     ):
         with user_error(str(tmp_path), word):
             load_foreign(write(tmp_path, "3.pt", values) / "3.pt")
-    with user_error("resid_post_attn"):
-        load_foreign(write(tmp_path / "resid_post_attn_v5_32k" / "autoencoders", "3.pt", openai_values()) / "3.pt")
+    folder = write(tmp_path / "resid_post_attn_v5_32k" / "autoencoders", "3.pt", openai_values())
+    assert load_foreign(folder / "3.pt").place == "blocks.3.hook_resid_mid"  # which is no site

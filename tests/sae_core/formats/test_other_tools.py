@@ -57,7 +57,7 @@ def test_sae_lens_itself_reads_our_sets(tmp_path):
 def test_we_read_what_sae_lens_itself_writes(tmp_path, kind, norm):
     package = pytest.importorskip("sae_lens")
     values = gated_values() if kind == "gated" else without(tensors(), *([] if kind == "jumprelu" else ["threshold"]))
-    card = sae_lens_card(kind, k=K, rescale_acts_by_decoder_norm=True, normalize_activations=norm)
+    card = sae_lens_card(kind, rescale_acts_by_decoder_norm=True, normalize_activations=norm)
     theirs = package.SAE.load_from_disk(sae_lens(tmp_path / "ours", values, card))
     theirs.save_model(tmp_path / "theirs")
     foreign = load_foreign(tmp_path / "theirs")

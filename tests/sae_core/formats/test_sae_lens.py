@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from foreign_files import (
+    METADATA,
     D,
     K,
     N,
@@ -33,9 +34,8 @@ from sae_core.sites import Site
 def test_sae_lens(tmp_path, kind, unit, input_bias):
     values = gated_values(unit=unit) if kind == "gated" else tensors(unit=unit)
     values = values if kind == "jumprelu" else without(values, "threshold")
-    card = sae_lens_card(kind.split()[-1], apply_b_dec_to_input=input_bias)
-    if "topk" in kind:
-        card |= {"k": K, "rescale_acts_by_decoder_norm": kind != "topk"}
+    rescaled = {"rescale_acts_by_decoder_norm": kind != "topk"} if "topk" in kind else {}
+    card = sae_lens_card(kind.split()[-1], apply_b_dec_to_input=input_bias, **rescaled)
     foreign = load_foreign(sae_lens(tmp_path, values, card))
 
     w = w64(values)
@@ -107,7 +107,7 @@ def test_sae_lens_factors_fitted_to_the_codes(tmp_path):
 def test_sae_lens_checkpoints_of_batch_topk(tmp_path, rescaled):
     """Its threshold is one number; with rescaling it is on the scale of unit directions."""
     values = without(tensors(), "threshold") | {"topk_threshold": torch.tensor(0.7)}
-    card = sae_lens_card("matryoshka_batchtopk", k=K, rescale_acts_by_decoder_norm=rescaled)
+    card = sae_lens_card("matryoshka_batchtopk", rescale_acts_by_decoder_norm=rescaled)
     w = w64(values)
     norms = w["W_dec"].norm(dim=-1)
     pre = ((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * (norms if rescaled else 1)
@@ -146,7 +146,7 @@ def test_sae_lens_activations_scaled_by_a_constant(tmp_path):
 @pytest.mark.parametrize("input_bias", [True, False])
 def test_sae_lens_activations_normalised_per_token(tmp_path, kind, norm, input_bias):
     values = without(tensors(), "threshold")
-    card = sae_lens_card(kind, normalize_activations=norm, apply_b_dec_to_input=input_bias, k=K)
+    card = sae_lens_card(kind, normalize_activations=norm, apply_b_dec_to_input=input_bias)
     foreign = load_foreign(sae_lens(tmp_path, values, card))
     w = w64(values)
     mean = X.mean(-1, keepdim=True) if norm == "layer_norm" else 0
@@ -169,15 +169,41 @@ def test_sae_lens_activations_normalised_per_token(tmp_path, kind, norm, input_b
     assert foreign.dictionary.d_in == D
 
 
-def test_a_k_without_an_architecture_is_refused(tmp_path):
-    """Read as a ReLU it would be wrong in silence; an architecture that is given is believed."""
-    values = without(tensors(), "threshold")
-    unsaid = {name: value for name, value in sae_lens_card("standard", k=K).items() if name != "architecture"}
-    folder = sae_lens(tmp_path / "unsaid", values, unsaid)
-    with user_error(str(folder), "architecture", "'topk'"):
+CONTRADICTIONS = {
+    "architecture = 'standard', but it has k = 5": {"k": K},
+    "architecture = None, but it has k = 5": {"architecture": None, "k": K},
+    "architecture = 'gated', but it has k = 5": {"architecture": "gated", "k": K},
+    "architecture = 'jumprelu', but it has activation_fn": {"architecture": "jumprelu", "activation_fn": "topk"},
+    "k = 5, but it has activation_fn_kwargs.k = 6": {"architecture": "topk", "k": K, "activation_fn_kwargs": {"k": 6}},
+    "hook_layer = 3, but it has the layer of blocks.2.hook_resid_post = 2": {"metadata": METADATA | {"hook_layer": 3}},
+    "hook_name = 'blocks.2": {"metadata": METADATA | {"hook_point": "blocks.1.hook_resid_post"}},
+}
+
+
+@pytest.mark.parametrize("words", CONTRADICTIONS)
+def test_a_card_that_contradicts_itself_is_refused(tmp_path, words):
+    """Read as a ReLU, a TopK would be wrong in silence."""
+    values, card = without(tensors(), "threshold"), sae_lens_card("standard")
+    assert type(load_foreign(sae_lens(tmp_path / "control", values, card)).dictionary) is ReLUSAE
+    folder = sae_lens(tmp_path / "card", values, card | CONTRADICTIONS[words])
+    with user_error(str(folder), words, "correct the one that is wrong"):
         load_foreign(folder)
-    standard = load_foreign(sae_lens(tmp_path / "standard", values, sae_lens_card("standard", k=K))).dictionary
-    assert type(standard) is ReLUSAE
-    assert type(load_foreign(sae_lens(tmp_path / "topk", values, sae_lens_card("topk", k=K))).dictionary) is TopKSAE
-    del unsaid["k"]
-    assert type(load_foreign(sae_lens(tmp_path / "neither", values, unsaid)).dictionary) is ReLUSAE
+
+
+def test_tensors_say_which_kind_it_is_where_the_card_does_not(tmp_path):
+    gated, jumping = gated_values(), tensors()
+    for kind, values, stated in ((GatedSAE, gated, "standard"), (JumpReLUSAE, jumping, "topk")):
+        card = sae_lens_card(stated)
+        with user_error(f"architecture = '{stated}'", "a tensor"):
+            load_foreign(sae_lens(tmp_path / "other", values, card))
+        silent = without(card, "architecture", "k")
+        assert type(load_foreign(sae_lens(tmp_path / "silent", values, silent)).dictionary) is kind
+
+
+def test_the_name_of_a_hugging_face_module_is_kept(tmp_path):
+    """SAELens trains on such models too, and then names their modules."""
+    values = without(tensors(), "threshold")
+    for hook, site in (("model.layers.2", Site(2)), ("transformer.h.2", Site(2)), ("model.layers.2.mlp", None)):
+        card = sae_lens_card("standard", metadata=METADATA | {"hook_name": hook})
+        foreign = load_foreign(sae_lens(tmp_path, values, card))
+        assert (foreign.place, foreign.site) == (hook, site)

@@ -7,7 +7,6 @@ import torch
 from foreign_files import (
     METADATA,
     D,
-    K,
     N,
     X,
     check,
@@ -40,14 +39,14 @@ def loaded_with(*, hook: str = "blocks.2.hook_resid_post", **kwargs) -> dict:
 def test_centred_writing_weights_are_centred_activations(tmp_path, kind):
     """gpt2-small-res-jb, for one: it used to be read as an SAE of what it never saw."""
     values = without(tensors(), "threshold")
-    card = sae_lens_card(kind, k=K) | loaded_with(center_writing_weights=True, fold_ln=True)
+    card = sae_lens_card(kind) | loaded_with(center_writing_weights=True, fold_ln=True)
     foreign = load_foreign(sae_lens(tmp_path, values, card))
     w, mean = w64(values), X.mean(-1, keepdim=True)
     pre = (X - mean - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     g = topk(pre) if kind == "topk" else pre.relu()
     check(foreign.dictionary, g, g @ w["W_dec"] + w["b_dec"] + mean, norms=w["W_dec"].norm(dim=-1))
     assert type(foreign.dictionary) is Centred and foreign.dictionary.n_latents == N + 2
-    plain = load_foreign(sae_lens(tmp_path / "plain", values, sae_lens_card(kind, k=K))).dictionary.double()
+    plain = load_foreign(sae_lens(tmp_path / "plain", values, sae_lens_card(kind))).dictionary.double()
     assert (plain.encode(X) - foreign.dictionary.encode(X)[:, :N]).abs().max() > 0.1  # control
 
 
@@ -130,9 +129,6 @@ REFUSED = {
     "abstopk": {"architecture": "abstopk"},
     "crosscoder": {"architecture": "crosscoder"},
     "reshape_activations": {"reshape_activations": "hook_z"},
-    "hook_z": {"metadata": {"hook_name": "blocks.1.attn.hook_z"}},
-    "hook_resid_mid": {"metadata": {"hook_name": "blocks.1.hook_resid_mid"}},
-    "blocks.0.hook_resid_pre": {"metadata": {"hook_name": "blocks.0.hook_resid_pre"}},
     "hook_head_index": {"metadata": METADATA | {"hook_head_index": 0}},
     "hook_name_out": {"metadata": METADATA | {"hook_name_out": "blocks.2.hook_mlp_out"}},
     "tanh-relu": {"activation_fn": "tanh-relu"},
@@ -168,6 +164,17 @@ def test_our_own_folders_give_the_same_tensors(tmp_path):
             assert value.numpy().tobytes() == foreign.dictionary.state_dict()[name].numpy().tobytes(), name
 
 
+def test_our_cards_say_what_sae_lens_needs_to_keep_them(tmp_path):
+    """It drops the metadata of a card without a version; models load with centred weights unless they are told."""
+    plain = ours()[Site(0, Stream.MLP_OUT)]
+    for dictionary, centred in ((plain, False), (Centred(plain), True)):
+        save_as_set(tmp_path, {Site(1): dictionary})
+        metadata = json.loads((tmp_path / "resid_post.1" / "cfg.json").read_text())["metadata"]
+        assert metadata["sae_lens_version"] == "6.0.0" and metadata["hook_name"] == "blocks.1.hook_resid_post"
+        assert metadata["model_from_pretrained_kwargs"] == {"center_writing_weights": centred}
+        assert type(load_foreign(tmp_path / "resid_post.1").dictionary) is type(dictionary)
+
+
 def test_a_foreign_dictionary_in_our_layout_is_the_same(tmp_path):
     from sae_core.storage import load_set
 
@@ -180,9 +187,7 @@ def test_a_foreign_dictionary_in_our_layout_is_the_same(tmp_path):
             "topk": without(values, "threshold"),
         }.items()
     ):
-        card = sae_lens_card(
-            kind.split()[0], apply_b_dec_to_input=False, k=K, rescale_acts_by_decoder_norm=kind == "topk"
-        )
+        card = sae_lens_card(kind.split()[0], apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=kind == "topk")
         first = load_foreign(sae_lens(tmp_path / kind, case, card)).dictionary
         folder = tmp_path / f"set {number}"
         save_as_set(folder, {Site(1): first})
@@ -197,7 +202,7 @@ def test_gains_survive_in_our_layout(tmp_path):
     from sae_core.storage import load_set
 
     values = without(tensors(), "threshold")
-    first = load_foreign(sae_lens(tmp_path / "theirs", values, sae_lens_card("topk", k=K))).dictionary
+    first = load_foreign(sae_lens(tmp_path / "theirs", values, sae_lens_card("topk"))).dictionary
     save_as_set(tmp_path / "set", {Site(1): first})
     assert torch.allclose(
         load_file(tmp_path / "set" / "resid_post.1" / "sae_weights.safetensors")["W_dec"], values["W_dec"]

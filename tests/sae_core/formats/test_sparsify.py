@@ -49,7 +49,7 @@ def test_sparsify(tmp_path, unit):
     for path in (folder, folder / "sae.safetensors", folder / "cfg.json"):
         foreign = load_foreign(path)
         check(foreign.dictionary, g, x_hat, norms=norms)
-        assert (foreign.format, foreign.site) == ("sparsify", Site(3, Stream.MLP_OUT))
+        assert (foreign.format, foreign.place, foreign.site) == ("sparsify", "layers.3.mlp", None)
         assert (foreign.model_name, foreign.n_ctx, foreign.prepend_bos) == ("EleutherAI/pythia-70m", 2048, None)
         assert (foreign.dictionary.gain is None) is unit
     old = without(values, "W_dec") | {"decoder.weight": values["W_dec"].T}
@@ -78,8 +78,6 @@ def test_sparsify_refusals(tmp_path, change, word):
         load_foreign(write(tmp_path / "layers.3", "sae.safetensors", values | {"W_skip": torch.eye(D)}, SPARSIFY))
     with user_error("W_dec is missing"):
         load_foreign(write(tmp_path / "layers.3", "sae.safetensors", without(values, "W_dec"), SPARSIFY))
-    with user_error("layers.3.mlp.act", "no site here"):
-        load_foreign(write(tmp_path / "layers.3.mlp.act", "sae.safetensors", values, SPARSIFY))
 
 
 def test_export_to_sparsify(tmp_path):
@@ -97,9 +95,7 @@ def test_export_to_sparsify(tmp_path):
 
 
 def test_what_sparsify_cannot_hold(tmp_path):
-    gained = load_foreign(
-        sae_lens(tmp_path / "a", without(tensors(), "threshold"), sae_lens_card("topk", k=K))
-    ).dictionary
+    gained = load_foreign(sae_lens(tmp_path / "a", without(tensors(), "threshold"), sae_lens_card("topk"))).dictionary
     normed = load_foreign(write(tmp_path, "3.pt", openai_values()) / "3.pt").dictionary
     for sae in (*without(ours(), Site(1, Stream.MLP_OUT)).values(), gained, normed):
         with user_error("not representable in sparsify"):

@@ -1,7 +1,7 @@
 """Directions become unit vectors; rows that are, and rows of zeros."""
 
 import torch
-from foreign_files import K, N, X, gated_values, sae_lens, sae_lens_card, tensors, w64, without
+from foreign_files import N, X, gated_values, sae_lens, sae_lens_card, tensors, w64, without
 
 from sae_core.formats.readers import load_foreign
 
@@ -12,7 +12,7 @@ def test_rows_that_are_nearly_unit_are_left_alone_to_the_bit(tmp_path):
         values = values if kind == "jumprelu" else without(values, "threshold")
         values["W_dec"] *= 1 + 5e-6 * torch.linspace(-1, 1, N)[:, None]
         values["W_dec"][7] *= 2
-        sae = load_foreign(sae_lens(tmp_path / kind, values, sae_lens_card(kind, k=K))).dictionary
+        sae = load_foreign(sae_lens(tmp_path / kind, values, sae_lens_card(kind))).dictionary
         rest = torch.arange(N) != 7
         for name, value in values.items():
             loaded = getattr(sae, name)
@@ -31,9 +31,7 @@ def test_rows_of_zeros_do_not_become_nan(tmp_path):
         values = gated_values() if kind == "gated" else tensors()
         values = values if kind == "jumprelu" else without(values, "threshold")
         values["W_dec"][[3, 11]] = 0
-        card = sae_lens_card(
-            "topk" if kind == "rescaled" else kind, k=K, rescale_acts_by_decoder_norm=kind == "rescaled"
-        )
+        card = sae_lens_card("topk" if kind == "rescaled" else kind, rescale_acts_by_decoder_norm=kind == "rescaled")
         sae = load_foreign(sae_lens(tmp_path / kind, values, card | {"apply_b_dec_to_input": False})).dictionary
         assert all(value.isfinite().all() for value in sae.state_dict().values())
         assert torch.allclose(sae.directions.norm(dim=-1), torch.ones(N))

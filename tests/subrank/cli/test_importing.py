@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from foreign_files import METADATA, K, N, linear, sae_lens_card, without, write
+from foreign_files import METADATA, N, linear, sae_lens_card, without, write
 from handmade import random_topk
 from tiny import random_tokens, user_error
 from verbs import result_of, run
@@ -39,7 +39,7 @@ def found(tmp_path, model):
 def of_width(d_in: int, hook: str = "blocks.2.hook_resid_post"):
     from foreign_files import tensors
 
-    card = sae_lens_card("topk", d_in=d_in, k=K) | {"metadata": METADATA | {"hook_name": hook}}
+    card = sae_lens_card("topk", d_in=d_in) | {"metadata": METADATA | {"hook_name": hook}}
     return without(tensors(d_in=d_in), "threshold"), card
 
 
@@ -69,8 +69,6 @@ def test_every_error_names_the_file(found, model, tmp_path):
     said, silent = found
     with user_error(str(silent), "--at"):
         import_set([said, silent], model, TEXT)
-    with user_error(str(said), "resid_post.2", "not at resid_post.1"):
-        import_set([said], model, TEXT, [Site(1)])
     with user_error(str(silent), "as does", str(said)):
         import_set([said, silent], model, TEXT, [Site(2), Site(2)])
     with user_error(str(silent), "width 32", "mlp_hidden.1", "64"):
@@ -84,6 +82,19 @@ def test_every_error_names_the_file(found, model, tmp_path):
     wide = write(tmp_path / "wide", "sae_weights.safetensors", *of_width(48))
     with user_error(str(wide), "width 48"):
         import_set([wide], model, TEXT)
+
+
+def test_at_overrides_what_a_file_says_and_a_warning_says_so(found, model, tmp_path, caplog):
+    mid = write(tmp_path / "mid", "sae_weights.safetensors", *of_width(32, "blocks.1.hook_resid_mid"))
+    hugging_face = write(tmp_path / "hf", "sae_weights.safetensors", *of_width(32, "gpt_neox.layers.1"))
+    with user_error(str(mid), "hook_resid_mid", "--at"):
+        import_set([mid], model, TEXT)
+    assert list(import_set([hugging_face], model, TEXT).dictionaries) == [Site(1)] and not caplog.records
+    elsewhere = [Site(0), Site(1), Site(2)]
+    assert list(import_set([found[0], mid, hugging_face], model, TEXT, elsewhere).dictionaries) == elsewhere
+    first, second, third = [record.getMessage() for record in caplog.records]
+    assert str(found[0]) in first and "belongs at resid_post.2" in first and "read at resid_post.0" in first
+    assert "hook_resid_mid" in second and "belongs at resid_post.1" in third
 
 
 def test_a_dictionary_of_the_hidden_layer(model, tmp_path):
