@@ -19,7 +19,7 @@ from circuits.features.atlas import Examples, survey
 from editing.interventions.patch import FeaturePatch, FeatureScale, ablate, clamp, patch_features, scale
 from editing.set_quality import SetQuality, measure_set
 from sae_core import checks
-from sae_core.data.text import Text, held_out
+from sae_core.data.text import Contexts, Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError
@@ -118,7 +118,7 @@ class Saes(DictionarySet):
         checks.whole("n", n, 1)
         checks.whole("contexts", contexts, 2)  # the first is held out
         feature, model = self[name], self.language_model
-        text = held_out(replace(self.text, max_tokens=contexts * self.text.n_ctx).contexts(model))[0]
+        text = replace(self.text, max_tokens=contexts * self.text.n_ctx).read(model).training
         atlas = survey(model, {feature.id.site: feature.dictionary}, text, top=4 * n)
         examples: Examples = atlas.examples(feature.id, n)
         activations = [
@@ -175,14 +175,14 @@ class Saes(DictionarySet):
             dictionary.to(model.device)
         return model
 
-    def contexts(self, model: LanguageModel, source: str | None = None) -> Int[Tensor, "contexts pos"]:
+    def read(self, model: LanguageModel, source: str | None = None) -> Contexts:
         """The contexts of the set's text, or of another `source` cut in the same way."""
-        return (replace(self.text, source=source) if source else self.text).contexts(model)
+        return self.text.at(source).read(model)
 
     def measured(
         self,
         model: LanguageModel,
-        contexts: Int[Tensor, "contexts pos"],
+        contexts: Contexts,
         source: str | None,
         on_progress: OnProgress = silent,
     ) -> SetQuality:
@@ -190,7 +190,7 @@ class Saes(DictionarySet):
         if self.quality is not None and not source:
             return self.quality
         on_progress(Progress("measuring the dictionaries", 0, None))
-        return measure_set(model, self, held_out(contexts)[1])
+        return measure_set(model, self, contexts.held_out)
 
     # ---- on disk -------------------------------------------------------------------------------
 
@@ -257,18 +257,20 @@ def folders_of(sets: Mapping[str, Saes]) -> dict[str, dict[str, str | None]]:
 def text_of(sets: Mapping[str, Saes], source: str | None) -> tuple[Text, list[str]]:
     """The text to measure on, of which the held-out part was trained on by none of the sets that share it, and notes.
 
-    That is the shortest: held-out contexts are the first tenth. A note names each set of another text than the first.
+    Where documents are held out, that is the longest, else the shortest: held-out contexts are its first tenth. A note
+    names each set of another text than the first.
     """
     first = next(iter(sets.values())).text
     if source:
-        return replace(first, source=source), []
-    sharing = [s.text for s in sets.values() if replace(s.text, max_tokens=first.max_tokens) == first]
+        return first.at(source), []
+    sharing = [s.text for s in sets.values() if s.text.shares(first)]
     others = {name: s.text for name, s in sets.items() if s.text not in sharing}
     notes = [
         f"note: {name} was trained on other contexts ({text.source}, {text.n_ctx} tokens)"
         for name, text in others.items()
     ]
-    return min(sharing, key=lambda text: text.max_tokens), notes
+    pick = min if first.seed is None else max
+    return pick(sharing, key=lambda text: text.max_tokens), notes
 
 
 def _check_finite(name: str, value: float) -> None:

@@ -52,6 +52,7 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
         "text": [run.text.source],
         "column": [run.text.column],
         "context": [run.text.n_ctx],
+        "text_tokens": [run.text.max_tokens],
         "prepend_bos": [run.text.prepend_bos],
         "sites": [str(site) for site in sites_of(model, run.sites)],
         "memory": [run.memory / 2**30],

@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add("train", run, TrainSettings, "./dictionaries")
     option = parser.add_argument
     option("model", metavar="MODEL", nargs="?", type=word, help="'storybook', a Hugging Face directory, or a hub name")
-    text = "'storybook', .txt, .jsonl, a folder, a dataset[:config] (default: storybook)"
+    text = "'storybook', a file, a folder, a dataset[:config] (default: storybook)"
     option("--text", type=word, default=argparse.SUPPRESS, help=text)
     option("--cache", type=path, default=None, help="folder to keep activations in, and to take them from")
     option("--config", type=path, default=None, help="a run.json in place of MODEL and all that describes the run")

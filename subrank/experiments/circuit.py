@@ -175,8 +175,8 @@ def run_circuit(
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
     check_request(saes.on(model), saes, request)  # before anything slow
-    contexts = saes.contexts(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text, on_progress)
+    read = saes.read(model, settings.text)
+    contexts, quality = read.all, saes.measured(model, read, settings.text, on_progress)
     searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]
     stages = Stages(on_progress)
     stages.begin(f"looking at every feature on {len(searched)} contexts")

@@ -12,7 +12,6 @@ from torch import Tensor
 from editing.loss_recovered import splice_reports
 from editing.set_evaluation import Evaluation as Measurements
 from editing.set_evaluation import evaluation_of
-from sae_core.data.text import held_out
 from sae_core.evaluation.reconstruction import profiles
 from sae_core.evaluation.similarity import compare
 from sae_core.files import user_path, write_tensors
@@ -92,7 +91,7 @@ def run_evaluate(
     stages = Stages(on_progress, 3 + (len(sets) > 1))
     text, _ = text_of(sets, settings.text)
     stages.begin(f"reading {text.source}")
-    contexts = held_out(text.contexts(model))[1][: settings.contexts]
+    contexts = text.read(model).held_out[: settings.contexts]
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
     n = sum(map(len, dictionaries.values()))
     stages.begin(f"measuring {n} dictionaries on {len(contexts)} contexts of {text.n_ctx} tokens")

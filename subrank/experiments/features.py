@@ -14,7 +14,6 @@ from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.geometry import coordinates
 from editing.set_quality import SetQuality
-from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
@@ -129,10 +128,9 @@ def run_features(
     chosen = chosen_features(saes, names, settings)  # before anything slow
     places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
     saes.on(model)
-    contexts = saes.contexts(model, settings.text)
+    contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
-    training, held = held_out(contexts)
-    training, held = training[: settings.contexts], held[: max(2, settings.contexts // 4)]
+    training, held = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 4)]
     seed = settings.seed
     catalogue = read_catalogue(model, saes.dictionaries, training, held, seed=seed, on_progress=on_progress)
     chosen = chosen or drawn(catalogue, places, settings.full)

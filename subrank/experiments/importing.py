@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from editing.set_quality import measure_set
-from sae_core.data.text import Text, held_out
+from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred
 from sae_core.errors import UserError
@@ -47,10 +47,10 @@ def run_import(
     known = [each.n_ctx for each in foreign if each.n_ctx and each.n_ctx > 1]
     n_ctx = min(128, model.n_ctx, *known) if settings.context is None else settings.context
     bos = _prepend_bos(foreign) if settings.prepend_bos is None else settings.prepend_bos
-    text = Text(settings.text, n_ctx, bos, settings.tokens)
+    text = Text(settings.text, n_ctx, bos, settings.tokens, seed=settings.seed)
     sites = [Site.parse(name) for name in settings.at] if settings.at else None
     plain = gather(files, foreign, model, text, sites)
-    return Saes.of(plain, model, measure_set(model, plain, held_out(text.contexts(model))[1]))
+    return Saes.of(plain, model, measure_set(model, plain, text.read(model).held_out))
 
 
 def notes(files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel) -> list[str]:

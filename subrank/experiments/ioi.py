@@ -16,7 +16,6 @@ from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption, Role
 from editing.tasks.pairs import Place
 from sae_core.codec import from_plain, to_plain
-from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
@@ -131,13 +130,13 @@ def run_ioi(
         saes.on(model)
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
-    contexts = text.contexts(model)
+    contexts = text.read(model)
     quality = {}
     for name, saes in sets.items():
         other = text.source if text.source != saes.text.source else settings.text
-        quality[name] = saes.measured(model, saes.contexts(model, other), other, on_progress)
+        quality[name] = saes.measured(model, saes.read(model, other), other, on_progress)
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
-    study = IOIStudy(model, dictionaries, held_out(contexts)[0][:FITTED_ON], config)
+    study = IOIStudy(model, dictionaries, contexts.training[:FITTED_ON], config)
     if settings.sites:
         study.baselines.at(places)  # of all sites in one pass
     kinds = (Corruption.IO, Corruption.SWAP) if settings.corruption == "both" else (Corruption(settings.corruption),)

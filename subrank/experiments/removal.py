@@ -20,7 +20,6 @@ from editing.removal.figure import removal_figure
 from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
-from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
@@ -125,9 +124,9 @@ def run_remove(
 ) -> Removal:
     """`remove` with a configuration that says in full how much to run."""
     capability = capability_of(task, saes.on(model), config)
-    contexts = saes.contexts(model, settings.text)
+    contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
-    text = held_out(contexts)[1]
+    text = contexts.held_out
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
     ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say

@@ -16,7 +16,6 @@ from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
 from editing.steering.feature_text import read_features
 from editing.steering.held_out import DoseConfig
 from sae_core.codec import from_plain, to_plain
-from sae_core.data.text import held_out
 from sae_core.errors import UserError
 from sae_core.model.generation import Sampling, check_room
 from sae_core.model.language_model import LanguageModel
@@ -111,9 +110,9 @@ def run_steer(
     prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
     if prompts:
         check_room(model, prompts, settings.tokens)
-    contexts = saes.contexts(model, settings.text)
+    contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
-    reading, measuring = (part[:READ] for part in held_out(contexts))
+    reading, measuring = contexts.training[:READ], contexts.held_out[:READ]
     if not features:
         on_progress(Progress(f"choosing a feature on {len(reading)} contexts", 0, None))
         features = [default_feature(model, saes, reading)]

@@ -6,13 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
 from editing.set_quality import measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes
 from sae_core.data.activations import ActivationStream
-from sae_core.data.text import Text, digest, held_out
+from sae_core.data.text import Contexts, Text, digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, silent
@@ -49,7 +46,7 @@ def train(
 ) -> Saes:
     """One dictionary per site, trained in one pass over a text and measured on its held-out part.
 
-    `text` is 'storybook', a .txt or .jsonl file, a folder of them, or a dataset on the hub (`name:configuration`).
+    `text` is 'storybook', a file (kinds: docs/texts.md), a folder, or a dataset on the hub (`name:configuration`).
     """
     run = run_of(make(TrainSettings, settings), model, text)
     if len(run.members) > 1:
@@ -96,7 +93,8 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     """The run that settings describe, of `members_of` them."""
     members, context = members_of(settings), settings.context
     n_ctx = min(128, a_model(model).n_ctx) if context is None else context
-    read = Text(text, n_ctx, settings.prepend_bos, settings.tokens, settings.column)
+    amount = settings.text_tokens or settings.tokens
+    read = Text(text, n_ctx, settings.prepend_bos, amount, settings.column, settings.seed)
     return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
 
 
@@ -166,8 +164,7 @@ class Session:
 
     model: LanguageModel
     run: Run
-    training: Int[Tensor, "contexts pos"]
-    measuring: Int[Tensor, "held pos"]
+    contexts: Contexts
     digest: str
     """Of all contexts: by this a run that goes on knows its text again."""
     source: ActivationSource
@@ -181,25 +178,27 @@ class Session:
         sites = sites_of(model, run.sites)
         if cache and run.downstream(model):
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
-        contexts = run.text.contexts(model)
-        training, measuring = held_out(contexts)
-        source: ActivationSource = run.stream(model, training, sites)
+        contexts = run.text.read(model)
+        source: ActivationSource = run.stream(model, contexts.training, sites)
         if cache is not None:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
             source = CachedStream(source, cache)
         state = state or start(source, *run.members)
-        return cls(model, run, training, measuring, digest(contexts), source, state)
+        return cls(model, run, contexts, digest(contexts.all), source, state)
 
     def facts(self) -> list[str]:
         """How much there is to train on, in words; what limits it."""
         run, members = self.run, self.run.members
-        epochs = members[0].tokens / self.training.numel()
+        training, held = self.contexts.training, self.contexts.held_out
+        n_tokens = int(self.model.content(training).sum())
         lines = [
-            f"{len(self.training)} contexts of {run.text.n_ctx} tokens, {epochs:.2g} epochs; "
-            f"{len(self.source.sites)} sites, {len(members)} members, {members[0].steps} steps"
+            f"{len(training)} contexts of {run.text.n_ctx} tokens, {n_tokens:,} of them to train on, and {len(held)} "
+            f"held out; {members[0].tokens:,} tokens are {members[0].tokens / n_tokens:.3g} epochs",
+            f"{len(self.source.sites)} sites, {len(members)} members, {members[0].steps} steps",
         ]
+        lines += [self.contexts.note] if self.contexts.note else []
         inner = self.source.stream if isinstance(self.source, CachedStream) else self.source
-        if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(self.training)):
+        if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(training)):
             lines.append(
                 f"only {inner.block_contexts} contexts mix within --memory: tokens of one context meet in a batch more "
                 "often than by chance"
@@ -219,9 +218,11 @@ class Session:
         for number, member in enumerate(self.state.members):
             on_progress(Progress(f"measuring {member.name} on held-out text", number, len(self.state.members)))
             dictionaries = member.dictionaries()
-            calibrated = calibrate_thresholds(member.config, dictionaries, self.model, self.training[:CALIBRATED_ON])
+            calibrated = calibrate_thresholds(
+                member.config, dictionaries, self.model, self.contexts.training[:CALIBRATED_ON]
+            )
             thresholds |= {f"{member.name}/{site}": both for site, both in calibrated.items()}
             how = {"training": member.config, "stream_seed": self.run.stream_seed}
             plain = DictionarySet(self.model.name, self.model.fingerprint(), self.run.text, dictionaries, **how)
-            sets[member.name] = Saes.of(plain, self.model, measure_set(self.model, plain, self.measuring))
+            sets[member.name] = Saes.of(plain, self.model, measure_set(self.model, plain, self.contexts.held_out))
         return Trained(sets, thresholds)

@@ -128,7 +128,7 @@ class ImportSettings(Settings):
     at: tuple[str, ...] | None = setting(None, metavar="SITE", reads=Site.parse)
     """site of each file; by default where it says that it belongs"""
     text: str = "storybook"
-    """'storybook', a .txt or .jsonl file, a folder, or a dataset name"""
+    """'storybook', a file, a folder, or a dataset name"""
     tokens: int = setting(500_000, least=1)
     """tokens of it that verbs may read, at most"""
     context: int | None = None

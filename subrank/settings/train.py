@@ -33,6 +33,8 @@ class TrainSettings(Settings):
     """weight of the KL divergence of the model's predictions"""
     tokens: int = 2_000_000
     """tokens to train on"""
+    text_tokens: int | None = setting(None, least=1)
+    """tokens of text to read, at most; as many as to train on, if not given"""
     batch: int = 1024
     """tokens per step"""
     bfloat16: bool | None = None
@@ -46,7 +48,7 @@ class TrainSettings(Settings):
     context: int | None = None
     """tokens per context; the model's, at most 128"""
     column: str = "text"
-    """where a dataset or .jsonl keeps its text"""
+    """where a row has its text, or its token ids; input_ids where there is no such column"""
     prepend_bos: bool = True
     """whether every piece of text begins with BOS, where the model has one"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)

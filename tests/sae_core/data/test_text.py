@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import user_error
 
-from sae_core.data.text import Text, documents, held_out
+from sae_core.data.documents import documents
+from sae_core.data.text import Text, held_out
 from sae_core.model import hub
 from sae_core.storybook.grammar import Grammar, vocabulary
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import user_error
 
-from sae_core.data.text import Text, documents, looks_like_file
+from sae_core.data.documents import documents, looks_like_file
+from sae_core.data.text import Text
 from sae_core.model import hub
 from sae_core.model.language_model import LanguageModel
 from sae_core.storybook.grammar import vocabulary
@@ -233,7 +234,7 @@ def test_the_text_of_a_jsonl_file_may_have_another_name(model, tmp_path):
     path.write_text('{"content": "Mary went home .", "text": "John"}\n')
     assert list(documents(str(path), "content")) == ["Mary went home ."]
     assert read(str(path), model, 5, column="content") == [[model.bos_id, *model.to_ids("Mary went home .")]]
-    with user_error(str(path), "line 1", '"body"'):
+    with user_error(str(path), "line 1", "'body'", "content, text"):
         list(documents(str(path), "body"))
 
 
