@@ -16,6 +16,8 @@ class Stream(StrEnum):
     RESID_POST = "resid_post"
 
 
+BEFORE = "resid_pre"
+"""The residual before a block: another name of `resid_post` one layer below."""
 _ORDER = {stream: rank for rank, stream in enumerate(Stream)}
 
 
@@ -38,8 +40,16 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """The site named by `str(site)`; raises `UserError` on any other text."""
-        stream, _, layer = text.rpartition(".")
+        """The site named by `str(site)`; raises `UserError` on any other text.
+
+        `blocks.3.hook_resid_post` is another spelling of `resid_post.3`, and `resid_pre.3` of `resid_post.2`.
+        """
+        hook = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", text)
+        stream, _, layer = f"{hook[2]}.{hook[1]}".rpartition(".") if hook else text.rpartition(".")
+        if stream == BEFORE and layer.isdecimal():
+            if int(layer) == 0:
+                raise UserError(f"{text!r} is the embedding, which is no site; the first residual is resid_post.0")
+            return cls(int(layer) - 1)
         if stream not in set(Stream) or not layer.isdecimal():
             numbers = re.findall(r"\d+", text)
             known = [f"{each}.{numbers[0]}" for each in Stream] if numbers else [*Stream]
@@ -48,6 +58,16 @@ class Site:
                 f"with one of {', '.join(Stream)}"
             )
         return cls(int(layer), Stream(stream))
+
+
+def sites_in(name: str) -> list[Site]:
+    """The sites of a name with layers: one, or a range (`resid_post.9-12`, both ends in it); raises `UserError`."""
+    match = re.fullmatch(r"(\w+)\.(\d+)-(\d+)", name)
+    if not match:
+        return [Site.parse(name)]
+    if int(match[2]) > int(match[3]):
+        raise UserError(f"{name} holds no layer; give the lower one first")
+    return [Site.parse(f"{match[1]}.{layer}") for layer in range(int(match[2]), int(match[3]) + 1)]
 
 
 @dataclass(frozen=True)

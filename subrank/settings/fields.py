@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from sae_core.errors import UserError, no_such
-from sae_core.sites import Site, Stream
+from sae_core.sites import BEFORE, Site, Stream, sites_in
 
 T = TypeVar("T")
 _TYPES = {
@@ -37,9 +37,9 @@ def setting(default: Any, **metadata: Any) -> Any:
 
 
 def site_or_stream(name: str) -> None:
-    """Raise `UserError` unless `name` is a site or a stream."""
-    if name not in set(Stream):
-        Site.parse(name)
+    """Raise `UserError` unless `name` is a stream, a site, a range of them, or a hook point that a model may have."""
+    if name not in {*Stream, BEFORE} and name.count(".") < 2:
+        sites_in(name)
 
 
 class Settings:

@@ -14,7 +14,7 @@ class TrainSettings(Settings):
     """What to train, where and for how long. Several values of a setting that allows them make a sweep."""
 
     sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
-    """streams (all layers) or sites, e.g. mlp_out.3"""
+    """streams (all layers), sites (mlp_out.3), ranges (resid_post.9-12), or hook points (blocks.9.hook_resid_post)"""
     kind: tuple[Kind, ...] = ("topk",)
     """architecture; several make a sweep"""
     expansion: tuple[int, ...] = (4,)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import user_error
 
 from sae_core.errors import UserError, no_such
-from sae_core.sites import FeatureId, Site, Stream
+from sae_core.sites import FeatureId, Site, Stream, sites_in
 
 SITES = st.builds(Site, st.integers(0, 200), st.sampled_from(Stream))
 FEATURES = st.builds(FeatureId, SITES, st.integers(0, 2**24))
@@ -52,6 +52,26 @@ def test_features_sort_by_site_then_index(features):
     ordered = sorted(features)
     assert [f.site for f in ordered] == sorted(f.site for f in features)
     assert all(a.index <= b.index for a, b in pairwise(ordered) if a.site == b.site)
+
+
+def test_other_spellings():
+    assert Site.parse("resid_pre.3") == Site.parse("blocks.3.hook_resid_pre") == Site(2)
+    assert Site.parse("blocks.9.hook_resid_post") == Site(9)
+    assert Site.parse("blocks.0.hook_mlp_out") == Site(0, Stream.MLP_OUT)
+    for name in ("resid_pre.0", "blocks.0.hook_resid_pre"):
+        with user_error(name, "embedding", "resid_post.0"):
+            Site.parse(name)
+    with user_error("blocks.3.hook_pattern"):
+        Site.parse("blocks.3.hook_pattern")
+
+
+def test_ranges():
+    assert sites_in("mlp_out.9-11") == [Site(layer, Stream.MLP_OUT) for layer in (9, 10, 11)]
+    assert sites_in("resid_post.3-3") == sites_in("resid_post.3") == [Site(3)]
+    assert sites_in("resid_pre.1-2") == [Site(0), Site(1)]
+    for name in ("resid_post.3-2", "resid_pst.2-3", "resid_post.2-", "resid_post.-3", "resid_pre.0-2"):
+        with user_error("resid_p"):
+            sites_in(name)
 
 
 @given(SITES, SITES)
