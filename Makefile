@@ -2,6 +2,7 @@
 # make test   set up and run the whole suite
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
+# make interop  the tests that need SAELens, sparsify or dictionary-learning, each in an environment of its own
 # make lint   ruff and pyright
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 lint clean
+.PHONY: demo test quick seeds trained-avx2 interop lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,10 +35,26 @@ seeds: $(VENV)/installed
 	$(PYTEST) -n 2 --dist loadfile -m trained --seeds 5
 	$(AVX2) $(PYTEST) -n 2 --dist loadfile -m trained --seeds 5
 
+# Their packages and ours need different versions of transformer-lens. pip may bring a torchvision of another build than
+# torch, which keeps transformers from loading; none of them needs it.
+interop: interop-sae-lens interop-eai-sparsify interop-dictionary-learning
+
+interop-%:
+	mkdir -p .interop
+	grep '^torch==' constraints.txt > .interop/constraints.txt
+	test -e .interop/$*/installed || { $(PYTHON) -m venv .interop/$* && \
+	    .interop/$*/bin/python -m pip install --quiet --constraint .interop/constraints.txt \
+	        torch $* pytest jaxtyping beartype && \
+	    .interop/$*/bin/python -m pip uninstall --quiet --yes torchvision && touch .interop/$*/installed; } || \
+	    echo "$* could not be installed: the tests that need it are left out"
+	test ! -e .interop/$*/installed || { .interop/$*/bin/python -c 'import $(subst -,_,$(*:eai-%=%))' && \
+	    .interop/$*/bin/python -m pytest --noconftest -p no:cacheprovider -k '$(subst -,_,$(*:eai-%=%))' \
+	        tests/sae_core/formats/test_other_tools.py; }
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) .interop demo build *.egg-info

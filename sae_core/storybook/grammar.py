@@ -13,10 +13,14 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from sae_core.storybook import registers, words
+from sae_core.storybook import words
 from sae_core.storybook.code_lines import write_code
 from sae_core.storybook.page import END, NAMES, PRONOUNS, Page, Token
 from sae_core.storybook.sentences import State
+from sae_core.storybook.words import SENTENCES
+
+_REGISTERS = {"recipe": 0.03, "weather": 0.03, "science": 0.03, "law": 0.03, "medicine": 0.05, "german": 0.05}
+"""How often a document is in one of the registers that have states of their own."""
 
 
 def _states() -> dict[str, State]:
@@ -28,39 +32,28 @@ def _states() -> dict[str, State]:
         for sentence in sentences:
             states.setdefault(name, State()).add(sentence, total / len(sentences), then)
 
-    add("start", words.MEETINGS, 0.28, "scene0")
-    add("start", words.PARTINGS, 0.10, "scene1")
-    add("start", words.OPENINGS, 0.10, "gift")
-    add("start", words.ALONE, 0.14, "alone0")
-    add("start", registers.LETTER, 0.02, "end")
-    add("start", registers.RECIPE, 0.03, "recipe")
-    add("start", registers.WEATHER, 0.03, "weather")
-    add("start", registers.SCIENCE, 0.03, "science")
-    add("start", registers.LAW, 0.03, "law")
-    add("start", registers.MEDICINE, 0.05, "medicine")
-    add("start", registers.GERMAN, 0.05, "german")
+    add("start", SENTENCES["meetings"], 0.28, "scene0")
+    add("start", SENTENCES["partings"], 0.10, "scene1")
+    add("start", SENTENCES["openings"], 0.10, "gift")
+    add("start", SENTENCES["alone"], 0.14, "alone0")
+    add("start", SENTENCES["letter"], 0.02, "end")
+    for name, weight in _REGISTERS.items():
+        add("start", SENTENCES[name], weight, name)
     add("start", ["def {func} ( {var} ) : \\n"], 0.14, "code")
     for i, following in enumerate(("scene1", "scene2", "gift")):
-        add(f"scene{i}", words.FILLERS, 0.5, following)
+        add(f"scene{i}", SENTENCES["fillers"], 0.5, following)
     for giver, receiver in (("A", "B"), ("B", "A")):
         after = f"after{giver}{receiver}"
         for name, weight in (("scene0", 0.25), ("scene1", 0.25), ("scene2", 0.25), ("gift", 0.5)):
-            add(name, _cast(words.GIFTS, giver, receiver), weight, after)
-        add(after, _cast(words.THANKS, giver, receiver), 0.5, "end")
+            add(name, _cast(SENTENCES["gifts"], giver, receiver), weight, after)
+        add(after, _cast(SENTENCES["thanks"], giver, receiver), 0.5, "end")
         add(after, ["Then they went home .", "The end .", "It was a {adj} {day} ."], 0.2, "end")
         add(after, [END], 0.3, "over")
     for i, following in enumerate(("alone1", "alone2", "alone3", "end")):
-        add(f"alone{i}", words.PRONOUNS, 0.7, following)
-        add(f"alone{i}", words.SCENES, 0.3, following)
-    for name, sentences in (
-        ("recipe", registers.RECIPE),
-        ("weather", registers.WEATHER),
-        ("science", registers.SCIENCE),
-        ("law", registers.LAW),
-        ("medicine", registers.MEDICINE),
-        ("german", registers.GERMAN),
-    ):
-        add(name, sentences, 0.75, name)
+        add(f"alone{i}", SENTENCES["pronouns"], 0.7, following)
+        add(f"alone{i}", SENTENCES["scenes"], 0.3, following)
+    for name in _REGISTERS:
+        add(name, SENTENCES[name], 0.75, name)
         add(name, [END], 0.25, "over")
     add("end", [END], 1.0, "over")
     return states
@@ -72,7 +65,7 @@ def _cast(sentences: Iterable[str], giver: str, receiver: str) -> Iterator[str]:
         yield text.replace("{G", "{" + giver).replace("{R", "{" + receiver).replace("/R}", f"/{receiver}}}")
 
 
-_REGISTERS = {"alone0": "story", "scene0": "story", "scene1": "story", "gift": "story", "end": "letter"}
+_NAMED = {"alone0": "story", "scene0": "story", "scene1": "story", "gift": "story", "end": "letter"}
 
 
 class Grammar:
@@ -81,12 +74,12 @@ class Grammar:
     def __init__(self) -> None:
         self.states = _states()
         self.meetings, self.openings, self.gifts = State(), State(), State()
-        for sentence in words.UNSEEN_MEETINGS:
+        for sentence in SENTENCES["unseen_meetings"]:
             self.meetings.add(sentence, 1.0, "gift")
-        for sentence in words.UNSEEN_OPENINGS:
+        for sentence in SENTENCES["unseen_openings"]:
             self.openings.add(sentence, 1.0, "gift")
         for giver, receiver in (("A", "B"), ("B", "A")):
-            for sentence in _cast(words.UNSEEN_GIFTS, giver, receiver):
+            for sentence in _cast(SENTENCES["unseen_gifts"], giver, receiver):
                 self.gifts.add(sentence, 1.0, "over")
 
     def document(self, rng: random.Random) -> list[Token]:
@@ -94,7 +87,7 @@ class Grammar:
         page = Page(rng)
         name = self.states["start"].write(page)
         # the register is named once the first sentence has shown it
-        register = _REGISTERS.get(name, name)
+        register = _NAMED.get(name, name)
         page.register = register
         page.tokens = [replace(token, register=register) for token in page.tokens]
         while name not in ("over", "code"):

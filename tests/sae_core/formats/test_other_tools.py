@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from foreign_files import (
     K,
     N,
@@ -17,7 +18,10 @@ from foreign_files import (
     without,
     write,
 )
+from handmade import random_topk
+from tiny import random_tokens
 
+from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sparsify import save_sparsify
 from sae_core.sites import Site, Stream
@@ -49,6 +53,35 @@ def test_sae_lens_itself_reads_our_sets(tmp_path):
         with torch.no_grad():
             assert (theirs.encode(X.float()) - sae.encode(X.float())).abs().max() < 1e-5
             assert (theirs(X.float()) - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
+
+
+@THEIRS
+def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path):
+    """Attached to the model by what the card says, each dictionary costs what we say that it costs."""
+    package = pytest.importorskip("sae_lens")
+    from editing.loss_recovered import Splice
+    from sae_core.model.hub import STORYBOOK
+    from sae_core.model.language_model import load_model
+
+    model = load_model("storybook", device="cpu")
+    sites = [Site(layer, stream) for layer, stream in enumerate(Stream, 1)]
+    dictionaries = {site: random_topk(model.d_in(site), 64, 8, seed=site.layer) for site in sites}
+    save_as_set(tmp_path, dictionaries)
+    tokens = random_tokens(model.n_vocab, 2, 16)
+    theirs = package.SAETransformerBridge.boot_transformers(str(STORYBOOK), device="cpu")
+
+    def loss(*edits: Splice) -> float:
+        with model.hooks(*edits):
+            return F.cross_entropy(model.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
+
+    for site, dictionary in dictionaries.items():
+        sae = package.SAE.load_from_disk(tmp_path / str(site))
+        about = sae.cfg.metadata
+        assert (about.hook_name, about.model_name, about.context_size) == (hook_name(site), "m", 8)
+        assert about.prepend_bos and about.model_from_pretrained_kwargs == {"center_writing_weights": False}
+        with torch.no_grad(), theirs.saes([sae]):
+            assert abs(theirs(tokens, return_type="loss").item() - loss(Splice(site, dictionary))) < 1e-4
+        assert abs(loss(Splice(site, dictionary)) - loss()) > 1e-2  # control
 
 
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])

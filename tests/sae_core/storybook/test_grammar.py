@@ -12,6 +12,7 @@ from sae_core.storybook.grammar import Grammar, vocabulary
 from sae_core.storybook.page import END, NAMES, Page, unseen
 from sae_core.storybook.sentences import State
 from sae_core.storybook.train import N_CTX, build_tokenizer, rows
+from sae_core.storybook.words import SENTENCES
 
 N_DOCUMENTS = 3000
 GIFTS = frozenset(words.CLASSES["gift"])
@@ -182,7 +183,7 @@ def parts(document) -> list[list[str]]:
     return result
 
 
-UNSEEN_SHAPES = shapes((*words.UNSEEN_MEETINGS, *words.UNSEEN_OPENINGS, *words.UNSEEN_GIFTS))
+UNSEEN_SHAPES = shapes((*SENTENCES["unseen_meetings"], *SENTENCES["unseen_openings"], *SENTENCES["unseen_gifts"]))
 
 
 def n_unseen_sentences(documents) -> int:
@@ -202,7 +203,7 @@ def test_gift_stories_of_unseen_sentences_show_them(grammar):
 
 def test_unseen_sentences_are_made_of_known_words():
     vocabulary_words = set(vocabulary())
-    for sentence in (*words.UNSEEN_MEETINGS, *words.UNSEEN_OPENINGS, *words.UNSEEN_GIFTS):
+    for sentence in (*SENTENCES["unseen_meetings"], *SENTENCES["unseen_openings"], *SENTENCES["unseen_gifts"]):
         assert {text for text in sentence.split(" ") if text[0] != "{"} <= vocabulary_words
 
 
