@@ -104,11 +104,10 @@ class Saes(DictionarySet):
 
     def tokens(self, model: LanguageModel, text: str) -> Int[Tensor, "1 pos"]:
         """`text` as one row of tokens, after BOS where the dictionaries were trained with it."""
-        bos = [model.bos_id] if self.text.prepend_bos and model.bos_id is not None else []
         ids = model.to_ids(text)
         if not ids:
             raise UserError(f"{text!r} has no tokens in {model.name}; give at least one word")
-        row = ids if ids[: len(bos)] == bos else bos + ids
+        row = model.with_bos(ids, prepend=self.text.prepend_bos)
         if len(row) > model.n_ctx:
             raise UserError(f"{text!r:.40} has {len(row)} tokens; {model.name} reads {model.n_ctx}: give less text")
         return torch.tensor([row])

@@ -51,8 +51,7 @@ def from_lines(model: LanguageModel, name: str, lines: Sequence[str], *, prepend
 
     Raises `UserError` for a line without text or too long for the model, or a word that is not one token.
     """
-    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-    rows = [bos + model.to_ids(line) for line in lines if line.strip()]
+    rows = [model.with_bos(model.to_ids(line), prepend=prepend_bos) for line in lines if line.strip()]
     if not rows:
         raise UserError("the file holds no prompts; give one prompt per line")
     tokens, lengths = pad(rows, fill=model.bos_id or 0)

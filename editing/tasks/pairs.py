@@ -138,17 +138,19 @@ def as_tokens(model: LanguageModel, name: str, pairs: Sequence[TextPair], *, pre
     """`pairs` in `model`'s tokens; raises `UserError` for one that does not fit (`TextPair.ids`)."""
     if not pairs:
         raise UserError(f"{name}: there is not one prompt")
-    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-    rows = [pair.ids(model) for pair in pairs]
-    tokens, lengths = pad([bos + clean for clean, _, _ in rows], fill=model.bos_id or 0)
-    others, _ = pad([bos + corrupted for _, corrupted, _ in rows], fill=model.bos_id or 0)
+    rows = [
+        (*(model.with_bos(ids, prepend=prepend_bos) for ids in (clean, corrupted)), answers)
+        for clean, corrupted, answers in (pair.ids(model) for pair in pairs)
+    ]
+    tokens, lengths = pad([clean for clean, _, _ in rows], fill=model.bos_id or 0)
+    others, _ = pad([corrupted for _, corrupted, _ in rows], fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"{name} prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
     answer, foil, rival = torch.tensor([answers for _, _, answers in rows]).T
     texts, groups = tuple(pair.clean for pair in pairs), numbered(pair.group for pair in pairs)
     roles = {
         mention.role: torch.tensor(
-            [len(bos) + _stands(model, pair.mentions[i], row[0]) for pair, row in zip(pairs, rows, strict=True)]
+            [_stands(model, pair.mentions[i], row[0]) for pair, row in zip(pairs, rows, strict=True)]
         )
         for i, mention in enumerate(pairs[0].mentions)
     }

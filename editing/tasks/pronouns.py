@@ -188,8 +188,8 @@ def pronoun_prompts(
     drawn = [(case, group == "female") for group, of_class in cases.items() for case in rng.sample(of_class, n_each)]
     drawn = rng.sample(drawn, len(drawn))  # any prefix is about balanced
     texts = tuple(case.text for case, _ in drawn)
-    bos = [model.bos_id] if prepend_bos and model.bos_id is not None else []
-    tokens, lengths = pad([bos + model.to_ids(text) for text in texts], fill=model.bos_id or 0)
+    rows = [model.with_bos(model.to_ids(text), prepend=prepend_bos) for text in texts]
+    tokens, lengths = pad(rows, fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"pronoun prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
     she, he = (answer_id(model, texts[0], f" {word}") for word in _WORDS[form])

@@ -2,8 +2,8 @@
 
 Prompts of unequal length are padded on the right, as everywhere: in the prompt, edits see `[batch, pos, d]`
 and their masks mean what they mean in any forward pass; every step after it they see `[batch, 1, d]`.
-Padding is hidden from the tokens that follow it, and positions count without it, so that a row's text
-does not depend on the rows beside it.
+After the prompt the padding moves to the left in what is kept, so that a row's text does not depend on the
+rows beside it: windows and ALiBi measure distances in slots of the cache. Positions count without it.
 """
 
 from collections.abc import Sequence
@@ -93,9 +93,23 @@ def generate(
                 texts[row].append(token)
         if all(done):
             break
+        if step == 0:
+            _align_right(cache, attended)
+            attended = attended.flip(1)
         read, place = torch.zeros_like(read), (lengths + step)[:, None]
         attended = torch.cat([attended, torch.ones_like(attended[:, :1])], 1)
     return texts
+
+
+def _align_right(cache: "Cache", attended: Int[Tensor, "batch pos"]) -> None:
+    """Move each row's keys and values to the end of the cache, its padding to the front."""
+    width = attended.shape[1]
+    slots = torch.arange(width, device=attended.device)
+    source = (slots - (width - attended.sum(1, keepdim=True))) % width
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name)
+            setattr(layer, name, kept.gather(2, source[:, None, :, None].to(kept.device).expand_as(kept)))
 
 
 def check_room(model: TextModel, prompts: Sequence[Sequence[int]], n_new: int) -> None:

@@ -20,7 +20,7 @@ def model_source(name: str | Path) -> Path | str:
         return STORYBOOK
     path = user_path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")
         return path
     looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1

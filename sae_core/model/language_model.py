@@ -7,9 +7,11 @@ of its sites and never computes logits; `resume` really skips the blocks below (
 removed by their handles whatever happens.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -18,9 +20,12 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
+from sae_core.model.checkpoint import load_checkpoint
 from sae_core.model.fingerprint import fingerprint_of
 from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.model.hub import model_source
+from sae_core.model.probe import probe
+from sae_core.model.vocabulary import Vocabulary
 from sae_core.sites import Site, Stream
 
 if TYPE_CHECKING:
@@ -41,28 +46,25 @@ class _Halt(Exception):
     """Raised inside a forward pass when all sites have been recorded."""
 
 
-class LanguageModel:
+class LanguageModel(Vocabulary):
     """A frozen language model: logits from tokens, activations at sites, edits, and resumption from a layer.
 
     Tokens are `[batch, pos]`; shorter sequences are padded on the right, where a causal model cannot
     look, so no attention mask is needed: positions beyond a sequence's end hold nothing of meaning.
     """
 
-    def __init__(self, bridge, *, name: str):
+    unfit: Mapping[Site, str] = MappingProxyType({})
+    """Sites at which this family of models cannot be read or edited rightly, and why."""
+    _widths: Mapping[Site, int] = MappingProxyType({})
+
+    def __init__(self, bridge: Any, tokenizer: Any, *, bos_id: int | None, name: str):
+        super().__init__(tokenizer, bos_id=bos_id)
         self.bridge, self.name = bridge, name
         config = bridge.cfg
         self.n_layers, self.d_model = config.n_layers, config.d_model
         self.n_ctx, self.n_vocab = config.n_ctx, config.d_vocab
         self.device = torch.device(str(config.device))
         self._parallel = bool(getattr(config, "parallel_attn_mlp", False))
-        self.tokenizer = bridge.tokenizer
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
-        # a tokenizer may use one token for the unknown and the end (GPT-2): that one is special
-        special |= {i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None}
-        self.special_ids = frozenset(special)
-        self.bos_id = next(
-            (i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None), None
-        )
 
     # ---- places --------------------------------------------------------------------------------
 
@@ -72,16 +74,19 @@ class LanguageModel:
             raise UserError(
                 f"no site {site} in this {self.n_layers}-layer model; layers run from 0 to {self.n_layers - 1}"
             )
+        if reason := self.unfit.get(site):
+            raise UserError(f"{site} of {self.name} cannot be used: {reason}")
         return site
 
     def d_in(self, site: Site) -> int:
         """Width of the activation at `site`."""
         self.check(site)
-        return self.bridge.cfg.d_mlp if site.stream is Stream.MLP_HIDDEN else self.d_model
+        return self._widths.get(site, self.d_model)
 
     def sites(self, stream: Stream = Stream.RESID_POST) -> list[Site]:
-        """The sites of one stream, from the first layer to the last."""
-        return [Site(layer, stream) for layer in range(self.n_layers)]
+        """The sites of one stream that can be used, from the first layer on; raises `UserError` where there is none."""
+        sites = [Site(layer, stream) for layer in range(self.n_layers)]
+        return [site for site in sites if site not in self.unfit] or [self.check(sites[0])]
 
     def feeds(self, a: Site, b: Site) -> bool:
         """Whether the activation at `a` can affect the one at `b` within one token or later ones."""
@@ -91,39 +96,6 @@ class LanguageModel:
             return b.stream is Stream.RESID_POST
         return a < b
 
-    # ---- text ----------------------------------------------------------------------------------
-
-    def to_ids(self, text: str) -> list[int]:
-        """Token ids of `text` alone, without BOS or any other special token; raises `UserError` for what is no text."""
-        try:
-            text.encode("utf-8")
-        except (AttributeError, UnicodeEncodeError) as error:  # half of a surrogate pair, as JSON may hold
-            raise UserError(f"{text!r:.60} is no text that has tokens: {error}") from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def continuation_ids(self, prompt: str, text: str) -> list[int]:
-        """Token ids of `text` where it continues `prompt`; raises `UserError` if the two fuse into one token."""
-        before, both = self.to_ids(prompt), self.to_ids(prompt + text)
-        if both[: len(before)] != before or len(both) == len(before):
-            raise UserError(f"{text!r} does not stand apart from {prompt[-20:]!r} in this model's tokens")
-        return both[len(before) :]
-
-    def token_text(self, token: int) -> str:
-        """One token as text, with a leading space where it has one."""
-        piece = self.tokenizer.convert_ids_to_tokens([token])[0]
-        if piece is None:  # rows of the embedding beyond the tokenizer
-            return f"<{token}>"
-        if piece[:1] in ("Ġ", "▁"):
-            return " " + self.tokenizer.convert_tokens_to_string([piece]).strip()
-        return self.tokenizer.convert_tokens_to_string([piece]) or piece
-
-    def content(self, tokens: Int[Tensor, "*batch"]) -> Tensor:
-        """Boolean mask of the tokens that are neither BOS nor any other special token."""
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        for special in self.special_ids:
-            mask &= tokens != special
-        return mask
-
     # ---- forward passes ------------------------------------------------------------------------
 
     @contextmanager
@@ -132,10 +104,10 @@ class LanguageModel:
         with ExitStack() as undo:
             for edit in interventions:
 
-                def hook(module, args, h, edit=edit):
+                def change(h: Tensor, hook: Any, edit: Intervention = edit) -> Tensor:
                     return edit(_widened(h)).to(h.dtype)
 
-                undo.callback(self._point(edit.site).register_forward_hook(hook).remove)
+                undo.callback(self._attach(self.check(edit.site), change))
             yield
 
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
@@ -151,8 +123,9 @@ class LanguageModel:
         for site in sites:
             if site.layer <= layer:
                 raise UserError(f"cannot resume after layer {layer} and read {site}: it lies below")
-        with self._skip(layer + 1):
-            return self._record(sites, h.to(self._dtype), start_at_layer=layer + 1)
+        h = h.to(self.dtype)
+        with self._skip(layer + 1, h):
+            return self._record(sites, h, start_at_layer=layer + 1)
 
     def extend(
         self,
@@ -181,7 +154,7 @@ class LanguageModel:
 
     def unembed(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of final residuals: norm, unembedding and, where the model has one, its cap on logits."""
-        flat = h.reshape(-1, 1, h.shape[-1]).to(self._dtype)
+        flat = h.reshape(-1, 1, h.shape[-1]).to(self.dtype)
         logits = self.bridge.adapter.apply_output_logits_transform(self.bridge.unembed(self.bridge.ln_final(flat)))
         return _widened(logits).reshape(*h.shape[:-1], logits.shape[-1])
 
@@ -193,7 +166,7 @@ class LanguageModel:
         prompt that is empty or has no room for `n_new` tokens. `generation.generate` has more options.
         """
         words = self.to_ids(prompt)
-        row = [self.bos_id, *words] if self.bos_id is not None and words else words
+        row = self.with_bos(words, prepend=bool(words))
         (tokens,) = generate(self, [row], n_new, seed=seed, sampling=Sampling(temperature))
         return "".join(pieces(self, row, tokens))
 
@@ -204,42 +177,66 @@ class LanguageModel:
         with ExitStack() as undo:
             for site in pending:
 
-                def keep(module, args, h, site=site):
+                def keep(h: Tensor, hook: Any, site: Site = site) -> None:
                     kept[site] = _widened(h)
                     if len(kept) == len(pending):
                         raise _Halt
 
-                undo.callback(self._point(site).register_forward_hook(keep).remove)
+                undo.callback(self._attach(site, keep))
             if pending:
                 with suppress(_Halt):
                     self.bridge(inputs, **({"use_cache": False} | options))
         return {site: kept[site] for site in sorted(kept)}
 
     @contextmanager
-    def _skip(self, n_blocks: int) -> Iterator[None]:
-        """Turn the first blocks into identities.
+    def _skip(self, n_blocks: int, h: Tensor) -> Iterator[None]:
+        """Make the first blocks return the residual `h` without running.
 
-        `forward` goes into the instance dictionary because the library redirects plain attribute
-        assignment to the wrapped Hugging Face module, where it would stay.
+        `forward` goes into the instance dictionary because the library redirects plain attribute assignment to the
+        wrapped Hugging Face module, where it would stay. The library passes `h` on too, but not in all families: in
+        BLOOM it comes through the norm behind the embedding.
         """
-        blocks = list(self.bridge.blocks[:n_blocks])
-
-        def identity(*args, **kwargs):
-            return args[0] if args else kwargs["hidden_states"]
-
+        blocks, residual = list(self.bridge.blocks[:n_blocks]), (h,) if self._returns_tuple else h
         for block in blocks:
-            block.__dict__["forward"] = identity
+            block.__dict__["forward"] = lambda *args, **kwargs: residual
         try:
             yield
         finally:
             for block in blocks:
                 block.__dict__.pop("forward", None)
 
-    def _point(self, site: Site) -> torch.nn.Module:
-        return self.bridge.hook_dict[bridge_hook(self.check(site))]
+    @cached_property
+    def _returns_tuple(self) -> bool:
+        """Whether blocks return the residual in a tuple (BLOOM), seen in a pass that ends after the first."""
+        outputs = []
+
+        def halt(module: torch.nn.Module, args: Any, output: Any) -> None:
+            outputs.append(output)
+            raise _Halt
+
+        handle = self.bridge.blocks[0].register_forward_hook(halt)
+        with suppress(_Halt):
+            self.bridge(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        handle.remove()
+        return isinstance(outputs[0], tuple)
+
+    def _attach(self, site: Site, function: Callable[..., Tensor | None]) -> Callable[[], None]:
+        """Call `function(h, hook=...)` at a site; returns what undoes it.
+
+        The hook stands in the library's own list, by which some of its blocks decide what to compute (Granite).
+        """
+        point = self.bridge.hook_dict[bridge_hook(site)]
+        handle = point.add_hook(function)
+
+        def undo() -> None:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+
+        return undo
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
+        """The precision in which the model computes."""
         return self.bridge.cfg.dtype
 
     def fingerprint(self) -> str:
@@ -252,12 +249,13 @@ def _widened(h: Tensor) -> Tensor:
     return h if h.dtype is torch.float64 else h.float()
 
 
-def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
+def load_model(name: str | Path, *, device: str | None = None, dtype: str = "auto") -> LanguageModel:
     """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
 
-    A name with a path separator that exists, and every `Path`, is a directory and never looked for on the
-    network. Raises `UserError` for a missing directory or name, and within seconds where the hub does
-    not answer.
+    A name with a path separator that exists, and every `Path`, is a directory and never looked for on the network.
+    `dtype` is the model's precision (`checkpoint.Precision`); activations are handed out in float32 at least. What its
+    family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, for a checkpoint whose
+    weights or tokenizer are not complete, and within seconds where the hub does not answer.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = model_source(name)
@@ -265,32 +263,20 @@ def load_model(name: str | Path, *, device: str | None = None) -> LanguageModel:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    from safetensors import SafetensorError
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
+    plain, tokenizer, bos_id = load_checkpoint(source, str(name), device=device, dtype=dtype)
     try:
-        bridge = TransformerBridge.boot_transformers(str(source), device=device)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} could not be loaded as a language model: {line}") from error
-    bridge.eval()
-    bridge.requires_grad_(False)
-    if bridge.tokenizer is None or len(bridge.tokenizer) <= len(bridge.tokenizer.all_special_ids):
-        raise UserError(f"{name} has no tokenizer; put its tokenizer.json beside the weights")
-    model = LanguageModel(
-        bridge, name=str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
-    )
-    missing = [s for s in model.sites() if bridge_hook(s) not in bridge.hook_dict]
-    if missing:
-        raise UserError(f"{name} is no decoder-only language model of equal blocks; only those are supported")
-    _check_head(model)
+        bridge = build_bridge_from_module(
+            plain, type(plain).__name__, hf_config=plain.config, device=device, model_name=str(name)
+        )
+        bridge.eval()
+        bridge.requires_grad_(False)
+        full = str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
+        model = LanguageModel(bridge, tokenizer, bos_id=bos_id, name=full)
+        model.unfit, model._widths = probe(model)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library raises on a family that it does not know
+        raise UserError(f"{name} is a {type(plain).__name__}, which cannot be taken apart: {error}") from error
     return model
-
-
-def _check_head(model: LanguageModel) -> None:
-    """Refuse models that do more after the last block than norm and unembed."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        difference = (model.bridge(tokens) - model.logits(tokens)).abs().max().item()
-    if not difference < 1e-2:
-        raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")

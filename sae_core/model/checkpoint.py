@@ -1,0 +1,152 @@
+"""A checkpoint as a model and its tokenizer: every weight comes from its files, or it is refused.
+
+Transformers fills a weight that it does not find with random numbers, and a tokenizer's class names a BOS that no file
+holds; both would give results of another model. What cannot be read as full matrices (quantised weights) is refused
+by name; LoRA adapters are merged into the model that they were trained on.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from sae_core.errors import UserError, no_such
+from sae_core.model.hub import model_source
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of a language model. `auto`: on CUDA as the checkpoint says, elsewhere float32."""
+
+
+def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -> tuple[Any, Any, int | None]:
+    """(Transformers model, tokenizer, BOS) of a directory in Hugging Face layout, or of a hub name.
+
+    Raises `UserError` for what is damaged, quantised, or lacks weights or a tokenizer.
+    """
+    if dtype not in get_args(Precision):
+        raise no_such("dtype", dtype, get_args(Precision))
+    try:
+        adapter = _beside(source, "adapter_config.json")
+        model = _merged(source, adapter, name, device, dtype) if adapter else _full(source, name, device, dtype)
+    except UserError:
+        raise
+    except Exception as error:  # whatever Transformers and what it imports raise on files they do not know
+        raise UserError(f"{name} could not be loaded as a language model: {_line(error)}") from error
+    model.eval()
+    model.requires_grad_(False)
+    tokenizer = _tokenizer(source, adapter, name)
+    return model, tokenizer, _bos(tokenizer, source, model.get_input_embeddings().weight.shape[0])
+
+
+def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        how = dict(quantised).get("quant_method") or "quantization_config" if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"{name} is quantised ({how}): its weights are no plain matrices; give the checkpoint that it was made "
+            "from, or one saved after `model.dequantize()`"
+        )
+    exact = getattr(torch, dtype) if dtype != "auto" else "auto" if device.startswith("cuda") else torch.float32
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=exact, attn_implementation="eager", output_loading_info=True
+    )
+    check_report(model, report, name)
+    return model.to(device)
+
+
+def check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
+    """Raise `UserError` unless a checkpoint's tensors are the model's weights (`report`: Transformers' loading info).
+
+    Tied and optional weights may be missing; Transformers leaves them out of its report. A tensor that nothing takes
+    is refused where the module that should take it exists, such as a bias that the configuration leaves out.
+    """
+    modules = dict(model.named_modules())
+    wrong = {
+        "lacks": report["missing_keys"],
+        "has in another shape": [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]],
+        "holds, where its config.json has no place for them,": [
+            key for key in report["unexpected_keys"] if _takes_weights(modules.get(key.rpartition(".")[0]))
+        ],
+    }
+    for what, keys in wrong.items():
+        if keys:
+            first, more = ", ".join(sorted(keys)[:3]), f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            others = sorted(report["unexpected_keys"])[:1] if what == "lacks" else ()
+            meant = "".join(f"; it holds {key}, which the model does not know" for key in others)
+            raise UserError(
+                f"the checkpoint {name} {what} {first}{more}{meant}: save it again with save_pretrained, under the "
+                "names of its architecture"
+            )
+
+
+def _takes_weights(module: nn.Module | None) -> bool:
+    return module is not None and any(True for _ in module.parameters(recurse=False))
+
+
+def _merged(source: Path | str, adapter: Path, name: str, device: str, dtype: str) -> Any:
+    """The model that a LoRA adapter was trained on, with the adapter's products added to its weights."""
+    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{name} holds a LoRA adapter that does not say of which model (base_model_name_or_path)")
+    try:
+        from peft import PeftModel  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"{name} holds a LoRA adapter of {base}; `pip install peft` to have it merged, or give a merged model"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        model = PeftModel.from_pretrained(_full(model_source(base), base, device, dtype), str(source))
+    return model.merge_and_unload()
+
+
+def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if adapter and _beside(source, "tokenizer_config.json") is None:
+        source = model_source(json.loads(adapter.read_text())["base_model_name_or_path"])
+    way_out = "put its tokenizer.json, or its vocabulary, beside the weights"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # a missing package, file or token, each with an error of its own
+        raise UserError(f"the tokenizer of {name} could not be loaded; {way_out} ({_line(error)})") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone
+        raise UserError(f"{name} has no tokenizer; {way_out}")
+    return tokenizer
+
+
+def _bos(tokenizer: Any, source: Path | str, n_vocab: int) -> int | None:
+    """With what the model's texts begin by its own convention; None where it has none.
+
+    It is the one token that the tokenizer itself puts before a text, or else the one that it declares as BOS, which
+    may be its end token (GPT-2). One that no file holds, but only the class's defaults, has no row that was trained.
+    """
+    bare, whole = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    before = next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
+    bos = before[0] if len(before) == 1 else tokenizer.bos_token_id
+    if bos is None or bos >= n_vocab:
+        return None
+    if bos >= tokenizer.vocab_size and (path := _beside(source, "tokenizer.json")):
+        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", ())
+        return bos if bos in {token["id"] for token in added} else None
+    return bos
+
+
+def _beside(source: Path | str, file: str) -> Path | None:
+    """A file of the checkpoint, fetched if need be; None where there is none."""
+    if isinstance(source, Path):
+        return source / file if (source / file).is_file() else None
+    from transformers.utils import cached_file
+
+    path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line that is not cut off in the middle of its sense."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,138 @@
+"""What a family of models cannot do, found out on one short context before any work.
+
+A site is offered where its activation is recorded as `[batch, pos, d_in]`, an edit of it moves the logits, putting it
+back as it was does not, and attention and MLP outputs of a block add up to what it adds to the residual. Every layer is
+recorded; of layers made of the same modules one is edited. All edits share one batch, a row each: four short passes.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sae_core.errors import UserError
+from sae_core.formats.hook_names import bridge_hook
+from sae_core.sites import Site, Stream
+
+N_POS = 2
+ROUNDING = 64
+"""So many units in the last place of the largest value are rounding."""
+
+
+class Probed(Protocol):
+    """What is asked of a language model."""
+
+    bridge: Any
+    name: str
+    device: torch.device
+    n_layers: int
+    d_model: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision it computes."""
+        ...
+
+    def record(self, tokens: Tensor, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Activations at `sites`."""
+        ...
+
+    def resume(self, h: Tensor, layer: int, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Activations at `sites`, from the residual after a layer."""
+        ...
+
+    def hooks(self, *interventions: Any) -> AbstractContextManager[None]:
+        """Edits of every pass in the block."""
+        ...
+
+    def unembed(self, h: Tensor) -> Tensor:
+        """Logits of final residuals."""
+        ...
+
+
+@dataclass(frozen=True)
+class _RowEdit:
+    """Pushes one row of a batch by a pattern as large as its activation; the other rows are put back as they were."""
+
+    site: Site
+    row: int
+
+    def __call__(self, h: Tensor) -> Tensor:
+        pushed, pattern = h.clone(), torch.linspace(-1, 1, h.shape[-1], device=h.device)
+        pushed[self.row] += (1 + h[self.row].abs().max()) * pattern
+        return pushed
+
+
+@torch.no_grad()
+def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
+    """(Sites that cannot be used and why, the widths of all others).
+
+    Raises `UserError` for a model that is not blocks around a residual, with a norm and an unembedding behind them.
+    """
+    sites = [Site(layer, stream) for stream in Stream for layer in range(model.n_layers)]
+    unfit = {site: "it has no such part" for site in sites if bridge_hook(site) not in model.bridge.hook_dict}
+    if unfit.keys() & {Site(layer) for layer in range(model.n_layers)}:
+        raise UserError(f"{model.name} is no decoder-only language model of equal blocks; only those are supported")
+    edited = _one_of_each_kind(model, [site for site in sites if site not in unfit])
+    tokens = torch.arange(N_POS, device=model.device).expand(len(edited) + 1, N_POS)
+    h = model.record(tokens, [site for site in sites if site not in unfit])
+    clean = model.unembed(h[Site(model.n_layers - 1)])
+    if not same(clean, model.bridge(tokens, use_cache=False), model.dtype):
+        raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")
+    _check_resuming(model, h)
+    for site in sites:
+        if site not in unfit and (reason := _misshapen(h.get(site), site, len(tokens), model.d_model)):
+            unfit[site] = reason
+    for layer in range(1, model.n_layers):
+        before, parts = Site(layer - 1), [Site(layer, Stream.ATTN_OUT), Site(layer, Stream.MLP_OUT)]
+        if not unfit.keys() & parts and not same(h[before] + h[parts[0]] + h[parts[1]], h[Site(layer)], model.dtype):
+            both = [Site(each, part.stream) for each in (layer - 1, layer) for part in parts]
+            unfit |= dict.fromkeys(both, "the two outputs of a block are not what it adds to the residual")
+    fit = {site: alike for site, alike in edited.items() if site not in unfit}
+    unfit |= _without_effect(model, tokens, clean, fit)
+    return unfit, {site: h[site].shape[-1] for site in sites if site not in unfit}
+
+
+def _one_of_each_kind(model: Probed, sites: list[Site]) -> dict[Site, list[Site]]:
+    """The last site of each stream in layers made of the same modules, with all those that it stands for."""
+    kinds = [tuple((name, type(part)) for name, part in block.named_modules()) for block in model.bridge.blocks]
+    alike: dict[Any, list[Site]] = {}
+    for site in sites:
+        alike.setdefault((kinds[site.layer], site.stream), []).append(site)
+    return {group[-1]: group for group in alike.values()}
+
+
+def _misshapen(h: Tensor | None, site: Site, n_rows: int, d_model: int) -> str | None:
+    if h is None:
+        return "it is never computed apart"
+    fits = h.shape[:-1] == (n_rows, N_POS) and (h.shape[-1] == d_model or site.stream is Stream.MLP_HIDDEN)
+    return None if fits else f"it comes as {list(h.shape)} for {n_rows} contexts of {N_POS} tokens"
+
+
+def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors are equal up to rounding in a precision."""
+    return bool((a - b).abs().max() <= ROUNDING * torch.finfo(dtype).eps * b.abs().max())
+
+
+def _without_effect(model: Probed, tokens: Tensor, clean: Tensor, edited: Mapping[Site, list[Site]]) -> dict[Site, str]:
+    """The sites an edit of which changes nothing, or where putting back what was read changes something."""
+    last = Site(model.n_layers - 1)
+    with model.hooks(*(_RowEdit(site, row) for row, site in enumerate(edited, 1))):
+        logits = model.unembed(model.record(tokens, [last])[last])
+    if not same(logits[0], clean[0], model.dtype):
+        reason = "putting an activation back as it was changes the logits"
+        return {site: reason for alike in edited.values() for site in alike}
+    idle = [alike for row, alike in enumerate(edited.values(), 1) if torch.equal(logits[row], clean[row])]
+    return {site: "an edit of it changes nothing" for alike in idle for site in alike}
+
+
+def _check_resuming(model: Probed, h: Mapping[Site, Tensor]) -> None:
+    last = Site(model.n_layers - 1)
+    middle = last.layer // 2
+    if middle < last.layer and not same(model.resume(h[Site(middle)], middle, [last])[last], h[last], model.dtype):
+        raise UserError(
+            f"{model.name} carries more from block to block than the residual; such models are not supported"
+        )
