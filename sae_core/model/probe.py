@@ -5,10 +5,10 @@ back as it was does not, and attention and MLP outputs of a block add up to what
 recorded; of layers made of the same modules one is edited. All edits share one batch, a row each: four short passes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from sae_core.formats.hook_names import bridge_hook
 from sae_core.sites import Site, Stream
 
 N_POS = 2
-ROUNDING = 64
-"""So many units in the last place of the largest value are rounding."""
+SAME = 1e-4
+"""Logits and residuals that differ by less than this share of the largest are the same in float32."""
 
 
+@runtime_checkable
 class Probed(Protocol):
     """What is asked of a language model."""
 
@@ -73,7 +74,8 @@ def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
     Raises `UserError` for a model that is not blocks around a residual, with a norm and an unembedding behind them.
     """
     sites = [Site(layer, stream) for stream in Stream for layer in range(model.n_layers)]
-    unfit = {site: "it has no such part" for site in sites if bridge_hook(site) not in model.bridge.hook_dict}
+    absent = [site for site in sites if bridge_hook(site) not in model.bridge.hook_dict]
+    unfit = dict.fromkeys(absent, "the family has no such part, as mixtures of experts have no one hidden layer")
     if unfit.keys() & {Site(layer) for layer in range(model.n_layers)}:
         raise UserError(f"{model.name} is no decoder-only language model of equal blocks; only those are supported")
     edited = _one_of_each_kind(model, [site for site in sites if site not in unfit])
@@ -87,8 +89,10 @@ def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
         if site not in unfit and (reason := _misshapen(h.get(site), site, len(tokens), model.d_model)):
             unfit[site] = reason
     for layer in range(1, model.n_layers):
-        before, parts = Site(layer - 1), [Site(layer, Stream.ATTN_OUT), Site(layer, Stream.MLP_OUT)]
-        if not unfit.keys() & parts and not same(h[before] + h[parts[0]] + h[parts[1]], h[Site(layer)], model.dtype):
+        parts = [Site(layer, Stream.ATTN_OUT), Site(layer, Stream.MLP_OUT)]
+        if not unfit.keys() & parts and not _add_up(
+            [h[site] for site in (Site(layer - 1), *parts, Site(layer))], model
+        ):
             both = [Site(each, part.stream) for each in (layer - 1, layer) for part in parts]
             unfit |= dict.fromkeys(both, "the two outputs of a block are not what it adds to the residual")
     fit = {site: alike for site, alike in edited.items() if site not in unfit}
@@ -114,7 +118,14 @@ def _misshapen(h: Tensor | None, site: Site, n_rows: int, d_model: int) -> str |
 
 def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     """Whether two tensors are equal up to rounding in a precision."""
-    return bool((a - b).abs().max() <= ROUNDING * torch.finfo(dtype).eps * b.abs().max())
+    return bool((a - b).abs().max() <= max(SAME, 16 * torch.finfo(dtype).eps) * b.abs().max())
+
+
+def _add_up(terms: Sequence[Tensor], model: Probed) -> bool:
+    """Whether the last term is the sum of the others, each coordinate up to its rounding: a few are far larger."""
+    *parts, whole = terms
+    rounding = 8 * torch.finfo(model.dtype).eps * torch.stack([*terms]).abs().sum(0)
+    return bool(((torch.stack(parts).sum(0) - whole).abs() <= rounding).all())
 
 
 def _without_effect(model: Probed, tokens: Tensor, clean: Tensor, edited: Mapping[Site, list[Site]]) -> dict[Site, str]:

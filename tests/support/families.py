@@ -1,119 +1,91 @@
-"""Tiny random checkpoints of the families of models that people bring, in Hugging Face layout."""
+"""Tiny random checkpoints of the families of models that people bring, in Hugging Face layout.
+
+Two layers of width 32; norms are random, embeddings have rows beyond the tokenizer, windows are shorter than contexts.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_core.model.padding import pad  # noqa
-
 N_WORDS = 60
-_SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-_PLACES = {"max_position_embeddings": 64}
-_GROUPED = {"num_key_value_heads": 2}
-_HEADS = {"head_dim": 8}
+"""Tokens of the tokenizer: `<s>`, `</s>`, `<unk>`, `w0`, `w1`, ..."""
+
+_OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_DEPTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_NEW = _DEPTH | {"intermediate_size": 48, "max_position_embeddings": 64}
+_GROUPED = _NEW | {"num_key_value_heads": 2}
+_GEMMA = _GROUPED | {"head_dim": 8}
 _WINDOW = {"sliding_window": 6}
+_EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
-    "gpt_neo": (
-        "GPTNeoConfig",
-        {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 6,
-            **_PLACES,
-        },
+    "GPT-2": ("GPT2", _OLD),
+    "GPT-J": ("GPTJ", _OLD | {"rotary_dim": 4}),
+    "GPT-BigCode": ("GPTBigCode", _OLD),
+    "GPT-Neo": (
+        "GPTNeo",
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64, "window_size": 6}
+        | {"attention_types": [[["global", "local"], 1]]},
     ),
-    "gptj": ("GPTJConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
-    "neox": ("GPTNeoXConfig", {**_SIZE, **_PLACES, "rotary_pct": 0.25}),
-    "opt": (
-        "OPTConfig",
-        {
-            "hidden_size": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "word_embed_proj_dim": 32,
-            **_PLACES,
-        },
+    "GPT-NeoX, Pythia": ("GPTNeoX", _NEW | {"rotary_pct": 0.25}),
+    "OPT": ("OPT", _DEPTH | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}),
+    "BLOOM": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "MPT": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 64}),
+    "XGLM": (
+        "XGLM",
+        {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 64},
     ),
-    "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "mpt": ("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 64}),
-    "xglm": ("XGLMConfig", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, **_PLACES}),
-    "falcon": ("FalconConfig", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}),
-    "falcon_alibi": (
-        "FalconConfig",
-        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True, "parallel_attn": False},
+    "Falcon": ("Falcon", _DEPTH),
+    "Falcon with ALiBi": ("Falcon", _DEPTH | {"alibi": True, "parallel_attn": False}),
+    "Llama": ("Llama", _GROUPED),
+    "Mistral": ("Mistral", _GROUPED | _WINDOW),
+    "Mixtral": ("Mixtral", _GROUPED | {"num_local_experts": 4}),
+    "Qwen 2": ("Qwen2", _GROUPED),
+    "Qwen 2 MoE": ("Qwen2Moe", _GROUPED | _EXPERTS | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "Qwen 3": ("Qwen3", _GEMMA),
+    "Gemma": ("Gemma", _GEMMA),
+    "Gemma 2": ("Gemma2", _GEMMA | _WINDOW | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
+    "Gemma 3": ("Gemma3Text", _GEMMA | _WINDOW | {"query_pre_attn_scalar": 8}),
+    "Phi": ("Phi", _NEW),
+    "Phi 3": ("Phi3", _GROUPED),
+    "OLMo": ("Olmo", _NEW),
+    "OLMo 2": ("Olmo2", _NEW),
+    "OLMo 3": ("Olmo3", _GROUPED | _WINDOW),
+    "Granite": (
+        "Granite",
+        _GROUPED | {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
     ),
-    "llama": ("LlamaConfig", {**_SIZE, **_PLACES, **_GROUPED}),
-    "mistral": ("MistralConfig", {**_SIZE, **_PLACES, **_GROUPED, **_WINDOW}),
-    "mixtral": ("MixtralConfig", {**_SIZE, **_PLACES, **_GROUPED, "num_local_experts": 4}),
-    "qwen2": ("Qwen2Config", {**_SIZE, **_PLACES, **_GROUPED}),
-    "qwen2_moe": (
-        "Qwen2MoeConfig",
-        {
-            **_SIZE,
-            **_PLACES,
-            **_GROUPED,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-        },
-    ),
-    "qwen3": ("Qwen3Config", {**_SIZE, **_PLACES, **_GROUPED, **_HEADS}),
-    "gemma": ("GemmaConfig", {**_SIZE, **_PLACES, **_GROUPED, **_HEADS}),
-    "gemma2": ("Gemma2Config", {**_SIZE, **_PLACES, **_GROUPED, **_HEADS, **_WINDOW, "query_pre_attn_scalar": 8}),
-    "gemma3": ("Gemma3TextConfig", {**_SIZE, **_PLACES, **_GROUPED, **_HEADS, **_WINDOW, "query_pre_attn_scalar": 8}),
-    "phi": ("PhiConfig", {**_SIZE, **_PLACES}),
-    "phi3": ("Phi3Config", {**_SIZE, **_PLACES, **_GROUPED}),
-    "olmo": ("OlmoConfig", {**_SIZE, **_PLACES}),
-    "olmo2": ("Olmo2Config", {**_SIZE, **_PLACES}),
-    "olmo3": ("Olmo3Config", {**_SIZE, **_PLACES, **_GROUPED, **_WINDOW}),
-    "granite": (
-        "GraniteConfig",
-        {
-            **_SIZE,
-            **_PLACES,
-            **_GROUPED,
-            "residual_multiplier": 0.22,
-            "embedding_multiplier": 12.0,
-            "logits_scaling": 8.0,
-        },
-    ),
-    "glm4": ("Glm4Config", {**_SIZE, **_PLACES, **_GROUPED, **_HEADS}),
-    "stablelm": ("StableLmConfig", {**_SIZE, **_PLACES, **_GROUPED}),
-    "cohere": ("CohereConfig", {**_SIZE, **_PLACES, **_GROUPED}),
-    "smollm3": ("SmolLM3Config", {**_SIZE, **_PLACES, **_GROUPED}),
-    "starcoder2": ("Starcoder2Config", {**_SIZE, **_PLACES, **_GROUPED}),
-    "gpt_bigcode": ("GPTBigCodeConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "GLM-4": ("Glm4", _GEMMA),
+    "StableLM": ("StableLm", _GROUPED),
+    "Cohere": ("Cohere", _GROUPED),
+    "SmolLM 3": ("SmolLM3", _GROUPED),
+    "StarCoder 2": ("Starcoder2", _GROUPED),
 }
+"""By the name in the documents: the configuration's class without "Config", and its values."""
 
 
-def write_family(folder: Path, family: str, *, bos: bool = True, seed: int = 0, **overrides) -> Path:
+def write_family(folder: Path, family: str, *, bos: bool = True, **overrides) -> Path:
+    """Write a random model of a family, and a tokenizer of words with or without BOS (0); the end is 1."""
     import transformers
-    from transformers import AutoModelForCausalLM
 
-    tokenizer = words_tokenizer(bos=bos)
     name, shape = FAMILIES[family]
-    ids = {"bos_token_id": 0 if bos else None, "eos_token_id": 1, "pad_token_id": 1}
-    config = getattr(transformers, name)(vocab_size=N_WORDS + 10, **(ids | shape | overrides))
-    model = AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(seed)
+    ids = {"vocab_size": N_WORDS + 10, "bos_token_id": 0 if bos else None, "eos_token_id": 1, "pad_token_id": 1}
+    config = getattr(transformers, f"{name}Config")(**(ids | shape | overrides))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             is_gain = weight.ndim == 1 and key.endswith("weight")
             weight.copy_(1 + 0.1 * noise if is_gain else 0.25 * noise)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    words_tokenizer(bos=bos).save_pretrained(folder)
     return folder
 
 
 def words_tokenizer(*, bos: bool = True):
+    """A tokenizer of words between spaces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

