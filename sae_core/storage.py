@@ -103,7 +103,7 @@ class DictionarySet:
         return {
             "model_name": _public(self.model),
             "hook_name": hook_name(site),
-            "prepend_bos": self.text.prepend_bos,
+            "prepend_bos": bool(self.text.prepend_bos),
             "context_size": self.text.n_ctx,
             "dataset_path": _public(self.text.source),
         }

@@ -107,7 +107,7 @@ class Saes(DictionarySet):
         ids = model.to_ids(text)
         if not ids:
             raise UserError(f"{text!r} has no tokens in {model.name}; give at least one word")
-        row = model.with_bos(ids, prepend=self.text.prepend_bos)
+        row = self.text.read_by(model).with_bos(ids, prepend=bool(self.text.prepend_bos))
         if len(row) > model.n_ctx:
             raise UserError(f"{text!r:.40} has {len(row)} tokens; {model.name} reads {model.n_ctx}: give less text")
         return torch.tensor([row])
@@ -168,11 +168,11 @@ class Saes(DictionarySet):
         return self.on(self.bound or load_model(self.model))
 
     def on(self, model: LanguageModel) -> LanguageModel:
-        """`model`, checked to be the one they were trained on; moves the dictionaries to its device."""
+        """`model` as the set's text reads it, checked to be theirs; moves the dictionaries to its device."""
         self.check(a_model(model))
         for dictionary in self.dictionaries.values():
             dictionary.to(model.device)
-        return model
+        return self.text.read_by(model)
 
     def read(self, model: LanguageModel, source: str | None = None) -> Contexts:
         """The contexts of the set's text, or of another `source` cut in the same way."""

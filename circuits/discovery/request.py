@@ -105,7 +105,7 @@ def resolve(
     """
     saes = dictionaries.dictionaries
     ablations = cause_ablations(model, dictionaries, atlas.contexts, request)
-    prepend_bos = dictionaries.text.prepend_bos
+    prepend_bos = bool(dictionaries.text.prepend_bos)
     if request.is_logit:
         prompts = logit_prompts(model, request, atlas.contexts, "selection", config.n_examples, prepend_bos)
         source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)

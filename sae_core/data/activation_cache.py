@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_core.data.activations import ActivationStream
+from sae_core.data.reading import left_out
 from sae_core.data.text import digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
@@ -94,7 +95,7 @@ def _card(stream: ActivationStream) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": stream.model.fingerprint(),
-        "text": digest(stream.contexts),
+        "text": digest(stream.contexts, left_out(stream.model)),
         "sites": [str(site) for site in stream.sites],
         "seed": stream.seed,
         "contexts per block": stream.block_contexts,

@@ -11,7 +11,8 @@ its context or how much it reads.
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.data.documents import PIECE, documents
+from sae_core.data.reading import ModelAsRead, plain, token_id
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
@@ -58,7 +60,8 @@ class Text:
     """
     n_ctx: int
     """Tokens per context, BOS included."""
-    prepend_bos: bool
+    prepend_bos: bool | str
+    """The token that every piece begins with, False for none; True for the model's own, whatever that is."""
     max_tokens: int = 2_000_000
     """At most this many tokens are read."""
     column: str = "text"
@@ -66,12 +69,15 @@ class Text:
     seed: int | None = None
     """Of the order of documents, which are held out whole. None, as in sets that were made before there was a seed and
     for the storybook: documents as they come, and the first tenth of the contexts held out."""
+    exclude: Sequence[str] = ()
+    """Tokens that are left out of training and measuring, as special ones are; contexts hold them all the same."""
 
     def __post_init__(self):
         path = user_path(self.source)
         object.__setattr__(self, "source", str(self.source))
         if self.source != "storybook" and path.exists():
             object.__setattr__(self, "source", str(path.resolve()))
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         if self.source == "storybook":  # its documents are drawn at random
             object.__setattr__(self, "seed", None)
 
@@ -84,7 +90,9 @@ class Text:
         """Whether two texts hold the same contexts out, as far as each is read: their amounts and seeds may differ."""
         by_document = self.seed is not None and other.seed is not None
         seed = other.seed if by_document else self.seed
-        return replace(self, max_tokens=other.max_tokens, seed=seed) == other
+        own = self.prepend_bos is True or other.prepend_bos is True  # of one model: it has one
+        bos = other.prepend_bos if own and self.prepend_bos and other.prepend_bos else self.prepend_bos
+        return replace(self, max_tokens=other.max_tokens, seed=seed, prepend_bos=bos) == other
 
     def contexts(self, model: LanguageModel) -> Int[Tensor, "contexts pos"]:
         """All contexts of this text in `model`'s tokens; raises `UserError` where there is not even one."""
@@ -103,7 +111,25 @@ class Text:
 
     def bos(self, model: LanguageModel) -> list[int]:
         """What every piece of a document begins with: one token or none."""
-        return [model.bos_id] if self.prepend_bos and model.bos_id is not None else []
+        if not self.prepend_bos:
+            return []
+        if isinstance(self.prepend_bos, str):
+            return [token_id(model, self.prepend_bos)]
+        bos_id = plain(model).bos_id
+        if bos_id is None and self.seed is None:  # what the first version took for one
+            bos_id = model.tokenizer.eos_token_id
+        return [] if bos_id is None else [bos_id]
+
+    def bos_text(self, model: LanguageModel) -> str:
+        """What every piece of a document begins with, as the model's vocabulary spells it; or none."""
+        return next(iter(model.tokenizer.convert_ids_to_tokens(self.bos(model))), "none")
+
+    def read_by(self, model: LanguageModel) -> LanguageModel:
+        """`model` with the BOS of this text, and without the tokens that it leaves out: what it is measured with."""
+        model, bos = plain(model), self.bos(model)
+        beside = {*bos, *(token_id(model, token) for token in self.exclude)} - model.special_ids
+        bos_id = bos[0] if bos else model.bos_id
+        return ModelAsRead(model, bos_id, frozenset(beside)) if beside or bos_id != model.bos_id else model
 
     def _in_order(self, model: LanguageModel, bos: list[int], note: str = "") -> Contexts:
         """The first tenth of the contexts is held out."""
@@ -140,20 +166,23 @@ class Text:
         return Contexts(training.tensor(limit - len(kept)), kept)
 
     def _of_few_documents(self, model: LanguageModel, bos: list[int], limit: int) -> "tuple[_Rows, _Rows]":
+        """(Training, held out): as few documents are held out as fill one context."""
         read, n_tokens = [], 0
         for ids in self._tokenised(model, bos):
             read.append((share_of(ids), ids))
             n_tokens += len(ids)
             if n_tokens >= limit * self.n_ctx:
                 break
-        shares, n = sorted({share for share, _ in read}), 1
-        training, held = _Rows(self.n_ctx, bos), _Rows(self.n_ctx, bos)
-        while n < len(shares) and not len(held):
+        shares = sorted({share for share, _ in read})
+
+        def split(n: int) -> tuple[_Rows, _Rows]:
             training, held = _Rows(self.n_ctx, bos), _Rows(self.n_ctx, bos)
             for share, ids in read:
                 (held if share < shares[n] else training).add(ids)
-            n *= 2
-        return training, held
+            return training, held
+
+        fewest = bisect_left(range(1, len(shares)), 1, key=lambda n: len(split(n)[1]))
+        return split(min(fewest + 1, len(shares) - 1))
 
     def _tokenised(self, model: LanguageModel, bos: list[int]) -> Iterator[list[int]]:
         """The token ids of each document; but for sets from before there were seeds, without a BOS of its own."""
@@ -210,6 +239,7 @@ def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
     return contexts[n:], contexts[:n] if n else contexts[n:]
 
 
-def digest(contexts: Int[Tensor, "contexts pos"]) -> str:
-    """A hash of the tokens, by which a run that goes on knows its text again."""
-    return hashlib.sha256(contexts.contiguous().numpy().tobytes()).hexdigest()
+def digest(contexts: Int[Tensor, "contexts pos"], left_out: Iterable[int] = ()) -> str:
+    """A hash of the tokens, by which a run that goes on knows its text again, and of those that are left out."""
+    beside = array("q", sorted(left_out)).tobytes()
+    return hashlib.sha256(contexts.contiguous().numpy().tobytes() + beside).hexdigest()

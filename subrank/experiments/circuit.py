@@ -174,7 +174,8 @@ def run_circuit(
 ) -> CircuitResult:
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
-    check_request(saes.on(model), saes, request)  # before anything slow
+    model = saes.on(model)
+    check_request(model, saes, request)  # before anything slow
     read = saes.read(model, settings.text)
     contexts, quality = read.all, saes.measured(model, read, settings.text, on_progress)
     searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]

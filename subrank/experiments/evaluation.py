@@ -86,8 +86,7 @@ def run_evaluate(
     model: LanguageModel, sets: Mapping[str, Saes], settings: EvaluateSettings, on_progress: OnProgress = silent
 ) -> Evaluation:
     """`evaluate` of sets by name."""
-    for saes in sets.values():
-        saes.on(model)
+    model, *_ = [saes.on(model) for saes in sets.values()]
     stages = Stages(on_progress, 3 + (len(sets) > 1))
     text, _ = text_of(sets, settings.text)
     stages.begin(f"reading {text.source}")

@@ -127,7 +127,7 @@ def run_features(
     """`features` with its settings made."""
     chosen = chosen_features(saes, names, settings)  # before anything slow
     places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
-    saes.on(model)
+    model = saes.on(model)
     contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     training, held = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 4)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from editing.set_quality import measure_set
+from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred
@@ -46,11 +47,11 @@ def run_import(
     """`import_saes` of files that are loaded already."""
     known = [each.n_ctx for each in foreign if each.n_ctx and each.n_ctx > 1]
     n_ctx = min(128, model.n_ctx, *known) if settings.context is None else settings.context
-    bos = _prepend_bos(foreign) if settings.prepend_bos is None else settings.prepend_bos
-    text = Text(settings.text, n_ctx, bos, settings.tokens, seed=settings.seed)
+    bos = bos_of(model, settings.bos) if settings.bos or _prepend_bos(foreign) else False
+    text = Text(settings.text, n_ctx, bos, settings.tokens, settings.column, settings.seed)
     sites = [Site.parse(name) for name in settings.at] if settings.at else None
     plain = gather(files, foreign, model, text, sites)
-    return Saes.of(plain, model, measure_set(model, plain, text.read(model).held_out))
+    return Saes.of(plain, model, measure_set(text.read_by(model), plain, text.read(model).held_out))
 
 
 def notes(files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel) -> list[str]:
@@ -127,7 +128,5 @@ def _prepend_bos(foreign: Sequence[Foreign]) -> bool:
     """Whether the dictionaries were trained with BOS; true where none says so."""
     stated = {each.prepend_bos for each in foreign} - {None}
     if len(stated) > 1:
-        raise UserError(
-            "some of the files were trained with BOS and some without; say --prepend-bos or --no-prepend-bos"
-        )
+        raise UserError("some of the files were trained with BOS and some without; say --bos TOKEN or --bos none")
     return stated != {False}

@@ -126,8 +126,7 @@ def run_ioi(
 ) -> IOI:
     """`ioi` of sets by name."""
     config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
-    for saes in sets.values():
-        saes.on(model)
+    model, *_ = [saes.on(model) for saes in sets.values()]
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
     contexts = text.read(model)
@@ -149,7 +148,7 @@ def run_ioi(
 
 def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
     """How much to run: what is set, and else what `IOIConfig` has by default."""
-    config = IOIConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos)
+    config = IOIConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos))
     chosen = {name: getattr(settings, name) for name in ("selectors", "baselines")}
     config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
     if settings.thresholds is not None:

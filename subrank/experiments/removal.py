@@ -123,7 +123,8 @@ def run_remove(
     on_progress: OnProgress = silent,
 ) -> Removal:
     """`remove` with a configuration that says in full how much to run."""
-    capability = capability_of(task, saes.on(model), config)
+    model = saes.on(model)
+    capability = capability_of(task, model, config)
     contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     text = contexts.held_out
@@ -140,7 +141,7 @@ def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
     site = Site.parse(settings.site) if settings.site else None
     if site is not None:
         saes.at(site)
-    config = RemovalConfig(seed=settings.seed, prepend_bos=saes.text.prepend_bos, site=site)
+    config = RemovalConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos), site=site)
     return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget)
 
 

@@ -106,7 +106,7 @@ def run_steer(
     strengths = strengths_of(mode, settings.strengths)
     writing = writing_of(settings)
     features = saes.ids(names)
-    saes.on(model)
+    model = saes.on(model)
     prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
     if prompts:
         check_room(model, prompts, settings.tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from editing.set_quality import measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes
 from sae_core.data.activations import ActivationStream
+from sae_core.data.reading import bos_of
 from sae_core.data.text import Contexts, Text, digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -94,7 +95,9 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     members, context = members_of(settings), settings.context
     n_ctx = min(128, a_model(model).n_ctx) if context is None else context
     amount = settings.text_tokens or settings.tokens
-    read = Text(text, n_ctx, settings.prepend_bos, amount, settings.column, settings.seed)
+    bos = bos_of(model, settings.bos)
+    read = Text(text, n_ctx, bos, amount, settings.column, settings.seed, settings.exclude)
+    read.read_by(model)  # raises for what is no token
     return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
 
 
@@ -175,6 +178,7 @@ class Session:
         cls, model: LanguageModel, run: Run, *, cache: Path | None = None, state: TrainState | None = None
     ) -> "Session":
         """A training from the beginning, or one that goes on from `state`; `cache` is a folder for activations."""
+        model = run.text.read_by(model)
         sites = sites_of(model, run.sites)
         if cache and run.downstream(model):
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
@@ -196,6 +200,9 @@ class Session:
             f"held out; {members[0].tokens:,} tokens are {members[0].tokens / n_tokens:.3g} epochs",
             f"{len(self.source.sites)} sites, {len(members)} members, {members[0].steps} steps",
         ]
+        lines.append(f"BOS before every piece of text: {run.text.bos_text(self.model)}")
+        if run.text.exclude:
+            lines.append(f"left out of training and measuring: {' '.join(map(repr, run.text.exclude))}")
         lines += [self.contexts.note] if self.contexts.note else []
         inner = self.source.stream if isinstance(self.source, CachedStream) else self.source
         if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(training)):

@@ -133,7 +133,9 @@ class ImportSettings(Settings):
     """tokens of it that verbs may read, at most"""
     context: int | None = None
     """tokens per context; the model's, or the files', at most 128"""
-    prepend_bos: bool | None = None
-    """whether text begins with BOS; as the files say by default"""
+    column: str = "text"
+    """where a row has its text, or its token ids; input_ids where there is no such column"""
+    bos: str | None = None
+    """the token that every piece of text begins with, or none; as the files say by default"""
     seed: int = setting(0, least=0)
     """accepted as by every verb; importing draws nothing"""

@@ -49,8 +49,10 @@ class TrainSettings(Settings):
     """tokens per context; the model's, at most 128"""
     column: str = "text"
     """where a row has its text, or its token ids; input_ids where there is no such column"""
-    prepend_bos: bool = True
-    """whether every piece of text begins with BOS, where the model has one"""
+    bos: str | None = None
+    """the token that every piece of text begins with, or none; the model's own, if not given"""
+    exclude: tuple[str, ...] = setting((), metavar="TOKEN", empty=True)
+    """tokens left out of training and measuring, as special ones are"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 

@@ -55,7 +55,7 @@ def test_no_document_is_on_both_sides(tmp_path, lengths, n_ctx, bos_id, seed, am
         return
     training, held = documents_in(contexts.training), documents_in(contexts.held_out)
     assert training and held
-    assert bool(training & held) == bool(contexts.note)
+    assert contexts.note or not training & held
     assert contexts.all.numel() <= max(amount, n_ctx)
     assert len(contexts.held_out) <= max(1, amount // n_ctx // 10)
     if not contexts.note:
@@ -177,3 +177,9 @@ def test_which_texts_share_what_is_held_out(corpus):
 def test_text_without_a_context(tmp_path):
     with user_error("3 tokens", "context of 8"):
         Text(write(tmp_path / "a.jsonl", numbered([3])), 8, False, seed=0).read(Reader())
+
+
+def test_of_few_documents_as_few_are_held_out_as_fill_a_context(tmp_path):
+    """Twenty of three tokens, at ten per context: four documents, unless the tenth below the share is as many."""
+    contexts = Text(write(tmp_path / "a.jsonl", numbered([3] * 20)), 10, False, seed=0).read(Reader())
+    assert len(documents_in(contexts.held_out)) == 4 and len(contexts.training) >= 4 and not contexts.note
