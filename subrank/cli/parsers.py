@@ -4,6 +4,7 @@ Why argparse and not a library on top of it: see CONTRIBUTING.md.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
@@ -13,10 +14,16 @@ from subrank.settings.fields import choices, documented, flag_of, hints, is_seve
 
 Run = Callable[[argparse.Namespace], int | None]
 S = TypeVar("S")
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+"""What argparse takes for a value although it begins like an option."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line and exit status 2."""
+    """A parser that answers a mistake with one line and exit status 2, and reads -1e3 as a number."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self._negative_number_matcher = NEGATIVE  # argparse's own knows no exponents
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.split()[0]}: {' '.join(message.split())}; see {self.prog} --help\n")

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PICTURES = (".svg", ".png", ".dot")
+DRAWS = 3
+"""Draws of examples on which a circuit that is scored is discovered again."""
 NO_GRAPHVIZ = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
 """What drawing raises where Graphviz is absent or does not work."""
 
@@ -235,8 +237,8 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
         else SearchMode.SCREENED
     )
     edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
-    limits = {"max_targets": settings.max_targets, "depth": settings.depth, "reach": Reach(settings.reach)}
-    return DiscoveryConfig(edges, settings.examples, **limits)
+    config = DiscoveryConfig(edges, settings.examples, depth=settings.depth, reach=Reach(settings.reach))
+    return config if settings.max_targets is None else replace(config, max_targets=settings.max_targets)
 
 
 def facts(resolved: ResolvedRequest) -> Iterator[str]:
@@ -284,9 +286,9 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    search = resolved.search
+    search, n_draws = resolved.search, DRAWS if settings.draws is None else settings.draws
     atlas = survey(search.model, search.dictionaries, held, top=max(64, 2 * search.config.n_examples))
     try:
-        return evaluate_circuit(resolved, circuit, atlas, n_draws=settings.draws, on_progress=on_progress), ()
+        return evaluate_circuit(resolved, circuit, atlas, n_draws=n_draws, on_progress=on_progress), ()
     except UserError as error:
         return None, (f"not scored: {error}",)

@@ -26,8 +26,8 @@ class CircuitSettings(Settings):
     """causes kept per target and site; 0 keeps all"""
     min_effect: float = setting(0.01, least=0, group=_HOW)
     """edges weaker than this are not kept"""
-    max_targets: int = setting(15, least=1, group=_HOW)
-    """targets whose causes are searched"""
+    max_targets: int | None = setting(None, least=1, group=_HOW)
+    """targets whose causes are searched (default: 15)"""
     depth: int | None = setting(None, least=1, group=_HOW)
     """edges from the target down, at most"""
     ablation: Literal["zero", "mean", "resample"] = setting("zero", group=_HOW)
@@ -46,8 +46,8 @@ class CircuitSettings(Settings):
     """contexts on which it is scored; 0: it is not"""
     cover: int = setting(2, least=1, group=_THEN)
     """sites below the target that are left to the circuit alone"""
-    draws: int = setting(3, least=0, group=_THEN)
-    """draws of examples on which it is discovered again; 0: it is not"""
+    draws: int | None = setting(None, least=0, group=_THEN)
+    """draws of examples on which it is discovered again (default: 3); 0: it is not"""
     cards: int = setting(300, least=0, group=_THEN)
     """contexts read for the explorer's feature cards; 0: no explorer"""
     names: Path | None = setting(None, group=_THEN)
@@ -60,3 +60,8 @@ class CircuitSettings(Settings):
     def check(self) -> None:
         if self.exhaustive and self.screen_only:
             raise UserError("--exhaustive and --screen-only exclude each other; give one of them")
+        for flag, value in (("--depth", self.depth), ("--max-targets", self.max_targets)):
+            if self.nodes and value is not None:
+                raise UserError(f"{flag} limits recursion, which --nodes takes the place of; give one of the two")
+        if self.draws and not self.held:
+            raise UserError("--draws repeats a discovery that is scored, and --held 0 scores nothing; give one of the two")

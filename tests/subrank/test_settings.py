@@ -110,6 +110,34 @@ def test_a_value_that_cannot_be_read_is_one_line(kind, wrong, words):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "right", "words"),
+    [
+        ({"nodes": 8, "depth": 2}, {"depth": 2}, ("--depth", "--nodes")),
+        ({"nodes": 8, "max_targets": 15}, {"nodes": 8, "keep": 2}, ("--max-targets", "--nodes")),
+        ({"held": 0, "draws": 3}, {"held": 0, "draws": 0}, ("--draws", "--held 0")),
+        ({"exhaustive": True, "screen_only": True}, {"exhaustive": True}, ("--exhaustive", "--screen-only")),
+    ],
+)
+def test_settings_of_a_circuit_of_which_one_would_be_ignored_are_refused(wrong, right, words):
+    make(CircuitSettings, right)
+    with user_error(*words):
+        make(CircuitSettings, wrong)
+
+
+@pytest.mark.parametrize("number", ["-4", "-0.5", "-.5", "-1e3", "-2.5E-2", "-3.e+1"])
+def test_a_negative_number_is_a_value_however_it_is_written(number):
+    """argparse used to take -1e3 for an option."""
+    options = build_parser().parse_args(["steer", "folder", "--strengths", number, "2"])
+    assert settings_of(options, SteerSettings).strengths == (float(number), 2.0)
+
+
+@pytest.mark.parametrize("text", ["-e3", "-1e", "-1e3x", "-k"])
+def test_what_is_no_number_is_an_option(text):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["steer", "folder", "--strengths", text])
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         ({"l1": 5.0}, ("--l1", "gated, relu, tied", "not by topk")),

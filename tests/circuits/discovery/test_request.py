@@ -67,6 +67,9 @@ def test_what_cannot_be_explained(storybook, saes, atlas):
     for target in ("4_7", "task: ioi", None):
         with user_error("prompts", "logit: she - he"):
             CircuitRequest(target, prompts=("a",))
+    for target in ("logit: she - he", "task: ioi"):
+        with user_error(target, "spread"):  # it used to be ignored
+            CircuitRequest(target, spread=True)
     with user_error("4_99", "48 latents"):
         resolved(storybook, saes, atlas, target="4_99")
     with torch.no_grad():

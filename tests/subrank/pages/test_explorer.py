@@ -14,7 +14,7 @@ from circuits.graph import ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site, Stream
 from subrank.pages import explorer as module
-from subrank.pages.explorer import CARDS, explore, graph_value
+from subrank.pages.explorer import BYTES, CARDS, EXAMPLES, explore, graph_value
 from subrank.pages.names import read_names, write_names
 
 VIEWER = Path(module.__file__).parent / "viewer"
@@ -43,12 +43,11 @@ def test_every_card_is_in_the_chunk_that_the_page_looks_in(tmp_path):
     assert chunks[0][7] == card("0_7", "label 7")
 
 
-def test_large_cards_make_small_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BYTES", 3000)
-    explore(tmp_path / "own", None, (card(f"0_{i}") for i in range(20)))
-    starts = read(tmp_path / "own", "graph")["features"]["starts"]
-    sizes = [(tmp_path / "own" / "data" / f"features-{i:03}.js").stat().st_size for i in range(len(starts))]
-    assert 2 < len(starts) < 20 and max(sizes) < 3100
+def test_large_cards_make_small_chunks(tmp_path):
+    text = "long" * (BYTES // 14)
+    explore(tmp_path / "own", None, (card(f"0_{i}", text) for i in range(8)))
+    assert read(tmp_path / "own", "graph")["features"]["starts"] == [0, 3, 6]
+    assert all((tmp_path / "own" / "data" / f"features-{i:03}.js").stat().st_size < 1.01 * BYTES for i in range(3))
 
 
 def test_cards_stream_through(tmp_path):
@@ -111,23 +110,22 @@ def test_rows_rise_from_the_input_to_the_output():
     assert graph_value(example(), {}, {})["rows"] == ["layer 0", "layer 1", "layer 2"]
 
 
-def test_examples_of_edges_are_where_the_edges_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "EXAMPLES", 2)
-    graph = example()
+def test_examples_of_edges_are_where_the_edges_say(tmp_path):
+    causes = [f"0_{i}" for i in range(2 * EXAMPLES + 2)]
+    edges = tuple(edge(cause, "1_1", 0.5) for cause in causes)
+    graph = FeatureGraph(edges[0].target, (node("1_1"), *map(node, causes)), edges)
     shown = {
         (e.cause, e.target): [{"tokens": [str(e)], "cause": [1.0], "target": [0.12345678], "end": 0, "drop": 0.5}]
         for e in graph.edges[1:]
     }
-    explore(tmp_path / "own", graph, example_cards(), edge_examples=shown)
+    explore(tmp_path / "own", graph, [], edge_examples=shown)
     edges = read(tmp_path / "own", "graph")["graph"]["edges"]
-    assert [e["examples"] for e in edges] == [None, 0, 0, 1, 1, 2]
-    for own, value in zip(graph.edges[1:], edges[1:], strict=True):
-        (found,) = [
-            x
-            for x in read(tmp_path / "own", f"edges-{value['examples']:03}")
-            if (x["cause"], x["target"]) == (value["cause"], value["target"])
-        ]
-        assert found["examples"][0]["tokens"] == [str(own)] and found["examples"][0]["target"] == [0.1235]
+    assert [e["examples"] for e in edges] == [None, *EXAMPLES * [0], *EXAMPLES * [1], 2]
+    chunks = [read(tmp_path / "own", f"edges-{number:03}") for number in range(3)]
+    for shown_edge, value in zip(graph.edges[1:], edges[1:], strict=True):
+        (entry,) = [x for x in chunks[value["examples"]] if x["cause"] == value["cause"]]
+        assert entry["target"] == value["target"]
+        assert entry["examples"][0]["tokens"] == [str(shown_edge)] and entry["examples"][0]["target"] == [0.1235]
 
 
 @pytest.mark.parametrize(
