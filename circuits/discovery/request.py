@@ -58,7 +58,7 @@ class CircuitRequest:
         if self.prompts and not (self.target or "").startswith("logit:"):
             raise UserError("prompts are read only where a logit is explained; give a target like 'logit: she - he'")
         if self.spread and self.is_logit:
-            raise UserError(f"{self.target} is read on whole prompts; spread chooses examples of a feature only, leave it out")
+            raise UserError(f"{self.target} is read on whole prompts; only a feature's examples spread, leave it out")
 
     @property
     def is_logit(self) -> bool:

@@ -1,12 +1,11 @@
 """How many rows fit into one forward pass: measured on passes of one and of three, not assumed."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 MEMORY = 2**26
 """Bytes that the tensors of one forward pass of stacked rows may take together, at their peak, on a CPU.
@@ -56,19 +55,27 @@ class _AllocationCounter(TorchDispatchMode):
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((*args, *(kwargs or {}).values()))}
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                address = storage.data_ptr()
-                if address and address not in inputs and address not in self.alive:
-                    self.alive.add(address)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._free, address, storage.nbytes())
+        for tensor in _tensors((out,)):
+            storage = tensor.untyped_storage()
+            address = storage.data_ptr()
+            if address and address not in inputs and address not in self.alive:
+                self.alive.add(address)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, address, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return out
 
     def _free(self, address: int, size: int) -> None:
         self.alive.discard(address)
         self.now -= size
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation, which are values or lists of values."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

@@ -9,7 +9,7 @@ removed by their handles whatever happens.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -60,6 +60,7 @@ class LanguageModel(Vocabulary):
     def __init__(self, bridge: Any, tokenizer: Any, *, bos_id: int | None, name: str):
         super().__init__(tokenizer, bos_id=bos_id)
         self.bridge, self.name = bridge, name
+        self._points: dict[Site, Any] = {}
         config = bridge.cfg
         self.n_layers, self.d_model = config.n_layers, config.d_model
         self.n_ctx, self.n_vocab = config.n_ctx, config.d_vocab
@@ -103,11 +104,7 @@ class LanguageModel(Vocabulary):
         """Apply `interventions`, left to right, to every forward pass in the block; leaves no trace."""
         with ExitStack() as undo:
             for edit in interventions:
-
-                def change(h: Tensor, hook: Any, edit: Intervention = edit) -> Tensor:
-                    return edit(_widened(h)).to(h.dtype)
-
-                undo.callback(self._attach(self.check(edit.site), change))
+                undo.callback(self._attach(self.check(edit.site), partial(_edited, edit)))
             yield
 
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
@@ -176,13 +173,7 @@ class LanguageModel(Vocabulary):
 
         with ExitStack() as undo:
             for site in pending:
-
-                def keep(h: Tensor, hook: Any, site: Site = site) -> None:
-                    kept[site] = _widened(h)
-                    if len(kept) == len(pending):
-                        raise _Halt
-
-                undo.callback(self._attach(site, keep))
+                undo.callback(self._attach(site, partial(_keep, kept, len(pending), site)))
             if pending:
                 with suppress(_Halt):
                     self.bridge(inputs, **({"use_cache": False} | options))
@@ -225,14 +216,10 @@ class LanguageModel(Vocabulary):
 
         The hook stands in the library's own list, by which some of its blocks decide what to compute (Granite).
         """
-        point = self.bridge.hook_dict[bridge_hook(site)]
-        handle = point.add_hook(function)
-
-        def undo() -> None:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
-
-        return undo
+        if site not in self._points:  # the library collects all of its hook points each time it is asked
+            self._points[site] = self.bridge.hook_dict[bridge_hook(site)]
+        handle = self._points[site].add_hook(function)
+        return partial(_detach, self._points[site], handle)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -247,6 +234,21 @@ class LanguageModel(Vocabulary):
 def _widened(h: Tensor) -> Tensor:
     """In float32 at least: dictionaries and edits do not compute in half precision."""
     return h if h.dtype is torch.float64 else h.float()
+
+
+def _edited(edit: Intervention, h: Tensor, hook: Any) -> Tensor:
+    return edit(_widened(h)).to(h.dtype)
+
+
+def _keep(kept: dict[Site, Tensor], n: int, site: Site, h: Tensor, hook: Any) -> None:
+    kept[site] = _widened(h)
+    if len(kept) == n:
+        raise _Halt
+
+
+def _detach(point: Any, handle: Any) -> None:
+    handle.hook.remove()
+    point.fwd_hooks.remove(handle)
 
 
 def load_model(name: str | Path, *, device: str | None = None, dtype: str = "auto") -> LanguageModel:

@@ -64,4 +64,4 @@ class CircuitSettings(Settings):
             if self.nodes and value is not None:
                 raise UserError(f"{flag} limits recursion, which --nodes takes the place of; give one of the two")
         if self.draws and not self.held:
-            raise UserError("--draws repeats a discovery that is scored, and --held 0 scores nothing; give one of the two")
+            raise UserError("--draws repeats what is scored, and --held 0 scores nothing; give one of the two")
