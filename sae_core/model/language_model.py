@@ -7,6 +7,7 @@ of its sites and never computes logits; `resume` really skips the blocks below (
 removed by their handles whatever happens.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
@@ -269,16 +270,17 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
 
     plain, tokenizer, bos_id = load_checkpoint(source, str(name), device=device, dtype=dtype)
     try:
-        bridge = build_bridge_from_module(
-            plain, type(plain).__name__, hf_config=plain.config, device=device, model_name=str(name)
-        )
+        bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config, device=device)
         bridge.eval()
         bridge.requires_grad_(False)
         full = str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
         model = LanguageModel(bridge, tokenizer, bos_id=bos_id, name=full)
         model.unfit, model._widths = probe(model)
+        for stream, reason in {site.stream: reason for site, reason in model.unfit.items()}.items():
+            logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)
     except UserError:
         raise
     except Exception as error:  # whatever the library raises on a family that it does not know
-        raise UserError(f"{name} is a {type(plain).__name__}, which cannot be taken apart: {error}") from error
+        exact = "" if plain.dtype is torch.float32 else f" in {plain.dtype}; perhaps it can in float32 (--dtype)"
+        raise UserError(f"{name} is a {type(plain).__name__}, which cannot be run here{exact}: {error}") from error
     return model

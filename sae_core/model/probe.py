@@ -20,6 +20,9 @@ from sae_core.sites import Site, Stream
 N_POS = 2
 SAME = 1e-4
 """Logits and residuals that differ by less than this share of the largest are the same in float32."""
+_ABSENT = dict.fromkeys(Stream, "its blocks have no such part") | {
+    Stream.MLP_HIDDEN: "its blocks have no one hidden layer, as where each expert has its own"
+}
 
 
 @runtime_checkable
@@ -74,29 +77,22 @@ def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
     Raises `UserError` for a model that is not blocks around a residual, with a norm and an unembedding behind them.
     """
     sites = [Site(layer, stream) for stream in Stream for layer in range(model.n_layers)]
-    absent = [site for site in sites if bridge_hook(site) not in model.bridge.hook_dict]
-    unfit = dict.fromkeys(absent, "the family has no such part, as mixtures of experts have no one hidden layer")
-    if unfit.keys() & {Site(layer) for layer in range(model.n_layers)}:
-        raise UserError(f"{model.name} is no decoder-only language model of equal blocks; only those are supported")
+    unfit = {site: _ABSENT[site.stream] for site in sites if bridge_hook(site) not in model.bridge.hook_dict}
     edited = _one_of_each_kind(model, [site for site in sites if site not in unfit])
     tokens = torch.arange(N_POS, device=model.device).expand(len(edited) + 1, N_POS)
     h = model.record(tokens, [site for site in sites if site not in unfit])
-    clean = model.unembed(h[Site(model.n_layers - 1)])
-    if not same(clean, model.bridge(tokens, use_cache=False), model.dtype):
-        raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")
-    _check_resuming(model, h)
     for site in sites:
         if site not in unfit and (reason := _misshapen(h.get(site), site, len(tokens), model.d_model)):
             unfit[site] = reason
+    _check_residual(model, tokens, h, unfit)
     for layer in range(1, model.n_layers):
         parts = [Site(layer, Stream.ATTN_OUT), Site(layer, Stream.MLP_OUT)]
-        if not unfit.keys() & parts and not _add_up(
-            [h[site] for site in (Site(layer - 1), *parts, Site(layer))], model
-        ):
+        terms = (Site(layer - 1), *parts, Site(layer))
+        if not unfit.keys() & parts and not _add_up([h[site] for site in terms], model):
             both = [Site(each, part.stream) for each in (layer - 1, layer) for part in parts]
             unfit |= dict.fromkeys(both, "the two outputs of a block are not what it adds to the residual")
     fit = {site: alike for site, alike in edited.items() if site not in unfit}
-    unfit |= _without_effect(model, tokens, clean, fit)
+    unfit |= _without_effect(model, tokens, model.unembed(h[Site(model.n_layers - 1)]), fit)
     return unfit, {site: h[site].shape[-1] for site in sites if site not in unfit}
 
 
@@ -140,10 +136,13 @@ def _without_effect(model: Probed, tokens: Tensor, clean: Tensor, edited: Mappin
     return {site: "an edit of it changes nothing" for alike in idle for site in alike}
 
 
-def _check_resuming(model: Probed, h: Mapping[Site, Tensor]) -> None:
-    last = Site(model.n_layers - 1)
-    middle = last.layer // 2
-    if middle < last.layer and not same(model.resume(h[Site(middle)], middle, [last])[last], h[last], model.dtype):
-        raise UserError(
-            f"{model.name} carries more from block to block than the residual; such models are not supported"
-        )
+def _check_residual(model: Probed, tokens: Tensor, h: Mapping[Site, Tensor], unfit: Mapping[Site, str]) -> None:
+    """Refuse what is not blocks that hand on a residual alone, with a norm and an unembedding behind them."""
+    residual = [Site(layer) for layer in range(model.n_layers)]
+    if unfit.keys() & residual:
+        raise UserError(f"{model.name} is no decoder-only language model of equal blocks; only those are supported")
+    last, middle = residual[-1], residual[(model.n_layers - 1) // 2]
+    if not same(model.unembed(h[last]), model.bridge(tokens, use_cache=False), model.dtype):
+        raise UserError(f"{model.name} does more after its last block than norm and unembedding; it is not supported")
+    if middle != last and not same(model.resume(h[middle], middle.layer, [last])[last], h[last], model.dtype):
+        raise UserError(f"{model.name} hands on more from block to block than the residual; it is not supported")

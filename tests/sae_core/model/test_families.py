@@ -1,0 +1,125 @@
+"""Every family that people bring: logits, sites, edits, resumed runs and generation are those of Transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from comparing import close
+from families import FAMILIES, write_family
+from tiny import Edit, user_error
+
+from sae_core.model.generation import Sampling, generate
+from sae_core.model.language_model import load_model
+from sae_core.sites import Site, Stream
+
+QUICK = ("GPT-2", "BLOOM", "Mistral", "Gemma 3", "Granite")
+"""What differs most: learned positions, ALiBi, windows, norms behind the parts, a multiplier."""
+UNFIT = {"Mixtral": {Stream.MLP_HIDDEN}, "Qwen 2 MoE": {Stream.MLP_HIDDEN}}
+TABLE = Path(__file__).parents[3] / "docs" / "families.md"
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in FAMILIES],
+)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("family"), family)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def offered(model) -> list[Site]:
+    return [
+        site for stream in Stream for site in map(Site, range(model.n_layers), 2 * [stream]) if site not in model.unfit
+    ]
+
+
+def test_logits_are_those_of_transformers(model, reference, tokens):
+    with torch.no_grad():
+        expected = reference(tokens).logits
+    close(model.logits(tokens), expected, 1e-5 * max(1, expected.abs().max().item()))
+
+
+def test_what_a_family_cannot_do_is_known_before_work_begins(model, family, tokens):
+    assert {site.stream for site in model.unfit} == UNFIT.get(family, set())
+    for site, reason in model.unfit.items():
+        for use in (model.check, model.d_in, lambda s: model.sites(s.stream), lambda s: model.record(tokens, [s])):
+            with user_error(str(site.stream), reason):
+                use(site)
+        with user_error(reason), model.hooks(Edit(site, torch.zeros_like)):
+            pass
+
+
+def test_the_table_in_the_documents_is_true(family):
+    (row,) = [line for line in TABLE.read_text().splitlines() if line.startswith(f"| {family} |")]
+    assert {stream for stream in Stream if f"`{stream}`" in row} == UNFIT.get(family, set())
+
+
+def test_every_site_is_recorded_and_its_parts_add_up(model, tokens):
+    h = model.record(tokens, offered(model))
+    assert set(h) == set(offered(model))
+    assert all(x.shape == (*tokens.shape, model.d_in(site)) for site, x in h.items())
+    size = h[Site(1)].abs().max().item()
+    close(h[Site(1)], h[Site(0)] + h[Site(1, Stream.ATTN_OUT)] + h[Site(1, Stream.MLP_OUT)], 1e-5 * size)
+
+
+def test_an_edit_reaches_what_the_site_feeds_and_nothing_else(model, tokens):
+    clean, last = model.record(tokens, offered(model)), Site(1)
+    for site in offered(model):
+        with model.hooks(Edit(site, torch.zeros_like)):
+            edited, logits = model.record(tokens, offered(model)), model.logits(tokens)
+        moved = {other for other in clean if not torch.equal(edited[other], clean[other])}
+        assert moved - {site} == {other for other in offered(model) if model.feeds(site, other)}
+        close(logits, model.unembed(edited[last]), 1e-5 * max(1, logits.abs().max().item()))
+        assert (edited[last] - clean[last]).abs().max() > 1e-3 * clean[last].abs().max()
+        if site.stream is Stream.MLP_OUT:  # it is added last
+            close(
+                edited[Site(site.layer)], clean[Site(site.layer)] - clean[site], 1e-5 * clean[last].abs().max().item()
+            )
+
+
+def test_a_resumed_run_is_the_run(model, tokens):
+    h = model.record(tokens, offered(model))
+    above = [site for site in h if site.layer == 1]
+    for site, x in model.resume(h[Site(0)], 0, above).items():
+        close(x, h[site], 1e-6 * max(1, h[site].abs().max().item()))
+    other = model.resume(h[Site(0)].flip(1), 0, [Site(1)])[Site(1)]
+    assert (other - h[Site(1)]).abs().max() > 1e-2 * h[Site(1)].abs().max()
+
+
+def test_a_rows_text_is_that_of_whole_passes_whatever_stands_beside_it(model, reference):
+    """Windows and ALiBi count slots of the cache: padding between a prompt and its text once made another text."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 60, (n,), generator=generator).tolist() for n in (3, 20, 9)]
+    together = generate(model, rows, 8, seed=0, sampling=GREEDY)
+    for row, text in zip(rows, together, strict=True):
+        assert text == generate(model, [row], 8, seed=0, sampling=GREEDY)[0]
+        tokens = list(row)
+        for _ in range(8):
+            with torch.no_grad():
+                token = int(reference(torch.tensor([tokens])).logits[0, -1].argmax())
+            if token in model.special_ids:
+                break
+            tokens.append(token)
+        assert text == tokens[len(row) :]
