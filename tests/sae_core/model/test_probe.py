@@ -78,8 +78,8 @@ def test_outputs_that_are_not_what_the_block_adds(model, monkeypatch):
     record = model.record
     for massive in (0.0, 1e4):
 
-        def changed(tokens, sites, huge=massive * torch.eye(32)[3]):
-            change = {Stream.ATTN_OUT: lambda x: 1.01 * x, Stream.RESID_POST: lambda x: x + huge}
+        def changed(tokens, sites, massive=massive):
+            change = {Stream.ATTN_OUT: lambda x: 1.01 * x, Stream.RESID_POST: lambda x: x + massive * torch.eye(32)[3]}
             return {site: change.get(site.stream, torch.clone)(x) for site, x in record(tokens, sites).items()}
 
         monkeypatch.setattr(model, "record", changed)
