@@ -1,23 +1,31 @@
 """Circuits for other people's tools: `networkx` node-link JSON, and the graph JSON of circuit-tracer and Neuronpedia.
 
 The second one shows a graph on one prompt: every node stands at a position of it. Our circuits belong to many
-examples, so a graph is shown on one of them, or on a prompt chosen to stand for all. What the format demands is in
-`circuits/schema.py`.
+examples, so a graph is shown on one of them, or on a prompt chosen to stand for all. Its viewers demand more than its
+schema says: a feature's id is `L_F_P` (layer, latent, position) and its number the Cantor pair of L and F; an output's
+label without "(p=" stops them; `influence` is cumulative, small for what matters most, and a node without it is hidden.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
-from circuits.schema import ERROR, FEATURE, OUTPUT, cantor, faults
 from sae_core.codec import to_plain
 from sae_core.errors import UserError
-from sae_core.files import write_json
 from sae_core.sites import FeatureId, Site
+
+FEATURE, ERROR, OUTPUT, TOKEN = "cross layer transcoder", "mlp reconstruction error", "logit", "embedding"
+"""Kinds of node; a residual dictionary's latents are called transcoder features, or the viewer does not draw them."""
+
+
+def cantor(layer: int, index: int) -> int:
+    """The number of a feature, (L + F)(L + F + 1) / 2 + F: one for each pair."""
+    return (layer + index) * (layer + index + 1) // 2 + index
+
 
 # ---- networkx --------------------------------------------------------------------------------------
 
@@ -77,12 +85,14 @@ def neuronpedia(
     effects: Mapping[tuple[NodeId, NodeId], float] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The graph on one prompt, as circuit-tracer and Neuronpedia read it; it has no `faults`.
+    """The graph on one prompt, as circuit-tracer and Neuronpedia read it.
 
     `scan` is the model's name, `slug` the graph's. Weights are `effects` on this prompt where given, else those of
     the circuit's edges. Layers are the sites' layers, or the sites' ranks where the graph has several streams;
     `generation_settings` says which. Raises `UserError` where the prompt does not carry the graph.
     """
+    if not re.fullmatch("[A-Za-z0-9_-]+", slug):
+        raise UserError(f"the slug of a graph is a file name of letters, digits, - and _; got {slug!r}")
     layers, n_layers = _layers(graph)
     places = {node.id: prompt.place(node.id) for node in graph.nodes}
     places[graph.target] = places[graph.target] or (len(prompt.tokens) - 1, 0.0)
@@ -121,8 +131,8 @@ def neuronpedia(
             for (cause, target), weight in weights.items()
         ],
     }
-    if fault := next(faults(value), None):
-        raise UserError(f"the graph of {graph.target} does not fit on this prompt: {fault}")
+    if len(set(keys.values())) < len(keys):
+        raise UserError(f"two readouts of the graph of {graph.target} have one token, by which its viewers name them")
     return value
 
 
@@ -219,23 +229,3 @@ def _influence(
         cumulative += total[node] / whole
         influence[node] = min(cumulative, 1.0)
     return influence
-
-
-def write_neuronpedia(folder: Path, graphs: Iterable[dict[str, Any]]) -> list[Path]:
-    """Write `{slug}.json` for each graph and `graph-metadata.json`, which lists them, as circuit-tracer serves them.
-
-    Raises `UserError` at a graph that has faults; nothing is written then.
-    """
-    graphs = list(graphs)
-    for graph in graphs:
-        if fault := next(faults(graph), None):
-            raise UserError(f"not a graph that circuit-tracer reads: {fault}")
-    slugs = Counter(graph["metadata"]["slug"] for graph in graphs)
-    if twice := [slug for slug, count in slugs.items() if count > 1]:
-        raise UserError(f"two graphs are called {twice[0]!r}; each needs a slug of its own")
-    paths = [folder / f"{graph['metadata']['slug']}.json" for graph in graphs]
-    for path, graph in zip(paths, graphs, strict=True):
-        write_json(path, graph)
-    listing = folder / "graph-metadata.json"
-    write_json(listing, {"graphs": [graph["metadata"] for graph in graphs]})
-    return [*paths, listing]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from editing.tasks import names
 from editing.tasks.pairs import PATIENCE, PromptPairs, TextPair, as_tokens
+from editing.tasks.words import BY_TASK
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 
@@ -33,77 +34,11 @@ class BracketTemplate(NamedTuple):
     foil: str
 
 
-_DEF = "def <func>(<var>):\n "
-# in turn for selection and test: every second one of each kind
-TEMPLATES = (
-    BracketTemplate(_DEF + "<var2> = <of>(<var3>", _DEF + "<var2> = <num>\n <var3>", ")", " ="),
-    BracketTemplate(_DEF + "print(<var2>", _DEF + "<var3> = <var2>", ")", "\n"),
-    BracketTemplate(
-        _DEF + "<var2> = <num>\n <var3> = [<var4>, <var5>",
-        _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
-        "]",
-        "\n",
-    ),
-    BracketTemplate(_DEF + "return [<var2>, <var3>", _DEF + "<var2> = <num>\n <var3>", "]", " ="),
-    BracketTemplate(
-        _DEF + "<var2> = <num>\n <var3> = {<var4>: <var5>",
-        _DEF + "<var2> = <of>(<num>)\n <var3> = <var5>",
-        "}",
-        "\n",
-    ),
-    BracketTemplate(_DEF + "return {<var2>: <var3>", _DEF + "<var2> = <num>\n <var3>", "}", " ="),
-    BracketTemplate(
-        '<name> lived in <city>. <name> said "<greeting>',
-        "<name> lived in <city>. <name> said, <greeting>",
-        '"',
-        " <greeting2>",
-    ),
-    BracketTemplate(
-        'This <paper> binds the <party>. The word "<paper2>',
-        "This <paper> binds the <party>. The word, <paper2>",
-        '"',
-        " and",
-    ),
-    BracketTemplate(
-        "Each <party> may <duty> the <paper> (or the <paper2>",
-        "Each <party> may <duty> the <paper>, or the <paper2>",
-        ")",
-        ".",
-    ),
-    BracketTemplate(
-        "A <star> is made of <matter> (and <matter2>", "A <star> is made of <matter>, and <matter2>", ")", "."
-    ),
-    BracketTemplate(
-        "The <star> moves because of <energy> (and <energy2>",
-        "The <star> moves because of <energy>, and <energy2>",
-        ")",
-        ".",
-    ),
-    BracketTemplate(
-        "The patient has <degree> <symptom> (and <symptom2>",
-        "The patient has <degree> <symptom>, and <symptom2>",
-        ")",
-        ".",
-    ),
-)
-WORDS = {
-    "var": "x y z i j n item value total count name text data row index result node size left right",
-    "num": "1 2 3 4 5 6 7 8 9",
-    "of": "len abs sum sqrt int str",
-    "func": "run load save parse build main check update start reset",
-    "name": " ".join(name for pair in zip(names.FEMALE, names.MALE, strict=True) for name in pair),
-    "city": "London Paris Berlin Rome Madrid Oslo Vienna Prague Dublin Athens Boston Chicago Tokyo",
-    "greeting": "hello goodbye thanks sorry welcome yes no please maybe wait",
-    "party": "buyer seller tenant landlord lender borrower employer contractor",
-    "duty": "pay sign cancel renew inspect deliver",
-    "paper": "contract lease loan patent license invoice receipt permit",
-    "star": "planet comet moon galaxy asteroid satellite rocket meteor telescope probe",
-    "matter": "iron gold copper carbon oxygen hydrogen helium nitrogen sulfur zinc mercury",
-    "energy": "gravity heat pressure light radiation electricity magnetism friction",
-    "degree": "mild severe chronic acute sudden",
-    "symptom": "fever cough headache nausea pain fatigue swelling dizziness rash bleeding infection asthma",
+TEMPLATES = tuple(BracketTemplate(**template) for template in BY_TASK["brackets"]["templates"])
+"""In turn for selection and test: every second one of each kind."""
+WORDS = BY_TASK["brackets"]["words"] | {
+    "name": [name for pair in zip(names.FEMALE, names.MALE, strict=True) for name in pair]
 }
-WORDS = {kind: tuple(words.split()) for kind, words in WORDS.items()}
 _SLOT = re.compile(r"<([a-z]+)(\d*)>")
 
 

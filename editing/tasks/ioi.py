@@ -20,42 +20,13 @@ from enum import StrEnum
 
 from editing.tasks import names
 from editing.tasks.pairs import END, PATIENCE, Mention, PromptPairs, TextPair, as_tokens
+from editing.tasks.words import BY_TASK
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 
-PUBLISHED = (
-    "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",
-    "Then, {A} and {B} had a lot of fun at the {place}. {S} gave a {gift} to",
-    "Then, {A} and {B} were working at the {place}. {S} decided to give a {gift} to",
-    "Then, {A} and {B} were thinking about going to the {place}. {S} wanted to give a {gift} to",
-    "Then, {A} and {B} had a long argument, and afterwards {S} said to",
-    "After {A} and {B} went to the {place}, {S} gave a {gift} to",
-    "When {A} and {B} got a {gift} at the {place}, {S} decided to give it to",
-    "When {A} and {B} got a {gift} at the {place}, {S} decided to give the {gift} to",
-    "While {A} and {B} were working at the {place}, {S} gave a {gift} to",
-    "While {A} and {B} were commuting to the {place}, {S} gave a {gift} to",
-    "After the lunch, {A} and {B} went to the {place}. {S} gave a {gift} to",
-    "Afterwards, {A} and {B} went to the {place}. {S} gave a {gift} to",
-    "Then, {A} and {B} had a long argument. Afterwards {S} said to",
-    "The {place} {A} and {B} went to had a {gift}. {S} gave it to",
-    "Friends {A} and {B} found a {gift} at the {place}. {S} gave it to",
-)
-PUBLISHED_PLACES = "store garden restaurant school hospital office house station".split()
-PUBLISHED_GIFTS = "ring kiss bone basketball computer necklace drink snack".split()
-TEMPLATES = (
-    "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",
-    "Then, {A} and {B} had a lot of fun at the {place}. {S} gave a {gift} to",
-    "Then, {A} and {B} were working at the {place}. {S} decided to give a {gift} to",
-    "When {A} and {B} went to the {place}, {S} gave the {gift} to",
-    "When {A} and {B} got a {gift} at the {place}, {S} decided to give it to",
-    "After {A} and {B} went to the {place}, {S} gave a {gift} to",
-    "While {A} and {B} were working at the {place}, {S} gave a {gift} to",
-    "Friends {A} and {B} found a {gift} at the {place}. {S} gave it to",
-    "Two friends, {A} and {B}, went to the {place}. {S} wanted to give the {gift} to",
-    "The {place} belonged to {A} and {B}. {S} sent a {gift} to",
-)
-PLACES = "store park school garden restaurant hospital office house station market".split()
-GIFTS = "ring book ball kiss drink snack necklace computer basketball flower".split()
+_WORDS = BY_TASK["ioi"]
+PUBLISHED, PUBLISHED_PLACES, PUBLISHED_GIFTS = (_WORDS[f"published{part}"] for part in ("", "_places", "_gifts"))
+TEMPLATES, PLACES, GIFTS = (_WORDS[part] for part in ("templates", "places", "gifts"))
 ENOUGH = 32
 """Published names that must be single tokens for the published form."""
 

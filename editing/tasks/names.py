@@ -3,28 +3,12 @@
 import re
 from collections.abc import Sequence
 
+from editing.tasks.words import BY_TASK
 from sae_core.model.language_model import LanguageModel
 
-FEMALE = (
-    "Mary Anna Alice Emma Lucy Sarah Jane Kate Laura Julia Maria Sophie Amy Rachel Helen Ruth Diana Grace "
-    "Nina Clara Susan Molly Lily Sue Mia Lisa Eva Rosa Nora Ella Betty Carol Emily Linda Martha Olivia "
-    "Fiona Paula Tina Vera"
-).split()
-MALE = (
-    "John Tom James Paul Peter Mark David Robert Jack Simon Daniel Henry Adam Luke Oliver Victor Ben Max "
-    "Frank George Martin Alan Oscar Leo Tim Sam Bob Bill Fred Joe Timmy Andrew Brian Charles Kevin Michael "
-    "Edward Jacob Louis Walter"
-).split()
-# The 99 names of the IOI literature, in its order.
-PUBLISHED = (
-    "Michael Christopher Jessica Matthew Ashley Jennifer Joshua Amanda Daniel David James Robert John Joseph "
-    "Andrew Ryan Brandon Jason Justin Sarah William Jonathan Stephanie Brian Nicole Nicholas Anthony Heather "
-    "Eric Elizabeth Adam Megan Melissa Kevin Steven Thomas Timothy Christina Kyle Rachel Laura Lauren Amber "
-    "Brittany Danielle Richard Kimberly Jeffrey Amy Crystal Michelle Tiffany Jeremy Benjamin Mark Emily Aaron "
-    "Charles Rebecca Jacob Stephen Patrick Sean Erin Jamie Kelly Samantha Nathan Sara Dustin Paul Angela "
-    "Tyler Scott Katherine Andrea Gregory Erica Mary Travis Lisa Kenneth Bryan Lindsey Kristen Jose Alexander "
-    "Jesse Katie Lindsay Shannon Vanessa Courtney Christine Alicia Cody Allison Bradley Samuel"
-).split()
+FEMALE, MALE = BY_TASK["names"]["female"], BY_TASK["names"]["male"]
+PUBLISHED = BY_TASK["names"]["published"]
+"""The 99 names of the IOI literature, in its order."""
 
 
 def known(model: LanguageModel, text: str) -> bool:

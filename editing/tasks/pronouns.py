@@ -21,45 +21,15 @@ from torch import Tensor
 
 from editing.tasks import names
 from editing.tasks.pairs import PromptPairs, TextPair, answer_id, as_tokens, numbered
+from editing.tasks.words import BY_TASK
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.padding import pad
 
 # Each name stands twice: where it is introduced, and as the subject of the sentence that needs the pronoun.
-OPENINGS = (
-    "{N} lived in London.",
-    "Once there was a teacher called {N}.",
-    "{N} was a famous painter.",
-    "Every day {N} walked to the park.",
-    "{N} lived in Paris.",
-    "Once there was a farmer called {N}.",
-    "{N} was a new baker.",
-    "Every morning {N} walked to the store.",
-)
-SENTENCES = (
-    "{N} was happy because",
-    "{N} was sad, so",
-    "{N} opened the door and",
-    "{N} was tired because",
-    "{N} likes the park, and",
-    "{N} was proud, so",
-    "{N} said hello because",
-    "{N} was playing when",
-)
-
-
-POSSESSIVE_SENTENCES = (
-    "{N} took",
-    "{N} lost",
-    "{N} smiled and took",
-    "{N} was happy and took",
-    "{N} opened the door and lost",
-    "{N} was tired and lost",
-    "{N} said hello and took",
-    "{N} went home and took",
-)
-PLACES = ("store", "park", "garden", "school", "market", "library", "kitchen", "office")
-STORE_SENTENCES = tuple(f"{{N}} went to the {place}, and" for place in PLACES)
+OPENINGS, SENTENCES = BY_TASK["pronouns"]["openings"], BY_TASK["pronouns"]["sentences"]
+POSSESSIVE_SENTENCES = BY_TASK["pronouns"]["possessive_sentences"]
+STORE_SENTENCES = BY_TASK["pronouns"]["store_sentences"]
 
 
 class Form(StrEnum):

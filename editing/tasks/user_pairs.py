@@ -16,7 +16,7 @@ common fall into one half. An answer that starts a word needs no space before it
 import hashlib
 import json
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def _fitting(path: Path, lines: list[Line], model: LanguageModel, skip_unfit: bo
         except UserError as error:
             trouble.append(f"{path}, line {line.number}: {error}")
     if trouble and not (skip_unfit and fitting):
-        way_out = "; take such lines out, or pass skip_unfit" if fitting else ""
+        way_out = "; take such lines out" if fitting else ""
         rest = f" ({len(trouble)} of {len(lines)} pairs do not fit{way_out})"
         raise UserError(trouble[0] + rest)
     return fitting, len(trouble)
@@ -206,7 +206,7 @@ def divide(lines: Sequence[Line]) -> tuple[dict[str, list[Line]], tuple[str, ...
     else:
         splits = {"selection": [], "test": []}
         kinds = list(_LINKS)
-        while len(parts := list(_clusters(lines, kinds))) < 2 and kinds:
+        while len(parts := _clusters(lines, kinds)) < 2 and kinds:
             kinds = kinds[1:]
         for part in sorted(parts, key=_digest):
             min(splits.values(), key=len).extend(part)
@@ -218,25 +218,17 @@ def divide(lines: Sequence[Line]) -> tuple[dict[str, list[Line]], tuple[str, ...
     return splits, tuple(shared)
 
 
-def _clusters(lines: Sequence[Line], kinds: Sequence[str]) -> Iterator[list[Line]]:
+def _clusters(lines: Sequence[Line], kinds: Sequence[str]) -> list[list[Line]]:
     """Lines that hang together through links of some kinds."""
-    lines_of: dict[Hashable, list[int]] = {}
-    links = [[(kind, link) for kind in kinds for link in _LINKS[kind](line)] for line in lines]
-    for i, links_of_line in enumerate(links):
-        for link in links_of_line:
-            lines_of.setdefault(link, []).append(i)
-    done: set[int] = set()
-    for start in range(len(lines)):
-        if start in done:
-            continue
-        done.add(start)
-        cluster = [start]
-        for i in cluster:  # grows while it is read
-            for link in links[i]:
-                new = [j for j in lines_of.pop(link, ()) if j not in done]
-                done.update(new)
-                cluster += new
-        yield [lines[i] for i in sorted(cluster)]
+    import networkx as nx  # here, so that nothing else waits for it
+
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(lines)))
+    graph.add_edges_from(
+        (i, (kind, link)) for i, line in enumerate(lines) for kind in kinds for link in _LINKS[kind](line)
+    )
+    parts = nx.connected_components(graph)
+    return [[lines[i] for i in sorted(node for node in part if isinstance(node, int))] for part in parts]
 
 
 def _digest(part: Sequence[Line]) -> str:

@@ -5,12 +5,12 @@ import json
 
 import networkx
 import pytest
+from graph_json import faults
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuits.exports import Prompt, neuronpedia, node_link, write_neuronpedia
+from circuits.exports import Prompt, cantor, neuronpedia, node_link
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
-from circuits.schema import cantor, faults
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -129,6 +129,9 @@ def test_a_prompt_that_cannot_be_shown_is_refused():
         prompt(activations={feature("0_1"): [1.0] * 3})
     with pytest.raises(UserError, match="file name"):
         neuronpedia(diamond(), prompt(), slug="../x", scan="m")
+    two = FeatureGraph(LOGIT, (Node(LOGIT), Node(Readout("she"))), ())
+    with pytest.raises(UserError, match="have one token"):
+        neuronpedia(two, prompt(outputs={LOGIT: (42, 0.25), Readout("she"): (42, 0.25)}), slug="x", scan="m")
 
 
 @given(st.integers(0, 200), st.integers(0, 50_000), st.integers(0, 200), st.integers(0, 50_000))
@@ -199,16 +202,3 @@ def test_the_older_id_of_an_error_and_tokens_are_known():
     own = value["nodes"][0] | {"node_id": "E_9_0", "layer": "E", "ctx_idx": 0, "feature_type": "embedding"}
     value["nodes"].append(own | {"jsNodeId": "E_9-0", "feature": 0, "clerp": ""})
     assert not list(faults(value))
-
-
-def test_files_are_those_that_circuit_tracer_serves(tmp_path):
-    graphs = [neuronpedia(diamond(), prompt(), slug=slug, scan="m") for slug in ("a", "b")]
-    paths = write_neuronpedia(tmp_path, graphs)
-    assert [path.name for path in paths] == ["a.json", "b.json", "graph-metadata.json"]
-    assert json.loads(paths[0].read_text()) == graphs[0]
-    assert [m["slug"] for m in json.loads(paths[2].read_text())["graphs"]] == ["a", "b"]
-    with pytest.raises(UserError, match="two graphs"):
-        write_neuronpedia(tmp_path / "c", [graphs[0], graphs[0]])
-    with pytest.raises(UserError, match="'metadata' is a required property"):
-        write_neuronpedia(tmp_path / "c", [graphs[0], {"nodes": []}])
-    assert not (tmp_path / "c").exists()

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from graph_json import faults
 from planted import unchecked
 from verbs import most_active, one_line, result_of, run
 
 from circuits.discovery.target_causes import CauseSearch
 from circuits.evaluation import CircuitEvaluation
-from circuits.schema import faults
 from editing.removal.config import RemovalConfig
 from sae_core.data.text import Text
 from sae_core.errors import UserError

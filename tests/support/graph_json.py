@@ -1,4 +1,4 @@
-"""The graph JSON of circuit-tracer and Neuronpedia: its schema, and what its viewer demands beyond that.
+"""What is wrong with a graph JSON of circuit-tracer and Neuronpedia: by its schema, and by what its viewer demands.
 
 - A feature's id is `L_F_P` (layer, latent, position) and its number the Cantor pair of L and F.
 - An output's label without "(p=" stops the viewer.
@@ -12,16 +12,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-FEATURE, ERROR, OUTPUT, TOKEN = "cross layer transcoder", "mlp reconstruction error", "logit", "embedding"
-"""Kinds of node; a residual dictionary's latents are called transcoder features, or the viewer does not draw them."""
+from jsonschema import Draft202012Validator
 
-
-def cantor(layer: int, index: int) -> int:
-    """The number of a feature, (L + F)(L + F + 1) / 2 + F: one for each pair."""
-    return (layer + index) * (layer + index + 1) // 2 + index
+from circuits.exports import ERROR, FEATURE, OUTPUT, TOKEN, cantor
 
 
 def faults(value: Any) -> Iterator[str]:
@@ -40,11 +36,8 @@ def faults(value: Any) -> Iterator[str]:
 
 
 @cache
-def _validator():
-    from jsonschema import Draft202012Validator  # here, so that nothing else waits for it
-
-    text = files("circuits").joinpath("neuronpedia.schema.json").read_text(encoding="utf-8")
-    return Draft202012Validator(json.loads(text))
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(json.loads(Path(__file__).with_name("neuronpedia.schema.json").read_text("utf-8")))
 
 
 def _line(error) -> str:
