@@ -40,14 +40,14 @@ seeds: $(VENV)/installed
 interop: interop-sae-lens interop-eai-sparsify interop-dictionary-learning
 
 interop-%:
-	mkdir -p .interop
-	grep '^torch==' constraints.txt > .interop/constraints.txt
-	test -e .interop/$*/installed || { $(PYTHON) -m venv .interop/$* && \
+	@mkdir -p .interop
+	@grep '^torch==' constraints.txt > .interop/constraints.txt
+	@test -e .interop/$*/installed || { $(PYTHON) -m venv .interop/$* && \
 	    .interop/$*/bin/python -m pip install --quiet --constraint .interop/constraints.txt \
 	        torch $* pytest jaxtyping beartype && \
 	    .interop/$*/bin/python -m pip uninstall --quiet --yes torchvision && touch .interop/$*/installed; } || \
 	    echo "$* could not be installed: the tests that need it are left out"
-	test ! -e .interop/$*/installed || { .interop/$*/bin/python -c 'import $(subst -,_,$(*:eai-%=%))' && \
+	@test ! -e .interop/$*/installed || { .interop/$*/bin/python -c 'import $(subst -,_,$(*:eai-%=%))' && \
 	    .interop/$*/bin/python -m pytest --noconftest -p no:cacheprovider -k '$(subst -,_,$(*:eai-%=%))' \
 	        tests/sae_core/formats/test_other_tools.py; }
 

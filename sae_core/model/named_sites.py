@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_core.errors import UserError
-from sae_core.formats.hook_names import bridge_hook, site_of
+from sae_core.formats.hook_names import site_of
 from sae_core.model.block import TOLERANCE
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
@@ -45,7 +45,7 @@ def _recorded(model: LanguageModel, name: str) -> tuple[Tensor, dict[Site, Tenso
         tensor = output[0] if isinstance(output, tuple) else output
         kept.append(tensor if tensor.dtype is torch.float64 else tensor.float())
 
-    sites = [site for stream in Stream for site in model.sites(stream) if bridge_hook(site) in model.bridge.hook_dict]
+    sites = {Site(layer, stream) for layer in range(model.n_layers) for stream in Stream} - model.unfit.keys()
     handle = _module(model, name).register_forward_hook(keep)
     try:
         activations = model.record(torch.arange(2, 2 + N_TOKENS)[None] % model.n_vocab, sites)

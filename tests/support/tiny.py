@@ -24,11 +24,6 @@ def tiny_config(kind: str, n_vocab: int, **overrides):
     if kind == "neox":
         shape = {"intermediate_size": 64, "rotary_pct": 0.25, "use_parallel_residual": True}
         return GPTNeoXConfig(**(ends | width | shape | overrides))
-    if kind not in KINDS:  # of the families with norms behind attention and MLP
-        from transformers import AutoConfig
-
-        shape = {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None}
-        return AutoConfig.for_model(kind, **(ends | width | shape | overrides))
     if kind == "llama":
         shape = {"intermediate_size": 64, "num_key_value_heads": 2}
         return LlamaConfig(**(ends | width | shape | overrides))

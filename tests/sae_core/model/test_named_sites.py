@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import random_tokens, user_error, write_tiny
+from families import write_family
+from tiny import random_tokens, user_error
 
 from sae_core.model.language_model import load_model
 from sae_core.model.named_sites import site_named
@@ -48,17 +49,30 @@ def test_names_that_a_model_does_not_have(tiny_models):
         site_named(tiny_models["llama"], "model.layers.1.mlp.act_fn")
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2", "glm4"])
-def test_a_module_before_a_norm_is_no_site(tmp_path, kind):
+BEHIND = {
+    "Gemma 2": "post_feedforward_layernorm",
+    "Gemma 3": "post_feedforward_layernorm",
+    "OLMo 2": "post_feedforward_layernorm",
+    "GLM-4": "post_mlp_layernorm",
+    "Granite": None,  # multiplies by a factor, which is no module
+}
+
+
+@pytest.mark.parametrize("family", BEHIND)
+def test_a_module_before_a_norm_or_a_factor_is_no_site(tmp_path, family):
     """It used to be read as what the block adds to the residual, 2 to 13 times its size away."""
-    model = load_model(write_tiny(tmp_path, kind), device="cpu")
-    behind = {"gemma2": "post_feedforward_layernorm", "gemma3_text": "post_feedforward_layernorm"}
-    behind |= {"olmo2": "post_feedforward_layernorm", "glm4": "post_mlp_layernorm"}
+    model = load_model(write_family(tmp_path, family), device="cpu")
     for name in ("layers.1.mlp", "model.layers.1.self_attn", "blocks.1.mlp.hook_out", "blocks.1.attn.hook_out"):
         with user_error(name, "no site", "differs from it by"):
             site_named(model, name)
-    assert site_named(model, f"model.layers.1.{behind[kind]}") == MLP
+    if BEHIND[family]:
+        assert site_named(model, f"model.layers.1.{BEHIND[family]}") == MLP
     for name, site in (("blocks.1.hook_mlp_out", MLP), ("blocks.1.hook_attn_out", ATTENTION), ("layers.1", Site(1))):
         assert site_named(model, name) == site
-    h = model.record(random_tokens(model.n_vocab, 1, 6), [Site(0), ATTENTION, MLP, Site(1)])
+    h = model.record(random_tokens(60, 1, 6), [Site(0), ATTENTION, MLP, Site(1)])
     assert torch.allclose(h[Site(0)] + h[ATTENTION] + h[MLP], h[Site(1)], atol=1e-4)
+
+
+def test_a_module_that_adds_the_residual_itself_is_the_residual(tmp_path):
+    model = load_model(write_family(tmp_path, "BLOOM"), device="cpu")
+    assert site_named(model, "h.1.mlp") == Site(1)
