@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from label_agreement import agreements
+from storybook_truth import truth
 from torch import Tensor
 from train_throughput import Report, record
 
@@ -33,7 +35,6 @@ from circuits.drawing import draw
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas, survey
-from circuits.features.label_agreement import agreements
 from circuits.scoring.ablations import default_ablation
 from circuits.scoring.attribution import attribution, attribution_circuit
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites
@@ -45,7 +46,6 @@ from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import load_set
-from sae_core.storybook.truth import truth
 
 NAMES = ("Mary", "John", "Tom")
 

@@ -11,13 +11,6 @@ from torch import Tensor
 
 from sae_core.evaluation.reconstruction import fvu
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
 
 @pytest.fixture
 def made(tmp_path) -> tuple[Path, Tensor]:

@@ -1,22 +1,12 @@
 """The circuit benchmark works: its three ways agree, and it counts what is run. No speed is asserted."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from planted import unchecked
 
 from sae_core.model.block import block_of
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,10 @@
 """The patching benchmark works, and both of its ways give the same numbers. No speed is asserted."""
 
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize("name", ["storybook", "Pythia-70M shape"])
-def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_path, monkeypatch, storybook):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_path, storybook):
     from patching import TOLERANCE, Size, compare, ioi_pairs, pythia
     from train_throughput import Report
 
@@ -22,7 +17,6 @@ def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_pat
 
 @pytest.mark.parametrize(("apart", "status"), [(1e-6, 0), (2e-5, 1), (float("nan"), 1)])
 def test_numbers_that_differ_are_the_exit_status(apart, status, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import patching
 
     monkeypatch.setattr(patching, "compare", lambda *given: apart)

@@ -1,12 +1,9 @@
 """The comparison of results sees what differs, and nothing else."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import same_results
 
 

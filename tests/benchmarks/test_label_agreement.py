@@ -5,13 +5,13 @@ import random
 import pytest
 import torch
 from handmade import Circuit
+from label_agreement import agreements
+from storybook_truth import labels, truth
 from tiny import user_error
 
-from circuits.features.label_agreement import agreements
 from sae_core.sites import FeatureId, Site
 from sae_core.storybook.grammar import Grammar
 from sae_core.storybook.page import CLOSING, END
-from sae_core.storybook.truth import labels, truth
 
 ONE = FeatureId(Site(0), 0)
 
