@@ -32,8 +32,8 @@ def site_named(model: LanguageModel, name: str) -> Site:
     nearest = min(distances, key=distances.__getitem__, default=None)
     if nearest is not None and distances[nearest] <= TOLERANCE:
         return nearest
-    beside = f"; the nearest, {nearest}, differs from it by {distances[nearest]:.0%}" if nearest else ""
-    raise UserError(f"it belongs at {name}, which is no site of {model.name}{beside}")
+    beside = f" (the nearest, {nearest}, differs from it by {distances[nearest]:.0%})" if nearest else ""
+    raise UserError(f"it belongs at {name}, whose output is at no site of {model.name}{beside}")
 
 
 @torch.no_grad()
