@@ -33,7 +33,7 @@ def documents(source: str, column: str = "text", *, piece: int = PIECE, seed: in
         texts = _from_files(_inside(path, everything=rng is not None), column, piece, rng)
     empty = True
     for text in texts:
-        if text if isinstance(text, list) else text.strip():
+        if text.strip() if isinstance(text, str) else len(text):
             empty = False
             yield text
     if empty:

@@ -11,13 +11,28 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_core.errors import UserError
 
-Document = str | list[int]
-"""A text, or its token ids."""
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns with a `role` and their `content`, as chat templates take them."""
+
+    turns: tuple[Mapping[str, str], ...]
+
+    def __len__(self) -> int:
+        """In characters."""
+        return sum(len(turn["content"]) for turn in self.turns)
+
+
+Document = str | list[int] | Conversation
+"""A text, its token ids, or who said what."""
+CONVERSATIONS = ("messages", "conversations")
+_ROLES = {"human": "user", "gpt": "assistant"}
 IDS, MASK = "input_ids", "attention_mask"
 """Where tokenised data sets have their tokens, and 0 for each that is padding."""
 COMPRESSED = (".gz", ".zst")
@@ -88,11 +103,12 @@ def document_of(row: Any, column: str, where: str) -> Document:
     """The text in `column` of a row, or its token ids; raises `UserError` that says `where` it has neither.
 
     A row without the column, but with `input_ids`, is read as tokens; what its `attention_mask` leaves out is padding.
+    One with `messages` or `conversations` is read as a conversation.
     """
     if not isinstance(row, Mapping):
         raise UserError(f'{where}: expected an object with a "{column}"')
-    name = IDS if column not in row and IDS in row else column
-    if name not in row:
+    name = next((name for name in (column, IDS, *CONVERSATIONS) if name in row), None)
+    if name is None:
         raise UserError(f"{where}: no column {column!r}; its columns are {', '.join(map(str, row))}")
     value = row[name]
     if isinstance(value, str):
@@ -100,7 +116,11 @@ def document_of(row: Any, column: str, where: str) -> Document:
     if isinstance(value, list) and all(type(token) is int for token in value):
         mask = row.get(MASK) or [1] * len(value)
         return [token for token, kept in zip(value, mask, strict=False) if kept]
-    raise UserError(f"{where}: {name!r} is not a string, nor a list of token ids")
+    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+        turns = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in value]
+        if all(isinstance(part, str) for turn in turns for part in turn):
+            return Conversation(tuple({"role": _ROLES.get(role, role), "content": text} for role, text in turns))
+    raise UserError(f"{where}: {name!r} is not a string, nor a list of token ids, nor of turns with role and content")
 
 
 # ---- kinds -----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A language model as a text reads it: what contexts begin with, and which tokens are left out."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -41,6 +43,20 @@ def token_id(model: LanguageModel, token: str) -> int:
         near = did_you_mean(token, model.tokenizer.all_special_tokens)
         raise UserError(f"{token!r} is not one token of {model.name} but {len(ids)}{near}; give one at a time")
     return ids[0]
+
+
+def as_chat(model: LanguageModel, said: str | Sequence[Mapping[str, str]], *, reply: bool = False) -> str:
+    """What was said, by the model's chat template; a text alone is the user's turn, a `reply` is begun for the model.
+
+    Raises `UserError` where the model has no template, or one that cannot take these turns.
+    """
+    if not model.tokenizer.chat_template:
+        raise UserError(f"{model.name} has no chat template: it is no instruct model; leave --chat out")
+    turns = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+    try:
+        return model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply)
+    except Exception as error:  # whatever a template raises
+        raise UserError(f"the chat template of {model.name} does not take {turns!r:.80}: {error}") from error
 
 
 def bos_of(model: LanguageModel, name: str | None) -> bool | str:

@@ -21,7 +21,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.data.documents import PIECE, documents
-from sae_core.data.reading import ModelAsRead, plain, token_id
+from sae_core.data.file_kinds import Conversation
+from sae_core.data.reading import ModelAsRead, as_chat, plain, token_id
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
@@ -71,6 +72,9 @@ class Text:
     for the storybook: documents as they come, and the first tenth of the contexts held out."""
     exclude: Sequence[str] = ()
     """Tokens that are left out of training and measuring, as special ones are; contexts hold them all the same."""
+
+    chat: bool = False
+    """Whether documents are conversations, written by the model's chat template; a text is what the user says."""
 
     def __post_init__(self):
         path = user_path(self.source)
@@ -188,11 +192,18 @@ class Text:
         """The token ids of each document; but for sets from before there were seeds, without a BOS of its own."""
         piece = PIECE if self.seed is None else PASSAGE * self.n_ctx
         for document in documents(self.source, self.column, piece=piece, seed=self.seed):
-            ids = model.to_ids(document) if isinstance(document, str) else self._checked(document, model)
+            ids = self._checked(document, model) if isinstance(document, list) else self._ids(document, model)
             if self.seed is not None and ids[: len(bos)] == bos:
                 ids = ids[len(bos) :]
             if ids:
                 yield ids
+
+    def _ids(self, document: str | Conversation, model: LanguageModel) -> list[int]:
+        if self.chat:
+            document = as_chat(model, document if isinstance(document, str) else document.turns)
+        if not isinstance(document, str):
+            raise UserError(f"{self.source} holds conversations; --chat writes them by the model's chat template")
+        return model.to_ids(document)
 
     def _checked(self, ids: list[int], model: LanguageModel) -> list[int]:
         if not 0 <= min(ids) <= max(ids) < model.n_vocab:

@@ -54,6 +54,7 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
         "context": [run.text.n_ctx],
         "text_tokens": [run.text.max_tokens],
         "bos": [run.text.bos_text(model)],
+        "chat": [run.text.chat],
         "exclude": list(run.text.exclude) or ["nothing"],
         "sites": [str(site) for site in sites_of(model, run.sites)],
         "memory": [run.memory / 2**30],

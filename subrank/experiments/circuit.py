@@ -23,6 +23,7 @@ from circuits.features.atlas import survey
 from circuits.graph import FeatureGraph, NodeId
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
+from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
@@ -177,6 +178,8 @@ def run_circuit(
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
     model = saes.on(model)
+    if settings.chat:
+        request = replace(request, prompts=tuple(as_chat(model, line, reply=True) for line in request.prompts))
     check_request(model, saes, request)  # before anything slow
     read = saes.read(model, settings.text)
     contexts, quality = read.all, saes.measured(model, read, settings.text, on_progress)

@@ -16,6 +16,7 @@ from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
 from editing.steering.feature_text import read_features
 from editing.steering.held_out import DoseConfig
 from sae_core.codec import from_plain, to_plain
+from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
 from sae_core.model.generation import Sampling, check_room
 from sae_core.model.language_model import LanguageModel
@@ -107,7 +108,9 @@ def run_steer(
     writing = writing_of(settings)
     features = saes.ids(names)
     model = saes.on(model)
-    prompts = [saes.tokens(model, text)[0].tolist() for text in settings.prompt or ()]
+    given = settings.prompt or ()
+    starts = [as_chat(model, text, reply=True) for text in given] if settings.chat else given
+    prompts = [saes.tokens(model, text)[0].tolist() for text in starts]
     if prompts:
         check_room(model, prompts, settings.tokens)
     contexts = saes.read(model, settings.text)

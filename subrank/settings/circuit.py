@@ -16,6 +16,8 @@ class CircuitSettings(Settings):
 
     prompts: Path | None = setting(None, group=_WHAT)
     """a file with a prompt to a line, for a logit (default: the text)"""
+    chat: bool = setting(False, group=_WHAT)
+    """prompts are what a user says: they are written by the model's chat template"""
     examples: int = setting(16, least=16, group=_WHAT)
     """examples per target, at least 16"""
     spread: bool = setting(False, group=_WHAT)

@@ -75,6 +75,8 @@ class SteerSettings(Settings):
     (clamp; default: -1 0 0.5 1 2)"""
     prompt: tuple[str, ...] | None = setting(None, metavar="TEXT")
     """prompts to continue; by default taken from held-out text"""
+    chat: bool = False
+    """prompts are what a user says: they are written by the model's chat template"""
     tokens: int = setting(40, least=1)
     """tokens to write after each prompt"""
     temperature: float = 1.0

@@ -53,6 +53,8 @@ class TrainSettings(Settings):
     """the token that every piece of text begins with, or none; the model's own, if not given"""
     exclude: tuple[str, ...] = setting((), metavar="TOKEN", empty=True)
     """tokens left out of training and measuring, as special ones are"""
+    chat: bool = False
+    """texts are conversations (messages), or what a user says: they are written by the model's chat template"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 

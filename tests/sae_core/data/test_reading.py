@@ -1,6 +1,7 @@
 """What contexts begin with, and which tokens are left out, is the text's to say; the model stays what it is."""
 
 import json
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from tiny import random_tokens, user_error
 
 from sae_core.data.activations import harvest
-from sae_core.data.reading import bos_of, left_out, plain, token_id
+from sae_core.data.reading import as_chat, bos_of, left_out, plain, token_id
 from sae_core.data.text import Text, digest
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site
@@ -81,6 +82,73 @@ def test_a_model_without_bos_gets_none(model):
 def test_a_set_from_the_time_when_the_end_token_was_taken_for_bos_reads_as_it_did(model):
     assert Text("storybook", 8, True).bos(WithoutBos(model)) == [model.tokenizer.eos_token_id]
     assert Text("somewhere", 8, True, seed=0).bos(WithoutBos(model)) == []
+
+
+# ---- chat ------------------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "Mary went"}, {"role": "assistant", "content": "home ."}]
+TEMPLATE = (
+    "{% for turn in messages %}{% if turn.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<|endoftext|> {{ turn.role == 'user' and 'he' or 'she' }} : {{ turn.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<|endoftext|> she :{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(model):
+    """The tiny model, with a template: `he` is the user, `she` the assistant."""
+    copied = copy(model)
+    copied.tokenizer = deepcopy(model.tokenizer)
+    copied.tokenizer.chat_template = TEMPLATE
+    return copied
+
+
+def lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_prompts_are_what_a_user_says(chatting):
+    assert as_chat(chatting, "Mary went", reply=True) == "<|endoftext|> he : Mary went <|endoftext|> she :"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS},
+        {
+            "conversations": [
+                {"from": who, "value": turn["content"]} for who, turn in zip(("human", "gpt"), TURNS, strict=True)
+            ]
+        },
+        {"text": TURNS},
+    ],
+    ids=["messages", "conversations", "text"],
+)
+def test_conversations_are_written_by_the_template(chatting, tmp_path, row):
+    expected = chatting.to_ids("<|endoftext|> he : Mary went <|endoftext|> she : home .")
+    source = lines(tmp_path / "a.jsonl", [row])
+    text = Text(source, len(expected), True, seed=0, chat=True)
+    assert text.contexts(chatting).tolist() == [expected]  # its own BOS, and no second one
+
+
+def test_plain_texts_are_what_a_user_says(chatting, tmp_path):
+    expected = chatting.to_ids("<|endoftext|> he : Mary went")
+    text = Text(lines(tmp_path / "a.jsonl", [{"text": "Mary went"}]), len(expected), True, seed=0, chat=True)
+    assert text.contexts(chatting).tolist() == [expected]
+
+
+def test_conversations_need_the_word_chat_and_a_template_that_takes_them(chatting, model, tmp_path):
+    source = lines(tmp_path / "a.jsonl", [{"messages": TURNS}])
+    with user_error("conversations", "--chat"):
+        Text(source, 4, True, seed=0).contexts(chatting)
+    with user_error("no chat template", "leave --chat out"):
+        Text(source, 4, True, seed=0, chat=True).contexts(model)
+    system = lines(tmp_path / "b.jsonl", [{"messages": [{"role": "system", "content": "Mary"}]}])
+    with user_error("does not take", "no system"):
+        Text(system, 4, True, seed=0, chat=True).contexts(chatting)
+    with user_error("turns"):
+        Text(lines(tmp_path / "c.jsonl", [{"messages": [{"who": "Mary"}]}]), 4, True, chat=True).contexts(chatting)
 
 
 # ---- tokens left out -------------------------------------------------------------------------------
