@@ -122,8 +122,9 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     try:
         if (folder / SET).exists():
             there = load_set(folder)
-            wanted = (run.text, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
-            same = (there.text, there.training, there.fingerprint, set(there.dictionaries)) == wanted
+            wanted = (run.text.max_tokens, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
+            same = (there.text.max_tokens, there.training, there.fingerprint, set(there.dictionaries)) == wanted
+            same = same and there.text.shares(run.text)
             resume = False
         else:
             begun = Run.from_json(read_json(folder / RUN))
