@@ -50,6 +50,8 @@ class Provenance:
     device: str
     settings: dict[str, Any]
     written: str
+    dtype: str = "float32"
+    """The precision in which the language model computed."""
 
     @classmethod
     def of(cls, verb: str, model: LanguageModel, settings: Mapping[str, Any]) -> "Provenance":
@@ -59,7 +61,8 @@ class Provenance:
         packages = {name: version(name) for name in _PACKAGES}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = (verb, __version__, platform.python_version(), packages, model.name, model.fingerprint())
-        return cls(*known, str(model.device), {name: _plain(value) for name, value in settings.items()}, now)
+        plain = {name: _plain(value) for name, value in settings.items()}
+        return cls(*known, str(model.device), plain, now, str(model.dtype).removeprefix("torch."))
 
 
 def _plain(value: Any) -> Any:

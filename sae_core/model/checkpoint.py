@@ -8,16 +8,14 @@ by name; LoRA adapters are merged into the model that they were trained on.
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
 from sae_core.errors import UserError, no_such
 from sae_core.model.hub import model_source
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of a language model. `auto`: on CUDA as the checkpoint says, elsewhere float32."""
+from sae_core.model.precision import Precision
 
 
 def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -> tuple[Any, Any, int | None]:

@@ -256,7 +256,7 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
     """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
 
     A name with a path separator that exists, and every `Path`, is a directory and never looked for on the network.
-    `dtype` is the model's precision (`checkpoint.Precision`); activations are handed out in float32 at least. What its
+    `dtype` is the model's precision (`precision.Precision`); activations are handed out in float32 at least. What its
     family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, for a checkpoint whose
     weights or tokenizer are not complete, and within seconds where the hub does not answer.
     """

@@ -109,7 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     for step, loss in run:
         if step % 50 == 0 or step == options.steps - 1:
             log.info("step %5d  loss %.4f nats/token", step, loss)
-    model.half().save_pretrained(options.out)
+    model.half().save_pretrained(options.out)  # half the bytes; it computes in float32 everywhere
+    config = options.out / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     tokenizer.save_pretrained(options.out)
 
 

@@ -1,5 +1,6 @@
 """Values of options made into what they name, or a `UserError` that says what was expected."""
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,20 +24,21 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def model_of(name: str, device: str | None) -> "LanguageModel":
-    """The model of that name, on the device that is named."""
+def model_of(name: str, options: argparse.Namespace) -> "LanguageModel":
+    """The model of that name, on the device and in the precision that the command line names."""
     import torch
 
     from sae_core.errors import UserError
     from sae_core.model.language_model import load_model
 
+    device = options.device
     try:
         torch.zeros(1, device=device)
         if device == "meta":
             raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return load_model(name, device=device)
+    return load_model(name, device=device, dtype=options.dtype)
 
 
 def sets_of(folders: Sequence[Path]) -> "dict[str, Saes]":

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     if not request_of(options.target, settings, saes).is_logit and options.target is not None:
         saes[options.target]
     out = writable(options.out or options.dir / "circuit")
-    model = model_of(options.model or saes.model, options.device)
+    model = model_of(options.model or saes.model, options)
     result = run_circuit(model, saes, options.target, settings, report, steps_folder=out)
     page = result.save(out)
     for line in result.evaluation.lines() if result.evaluation else result.notes:

@@ -37,7 +37,8 @@ class Plan:
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`: the whole story on the bundled model, ending in one page."""
     settings = settings_of(options, DemoSettings)
-    return run_demo(writable(options.out or Path("demo")), settings, plan_of(settings), options.device)
+    out = writable(options.out or Path("demo"))
+    return run_demo(out, settings, plan_of(settings), model_of("storybook", options))
 
 
 def plan_of(settings: DemoSettings) -> Plan:
@@ -66,7 +67,7 @@ def plan_of(settings: DemoSettings) -> Plan:
     return Plan(IOISettings(prompts=settings.prompts, seed=seed), circuit, removal)
 
 
-def run_demo(out: Path, settings: DemoSettings, plan: Plan, device: str | None = None) -> int:
+def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:
     """Train, patch, discover, remove, and write the page; returns the exit status."""
     from sae_core.data.text import Text
     from sae_core.storage import SET
@@ -80,7 +81,6 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, device: str | None =
     from subrank.saes import by_name, load
 
     started, folder, seed = time.time(), out / "dictionaries", settings.seed
-    model = model_of("storybook", device)
     text = Text("storybook", 128, True, max_tokens=settings.tokens)
     training = Run("storybook", text, settings.sites, (TrainConfig(tokens=settings.tokens, seed=seed),))
     say("1/4  dictionaries")

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     out = writable(options.out or (options.dirs[0] / "evaluate" if alone else Path("evaluation")))
     for note in text_of(sets, settings.text)[1]:
         say(note)
-    model = model_of(options.model or next(iter(sets.values())).model, options.device)
+    model = model_of(options.model or next(iter(sets.values())).model, options)
     result = run_evaluate(model, sets, settings, report)
     for line in result.evaluation.lines():
         say(f"  {line}")

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     saes = load(options.dir)
     chosen_features(saes, names, settings)  # what is wrong with them is said before the model is loaded
     out = writable(options.out or options.dir / "features")
-    model = model_of(options.model or saes.model, options.device)
+    model = model_of(options.model or saes.model, options)
     result = run_features(model, saes, names, settings, report)
     for card in result.cards:
         say(f"  {card.feature}: {card_line(card)}")

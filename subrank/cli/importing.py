@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     if (out / SET).exists():
         raise UserError(f"{out} holds dictionaries already; give another --out")
     foreign = [load_foreign(file) for file in options.files]
-    model = model_of(options.model, options.device)
+    model = model_of(options.model, options)
     for note in notes(options.files, foreign, model):
         say(note)
     say("measuring on held-out text")

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     out = writable(options.out or (options.dirs[0] / "ioi" if len(options.dirs) == 1 else Path("ioi")))
     for note in text_of(sets, settings.text)[1]:
         say(note)
-    model = model_of(options.model or next(iter(sets.values())).model, options.device)
+    model = model_of(options.model or next(iter(sets.values())).model, options)
     result = run_ioi(model, sets, settings, report)
     for line in result.sentences():
         say(f"  {line}")

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
+from sae_core.model.precision import Precision
 from subrank.settings.fields import choices, documented, flag_of, hints, is_several, make, single_type
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -45,6 +46,12 @@ class Verbs:
         parser.set_defaults(run=run)
         parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
         parser.add_argument("--device", type=word, default=None, help="torch device; CUDA where there is one")
+        parser.add_argument(
+            "--dtype",
+            choices=get_args(Precision),
+            default="auto",
+            help="precision of the language model (default: auto: on CUDA the checkpoint's, elsewhere float32)",
+        )
         add_settings(parser, settings)
         return parser
 

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     saes = load(options.dir)
     config = removal_config(settings, saes)
     out = writable(options.out or options.dir / "remove")
-    model = model_of(options.model or saes.model, options.device)
+    model = model_of(options.model or saes.model, options)
     result = run_remove(model, saes, options.task, settings, config, report)
     page = result.save(out)
     for line in result.lines():

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     saes = load(options.dir)
     saes.ids(names)
     out = writable(options.out or options.dir / "steer")
-    model = model_of(options.model or saes.model, options.device)
+    model = model_of(options.model or saes.model, options)
     for text in settings.prompt or ():
         say_unknown(model, text)
     result = run_steer(model, saes, names, settings, report)

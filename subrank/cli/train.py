@@ -68,12 +68,12 @@ def _new(options: argparse.Namespace) -> "tuple[LanguageModel, Run]":
 
     if options.config is not None:
         wanted = _config(options)
-        return model_of(wanted.model, options.device), wanted
+        return model_of(wanted.model, options), wanted
     if options.model is None:
         raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
     settings = settings_of(options, TrainSettings)
     members_of(settings)  # what is wrong with them is said before the model is loaded
-    model = model_of(options.model, options.device)
+    model = model_of(options.model, options)
     return model, run_of(settings, model, getattr(options, "text", "storybook"))
 
 
@@ -108,7 +108,7 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
 
     card, begun = read_checkpoint(out), Run.from_json(read_json(out / RUN))
     config = _config(options) if options.config is not None else None
-    model = model_of(config.model if config else options.model or begun.model, options.device)
+    model = model_of(config.model if config else options.model or begun.model, options)
     if card["fingerprint"] != model.fingerprint():
         raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
     if config is None:

@@ -36,7 +36,7 @@ def test_every_verb_has_help_and_the_common_options(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main([verb, "--help"])
     printed = capsys.readouterr().out
-    assert stop.value.code == 0 and all(option in printed for option in ("--seed", "--device", "--out"))
+    assert stop.value.code == 0 and all(option in printed for option in ("--seed", "--device", "--dtype", "--out"))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_training_never_overwrites_a_set(untrained_set, capsys):
         ["--lr", "-1"],
         ["--context", "9999"],
         ["--device", "abacus"],
+        ["--dtype", "float8"],
         ["--resume"],
         *(["--memory", value] for value in ("nan", "inf", "0", "-1")),
         *(["--kind", kind, "--l1", "-1"] for kind in ("relu", "tied", "gated")),

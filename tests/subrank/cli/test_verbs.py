@@ -161,7 +161,7 @@ def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(trained_set, 
     circuit = CircuitSettings(contexts=100, max_targets=1, null=20, held=40, draws=0, cards=16, cover=1)
     with unchecked():
         settings = DemoSettings(tokens=60_000, seed=training_seed)
-        assert run_demo(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few)) == 0
+        assert run_demo(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few), load_model("storybook")) == 0
     printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed
     page = (tmp_path / "index.html").read_text()

@@ -1,0 +1,7 @@
+"""In which precision a language model computes; dictionaries are float32."""
+
+from typing import Literal
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""`auto`: on CUDA as the checkpoint says, elsewhere float32, since processors without such instructions take 8 times as
+long in half precision."""
