@@ -45,6 +45,16 @@ def token_id(model: LanguageModel, token: str) -> int:
     return ids[0]
 
 
+def padding_of(model: LanguageModel) -> int:
+    """A special token that fills up contexts; raises `UserError` where the model has none."""
+    tokenizer = model.tokenizer
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    special = [token for token in ends if token in model.special_ids]
+    if not special:
+        raise UserError(f"{model.name} has no token to fill contexts up with; leave --no-pack out")
+    return special[0]
+
+
 def as_chat(model: LanguageModel, said: str | Sequence[Mapping[str, str]], *, reply: bool = False) -> str:
     """What was said, by the model's chat template; a text alone is the user's turn, a `reply` is begun for the model.
 

@@ -1,8 +1,4 @@
-"""Text as contexts of equal length, read no further than it takes.
-
-A document is cut into pieces of at most one context, every piece gets its own BOS (where there is one), and contexts
-are filled with pieces in order; the piece that no longer fits is cut where the context ends. Contexts therefore begin
-where a piece begins, never inside one.
+"""Text as contexts of equal length (`sae_core/data/packing.py`), read no further than it takes.
 
 No document is trained on and measured on. Which documents are held out is a matter of their content alone: a tenth of
 them, by a hash. So equal documents fall on one side, and what one run holds out no other trains on, whatever its seed,
@@ -22,7 +18,8 @@ from torch import Tensor
 
 from sae_core.data.documents import PIECE, documents
 from sae_core.data.file_kinds import Conversation
-from sae_core.data.reading import ModelAsRead, as_chat, plain, token_id
+from sae_core.data.packing import Packer
+from sae_core.data.reading import ModelAsRead, as_chat, padding_of, plain, token_id
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
@@ -76,6 +73,9 @@ class Text:
     chat: bool = False
     """Whether documents are conversations, written by the model's chat template; a text is what the user says."""
 
+    pack: bool = True
+    """Whether a context is filled up with further documents; else with padding, where a causal model cannot look."""
+
     def __post_init__(self):
         path = user_path(self.source)
         object.__setattr__(self, "source", str(self.source))
@@ -106,12 +106,11 @@ class Text:
         """The contexts of this text in `model`'s tokens, in two parts; raises `UserError` where there is none."""
         if self.n_ctx > model.n_ctx:
             raise UserError(f"a context of {self.n_ctx} tokens does not fit {model.name}, which reads {model.n_ctx}")
-        bos = self.bos(model)
-        if self.n_ctx <= len(bos):
+        if self.n_ctx <= len(self.bos(model)):
             raise UserError(f"a context of {self.n_ctx} tokens has no room for text; give a larger --context")
         if self.seed is None:
-            return self._in_order(model, bos)
-        return self._by_document(model, bos)
+            return self._in_order(model)
+        return self._by_document(model)
 
     def bos(self, model: LanguageModel) -> list[int]:
         """What every piece of a document begins with: one token or none."""
@@ -135,10 +134,13 @@ class Text:
         bos_id = bos[0] if bos else model.bos_id
         return ModelAsRead(model, bos_id, frozenset(beside)) if beside or bos_id != model.bos_id else model
 
-    def _in_order(self, model: LanguageModel, bos: list[int], note: str = "") -> Contexts:
+    def _packer(self, model: LanguageModel) -> Packer:
+        return Packer(self.n_ctx, self.bos(model), None if self.pack else padding_of(model))
+
+    def _in_order(self, model: LanguageModel, note: str = "") -> Contexts:
         """The first tenth of the contexts is held out."""
-        rows, n_tokens, limit = _Rows(self.n_ctx, bos), 0, max(1, self.max_tokens // self.n_ctx)
-        for ids in self._tokenised(model, bos):
+        rows, n_tokens, limit = self._packer(model), 0, max(1, self.max_tokens // self.n_ctx)
+        for ids in self._tokenised(model):
             n_tokens += len(ids)
             rows.add(ids)
             if len(rows) >= limit:
@@ -148,39 +150,39 @@ class Text:
                 f"{self.source} holds {n_tokens} tokens, fewer than one context of {self.n_ctx}; "
                 "give more text or a smaller --context"
             )
-        return Contexts(*held_out(rows.tensor(limit)), note)
+        return Contexts(*held_out(rows.contexts(limit)), note)
 
-    def _by_document(self, model: LanguageModel, bos: list[int]) -> Contexts:
+    def _by_document(self, model: LanguageModel) -> Contexts:
         """Documents are held out whole: those whose hash lies in the lowest tenth.
 
         Of few documents the lowest hashes of all that fill a context; a single one is not held out whole.
         """
         limit = self.max_tokens // self.n_ctx
         most = min(MOST_HELD, limit // 10 or 1)
-        training, held = _Rows(self.n_ctx, bos), _Rows(self.n_ctx, bos)
-        for ids in self._tokenised(model, bos):
+        training, held = self._packer(model), self._packer(model)
+        for ids in self._tokenised(model):
             (held if share_of(ids) < HELD_SHARE else training).add(ids)
             if len(training) + min(len(held), most) >= limit:
                 break
         if not (len(training) and len(held)):
-            training, held = self._of_few_documents(model, bos, limit)
+            training, held = self._of_few_documents(model, limit)
         if limit < 2 or not (len(training) and len(held)):
-            return self._in_order(model, bos, "so little text that no document could be held out whole")
-        kept = held.tensor(most)
-        return Contexts(training.tensor(limit - len(kept)), kept)
+            return self._in_order(model, "so little text that no document could be held out whole")
+        kept = held.contexts(most)
+        return Contexts(training.contexts(limit - len(kept)), kept)
 
-    def _of_few_documents(self, model: LanguageModel, bos: list[int], limit: int) -> "tuple[_Rows, _Rows]":
+    def _of_few_documents(self, model: LanguageModel, limit: int) -> tuple[Packer, Packer]:
         """(Training, held out): as few documents are held out as fill one context."""
         read, n_tokens = [], 0
-        for ids in self._tokenised(model, bos):
+        for ids in self._tokenised(model):
             read.append((share_of(ids), ids))
             n_tokens += len(ids)
             if n_tokens >= limit * self.n_ctx:
                 break
         shares = sorted({share for share, _ in read})
 
-        def split(n: int) -> tuple[_Rows, _Rows]:
-            training, held = _Rows(self.n_ctx, bos), _Rows(self.n_ctx, bos)
+        def split(n: int) -> tuple[Packer, Packer]:
+            training, held = self._packer(model), self._packer(model)
             for share, ids in read:
                 (held if share < shares[n] else training).add(ids)
             return training, held
@@ -188,9 +190,9 @@ class Text:
         fewest = bisect_left(range(1, len(shares)), 1, key=lambda n: len(split(n)[1]))
         return split(min(fewest + 1, len(shares) - 1))
 
-    def _tokenised(self, model: LanguageModel, bos: list[int]) -> Iterator[list[int]]:
+    def _tokenised(self, model: LanguageModel) -> Iterator[list[int]]:
         """The token ids of each document; but for sets from before there were seeds, without a BOS of its own."""
-        piece = PIECE if self.seed is None else PASSAGE * self.n_ctx
+        bos, piece = self.bos(model), PIECE if self.seed is None else PASSAGE * self.n_ctx
         for document in documents(self.source, self.column, piece=piece, seed=self.seed):
             ids = self._checked(document, model) if isinstance(document, list) else self._ids(document, model)
             if self.seed is not None and ids[: len(bos)] == bos:
@@ -212,31 +214,6 @@ class Text:
                 f"{model.n_vocab} tokens; it was tokenised for another model"
             )
         return ids
-
-
-class _Rows:
-    """Contexts, filled with one document after the other."""
-
-    def __init__(self, n_ctx: int, bos: list[int]):
-        self._n_ctx, self._bos = n_ctx, bos
-        self._tokens, self._row = array("q"), []
-
-    def __len__(self) -> int:
-        """Contexts that are full."""
-        return len(self._tokens) // self._n_ctx
-
-    def add(self, ids: list[int]) -> None:
-        """Cut a document into pieces and fill contexts with them."""
-        size = self._n_ctx - len(self._bos)
-        for start in range(0, len(ids), size):
-            self._row += self._bos + ids[start : start + size]
-            if len(self._row) >= self._n_ctx:
-                self._tokens.extend(self._row[: self._n_ctx])
-                self._row = []
-
-    def tensor(self, most: int) -> Int[Tensor, "contexts pos"]:
-        """The first contexts, at most so many."""
-        return torch.frombuffer(self._tokens, dtype=torch.long).view(-1, self._n_ctx)[:most]
 
 
 def share_of(ids: list[int]) -> float:

@@ -55,6 +55,7 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
         "text_tokens": [run.text.max_tokens],
         "bos": [run.text.bos_text(model)],
         "chat": [run.text.chat],
+        "pack": [run.text.pack],
         "exclude": list(run.text.exclude) or ["nothing"],
         "sites": [str(site) for site in sites_of(model, run.sites)],
         "memory": [run.memory / 2**30],

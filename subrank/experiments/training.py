@@ -96,7 +96,8 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     n_ctx = min(128, a_model(model).n_ctx) if context is None else context
     amount = settings.text_tokens or settings.tokens
     bos = bos_of(model, settings.bos)
-    read = Text(text, n_ctx, bos, amount, settings.column, settings.seed, settings.exclude, settings.chat)
+    how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}
+    read = Text(text, n_ctx, bos, amount, **how)
     read.read_by(model)  # raises for what is no token
     return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
 

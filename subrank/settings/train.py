@@ -55,6 +55,8 @@ class TrainSettings(Settings):
     """tokens left out of training and measuring, as special ones are"""
     chat: bool = False
     """texts are conversations (messages), or what a user says: they are written by the model's chat template"""
+    pack: bool = True
+    """whether several documents share a context; if not, padding fills it up"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 
