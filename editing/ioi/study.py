@@ -92,7 +92,6 @@ class IOIStudy:
         if config.baselines:
             stages.begin(f"{where}, fitting the baselines")
         methods = self.sets | self.baselines.at(testing.sites)
-        assert prompts.test.groups is not None  # `PromptPairs` fills it in
         weights = resampled(prompts.test.groups, config.seed)
         curves: list[Curve] = []
         traces: dict[str, Trace] = {}  # of each method's first selector

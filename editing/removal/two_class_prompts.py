@@ -34,7 +34,6 @@ class TwoClassPrompts:
     @classmethod
     def of_pronouns(cls, prompts: PronounPrompts) -> "TwoClassPrompts":
         """Prompts about names, of which the female ones are the positive class."""
-        assert prompts.groups is not None  # `PronounPrompts` fills it in
         she, he = (torch.full_like(prompts.end, token) for token in (prompts.she, prompts.he))
         return cls(prompts.tokens, prompts.end, prompts.female, she, he, prompts.sentence, prompts.groups, prompts.name)
 

@@ -37,16 +37,12 @@ class PromptPairs:
     """The wrong answer that the clean prompt itself suggests; the model's own score compares with it."""
     end: Int[Tensor, "batch"]
     """Position of the last prompt token, where answers are read; what follows is padding."""
+    groups: Int[Tensor, "batch"]
+    """The template of each prompt: prompts that share one are not independent."""
     texts: tuple[str, ...] = ()
     """The clean prompts as text."""
-    groups: Int[Tensor, "batch"] | None = None
-    """The template of each prompt: prompts that share one are not independent. By default each has its own."""
     roles: Mapping[str, Int[Tensor, "batch"]] = field(default_factory=dict)
     """Positions of the tokens that have a part in the task, by the name of the part; `END` is there in any case."""
-
-    def __post_init__(self):
-        if self.groups is None:
-            object.__setattr__(self, "groups", torch.arange(len(self.answer)))
 
     def __len__(self) -> int:
         return len(self.answer)
@@ -154,7 +150,7 @@ def as_tokens(model: LanguageModel, name: str, pairs: Sequence[TextPair], *, pre
         )
         for i, mention in enumerate(pairs[0].mentions)
     }
-    return PromptPairs(name, tokens, others, answer, foil, rival, lengths - 1, texts, groups, roles)
+    return PromptPairs(name, tokens, others, answer, foil, rival, lengths - 1, groups, texts, roles)
 
 
 def _stands(model: LanguageModel, mention: Mention, ids: Sequence[int]) -> int:

@@ -89,15 +89,10 @@ class PronounPrompts:
     texts: tuple[str, ...]
     sentence: Int[Tensor, "batch"]
     """Which of the form's sentences each prompt ends in."""
-    groups: Int[Tensor, "batch"] | None = None
-    """The template of each prompt: prompts that share one are not independent. By default each has its own."""
-    name: Int[Tensor, "batch"] | None = None
-    """The name of each prompt: prompts that share one are not independent either. By default each has its own."""
-
-    def __post_init__(self):
-        for label in ("groups", "name"):
-            if getattr(self, label) is None:
-                object.__setattr__(self, label, torch.arange(len(self.end)))
+    groups: Int[Tensor, "batch"]
+    """The template of each prompt: prompts that share one are not independent."""
+    name: Int[Tensor, "batch"]
+    """The name of each prompt: prompts that share one are not independent either."""
 
     def __len__(self) -> int:
         return len(self.end)

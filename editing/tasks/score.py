@@ -88,6 +88,5 @@ def end_logits(
 
 def task_score(model: LanguageModel, pairs: PromptPairs) -> TaskScore:
     """The model's own score on `pairs`; intervals by the bootstrap over templates, then prompts."""
-    assert pairs.groups is not None  # `PromptPairs` fills it in
     logits = end_logits(model, pairs.clean, pairs.end)
     return TaskScore.of(logits, pairs.answer, pairs.rival, resampled(pairs.groups, seed=0))

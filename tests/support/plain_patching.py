@@ -27,7 +27,7 @@ def random_pairs(model, n: int = 3) -> PromptPairs:
     clean[:, 0] = model.bos_id
     corrupted[:, :2] = clean[:, :2]
     answer, foil = torch.arange(2, 2 + n), torch.arange(20, 20 + n)
-    return PromptPairs("random", clean, corrupted, answer, foil, foil, torch.tensor([8, 5, 6])[:n])
+    return PromptPairs("random", clean, corrupted, answer, foil, foil, torch.tensor([8, 5, 6])[:n], torch.arange(n))
 
 
 def full_logits(experiment: PatchExperiment, *edits) -> torch.Tensor:

@@ -38,8 +38,8 @@ def planted() -> Patching:
     model = HandModel(embedding, [(zero, zero), (zero, move)])
     clean, corrupted = (torch.tensor([[0, t, 0] for t in chosen]) for chosen in (range(1, 13), range(13, 25)))
     model.special_ids = frozenset()
-    twelve = torch.full((12,), 41), torch.full((12,), 42)
-    pairs = PromptPairs("planted", clean, corrupted, twelve[0], twelve[1], twelve[1], torch.full((12,), 2))
+    answer, foil, end = (torch.full((12,), number) for number in (41, 42, 2))
+    pairs = PromptPairs("planted", clean, corrupted, answer, foil, foil, end, torch.arange(12))
     return PatchExperiment(model, pairs, Site(0)).patching(Basis(d[:16], torch.zeros(24)))
 
 

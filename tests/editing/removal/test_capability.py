@@ -25,7 +25,7 @@ def test_the_sources_transfer_form_is_tested_on(storybook, task):
 def test_too_few_pairs_are_refused(storybook):
     tokens = torch.ones(2, 3, dtype=torch.long)
     ones = torch.tensor([1, 1])
-    pairs = PromptPairs("mine", tokens, tokens, ones, ones + 1, ones + 1, ones)
+    pairs = PromptPairs("mine", tokens, tokens, ones, ones + 1, ones + 1, ones, torch.arange(2))
     with user_error("mine", "too few"):
         of_pairs(storybook, "mine", {"selection": pairs, "test": pairs}, n_selection=8)
 

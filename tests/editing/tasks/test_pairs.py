@@ -6,7 +6,7 @@ from prompt_texts import EVERYONE
 from tiny import user_error
 
 from editing.tasks import names
-from editing.tasks.pairs import Mention, PromptPairs, TextPair, as_tokens, at_end
+from editing.tasks.pairs import Mention, TextPair, as_tokens, at_end
 
 
 def test_a_mention_that_is_not_there_is_refused(storybook):
@@ -51,8 +51,3 @@ def test_a_pair_that_does_not_fit_is_refused_by_its_word(storybook):
         as_tokens(
             storybook, "long", [TextPair(f"Mary {long}", f"John {long}", " a", " the", " the", 0)], prepend_bos=True
         )
-
-
-def test_by_default_every_prompt_is_its_own_group():
-    tokens, one = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, dtype=torch.long)
-    assert PromptPairs("x", tokens, tokens, one, one, one, one).groups.tolist() == [0, 1, 2]
