@@ -161,6 +161,8 @@ def block_of(model: LanguageModel, layer: int, n_pos: int) -> Block | None:
     linear: dict[str, Any] = {name: getattr(parts["attn"], name, None) for name in "qkvo"}
     if any(part is None for part in (*parts.values(), *linear.values())) or not hasattr(parts["ln1"], "weight"):
         return None
+    if not _stands_alone(parts["mlp"], torch.zeros(1, 1, model.d_model, device=model.device, dtype=model.dtype)):
+        return None
     return Block(
         ln1=parts["ln1"],
         ln2=parts["ln2"],
@@ -173,6 +175,14 @@ def block_of(model: LanguageModel, layer: int, n_pos: int) -> Block | None:
         eps=config.eps,
         rotation=_rotation(model, layer, n_pos),
     )
+
+
+def _stands_alone(mlp: nn.Module, x: Float[Tensor, "rows pos d_model"]) -> bool:
+    """Whether the MLP is a module that reads nothing but its input: BLOOM's also takes the residual, OPT has none."""
+    try:
+        return mlp(x).shape == x.shape
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _rotation(model: LanguageModel, layer: int, n_pos: int) -> tuple[Tensor, Tensor] | None:
