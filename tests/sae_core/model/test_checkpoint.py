@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+from comparing import close
 from families import N_WORDS, words_tokenizer, write_family
 from safetensors.torch import load_file, save_file
 from tiny import user_error
@@ -80,12 +82,35 @@ def test_quantised_weights_are_refused_by_name(folder):
             load_model(folder, device="cpu")
 
 
-def test_a_lora_adapter_says_what_merges_it(llama, tmp_path):
+def test_a_lora_adapter_says_what_merges_it(llama, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
     change_json(tmp_path, "adapter_config.json", base_model_name_or_path=str(llama), peft_type="LORA")
     with user_error("LoRA", str(llama), "pip install peft"):
         load_model(tmp_path, device="cpu")
     change_json(tmp_path, "adapter_config.json", base_model_name_or_path=None)
     with user_error("does not say of which model"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_lora_adapter_is_merged(llama, tmp_path):
+    """W + (alpha / r) B A, with the tokenizer of the model that it was trained on."""
+    pytest.importorskip("peft")
+    change_json(tmp_path, "adapter_config.json", base_model_name_or_path=str(llama), peft_type="LORA", r=2)
+    change_json(tmp_path, "adapter_config.json", lora_alpha=6, target_modules=["up_proj"], task_type="CAUSAL_LM")
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 32, generator=generator), torch.randn(48, 2, generator=generator)
+    names = [f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_" for layer in (0, 1)]
+    adapter = {f"{name}{part}.weight": x.clone() for name in names for part, x in (("A", down), ("B", up))}
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    merged = shutil.copytree(llama, tmp_path / "merged")
+    added = dict.fromkeys(("model.layers.0.mlp.up_proj.weight", UP), 3 * up @ down)
+    change_weights(merged, lambda w: {key: weight + added.get(key, 0) for key, weight in w.items()})
+    tokens = torch.arange(3, 13)[None]
+    logits = load_model(tmp_path, device="cpu").logits(tokens)
+    close(logits, load_model(merged, device="cpu").logits(tokens), 1e-4)
+    assert (logits - load_model(llama, device="cpu").logits(tokens)).abs().max() > 0.1
+    save_file({f"other.{key}": x for key, x in adapter.items()}, tmp_path / "adapter_model.safetensors")
+    with user_error("missing adapter keys"):
         load_model(tmp_path, device="cpu")
 
 
