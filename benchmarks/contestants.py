@@ -77,7 +77,7 @@ class Rows:
     def batch(self) -> int:
         return len(self.batches[0])
 
-    def block(self, block: int) -> Iterator[dict]:
+    def block(self, block: int, limits=None) -> Iterator[dict]:
         for batch in self.batches:
             yield {self.sites[0]: batch}
 

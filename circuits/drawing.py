@@ -108,6 +108,8 @@ def _label(node: Node) -> str:
     lines = [str(node.id)] + [_short(node.name, 26)] * bool(node.name)
     if node.responds_to:
         lines.append("on: " + "  ".join(_short(word) for word in node.responds_to))
+    if node.sink:
+        lines.append("attention sink")
     if node.promotes:
         lines.append("top logits: " + "  ".join(_short(word) for word in node.promotes))
     return "\n".join(lines)

@@ -100,8 +100,8 @@ class Node:
     """Tokens whose logits it raises; in the last layer only."""
     n_examples: int = 0
     """Examples on which its causes were sought; 0 if they were not."""
-    first_position: float | None = None
-    """Share of its activation on the first content position of a context."""
+    sink: bool = False
+    """Whether it is mostly active where a context begins or a norm is massive: part of an attention sink."""
     name: str = ""
     """Label, human or automatic."""
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, where
+from editing.interventions.masks import Mask, where_inlier
 from editing.interventions.patch import ActivationPatch, codes
 from editing.metrics import kl_from_log_probs
+from sae_core.codec import finite
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.evaluation.reconstruction import finite
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
@@ -38,7 +38,7 @@ class Splice:
     mask: Mask = None
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        return where(self.mask, self.dictionary.decode(codes(self.site, self.dictionary, h)), h)
+        return where_inlier(self.dictionary, self.mask, self.dictionary.decode(codes(self.site, self.dictionary, h)), h)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """What `subrank evaluate` measures: sets of dictionaries of one model, side by side on one text."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from editing.loss_recovered import SpliceReport
 from sae_core.codec import from_plain, to_plain
-from sae_core.evaluation.reconstruction import Part, Profile
+from sae_core.evaluation.reconstruction import Outliers, Part, Profile
 from sae_core.evaluation.similarity import Likeness, Similarity
 from sae_core.sites import Site
 
@@ -45,6 +46,8 @@ class DictionaryReport:
     by_frequency: tuple[Part, ...]
     splice: SpliceReport
     """What the model's predictions lose with the reconstruction in place of the activation."""
+    fvu_median: float = math.nan
+    outliers: Outliers | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def evaluation_of(
 def _report(profile: Profile, splice: SpliceReport) -> DictionaryReport:
     edges, counts = profile.histogram()
     return DictionaryReport(
-        **asdict(profile.quality),
+        **{part.name: getattr(profile.quality, part.name) for part in fields(profile.quality)},
         n_latents=len(profile.density),
         n_alive=profile.n_alive,
         cosine=profile.cosine,

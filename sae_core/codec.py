@@ -30,6 +30,11 @@ def from_plain(kind: type[T], value: Any) -> T:
         raise UserError(f"this is no {kind.__name__}: {_first(error)}") from error
 
 
+def finite(value: float) -> float | None:
+    """`value`, or None where it is infinite or no number: JSON has neither."""
+    return value if math.isfinite(value) else None
+
+
 def _first(error: BaseException) -> str:
     """The innermost cause of a cattrs error, in words."""
     while isinstance(error, BaseExceptionGroup):

@@ -5,6 +5,7 @@ A set is a folder with `set.json` and one folder per site in the layout that SAE
 is complete.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sae_core.codec import finite
 from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError, no_such
@@ -87,6 +89,7 @@ class DictionarySet:
             tensors, card = to_sae_lens(dictionary, self._metadata(site))
             write_tensors(folder / str(site) / "sae_weights.safetensors", tensors)
             write_json(folder / str(site) / "cfg.json", card)
+        pairs = sorted(self.dictionaries.items())
         card = {
             "model": self.model,
             "fingerprint": self.fingerprint,
@@ -95,6 +98,7 @@ class DictionarySet:
             "stream_seed": self.stream_seed,
             "origin": self.origin,
             "sites": [str(site) for site in self.sites],
+            "outlier_norms": {str(site): finite(dictionary.outlier_norm) for site, dictionary in pairs},
         }
         write_json(folder / SET, card)
 
@@ -133,6 +137,8 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
         sites = [Site.parse(str(text)) for text in card["sites"]]
         training = card["training"] and TrainConfig.from_json(card["training"])
         saes = {site: load_foreign(folder / str(site)).dictionary.to(device) for site in sites}
+        for name, limit in card.get("outlier_norms", {}).items():
+            saes[Site.parse(name)].outlier_norm = math.inf if limit is None else float(limit)
         text, origin, order = Text(**card["text"]), card.get("origin", {}), card.get("stream_seed")
         return DictionarySet(card["model"], card["fingerprint"], text, saes, training, origin, order)
     except UserError:

@@ -26,6 +26,7 @@ from sae_core.data.text import Text
 from sae_core.dictionaries import sparse
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import LanguageModel, load_model
+from sae_core.outliers import NO_LIMITS
 from sae_core.sites import FeatureId, Site
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import start, step, train
@@ -44,7 +45,7 @@ TOPK |= {"matryoshka": EVERY["matryoshka"]}
 class OnDevice(Planted):
     """The activations of a CPU stream, moved."""
 
-    def block(self, block: int):
+    def block(self, block: int, limits=NO_LIMITS):
         cpu = Planted(self.directions.cpu(), self.sites, self.batch, self.n_active, self.batches)
         for batch in cpu.block(block):
             yield {site: x.to(self.directions.device) for site, x in batch.items()}

@@ -35,6 +35,7 @@ def assemble(
             float(atlas.sites[id.site].density[id.index]),
             tuple(atlas.promotes(id, direction, model)) if id.site == last else (),
             n_examples.get(id, 0),
+            bool(atlas.sites[id.site].sinks[id.index]),
         )
 
     ids = nodes_of(edges, target)

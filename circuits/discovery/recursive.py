@@ -26,8 +26,8 @@ def discover(
     """Yield each target with its kept edges; of the causes waiting, the one with the strongest edge is next.
 
     `examples` are the root's, where `search.source` does not give them. Steps in `done`, of an earlier run of the
-    same search, are taken over as they are. A cause with too few examples is skipped; a root with too few is a
-    `UserError`.
+    same search, are taken over as they are. A cause with too few examples is skipped, and one of an attention sink
+    (`search.sinks`); a root with too few is a `UserError`.
     """
     known = {step.target: step for step in done}
     arrivals = count()  # breaks ties: of equally strong edges the earlier comes first
@@ -40,7 +40,7 @@ def discover(
         step = known.get(node)
         if step is None and node == root.node:
             step = search.causes_of_root(root, examples)
-        elif step is None and isinstance(node, FeatureId):  # error terms have no causes
+        elif step is None and isinstance(node, FeatureId) and node not in search.sinks:  # error terms have no causes
             step = search.causes_of(search.feature(node))
         if step is None:  # nothing below it, or too few examples
             continue

@@ -107,17 +107,27 @@ def resolve(
     """
     saes = dictionaries.dictionaries
     ablations = cause_ablations(model, dictionaries, atlas.contexts, request)
+    sinks = frozenset() if config.follow_sinks else sinks_of(atlas)
     prepend_bos = bool(dictionaries.text.prepend_bos)
     if request.is_logit:
         prompts = logit_prompts(model, request, atlas.contexts, "selection", config.n_examples, prepend_bos)
         source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)
-        search = CauseSearch(model, saes, source, config, ablations)
+        search = CauseSearch(model, saes, source, config, ablations, sinks)
         return ResolvedRequest(request, search, prompts.target, prompts.examples, prompts.corrupted, atlas, prepend_bos)
     feature = FeatureId.parse(request.target) if request.target else default_target(model, saes, atlas, request.predict)
     target = check_target(model, saes, feature)
     source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas
-    search = CauseSearch(model, saes, source, config, ablations)
+    search = CauseSearch(model, saes, source, config, ablations, sinks)
     return ResolvedRequest(request, search, target, None, None, atlas, prepend_bos)
+
+
+def sinks_of(atlas: FeatureAtlas) -> frozenset[FeatureId]:
+    """The features that belong to attention sinks."""
+    return frozenset(
+        FeatureId(site, index)
+        for site, latents in atlas.sites.items()
+        for index in latents.sinks.nonzero()[:, 0].tolist()
+    )
 
 
 def check_request(model: LanguageModel, dictionaries: DictionarySet, request: CircuitRequest) -> None:

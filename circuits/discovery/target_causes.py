@@ -46,6 +46,8 @@ class DiscoveryConfig:
     depth: int | None = None
     """Edges from the root to the last causes, at most; None for no limit."""
     reach: Reach = Reach.ADJACENT
+    follow_sinks: bool = False
+    """Whether causes are sought of features that belong to attention sinks (`SiteStatistics.sinks`), too."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class CauseSearch:
     config: DiscoveryConfig = field(default_factory=DiscoveryConfig)
     ablations: Mapping[Site, AblatedCodes] = field(default_factory=dict)
     """What the latents of a site are set to, where it is not zero."""
+    sinks: frozenset[FeatureId] = frozenset()
+    """Features that are not searched for causes unless they are the root."""
 
     def feature(self, node: FeatureId) -> FeatureTarget:
         """The feature as a target."""

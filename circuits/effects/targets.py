@@ -3,6 +3,7 @@
 A target is a feature's activation, a logit, or the difference of two logits; tokens may differ between examples.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from circuits.graph import NodeId, Readout
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import SAE, TopKSAE
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import inliers
 from sae_core.sites import FeatureId, Site
 
 
@@ -125,6 +127,8 @@ class _Contested:
         value = torch.where(pre > bar + bound, pre.relu(), torch.zeros_like(pre))
         if isinstance(sae.gain, Tensor):
             value = value * sae.gain[latent]
+        if sae.outlier_norm < math.inf:
+            value = value * inliers(h, sae.outlier_norm)
         undecided = ((pre - bar).abs() <= bound) & (pre > 0)
         if undecided.any():
             value = value.index_put((undecided.nonzero()[:, 0],), sae.encode(h[undecided])[:, latent])

@@ -123,7 +123,7 @@ def most_predictive(
     """The latent whose activation correlates best with "one of `next_tokens` comes next".
 
     Among those of whose strongest examples at least four in five are followed by such a token, if there are any: a
-    latent may correlate by its weak activations and mean something else where it is strong.
+    latent may correlate by its weak activations and mean something else where it is strong. Never one of a sink.
     """
     n = sum_y = 0
     sums = torch.zeros(3, len(dictionary.directions), dtype=torch.float64)  # of f, f^2, f y
@@ -144,17 +144,18 @@ def most_predictive(
     counted = (latents.top > 0) & (latents.position + 1 < n_pos)  # a peak at a context's end has nothing after it
     after = atlas.contexts[latents.context, (latents.position + 1).clamp_max(n_pos - 1)]
     clean = (torch.isin(after, wanted) & counted).sum(1) >= 0.8 * counted.sum(1).clamp_min(1)
+    correlation = correlation.masked_fill(latents.sinks, -torch.inf)
     return FeatureId(site, int((correlation.masked_fill(~clean, -torch.inf) if clean.any() else correlation).argmax()))
 
 
 def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:
     """Of the latents of density between 1e-4 and 1e-2, the one with the largest direct effect on one logit.
 
-    Where none is that rare (a short text, a small dictionary), all that are ever active compete.
+    Where none is that rare (a short text, a small dictionary), all that are ever active compete; sinks never do.
     """
-    density = atlas.sites[site].density
-    allowed = (density >= 1e-4) & (density <= 1e-2) & (atlas.sites[site].top[:, -1] > 0)
-    allowed = allowed if allowed.any() else density > 0
+    density, sinks = atlas.sites[site].density, atlas.sites[site].sinks
+    allowed = ~sinks & (density >= 1e-4) & (density <= 1e-2) & (atlas.sites[site].top[:, -1] > 0)
+    allowed = allowed if allowed.any() else ~sinks & (density > 0)
     if not allowed.any():
         raise UserError(f"no latent at {site} is ever active on this text")
     latents = allowed.nonzero()[:, 0]

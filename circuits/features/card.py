@@ -72,6 +72,8 @@ class Card:
     drops: Drops | None = None
     near: tuple[tuple[FeatureId, float], ...] = ()
     """Features of the same and the adjacent layers with the largest cosine to it."""
+    on_outliers: float = 0.0
+    """Share of its summed |activation| that would fall on tokens of massive norm, which have no codes."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,6 +85,7 @@ class Card:
             "mean_active": self.mean_active,
             "max": self.max,
             "first_position": self.first_position,
+            "on_outliers": self.on_outliers,
             "norm_share": self.norm_share,
             "n_tokens": self.n_tokens,
             "label": self.label and self.label.to_json(),

@@ -3,6 +3,7 @@
 What is counted is the caller's: `atlas.survey` keeps densities and strongest contexts, `statistics.tally` more.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,10 +14,13 @@ from torch import Tensor
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site
 
 CODES_AT_ONCE = 2**23
+_SINK = 4
+"""First tokens of contexts on which a latent is active at least, to be one of a sink: fewer may be chance."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,13 @@ class Piece:
     x: Float[Tensor, "contexts pos d_in"]
     f: Float[Tensor, "contexts pos n_latents"]
     """The codes of `x`, zero outside content."""
+    beyond: Float[Tensor, "n_latents"] | None = None
+    """Sums over outliers of |code|, of the codes that they would have; None where there are no outliers."""
+
+    @property
+    def at_start(self) -> Bool[Tensor, "contexts pos"]:
+        """Which tokens are the first content token of their context."""
+        return self.content & (self.content.cumsum(1) == 1)
 
 
 @torch.no_grad()
@@ -83,8 +94,18 @@ def read_text(
             parts = zip(*(part.split(few) for part in (tokens, mask, recorded[site])), strict=True)
             for place, (some_tokens, some_mask, x) in enumerate(parts):
                 f = dictionary.encode(x) * some_mask[..., None]
-                add(site, Piece(int(rows[0]) + place * few, some_tokens, some_mask, x, f))
+                beyond = _beyond(dictionary, x[some_mask])
+                add(site, Piece(int(rows[0]) + place * few, some_tokens, some_mask, x, f, beyond))
     return (final / content.sum()).float()
+
+
+def _beyond(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "n_latents"] | None:
+    limit = outlier_norm_of(dictionary)
+    if limit == math.inf:
+        return None
+    outliers = x[~inliers(x, limit)]
+    plain = getattr(dictionary, "codes", dictionary.encode)
+    return plain(outliers).abs().sum(0, dtype=torch.float64) if len(outliers) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +116,14 @@ class SiteStatistics:
     """Share of content tokens on which the latent is active."""
     mean_active: Float[Tensor, "n_latents"]
     """Mean activation where active; zero for a latent that never is."""
+    at_first: Float[Tensor, "n_latents"]
+    """Share of the sum of |activation| that falls on contexts' first content tokens."""
+    on_outliers: Float[Tensor, "n_latents"]
+    """Share of it that would fall on outliers (`sae_core/outliers.py`), which have no codes."""
+    sinks: Bool[Tensor, "n_latents"]
+    """Latents half of whose activation, and at least `_SINK` tokens, fall where a context begins, or half of whose
+    activation would fall on outliers: they belong to attention sinks. They are never a default target, and a search
+    does not follow them unless told to."""
     top: Float[Tensor, "n_latents k"]
     """Largest activations, one per context, falling; zero where fewer contexts activate the latent."""
     context: Int[Tensor, "n_latents k"]
@@ -112,6 +141,8 @@ class SiteCounts:
     def __init__(self, directions: Float[Tensor, "n_latents d_in"], top: int, *, before: int = 0, after: int = 0):
         n, new = len(directions), directions.new_zeros
         self.active, self.total = new(n, dtype=torch.long), new(n, dtype=torch.float64)
+        self.size, self.started, self.beyond = new(3, n, dtype=torch.float64)
+        self.n_started = new(n, dtype=torch.long)
         self.top = new(n, top)
         self.context, self.position = new(2, n, top, dtype=torch.long)
         self.nearby = new(n, top, before + 1 + after)
@@ -122,6 +153,12 @@ class SiteCounts:
         f = piece.f
         self.active += (f != 0).sum((0, 1))
         self.total += f.sum((0, 1), dtype=torch.float64)
+        self.size += f.abs().sum((0, 1), dtype=torch.float64)
+        first = f[piece.at_start]
+        self.started += first.abs().sum(0, dtype=torch.float64)
+        self.n_started += (first != 0).sum(0)
+        if piece.beyond is not None:
+            self.beyond += piece.beyond
         peak, where = f.max(1)  # [contexts, n_latents]: the first of equal positions
         better = (peak.amax(0) > self.top[:, -1]).nonzero()[:, 0]
         if not len(better):
@@ -140,9 +177,13 @@ class SiteCounts:
 
     def statistics(self, n_tokens: int) -> SiteStatistics:
         """The statistics of a text of `n_tokens` content tokens."""
+        size = (self.size + self.beyond).clamp_min(torch.finfo(torch.float64).tiny)
         return SiteStatistics(
             density=(self.active.double() / n_tokens).float().cpu(),
             mean_active=(self.total / self.active.clamp_min(1)).float().cpu(),
+            at_first=(self.started / size).float().cpu(),
+            on_outliers=(self.beyond / size).float().cpu(),
+            sinks=(((2 * self.started >= size) & (self.n_started >= _SINK)) | (2 * self.beyond >= size)).cpu(),
             top=self.top.cpu(),
             context=self.context.cpu(),
             position=self.position.cpu(),

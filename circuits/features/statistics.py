@@ -56,8 +56,6 @@ class SiteTally:
     total: Float[Tensor, "n_latents"]
     square: Float[Tensor, "n_latents"]
     """Sums of activations and of their squares."""
-    first_position: Float[Tensor, "n_latents"]
-    """Share of the sum of |activation| that falls on contexts' first content tokens."""
     norm_share: Float[Tensor, "n_latents"]
     """Share of the activations' squared norm: sum f_j^2 / sum |x|^2, the directions being unit vectors."""
     pairs: Pairs
@@ -113,8 +111,7 @@ class _Sums:
     def __init__(self, directions: Float[Tensor, "n_latents d_in"], n_vocab: int, merge_from: int):
         self.n_vocab = n_vocab
         new = directions.new_zeros
-        self.square, self.size, self.started = (new(len(directions), dtype=torch.float64) for _ in range(3))
-        self.norm = new((), dtype=torch.float64)
+        self.square, self.norm = new(len(directions), dtype=torch.float64), new((), dtype=torch.float64)
         self.pairs = _PairSums(merge_from)
 
     def add(self, piece: Piece) -> None:
@@ -122,11 +119,8 @@ class _Sums:
         # f is sparse: all sums go over its nonzero entries, f_j at (row, position)
         row, position, latent = piece.f.nonzero(as_tuple=True)
         values = piece.f[row, position, latent].double()
-        at_start = (piece.content & (piece.content.cumsum(1) == 1))[row, position]
         self.norm += piece.x[piece.content].double().square().sum()
         self.square.index_add_(0, latent, values.square())
-        self.size.index_add_(0, latent, values.abs())
-        self.started.index_add_(0, latent[at_start], values[at_start].abs())
         self.pairs.add(latent * self.n_vocab + piece.tokens[row, position], values)
 
     def tally(self, strongest: SiteCounts, n_tokens: int) -> SiteTally:
@@ -138,7 +132,6 @@ class _Sums:
             strongest.active.cpu(),
             strongest.total.cpu(),
             self.square.cpu(),
-            first_position=(self.started / self.size.clamp_min(tiny)).cpu(),
             norm_share=(self.square / self.norm.clamp_min(tiny)).cpu(),
             pairs=self.pairs.pairs(self.n_vocab),
         )

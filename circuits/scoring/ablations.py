@@ -18,11 +18,12 @@ from torch import Tensor
 
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.features.atlas import Examples
-from editing.interventions.masks import Mask, where
+from editing.interventions.masks import Mask, where_inlier
 from editing.interventions.patch import codes as codes_of
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import Site, Stream
 
 
@@ -49,8 +50,8 @@ class KeepOnly:
         c = codes_of(self.site, self.dictionary, h)
         left = torch.where(self.kept[:, None], c, self.ablated)
         if self.error is None:
-            return where(self.mask, h + (left - c) @ self.dictionary.directions, h)
-        return where(self.mask, self.dictionary.decode(left) + self.error, h)
+            return where_inlier(self.dictionary, self.mask, h + (left - c) @ self.dictionary.directions, h)
+        return where_inlier(self.dictionary, self.mask, self.dictionary.decode(left) + self.error, h)
 
 
 # ---- what things outside the circuit are set to ----------------------------------------------------
@@ -188,19 +189,22 @@ def default_ablation(
 def _means(
     model: LanguageModel, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, counted: Tensor, at_once: int = 16
 ) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
-    """Mean codes and mean errors over the tokens that count."""
+    """Mean codes and mean errors over the tokens that count, without each site's outliers."""
     if not counted.any():
         raise UserError("there are no tokens to take means over; give more text")
     codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in residual_sites(dictionaries)}
-    errors = dict(codes)
+    errors, n = dict(codes), dict.fromkeys(codes, 0)
     for rows, mask in zip(tokens.split(at_once), counted.split(at_once), strict=True):
         for site, h in model.record(rows, residual_sites(dictionaries)).items():
             x = h[mask.to(h.device)]
+            x = x[inliers(x, outlier_norm_of(dictionaries[site]))]
+            n[site] += len(x)
             c = dictionaries[site].encode(x)
             codes[site] = codes[site] + c.double().sum(0)
             errors[site] = errors[site] + (x - dictionaries[site].decode(c)).double().sum(0)
-    n = int(counted.sum())
-    codes, errors = ({site: (total / n).float() for site, total in sums.items()} for sums in (codes, errors))
+    codes, errors = (
+        {site: (total / max(1, n[site])).float() for site, total in sums.items()} for sums in (codes, errors)
+    )
     return codes, errors
 
 

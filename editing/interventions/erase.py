@@ -4,6 +4,7 @@ The maps that erase a concept make the means of its classes equal on what they a
 linear classifier can tell the classes apart there; they differ in what else they move.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, check_width, where
+from editing.interventions.masks import Mask, check_width, where_inlier
 from sae_core.errors import UserError
 from sae_core.sites import Site
 
@@ -28,10 +29,12 @@ class Erasure:
     right: Float[Tensor, "k d_in"]
     mean: Float[Tensor, "d_in"]
     mask: Mask = None
+    outlier_norm: float = math.inf
+    """Tokens of a larger norm are left alone (`sae_core/outliers.py`)."""
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         check_width(self.site, len(self.left), h)
-        return where(self.mask, h - (h - self.mean) @ self.right.T @ self.left.T, h)
+        return where_inlier(self, self.mask, h - (h - self.mean) @ self.right.T @ self.left.T, h)
 
 
 def project_out(

@@ -14,6 +14,7 @@ for every position; hence prompts of a single token cannot be told from what fol
 value for them holds on. Padding on the right is left out of a mask like any other position.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import Site
 
 
@@ -44,6 +46,14 @@ def where(
 ) -> Float[Tensor, "batch pos d"]:
     """`changed` at the positions that `mask` lets an edit write to, `h` elsewhere."""
     return changed if mask is None else torch.where(reach(mask, h)[..., None], changed, h)
+
+
+def where_inlier(
+    sparing: object, mask: Mask, changed: Float[Tensor, "batch pos d"], h: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, "batch pos d"]:
+    """`where`, and tokens above the `outlier_norm` of `sparing`, a dictionary or an eraser, keep `h` too."""
+    changed, limit = where(mask, changed, h), outlier_norm_of(sparing)
+    return changed if limit == math.inf else torch.where(inliers(h, limit)[..., None], changed, h)
 
 
 def ended(values: Float[Tensor, "rows columns _"], h: Float[Tensor, "batch pos d"]) -> bool:

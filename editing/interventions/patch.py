@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, check_width, ended, reach, reach_of, where
+from editing.interventions.masks import Mask, check_width, ended, reach, reach_of, where, where_inlier
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
@@ -57,7 +57,7 @@ class FeaturePatch:
         if ended(self.target, h):
             return h
         change = self.target - codes(self.site, self.dictionary, h)[..., self.latents]
-        return where(self.mask, h + change @ self.dictionary.directions[self.latents], h)
+        return where_inlier(self.dictionary, self.mask, h + change @ self.dictionary.directions[self.latents], h)
 
     def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
         """The positions of this pass that it may write to."""
@@ -82,7 +82,7 @@ class FeatureScale:
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         change = (self.factor - 1) * codes(self.site, self.dictionary, h)[..., self.latents]
-        return where(self.mask, h + change @ self.dictionary.directions[self.latents], h)
+        return where_inlier(self.dictionary, self.mask, h + change @ self.dictionary.directions[self.latents], h)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,8 @@ class ErrorPatch:
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         if ended(self.target, h):
             return h
-        return where(self.mask, self.dictionary.decode(codes(self.site, self.dictionary, h)) + self.target, h)
+        changed = self.dictionary.decode(codes(self.site, self.dictionary, h)) + self.target
+        return where_inlier(self.dictionary, self.mask, changed, h)
 
     def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
         """The positions of this pass that it may write to."""

@@ -48,12 +48,18 @@ def edited(card, t, h):
     if card["kind"] == "scaled":
         return h + card["strength"] * (edited(card["edit"], t, h) - h)
     if card["kind"] == "erasure":
-        return h - (h - t["mean"]) @ t["right"].T @ t["left"].T
+        return spared(card, h - (h - t["mean"]) @ t["right"].T @ t["left"].T, h)
     if card["kind"] != "features":
         raise ValueError(f"unknown kind of edit {card['kind']!r}")
     latents = t["latents"]
     codes, directions = encode(card["dictionary"], t, h)
-    return h + (t["target"] - codes[..., latents]) @ directions[latents]
+    return spared(card["dictionary"], h + (t["target"] - codes[..., latents]) @ directions[latents], h)
+
+
+def spared(card, changed, h):
+    """The changed activation, except for tokens of massive norm."""
+    limit = card.get("outlier_norm")
+    return changed if limit is None else torch.where((h.norm(dim=-1) > limit)[..., None], h, changed)
 
 
 def encode(card, t, h):

@@ -7,6 +7,7 @@ Saved by `save_edit(edit, folder)`, an edit is applied in three lines:
         ...
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from editing.interventions.compose import Scaled, Spared
 from editing.interventions.erase import Erasure
 from editing.interventions.patch import FeaturePatch
+from sae_core.codec import finite
 from sae_core.dictionaries.kinds import describe, restore
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
@@ -75,7 +77,11 @@ def describe_edit(edit: Intervention) -> tuple[Card, dict[str, Tensor]]:
         inner, tensors = describe_edit(edit.edit)
         return card | {"kind": "scaled", "strength": edit.strength, "edit": inner}, tensors
     if isinstance(edit, Erasure):
-        return card | {"kind": "erasure"}, {"left": edit.left, "right": edit.right, "mean": edit.mean}
+        return card | {"kind": "erasure", "outlier_norm": finite(edit.outlier_norm)}, {
+            "left": edit.left,
+            "right": edit.right,
+            "mean": edit.mean,
+        }
     if isinstance(edit, FeaturePatch) and edit.target.shape[:2] == (1, 1):
         dictionary, tensors = describe(edit.dictionary)
         tensors = {_DICTIONARY + name: tensor for name, tensor in tensors.items()}
@@ -92,7 +98,9 @@ def _restore_edit(card: Card, tensors: dict[str, Tensor]) -> Intervention:
     if kind == "scaled":
         return Scaled(_restore_edit(card["edit"], tensors), float(card["strength"]))
     if kind == "erasure":
-        return Erasure(site, tensors["left"], tensors["right"], tensors["mean"])
+        limit = card.get("outlier_norm")
+        spared = math.inf if limit is None else float(limit)
+        return Erasure(site, tensors["left"], tensors["right"], tensors["mean"], outlier_norm=spared)
     if kind != "features":
         raise ValueError(f"unknown kind of edit {kind!r}")
     dictionary = restore(card["dictionary"], _below(_DICTIONARY, tensors))

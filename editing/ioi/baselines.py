@@ -1,5 +1,6 @@
 """What a dictionary is compared with: decompositions of activations that need no training, or hardly any."""
 
+import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -10,6 +11,7 @@ from sae_core.data.activations import harvest
 from sae_core.dictionaries.baselines import Basis, ica, neurons, nonnegative_pca, pca, random_basis
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import NO_LIMITS, Limits, inliers
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -37,12 +39,21 @@ HARVESTED = 2**29
 
 
 class FittedBaselines:
-    """The baselines of any site, fitted once on the activations at the content positions of `contexts`."""
+    """The baselines of any site, fitted once on the activations at the content positions of `contexts`.
+
+    Outliers by `limits`, those of the dictionaries that they are compared with, are left out.
+    """
 
     def __init__(
-        self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], kinds: Sequence[Baseline], seed: int
+        self,
+        model: LanguageModel,
+        contexts: Int[Tensor, "contexts pos"],
+        kinds: Sequence[Baseline],
+        seed: int,
+        limits: Limits = NO_LIMITS,
     ):
         self.model, self.contexts, self.kinds, self.seed = model, contexts, tuple(kinds), seed
+        self.limits = limits
         self._at: dict[Site, dict[str, Dictionary]] = {}
 
     def at(self, sites: Sequence[Site]) -> dict[str, dict[Site, Dictionary]]:
@@ -52,7 +63,8 @@ class FittedBaselines:
             widest = max(self.model.d_in(site) for site in missing)
             n = max(1, HARVESTED // (4 * widest * self.contexts.numel()))
             for site, x in harvest(self.model, self.contexts, tuple(missing[:n])).items():
-                self._at[site] = baselines(self.kinds, x, self.seed)
+                limit = self.limits.get(site, math.inf)
+                self._at[site] = baselines(self.kinds, x if limit == math.inf else x[inliers(x, limit)], self.seed)
             missing = missing[n:]
         names = [BASELINE_NAMES[kind] for kind in self.kinds]
         return {name: {site: self._at[site][name] for site in sites} for name in names}

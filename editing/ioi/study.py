@@ -35,6 +35,7 @@ from editing.tasks.score import TaskScore, task_score
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import limits_of
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
 
@@ -62,7 +63,8 @@ class IOIStudy:
             raise UserError("IOI needs at least one set of dictionaries")
         self.sets, self.model, self.contexts, self.config = dict(sets), model, contexts, config
         self.task = IOITask.of(model)
-        self.baselines = FittedBaselines(model, contexts, tuple(map(Baseline, config.baselines)), config.seed)
+        kinds = tuple(map(Baseline, config.baselines))
+        self.baselines = FittedBaselines(model, contexts, kinds, config.seed, limits_of(sets.values()))
         self._prompts: dict[Corruption, _Prompts] = {}
 
     def run(

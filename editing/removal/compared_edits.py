@@ -4,7 +4,9 @@ Erasers (LEACE, and two projections along the difference of the class means) are
 Random edits are scaled to the size of the features' edit. At all layers at once every method edits each residual site.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +26,7 @@ from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.outliers import NO_LIMITS, Limits, limits_of
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -56,15 +59,18 @@ TUNED = {
 
 @torch.no_grad()
 def fit_erasers(
-    model: LanguageModel, sites: Sequence[Site], prompts: TwoClassPrompts
+    model: LanguageModel, sites: Sequence[Site], prompts: TwoClassPrompts, limits: Limits = NO_LIMITS
 ) -> dict[Site, dict[Method, Erasure]]:
-    """Every eraser at every site, each fitted on the unedited model."""
+    """Every eraser at every site, each fitted on the unedited model; like the features it leaves outliers alone."""
     x: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for part in _parts(prompts):
         for site, h in model.record(part.tokens, sites).items():
             x[site].append(at_end(h, part.end))
     return {
-        site: {method: fit(site, torch.cat(rows), prompts.positive) for method, fit in ERASERS.items()}
+        site: {
+            method: replace(fit(site, torch.cat(rows), prompts.positive), outlier_norm=limits.get(site, math.inf))
+            for method, fit in ERASERS.items()
+        }
         for site, rows in x.items()
     }
 
@@ -104,7 +110,7 @@ def tuned_erasers(search: EditSearch, site: Site, erasers: dict[Method, Erasure]
     On the prompts that an eraser was fitted on, the classes meet at strength 1 by construction.
     """
     runs = PromptRuns.of(search.model, site, search.task.check)
-    on_selection = fit_erasers(search.model, [site], search.task.tuning)[site]
+    on_selection = fit_erasers(search.model, [site], search.task.tuning, limits_of([search.dictionaries]))[site]
     budget = search.config.budget
     return {
         TUNED[method]: Scaled(eraser, best_strength(runs, on_selection[method], search.text, budget)[0])

@@ -48,6 +48,7 @@ from editing.removal.site_and_strength import EditSearch
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.outliers import limits_of
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
 
@@ -141,7 +142,8 @@ class _Measurements:
         self.task, self.config = search.task, search.config
         self.erasers: dict[Site, dict[Method, Erasure]] = {site: {} for site in edits}
         if self.task.concept:
-            self.erasers = fit_erasers(search.model, list(edits), self.task.fitting)
+            limits = limits_of([search.dictionaries])
+            self.erasers = fit_erasers(search.model, list(edits), self.task.fitting, limits)
         self.evaluator = Evaluator(
             search.model,
             self.task.test,

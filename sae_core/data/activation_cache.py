@@ -19,6 +19,7 @@ from sae_core.data.reading import left_out
 from sae_core.data.text import digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.outliers import NO_LIMITS, Limits
 from sae_core.sites import Site
 
 CARD = "cache.json"
@@ -57,17 +58,17 @@ class CachedStream:
         """Tokens per batch."""
         return self.stream.batch
 
-    def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; the same tokens at every site."""
+    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site, outliers left out."""
         path = self.folder / f"block-{self.stream.place(block):05}.safetensors"
         if path.exists():
             rows = self._read(path, block)
-            yield from self.stream.batches(block, lambda: rows)
+            yield from self.stream.batches(block, lambda: rows, limits)
             return
         rows = self.stream.rows(block)
         with _writing(path):
             write_tensors(path, {str(site): x for site, x in rows.items()})
-        yield from self.stream.block(block)
+        yield from self.stream.block(block, limits)
 
     def _read(self, path: Path, block: int) -> dict[Site, Tensor]:
         try:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import NO_LIMITS, Limits, inliers_everywhere
 from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
@@ -82,9 +83,9 @@ class ActivationStream:
         order = torch.cat([_permutation(n, self.seed, epoch) for epoch in range(first // n, last // n + 1)])
         return self.contexts[order[first % n :][:size]]
 
-    def block(self, block: int) -> Iterator[dict[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; BOS and special tokens are left out."""
-        yield from self.batches(block, lambda: self.rows(block))
+    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; BOS, special tokens and outliers are left out."""
+        yield from self.batches(block, lambda: self.rows(block), limits)
 
     def rows(self, block: int) -> dict[Site, Tensor]:
         """The activations `[tokens, d_in]` of one block, in the order of `tokens`.
@@ -105,10 +106,17 @@ class ActivationStream:
         """Which rows a block has: its own, or those of block 0, if a block holds the whole text."""
         return 0 if self.block_contexts == len(self.contexts) else block
 
-    def batches(self, block: int, rows: Callable[[], Mapping[Site, Tensor]]) -> Iterator[dict[Site, Tensor]]:
-        """The batches of one block; `rows` is called for every batch, since its rows may be overwritten between two."""
+    def batches(
+        self, block: int, rows: Callable[[], Mapping[Site, Tensor]], limits: Limits = NO_LIMITS
+    ) -> Iterator[dict[Site, Tensor]]:
+        """The batches of one block; `rows` is called for every batch, since its rows may be overwritten between two.
+
+        A token that is an outlier at one site is left out at all: every batch holds the same tokens at every site.
+        """
         content = self.model.content(self.tokens(block))
         order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
+        if (kept := inliers_everywhere(rows(), limits)) is not None:
+            order = order[kept[order]]
         for chosen in order.split(self.batch):
             if len(chosen) == self.batch:
                 yield {site: x[chosen] for site, x in rows().items()}

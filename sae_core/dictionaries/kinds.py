@@ -5,6 +5,7 @@ Saved sets (`sae_core/storage.py`), other tools' files (`sae_core/formats`), sav
 a baseline is its fields, an autoencoder its parameters and settings, under the normalisation it stands behind, if any.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,6 +18,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder, Centred, LayerNormed, Normed, NormRescaled
 from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE, TopKSAE
 from sae_core.errors import UserError, no_such
+from sae_core.outliers import outlier_norm_of
 
 CENTRED = "center_writing_weights"
 """TransformerLens' name of the one way to load a model that changes activations at a site (see `Centred`)."""
@@ -92,6 +94,8 @@ def describe(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]
     tensors = dict(whole.sae.state_dict())
     if (gain := getattr(whole.sae, "gain", None)) is not None:  # not among the state: SAELens has no name for it
         tensors["gain"] = gain
+    if (limit := outlier_norm_of(dictionary)) < math.inf:
+        card["outlier_norm"] = limit
     return card | {name: getattr(whole.sae, name) for name in whole.kind.settings}, tensors
 
 
@@ -107,7 +111,9 @@ def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dictionar
     sae.requires_grad_(False)
     if "gain" in tensors:
         sae.gain = tensors["gain"]
-    return _named(card["norm"], NORMALISATIONS).type(sae) if card["norm"] else sae
+    dictionary = _named(card["norm"], NORMALISATIONS).type(sae) if card["norm"] else sae
+    dictionary.outlier_norm = card.get("outlier_norm", math.inf)
+    return dictionary
 
 
 def _kind_of(dictionary: object, kinds: Iterable[Kind]) -> Kind | None:

@@ -4,7 +4,7 @@ Some are trained on activations that are normalised token by token. What was tak
 latents: `decode(f) = f @ directions` without a constant, so that editing and measuring need not know.
 """
 
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_core.dictionaries.saes import SAE
+from sae_core.outliers import inliers
 
 _EPS = 1e-5
 
@@ -24,6 +25,8 @@ class Normed(nn.Module):
     """
 
     directions: Float[Tensor, "n_latents d_in"]
+    outlier_norm = inf
+    """Norm of an activation above which it has the code zero."""
 
     def __init__(self, inner: SAE, *extra: Float[Tensor, "d_in"]):
         super().__init__()
@@ -42,7 +45,12 @@ class Normed(nn.Module):
         return self.directions.shape[0]
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Latent activations, in units of `x`."""
+        """Latent activations, in units of `x`; zero for outliers."""
+        f = self.codes(x)
+        return f if self.outlier_norm == inf else f * inliers(x, self.outlier_norm)[..., None]
+
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        """Latent activations, in units of `x`, of outliers too."""
         raise NotImplementedError
 
     def decode(self, f: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
@@ -63,7 +71,7 @@ class LayerNormed(Normed):
     def __init__(self, inner: SAE):
         super().__init__(inner, torch.full_like(inner.b_dec, 1 / sqrt(inner.d_in)))
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         mean = x.mean(-1, keepdim=True)
         std = (x - mean).std(-1, keepdim=True)
         f = self.inner.encode((x - mean) / (std + _EPS))
@@ -84,7 +92,7 @@ class Centred(Normed):
     def __init__(self, inner: SAE):
         super().__init__(inner, torch.full_like(inner.b_dec, 1 / sqrt(inner.d_in)))
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         mean = x.mean(-1, keepdim=True)
         f = self.inner.encode(x - mean)
         return torch.cat([f, self.inner.b_dec.norm().expand_as(mean), mean * sqrt(self.d_in)], -1)
@@ -102,7 +110,7 @@ class NormRescaled(Normed):
     def __init__(self, inner: SAE):
         super().__init__(inner)
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         scale = x.norm(dim=-1, keepdim=True) / sqrt(self.d_in)
         f = self.inner.encode(x / scale.clamp_min(torch.finfo(x.dtype).tiny))
         return torch.cat([scale * f, scale * self.inner.b_dec.norm()], -1)

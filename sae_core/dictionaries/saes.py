@@ -7,9 +7,11 @@ All share
     x_hat = f W_dec + b_dec
 
 with unit rows of `W_dec`, and differ in `activate`. What a token's code is never depends on other tokens.
+A token whose norm is above `outlier_norm` has the code zero (`sae_core/outliers.py`).
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from sae_core.dictionaries.sparse import top
 from sae_core.errors import UserError
+from sae_core.outliers import inliers
 
 _ROWS = 512
 """Directions at once where all are passed over several times: as many as stay in a processor's cache."""
@@ -33,6 +36,8 @@ class SAE(nn.Module):
 
     in_units_of_x = ("b_enc", "b_dec")
     """Parameters that scale with the activations; the others do not."""
+    outlier_norm = math.inf
+    """Norm of an activation above which it has the code zero."""
 
     def __init__(self, d_in: int, n_latents: int, *, generator: torch.Generator, encoder: float | None = 1.0):
         super().__init__()
@@ -66,7 +71,12 @@ class SAE(nn.Module):
         raise NotImplementedError
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Latent activations of activations."""
+        """Latent activations of activations; zero for outliers."""
+        f = self.codes(x)
+        return f if self.outlier_norm == math.inf else f * inliers(x, self.outlier_norm)[..., None]
+
+    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        """Latent activations of activations, of outliers too."""
         return self.activate(self.pre(x))
 
     def decode(self, f: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:

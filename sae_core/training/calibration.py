@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_core.dictionaries.saes import JumpReLUSAE
 from sae_core.errors import UserError
+from sae_core.outliers import NO_LIMITS, Limits, norm_limit
 from sae_core.sites import Site
 from sae_core.training.inputs import ActivationSource
 
@@ -25,14 +26,25 @@ def geometric_median(x: Float[Tensor, "batch d_in"], *, iterations: int = 100) -
     return middle
 
 
-def scales_and_centres(stream: ActivationSource) -> dict[Site, tuple[float, Tensor]]:
+def outlier_norms(stream: ActivationSource, factor: float) -> dict[Site, float]:
+    """For each site the norm above which a token is an outlier, by the median norm of the first 2^15 tokens."""
+    if not factor:
+        return dict.fromkeys(stream.sites, math.inf)
+    norms: dict[Site, list[Tensor]] = {site: [] for site in stream.sites}
+    for batch in islice(stream.block(0), max(2, 2**15 // stream.batch)):
+        for site, x in batch.items():
+            norms[site].append(torch.linalg.vector_norm(x, dim=-1))
+    return {site: norm_limit(torch.cat(parts), factor) if parts else math.inf for site, parts in norms.items()}
+
+
+def scales_and_centres(stream: ActivationSource, limits: Limits = NO_LIMITS) -> dict[Site, tuple[float, Tensor]]:
     """For each site the factor at which E|x|^2 = d_in, and the geometric median of activations times that.
 
-    Of the first 2^17 tokens the factor, of the first 2^12 the median. One batch is held at a time, since a
-    stream may keep its whole block beside it.
+    Of the first 2^17 tokens the factor, of the first 2^12 the median, without outliers. One batch is held at a time,
+    since a stream may keep its whole block beside it.
     """
     squares, rows, n = dict.fromkeys(stream.sites, 0.0), {site: [] for site in stream.sites}, 0
-    for batch in islice(stream.block(0), max(2, 2**17 // stream.batch)):
+    for batch in islice(stream.block(0, limits), max(2, 2**17 // stream.batch)):
         for site, x in batch.items():
             squares[site] += x.pow(2).sum().item()
             if n < 2**12:

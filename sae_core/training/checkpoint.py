@@ -1,5 +1,6 @@
 """Training states on disk: a folder `checkpoint` of safetensors and JSON, from which training goes on exactly."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_core.codec import finite
 from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
@@ -47,6 +49,7 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
         "block": state.block,
         "position": state.position,
         "scales": {str(site): at_site.scale for site, at_site in state.members[0].sites.items()},
+        "outlier_norms": {str(site): finite(limit) for site, limit in state.limits.items()},
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "text": asdict(text),
@@ -91,7 +94,9 @@ def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: to
         for name, scale in card["scales"].items():
             place = f"{number}/{name}"
             n_latents, d_in = tensors[f"{place}/W_dec"].shape
-            at_site = site_state(config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device), scale)
+            limit = card.get("outlier_norms", {}).get(name) or math.inf
+            sae = config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device)
+            at_site = site_state(sae, scale, limit)
             for counter in _COUNTERS:
                 setattr(at_site, counter, tensors[f"{place}/state/{counter}"].to(device))
             for parameter_name, parameter in at_site.sae.named_parameters():

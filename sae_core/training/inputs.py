@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from sae_core.outliers import NO_LIMITS, Limits
 from sae_core.sites import Site
 
 
@@ -20,8 +21,8 @@ class ActivationSource(Protocol):
         """Tokens per batch."""
         ...
 
-    def block(self, block: int) -> Iterator[Mapping[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; the same tokens at every site."""
+    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[Mapping[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site, without outliers of any."""
         ...
 
 

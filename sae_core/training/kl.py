@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import NO_LIMITS, Limits, inliers_everywhere
 from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
@@ -24,7 +25,7 @@ class ContextBatch(Mapping[Site, Tensor]):
     model: LanguageModel
     contexts: Int[Tensor, "contexts pos"]
     content: Bool[Tensor, "contexts pos"]
-    """Which tokens are neither BOS nor special, on the model's device."""
+    """Which tokens are neither BOS nor special nor outliers, on the model's device."""
     activations: dict[Site, Tensor]
     residuals: dict[Site, Tensor]
     """Of residual sites only, `[contexts, pos, d_model]` of all tokens: what runs from there go on from."""
@@ -58,8 +59,8 @@ class ContextStream:
     seed: int
     batch: int
 
-    def block(self, block: int) -> Iterator[ContextBatch]:
-        """The batches of one epoch."""
+    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[ContextBatch]:
+        """The batches of one epoch; outliers of any site are left as they are, like special tokens."""
         at_once = max(1, self.batch // self.contexts.shape[1])
         order = torch.randperm(len(self.contexts), generator=generator_for(self.seed, "epoch", block))
         for rows in order.split(at_once):
@@ -69,6 +70,8 @@ class ContextStream:
             content = self.model.content(contexts).to(self.model.device)
             with torch.no_grad():
                 recorded = self.model.record(contexts, self.sites)
+            if (kept := inliers_everywhere(recorded, limits)) is not None:
+                content = content & kept
             activations = {site: h[content] for site, h in recorded.items()}
             residuals = {site: h for site, h in recorded.items() if site.stream is Stream.RESID_POST}
             yield ContextBatch(self.model, contexts, content, activations, residuals)

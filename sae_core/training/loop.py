@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sae_core.dictionaries import sparse
 from sae_core.errors import UserError
+from sae_core.outliers import FACTOR
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
-from sae_core.training.calibration import scales_and_centres
+from sae_core.training.calibration import outlier_norms, scales_and_centres
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource, Downstream
 from sae_core.training.recipe import LossContext, Outcome
@@ -29,14 +30,16 @@ _MEMORY = 0.99
 """Of the running estimate of a threshold, per step."""
 
 
-def start(stream: ActivationSource, *configs: TrainConfig) -> TrainState:
+def start(stream: ActivationSource, *configs: TrainConfig, outliers: float = FACTOR) -> TrainState:
     """An untrained state with a member for each configuration.
 
-    Scale and bias come from the stream's first batches: the bias starts as the geometric median.
+    Scale and bias come from the stream's first batches: the bias starts as the geometric median. Tokens of more than
+    `outliers` times the median norm of a site are left out from here on; with 0 none are.
     """
     if len({(config.tokens, config.batch) for config in configs}) != 1 or configs[0].batch != stream.batch:
         raise UserError("all that trains in one pass takes the same number of tokens, in the same batches")
-    scales = scales_and_centres(stream)
+    limits = outlier_norms(stream, outliers)
+    scales = scales_and_centres(stream, limits)
     members = [Member(config, {}, in_bfloat16(config, next(iter(scales.values()))[1])) for config in configs]
     for site, (scale, centre) in scales.items():
         d_in = len(centre)
@@ -45,7 +48,7 @@ def start(stream: ActivationSource, *configs: TrainConfig) -> TrainState:
             generator = generator_for(config.seed, "init", site)
             sae = config.recipe.new(d_in, config.expansion * d_in, generator=generator).to(centre)
             sae.b_dec.data.copy_(centre)
-            member.sites[site] = site_state(sae, scale)
+            member.sites[site] = site_state(sae, scale, limits[site])
     if len({member.name for member in members}) < len(members):
         names = ", ".join(member.name for member in members)
         raise UserError(f"members of a sweep must differ in kind, size, k, l1, kl or seed; got {names}")
@@ -69,7 +72,7 @@ def train(stream: ActivationSource, state: TrainState, downstream: Downstream | 
         raise UserError("training on the KL divergence needs the language model: give `downstream`")
     while state.step < config.steps:
         before = state.step
-        for number, batch in enumerate(stream.block(state.block)):
+        for number, batch in enumerate(stream.block(state.block, state.limits)):
             if number < state.position:
                 continue  # used before the interruption
             outcomes = [

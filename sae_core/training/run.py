@@ -13,6 +13,7 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import FACTOR, inliers
 from sae_core.sites import Site
 from sae_core.training.calibration import calibrate
 from sae_core.training.config import TrainConfig
@@ -20,7 +21,7 @@ from sae_core.training.inputs import ActivationSource, Downstream
 from sae_core.training.kl import ContextStream, Divergence
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka
 
-_PARTS = ("model", "text", "sites", "members", "memory")
+_PARTS = ("model", "text", "sites", "members", "memory", "outliers")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ class Run:
     members: tuple[TrainConfig, ...]
     memory: int = 2**31
     """Bytes of activations held at once. More mix more contexts; part of what makes a run repeatable."""
+    outliers: float = FACTOR
+    """Tokens of more than this multiple of a site's median norm are left out; 0 leaves none out."""
 
     def __post_init__(self):
         checks.whole("memory", self.memory, 1)
+        checks.weight("outliers", self.outliers)
 
     @property
     def stream_seed(self) -> int:
@@ -64,17 +68,19 @@ class Run:
             "sites": list(self.sites),
             "members": [member.to_json() for member in self.members],
             "memory": self.memory,
+            "outliers": self.outliers,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Run":
         """The run that these values describe; raises `UserError` that names what is wrong with them."""
+        value = {"outliers": 0.0, **value}  # runs begun before outliers were left out go on as they began
         wrong = sorted(set(value) ^ set(_PARTS))
         if wrong:
             raise UserError(f"a run is described by {', '.join(_PARTS)}; too many or too few: {', '.join(wrong)}")
         try:
             text, members = Text(**value["text"]), tuple(map(TrainConfig.from_json, value["members"]))
-            run = cls(value["model"], text, tuple(value["sites"]), members, value["memory"])
+            run = cls(value["model"], text, tuple(value["sites"]), members, value["memory"], value["outliers"])
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the run cannot be read: {error}") from error
         if not members:
@@ -99,6 +105,7 @@ def calibrate_thresholds(
     thresholds = {}
     for site, x in harvest(model, contexts, tuple(dictionaries)).items():
         dictionary = dictionaries[site]
+        x = x[inliers(x, dictionary.outlier_norm)]
         assert isinstance(dictionary, JumpReLUSAE)  # what these recipes train
         running = dictionary.threshold[0].item()
         thresholds[site] = {"running": running, "calibrated": calibrate(dictionary, x, config.recipe.k)}

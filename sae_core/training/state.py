@@ -1,5 +1,6 @@
 """What training carries from step to step, complete after every step, and what a step reports."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
+from sae_core.outliers import Limits
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig, recipe_to_json
 from sae_core.training.recipe import Outcome
@@ -22,6 +24,8 @@ class SiteState:
     optimizer: torch.optim.Adam
     scale: float
     """Activations are multiplied by this, so that the mean squared norm is d_in."""
+    outlier_norm: float
+    """Tokens of a larger norm, before that, are left out."""
     silent: Tensor
     """Tokens since each latent was last active, `[n_latents]`."""
     dead: Tensor
@@ -61,6 +65,7 @@ class Member:
         dictionaries = {}
         for site, state in self.sites.items():
             dictionaries[site] = sae = state.sae.unscaled(state.scale)
+            sae.outlier_norm = state.outlier_norm
             if state.threshold[1] > 0 and isinstance(sae, JumpReLUSAE):
                 sae.threshold.data.fill_((state.threshold[0] / state.threshold[1]).item() / state.scale)
         return dictionaries
@@ -75,6 +80,11 @@ class TrainState:
     block: int = 0
     position: int = 0
     """Batches of `block` already used."""
+
+    @property
+    def limits(self) -> Limits:
+        """The norm at each site above which tokens are left out, the same for all members."""
+        return {site: state.outlier_norm for site, state in self.members[0].sites.items()}
 
     def dictionaries(self) -> dict[Site, SAE]:
         """The dictionaries of the only member."""
@@ -103,7 +113,7 @@ class TrainStep:
         ]
 
 
-def site_state(sae: SAE, scale: float) -> SiteState:
+def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf) -> SiteState:
     """A fresh optimiser and counters around a dictionary."""
     # torch's fused Adam copies gradients that are transposed in memory, and mistakes them if their weights are not
     weights = {
@@ -116,7 +126,7 @@ def site_state(sae: SAE, scale: float) -> SiteState:
     silent = torch.zeros(sae.n_latents, dtype=torch.long, device=device)
     lost = torch.full((), -1, dtype=torch.long, device=device)
     threshold = torch.zeros(2, device=device)
-    return SiteState(sae, weights, optimizer, scale, silent, silent[:0].clone(), threshold, lost)
+    return SiteState(sae, weights, optimizer, scale, outlier_norm, silent, silent[:0].clone(), threshold, lost)
 
 
 def check_finite(state: TrainState) -> None:

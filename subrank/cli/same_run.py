@@ -59,6 +59,7 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
         "exclude": list(run.text.exclude) or ["nothing"],
         "sites": [str(site) for site in sites_of(model, run.sites)],
         "memory": [run.memory / 2**30],
+        "outliers": [run.outliers],
         "kind": ["tied" if recipe.get("tied") else recipe["kind"] for recipe in recipes],
         "seed": seeds,
         "seeds": seeds,

@@ -240,7 +240,8 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
         else SearchMode.SCREENED
     )
     edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
-    config = DiscoveryConfig(edges, settings.examples, depth=settings.depth, reach=Reach(settings.reach))
+    limits = {"depth": settings.depth, "reach": Reach(settings.reach), "follow_sinks": settings.follow_sinks}
+    config = DiscoveryConfig(edges, settings.examples, **limits)
     return config if settings.max_targets is None else replace(config, max_targets=settings.max_targets)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from editing.loss_recovered import splice_reports
 from editing.set_evaluation import Evaluation as Measurements
 from editing.set_evaluation import evaluation_of
-from sae_core.evaluation.reconstruction import profiles
+from sae_core.evaluation.profiles import profiles
 from sae_core.evaluation.similarity import compare
 from sae_core.files import user_path, write_tensors
 from sae_core.model.language_model import LanguageModel

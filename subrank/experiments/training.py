@@ -99,7 +99,7 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}
     read = Text(text, n_ctx, bos, amount, **how)
     read.read_by(model)  # raises for what is no token
-    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30))
+    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30), settings.outliers)
 
 
 def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:
@@ -188,7 +188,7 @@ class Session:
         if cache is not None:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
             source = CachedStream(source, cache)
-        state = state or start(source, *run.members)
+        state = state or start(source, *run.members, outliers=run.outliers)
         return cls(model, run, contexts, digest(contexts.all), source, state)
 
     def facts(self) -> list[str]:

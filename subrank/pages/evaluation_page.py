@@ -1,6 +1,8 @@
 """The page of `subrank evaluate`, and the section on a set's dictionaries with which every page ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import Any
 
 from markupsafe import Markup
 
@@ -10,7 +12,7 @@ from editing.set_quality import SetQuality
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import Site
 from subrank.pages.evaluation_figures import frontier_figure, site_figure
-from subrank.pages.page import Table, Token, figure, render
+from subrank.pages.page import MISSING, Table, Token, figure, render
 
 FULL_COLOUR = 4.0
 """Nats at which a token's colour is full."""
@@ -23,8 +25,28 @@ def dictionaries_section(quality: SetQuality) -> Markup:
         cost = quality.cost[site]
         losses = (f"{cost.original:.3f}", f"{cost.spliced:.3f}", f"{cost.zeroed:.2f}")
         rows.append((str(site), *_first_numbers(measured), f"{cost.recovered:.3f}", *losses))
-    head = ("site", "FVU", "L0", "dead", "loss recovered", "cross-entropy", "spliced", "site at zero")
-    return render("dictionaries.html", dictionaries=Table(head, rows))
+    head = ("site", *_FIRST, "loss recovered", "cross-entropy", "spliced", "site at zero")
+    return render("dictionaries.html", dictionaries=Table(head, rows), outliers=outlier_notes(quality.quality))
+
+
+_FIRST = ("FVU", "median", "with outliers", "L0", "dead")
+
+
+def outlier_notes(quality: Mapping[Site, Quality | DictionaryReport]) -> list[dict[str, Any]]:
+    """For each site with tokens of massive norm: a line where they matter, and where the first of them stand."""
+    return [
+        {
+            "site": str(site),
+            "n": measured.outliers.n,
+            "share": f"{measured.outliers.variance:.1%}",
+            "matter": measured.outliers.matter,
+            "tokens": [
+                (token.context, token.position, token.text, f"{token.norm:,.0f}") for token in measured.outliers.tokens
+            ],
+        }
+        for site, measured in quality.items()
+        if measured.outliers and measured.outliers.n
+    ]
 
 
 def evaluation_page(evaluation: Evaluation) -> Markup:
@@ -36,6 +58,7 @@ def evaluation_page(evaluation: Evaluation) -> Markup:
             "dictionaries": _site_table(evaluation.at(site)),
             "plot": figure(site_figure(evaluation, site)),
             "similarity": _similarity_table(evaluation.similarity.get(site, ())),
+            "outliers": outlier_notes({site: next(iter(evaluation.at(site).values()))}),
             "worst": [_worst(name, report.splice.worst) for name, report in evaluation.at(site).items()],
         }
         for site in evaluation.sites
@@ -53,8 +76,12 @@ def evaluation_page(evaluation: Evaluation) -> Markup:
     )
 
 
-def _first_numbers(measured: DictionaryReport | Quality) -> tuple[str, str, str]:
-    return f"{measured.fvu:.3f}", f"{measured.l0:.1f}", f"{measured.dead:.1%}"
+def _first_numbers(measured: DictionaryReport | Quality) -> tuple[str, ...]:
+    """FVU, its median over tokens, FVU with outliers, L0 and dead latents."""
+    outliers = measured.outliers
+    fvu = (f"{measured.fvu:.3f}", MISSING if isnan(measured.fvu_median) else f"{measured.fvu_median:.3f}")
+    with_them = MISSING if outliers is None else f"{outliers.fvu:.3f}"
+    return *fvu, with_them, f"{measured.l0:.1f}", f"{measured.dead:.1%}"
 
 
 def _overview(reports: dict[Site, DictionaryReport]) -> Table:
@@ -63,7 +90,7 @@ def _overview(reports: dict[Site, DictionaryReport]) -> Table:
         (str(site), *_first_numbers(report), f"{report.splice.spliced.kl:.4f}", f"{report.splice.recovered:.3f}")
         for site, report in sorted(reports.items())
     ]
-    return Table(("site", "FVU", "L0", "dead", "KL", "recovered (zero)"), rows)
+    return Table(("site", *_FIRST, "KL", "recovered (zero)"), rows)
 
 
 def _site_table(reports: dict[str, DictionaryReport]) -> Table:
@@ -88,9 +115,9 @@ def _site_table(reports: dict[str, DictionaryReport]) -> Table:
         ("site at zero", splice.zeroed),
         ("site at its mean", splice.averaged),
     )
-    rows += [(name, *[""] * 7, *_losses(loss), "", "") for name, loss in references]
+    rows += [(name, *[""] * 9, *_losses(loss), "", "") for name, loss in references]
     head = (
-        *("set", "latents", "FVU", "L0", "dead", "at start", "cosine", "norm ratio", "cross-entropy", "perplexity"),
+        *("set", "latents", *_FIRST, "at start", "cosine", "norm ratio", "cross-entropy", "perplexity"),
         *("KL", "recovered (zero)", "(mean)"),
     )
     return Table(head, rows)

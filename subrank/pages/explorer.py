@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
-from sae_core.codec import to_plain
+from sae_core.codec import finite, to_plain
 from sae_core.errors import UserError
-from sae_core.evaluation.reconstruction import finite
 from sae_core.files import write_text
 from sae_core.sites import Stream
 from subrank.pages.names import check_names

@@ -95,6 +95,7 @@ def _card(card: Card) -> dict[str, Any]:
             f"most {card.max:.3g}; {card.norm_share:.2%} of the squared norm at {card.feature.site}"
         ),
         "at_start": f"{card.first_position:.0%}" if card.first_position >= 0.5 else "",
+        "on_outliers": f"{card.on_outliers:.0%}" if card.on_outliers >= 0.5 else "",
         "plots": [figure(plot) for plot in (activation_figure(card), drops_figure(card)) if plot is not None],
         "logits": {
             verb: [(token, f"{change:+.2f}") for token, change in pairs] for verb, pairs in logits.items() if pairs

@@ -36,6 +36,8 @@ class CircuitSettings(Settings):
     """what causes are set to"""
     reach: Literal["adjacent", "all"] = setting("adjacent", group=_HOW)
     """sites at which causes are sought"""
+    follow_sinks: bool = setting(False, group=_HOW)
+    """seek the causes of features that are mostly active at first positions or on tokens of massive norm, too"""
     nodes: int = setting(0, least=0, group=_HOW)
     """in place of recursion: prune to at most this many features that suffice"""
     null: int = setting(1000, least=0, group=_HOW)

@@ -57,6 +57,8 @@ class TrainSettings(Settings):
     """texts are conversations (messages), or what a user says: they are written by the model's chat template"""
     pack: bool = True
     """whether several documents share a context; if not, padding fills it up"""
+    outliers: float = setting(10.0, least=0)
+    """multiple of a site's median norm beyond which a token is left out, here and by all verbs; 0 leaves none out"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 

@@ -13,7 +13,7 @@ from editing.interventions.patch import ActivationPatch, ErrorPatch
 from editing.loss_recovered import Loss, Splice, SpliceCost, SpliceReport, splice_costs, splice_reports
 from editing.metrics import kl_divergence
 from sae_core.dictionaries.baselines import Basis
-from sae_core.evaluation.reconstruction import profiles
+from sae_core.evaluation.profiles import profiles
 from sae_core.sites import Site, Stream
 
 SITES = (Site(1), Site(0, Stream.MLP_OUT), Site(2, Stream.ATTN_OUT))

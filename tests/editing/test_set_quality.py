@@ -7,7 +7,8 @@ from handmade import random_topk
 from editing.loss_recovered import SpliceCost, splice_costs
 from editing.set_quality import SetQuality, measure_set
 from sae_core.data.text import Text
-from sae_core.evaluation.reconstruction import Quality, quality
+from sae_core.evaluation.profiles import quality
+from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 

@@ -1,5 +1,6 @@
 """Dictionaries and language models whose answers are known by hand, for the tests of editing and circuits."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -167,11 +168,16 @@ def number(name: FeatureId) -> int:
 
 
 class Clean:
-    """A dictionary whose codes are zero where they are only rounding."""
+    """A dictionary whose codes are zero where they are only rounding, and on outliers."""
+
+    outlier_norm = math.inf
 
     def __init__(self, basis: Basis):
         self.basis, self.directions, self.decode = basis, basis.directions, basis.decode
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.codes(x) * (x.norm(dim=-1, keepdim=True) <= self.outlier_norm)
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
         f = self.basis.encode(x)
         return f * (f.abs() > 1e-5)

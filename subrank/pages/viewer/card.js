@@ -53,6 +53,7 @@ subrank.card = (() => {
       ["mean", number(card.mean_active), "Mean activation where active"],
       ["largest", number(card.max), "Largest activation"],
       ["at first position", percent(card.first_position), "Share of its summed activation on the first tokens of contexts"],
+      ...(card.on_outliers >= 0.5 ? [["on massive tokens", percent(card.on_outliers), "Share of its summed activation that would fall on tokens of massive norm"]] : []),
       ["share of norm", percent(card.norm_share), "Share of the squared norm of the activations at its site"],
       ["tokens", many(card.n_tokens || 0), "Tokens it was measured on"],
     ];

@@ -236,3 +236,14 @@ def test_the_screened_search_says_what_it_did_not_look_at(tiny_models):
 def test_settings_that_make_no_sense(settings):
     with user_error(str(next(iter(settings.values())))):
         EdgeConfig(**settings)
+
+
+def test_features_of_attention_sinks_are_not_followed_unless_told_to(circuit, atlas):
+    """They stay causes of others; a root is searched whatever it is."""
+    steps = planted(circuit, atlas)
+    sink = steps[-1].target
+    root = FeatureTarget(TARGET, circuit.dictionaries[TARGET.site])
+    spared = CauseSearch(circuit.model, circuit.dictionaries, atlas, configured(), sinks=frozenset({sink, TARGET}))
+    without = list(discover(spared, root))
+    assert without == steps[:-1]
+    assert sink in {edge.cause for step in without for edge in step.edges}

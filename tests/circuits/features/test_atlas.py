@@ -1,5 +1,8 @@
 """The atlas of features: what a plain pass over the text gives, and which features predict or write what."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from handmade import Circuit, Clean, feature, number, random_topk
@@ -221,3 +224,51 @@ def test_strongest_writer_needs_a_latent_that_is_active(circuit):
     atlas = survey(circuit.model, {Site(3): silent}, circuit.contexts())
     with user_error("resid_post.3", "active"):
         strongest_writer(circuit.model, silent, Site(3), atlas)
+
+
+# ---- attention sinks -------------------------------------------------------------------------------
+
+
+def sinking(n_first: int, elsewhere: int = 0, limit: float = math.inf, massive: int = 0):
+    """Feature 2 on `n_first` first tokens and on others, some perhaps of massive norm; feature 3 between."""
+    contexts = torch.ones(40, 7, dtype=torch.long)
+    contexts[:, 0], contexts[:, 4], contexts[:30, 5] = 0, 46, 50
+    contexts[:n_first, 1], contexts[:elsewhere, 3], contexts[:massive, 2] = 45, 45, 47
+    planted = Circuit()
+    planted.given = torch.zeros(60, 4)
+    planted.given[45, 2], planted.given[46, 3], planted.given[47, 2] = 1.0, 0.5, 1000.0
+    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.dictionaries = {Site(0): Clean(planted.dictionaries[Site(0)])}
+    planted.dictionaries[Site(0)].outlier_norm = limit
+    return planted, contexts
+
+
+@pytest.mark.parametrize(
+    ("how", "sink"),
+    [
+        ({"n_first": 20}, True),
+        ({"n_first": 3}, False),  # too few to tell
+        ({"n_first": 10, "elsewhere": 20}, False),  # mostly active elsewhere
+        ({"n_first": 0, "elsewhere": 20, "massive": 2, "limit": 50.0}, True),
+        ({"n_first": 0, "elsewhere": 20, "limit": 50.0}, False),
+    ],
+)
+def test_latents_of_attention_sinks_are_told_from_others(how, sink):
+    planted, contexts = sinking(**how)
+    latents = survey(planted.model, planted.dictionaries, contexts).sites[Site(0)]
+    assert latents.sinks.tolist()[:4] == [False, False, sink, False]
+    if how.get("massive"):
+        assert latents.on_outliers[2] == pytest.approx(2000 / 2020) and latents.density[2] == 20 / 240
+
+
+def test_a_sink_is_no_default_target():
+    """Feature 2 predicts best and writes most, but on first tokens only."""
+    planted, contexts = sinking(20)
+    contexts[:20, 2], contexts[20:, 2] = 55, 1
+    atlas = survey(planted.model, planted.dictionaries, contexts)
+    predictive = most_predictive(planted.model, planted.dictionaries[Site(0)], Site(0), atlas, [55])
+    writer = strongest_writer(planted.model, planted.dictionaries[Site(0)], Site(0), atlas)
+    assert predictive != FeatureId(Site(0), 2) and writer == FeatureId(Site(0), 3)
+    told = replace(atlas.sites[Site(0)], sinks=torch.zeros_like(atlas.sites[Site(0)].sinks))
+    free = replace(atlas, sites={Site(0): told})
+    assert most_predictive(planted.model, planted.dictionaries[Site(0)], Site(0), free, [55]) == FeatureId(Site(0), 2)

@@ -14,8 +14,8 @@ from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
 
 KEYS = (
-    "id site index density mean_active max first_position norm_share n_tokens label examples histogram drops promotes "
-    "suppresses near"
+    "id site index density mean_active max first_position on_outliers norm_share n_tokens label examples histogram "
+    "drops promotes suppresses near"
 ).split()
 
 

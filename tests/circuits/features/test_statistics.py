@@ -25,7 +25,7 @@ def test_the_tally_is_what_a_dense_computation_says(catalogue, site):
     torch.testing.assert_close(latents.norm_share, f.double().square().sum((0, 1)) / x.square().sum())
     first = content & (content.cumsum(1) == 1)
     expected = f[first].sum(0) / f.sum((0, 1)).clamp_min(1e-12)
-    torch.testing.assert_close(latents.first_position.float(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(latents.statistics.at_first, expected, atol=1e-6, rtol=1e-5)
     peaks = f.max(1).values.sort(0, descending=True).values[:8].T
     torch.testing.assert_close(latents.statistics.top, peaks)
     dense = torch.zeros(48, catalogue.model.n_vocab, dtype=torch.float64)
@@ -56,11 +56,11 @@ def test_the_chunks_do_not_show(tiny_models):
     pieces = tally(model, saes, text, chunks=Chunks(contexts=5, codes=18 * 48 * 2, pairs=16))
     for site in SITES:
         a, b = whole.sites[site], pieces.sites[site]
-        for name in ("active", "total", "square", "first_position", "norm_share", "nearby"):
+        for name in ("active", "total", "square", "norm_share", "nearby"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-5, rtol=1e-5)
         for name in ("latent", "token", "active", "total"):
             torch.testing.assert_close(getattr(a.pairs, name), getattr(b.pairs, name), atol=1e-5, rtol=1e-5)
-        for name in ("top", "context", "position"):
+        for name in ("top", "context", "position", "at_first"):
             torch.testing.assert_close(getattr(a.statistics, name), getattr(b.statistics, name))
     torch.testing.assert_close(whole.atlas.mean_final, pieces.atlas.mean_final)
 

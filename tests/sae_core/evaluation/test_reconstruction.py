@@ -14,7 +14,9 @@ from sae_core.codec import to_plain
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.dictionaries.baselines import Basis, neurons, pca
 from sae_core.dictionaries.saes import TopKSAE
-from sae_core.evaluation.reconstruction import _Cells, _Moments, _Tally, fvu, l0, profiles, quality
+from sae_core.evaluation.counting import Cells, SiteCount
+from sae_core.evaluation.profiles import profiles, quality
+from sae_core.evaluation.reconstruction import fvu, l0
 from sae_core.sites import Site, Stream
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import start, train
@@ -147,12 +149,13 @@ def test_the_sums_themselves_show_neither_the_split_nor_a_large_offset(seed, off
     x = normal(40, 6, seed=seed).double() + offset
     basis = Basis(torch.eye(6, dtype=torch.float64)[:4], x.mean(0))
     contexts = torch.randint(2, 9, (40, 1), generator=torch.Generator().manual_seed(seed))
-    cells = _Cells(contexts, torch.ones_like(contexts, dtype=torch.bool))
-    moments, tally = _Moments(cells, x[:size]), _Tally(cells, basis)
+    cells = Cells(contexts, torch.ones_like(contexts, dtype=torch.bool))
+    count = SiteCount(cells, math.inf, 2**20)
+    count.include(basis)
     for rows in torch.arange(40).split(size):
-        moments.add(x[rows], cells.place[rows, 0])
-        tally.add(x[rows], cells.place[rows, 0], torch.zeros(len(rows), dtype=torch.bool))
-    got = tally.profile(moments).quality.fvu
+        spot = torch.stack([rows, torch.zeros_like(rows)], -1)
+        count.add(x[rows], cells.place[rows, 0], torch.zeros(len(rows), dtype=torch.bool), spot)
+    got = count.profile(basis, lambda context, position: "").quality.fvu
     assert got == pytest.approx(fvu(x, basis.decode(basis.encode(x))), rel=1e-6)
 
 

@@ -9,6 +9,7 @@ from planted import Planted, Rows, planted_directions, unchecked
 from tiny import user_error
 from trained import BATCH, EVERY, PLACES, config, finish, small
 
+from sae_core.outliers import NO_LIMITS
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import LOOK, start, train
@@ -32,8 +33,8 @@ class Poisoned(Planted):
 
     bad: int = 2
 
-    def block(self, block: int):
-        for number, batch in enumerate(super().block(block)):
+    def block(self, block: int, limits=NO_LIMITS):
+        for number, batch in enumerate(super().block(block, limits)):
             if block > 1 or (block == 1 and number >= self.bad):
                 batch[self.sites[-1]] = batch[self.sites[-1]].index_fill(0, torch.tensor(7), torch.nan)
             yield batch
@@ -75,8 +76,8 @@ def test_a_block_smaller_than_a_batch_is_refused():
         start(Rows(torch.ones(BATCH - 1, 12), BATCH), config())
 
     class Ends(Planted):
-        def block(self, block: int):
-            return super().block(block) if block < 2 else iter(())
+        def block(self, block: int, limits=NO_LIMITS):
+            return super().block(block, limits) if block < 2 else iter(())
 
     with user_error("block 2", "more text"):
         trained(Ends(planted_directions(30, 12), batch=BATCH, batches=5), config())

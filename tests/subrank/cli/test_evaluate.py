@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import user_error
 
 from sae_core.data.text import Text, held_out
-from sae_core.evaluation.reconstruction import quality
+from sae_core.evaluation.profiles import quality
 from sae_core.sites import Site, Stream
 from sae_core.storage import DictionarySet, load_set
 from subrank.cli import evaluate

@@ -11,7 +11,8 @@ from tiny import random_tokens
 from editing.loss_recovered import Hurt, Loss, SpliceReport, splice_reports
 from editing.set_evaluation import Densities, DictionaryReport, Evaluation, evaluation_of
 from sae_core.errors import UserError
-from sae_core.evaluation.reconstruction import Part, profiles
+from sae_core.evaluation.profiles import profiles
+from sae_core.evaluation.reconstruction import Part
 from sae_core.evaluation.similarity import compare
 from sae_core.sites import Site, Stream
 from subrank.pages.evaluation_figures import frontier_figure, site_figure

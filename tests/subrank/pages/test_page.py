@@ -59,7 +59,7 @@ def removal(*, gone: bool) -> RemovalResult:
 
 def test_tokens_are_escaped():
     table = Table((NASTY,), [(NASTY,), (Cell(NASTY, NASTY, link=f'"{NASTY}'),)])
-    for part in (render("dictionaries.html", dictionaries=table), circuit_section(graph(), None)):
+    for part in (render("dictionaries.html", dictionaries=table, outliers=[]), circuit_section(graph(), None)):
         assert "<script>" not in part and "&lt;script&gt;" in part
 
 
