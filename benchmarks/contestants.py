@@ -78,8 +78,9 @@ class Rows:
         return len(self.batches[0])
 
     def block(self, block: int, limits=None) -> Iterator[dict]:
+        limit = (limits or {}).get(self.sites[0])
         for batch in self.batches:
-            yield {self.sites[0]: batch}
+            yield {self.sites[0]: batch if limit is None else batch[torch.linalg.vector_norm(batch, dim=-1) <= limit]}
 
 
 class Subrank:

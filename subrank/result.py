@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 RESULT, PROVENANCE = "result.json", "provenance.json"
+QUICK = "quick: about a tenth of the usual work, so these numbers are rough; leave --quick out for better ones"
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
 _KINDS = {
     "ioi": "subrank.experiments.ioi:IOI",
@@ -102,6 +103,10 @@ class Result(ABC):
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Result":
         """The result that `to_dict` made `numbers` of."""
 
+    def note(self) -> str:
+        """A line that says of quick results that they are; empty for others."""
+        return QUICK if self.provenance.settings.get("quick") else ""
+
     def plot(self, name: str | None = None) -> "Figure":
         """One of `figures()`, the first by default; shows itself in a notebook."""
         figures = self.figures()
@@ -118,13 +123,13 @@ class Result(ABC):
 
         `assets` is the folder that holds, or gets, the one copy of plotly; by default the page's own.
         """
-        from subrank.pages.page import write_page
+        from subrank.pages.page import warned, write_page
 
         folder = user_path(folder)
         write_json(folder / PROVENANCE, asdict(self.provenance))
         write_json(folder / RESULT, self.to_dict())
         page = folder / f"{self.verb}.html"
-        write_page(page, self.title(), self.saved_body(), assets=assets)
+        write_page(page, self.title(), warned(self.note()) + self.saved_body(), assets=assets)
         return page
 
     def saved_body(self) -> Markup:
@@ -132,12 +137,12 @@ class Result(ABC):
         return self.body()
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join([*self.lines(), *([self.note()] if self.note() else [])])
 
     def _repr_html_(self) -> str:
-        from subrank.pages.page import fragment
+        from subrank.pages.page import fragment, warned
 
-        return fragment(self.body())
+        return fragment(warned(self.note()) + self.body())
 
 
 def load_result(folder: str | Path) -> Result:

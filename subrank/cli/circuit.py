@@ -4,7 +4,7 @@ import argparse
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of, word
-from subrank.cli.terminal import report, say
+from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.circuit import CircuitSettings
 
 
@@ -27,8 +27,9 @@ def run(options: argparse.Namespace) -> None:
         saes[options.target]
     out = writable(options.out or options.dir / "circuit")
     model = model_of(options.model or saes.model, options)
-    result = run_circuit(model, saes, options.target, settings, report, steps_folder=out)
+    with reporting() as report:
+        result = run_circuit(model, saes, options.target, settings, report, steps_folder=out)
     page = result.save(out)
     for line in result.evaluation.lines() if result.evaluation else result.notes:
         say(f"  {line}")
-    say(f"results: {page}")
+    say_results(result, page)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of
-from subrank.cli.terminal import report, say
+from subrank.cli.terminal import reporting, say
 from subrank.cli.train import RUN, begin, go_on, train_into
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
@@ -92,13 +92,16 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
         return 130
     saes = load(folder)
     say("2/4  IOI: patching features from one prompt into another")
-    ioi = run_ioi(model, by_name(saes), plan.ioi, report)
+    with reporting() as report:
+        ioi = run_ioi(model, by_name(saes), plan.ioi, report)
     ioi.save(out / "ioi", assets=out)
     say("3/4  a circuit")
-    circuit = run_circuit(model, saes, None, plan.circuit, report, steps_folder=out / "circuit")
+    with reporting() as report:
+        circuit = run_circuit(model, saes, None, plan.circuit, report, steps_folder=out / "circuit")
     circuit.save(out / "circuit", assets=out)
     say("4/4  removing pronouns")
-    removal = run_remove(model, saes, "pronouns", RemoveSettings(seed=seed), plan.removal, report)
+    with reporting() as report:
+        removal = run_remove(model, saes, "pronouns", RemoveSettings(seed=seed), plan.removal, report)
     removal.save(out / "remove", assets=out)
     minutes = (time.time() - started) / 60
     for result in (ioi, circuit, removal):

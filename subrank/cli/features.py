@@ -4,7 +4,7 @@ import argparse
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of
-from subrank.cli.terminal import report, say
+from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import FeatureSettings
 
 
@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
     chosen_features(saes, names, settings)  # what is wrong with them is said before the model is loaded
     out = writable(options.out or options.dir / "features")
     model = model_of(options.model or saes.model, options)
-    result = run_features(model, saes, names, settings, report)
+    with reporting() as report:
+        result = run_features(model, saes, names, settings, report)
     for card in result.cards:
         say(f"  {card.feature}: {card_line(card)}")
-    say(f"results: {result.save(out)}")
+    say_results(result, result.save(out))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from subrank.cli.arguments import model_of, sets_of, writable
 from subrank.cli.parsers import Verbs, settings_of
-from subrank.cli.terminal import report, say
+from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import IOISettings
 
 
@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> None:
     for note in text_of(sets, settings.text)[1]:
         say(note)
     model = model_of(options.model or next(iter(sets.values())).model, options)
-    result = run_ioi(model, sets, settings, report)
+    with reporting() as report:
+        result = run_ioi(model, sets, settings, report)
     for line in result.sentences():
         say(f"  {line}")
-    say(f"results: {result.save(out)}")
+    say_results(result, result.save(out))

@@ -4,7 +4,7 @@ import argparse
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of, word
-from subrank.cli.terminal import report, say
+from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import RemoveSettings
 
 
@@ -25,8 +25,9 @@ def run(options: argparse.Namespace) -> None:
     config = removal_config(settings, saes)
     out = writable(options.out or options.dir / "remove")
     model = model_of(options.model or saes.model, options)
-    result = run_remove(model, saes, options.task, settings, config, report)
+    with reporting() as report:
+        result = run_remove(model, saes, options.task, settings, config, report)
     page = result.save(out)
     for line in result.lines():
         say(line)
-    say(f"results: {page}")
+    say_results(result, page)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.features import names_of
 from subrank.cli.parsers import Verbs, settings_of
-from subrank.cli.terminal import colourful, report, say
+from subrank.cli.terminal import colourful, reporting, say, say_results
 from subrank.settings.experiments import SteerSettings
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ def run(options: argparse.Namespace) -> None:
     model = model_of(options.model or saes.model, options)
     for text in settings.prompt or ():
         say_unknown(model, text)
-    result = run_steer(model, saes, names, settings, report)
+    with reporting() as report:
+        result = run_steer(model, saes, names, settings, report)
     for line in described(result.response):
         say(line)
     show(result.texts, colour=colourful())
-    say(f"results: {result.save(out)}")
+    say_results(result, result.save(out))
 
 
 def say_unknown(model: "LanguageModel", text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, given, path, settings_of, word
-from subrank.cli.terminal import interruptible, report, say, steps_shown
+from subrank.cli.terminal import interruptible, reporting, say, steps_shown
 from subrank.settings.train import TrainSettings
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trai
             if stopped() and step.step < total:
                 return None
     save_checkpoint(state, run.text, session.model, out, contexts=session.digest)  # measuring may be interrupted
-    trained = session.finish(report)
+    with reporting() as report:
+        trained = session.finish(report)
     for name, saes in trained.sets.items():
         saes.save(out if len(trained.sets) == 1 else out / name)
         for line in saes.quality.lines() if saes.quality else ():

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PICTURES = (".svg", ".png", ".dot")
+QUICK_TARGETS = 3
+"""Targets searched under `--quick`."""
 DRAWS = 3
 """Draws of examples on which a circuit that is scored is discovered again."""
 NO_GRAPHVIZ = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
@@ -242,7 +244,8 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
     edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
     limits = {"depth": settings.depth, "reach": Reach(settings.reach), "follow_sinks": settings.follow_sinks}
     config = DiscoveryConfig(edges, settings.examples, **limits)
-    return config if settings.max_targets is None else replace(config, max_targets=settings.max_targets)
+    most = settings.max_targets or (QUICK_TARGETS if settings.quick else config.max_targets)
+    return replace(config, max_targets=most)
 
 
 def facts(resolved: ResolvedRequest) -> Iterator[str]:
@@ -290,7 +293,8 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    search, n_draws = resolved.search, DRAWS if settings.draws is None else settings.draws
+    usual = 0 if settings.quick else DRAWS
+    search, n_draws = resolved.search, usual if settings.draws is None else settings.draws
     atlas = survey(search.model, search.dictionaries, held, top=max(64, 2 * search.config.n_examples))
     try:
         return evaluate_circuit(resolved, circuit, atlas, n_draws=n_draws, on_progress=on_progress), ()

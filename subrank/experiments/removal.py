@@ -142,7 +142,10 @@ def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
     if site is not None:
         saes.at(site)
     config = RemovalConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos), site=site)
-    return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget)
+    sizes = {"text_contexts": settings.contexts, "shortlist": settings.shortlist, "max_features": settings.features}
+    if settings.quick:
+        sizes |= {"greedy_prompts": 8, "random_draws": 1}
+    return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget, **sizes)
 
 
 def write_edit(folder: Path, model: LanguageModel, edits: list) -> list[str]:

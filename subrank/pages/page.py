@@ -148,6 +148,11 @@ def link(address: str, words: str) -> Markup:
     return _part("link", address, words)
 
 
+def warned(text: str) -> Markup:
+    """A paragraph that a reader should see first; nothing for the empty text."""
+    return Markup('<p class="lead"><b>{}</b></p>\n').format(text) if text else Markup()
+
+
 def write_page(path: Path, title: str, body: str, assets: Path | None = None) -> None:
     """Write a page; `assets` is the folder that holds (or gets) the one copy of plotly, by default the page's own.
 

@@ -22,7 +22,7 @@ class CircuitSettings(Settings):
     """examples per target, at least 16"""
     spread: bool = setting(False, group=_WHAT)
     """examples over the range of activations, not the strongest"""
-    contexts: int = setting(1000, least=16, group=_WHAT)
+    contexts: int = setting(1000, least=16, quick=100, group=_WHAT)
     """contexts searched for examples"""
     keep: int = setting(3, least=0, group=_HOW)
     """causes kept per target and site; 0 keeps all"""
@@ -40,19 +40,19 @@ class CircuitSettings(Settings):
     """seek the causes of features that are mostly active at first positions or on tokens of massive norm, too"""
     nodes: int = setting(0, least=0, group=_HOW)
     """in place of recursion: prune to at most this many features that suffice"""
-    null: int = setting(1000, least=0, group=_HOW)
+    null: int = setting(1000, least=0, quick=100, group=_HOW)
     """random directions that each edge is compared with; 0: none"""
     exhaustive: bool = setting(False, group=_HOW)
     """ablate every active feature also where several blocks lie between"""
     screen_only: bool = setting(False, group=_HOW)
     """ablate nothing: first-order effects, at once"""
-    held: int = setting(400, least=0, group=_THEN)
+    held: int = setting(400, least=0, quick=40, group=_THEN)
     """contexts on which it is scored; 0: it is not"""
     cover: int = setting(2, least=1, group=_THEN)
     """sites below the target that are left to the circuit alone"""
     draws: int | None = setting(None, least=0, group=_THEN)
     """draws of examples on which it is discovered again (default: 3); 0: it is not"""
-    cards: int = setting(300, least=0, group=_THEN)
+    cards: int = setting(300, least=0, quick=30, group=_THEN)
     """contexts read for the explorer's feature cards; 0: no explorer"""
     names: Path | None = setting(None, group=_THEN)
     """a names.json that the explorer saved"""
@@ -60,6 +60,8 @@ class CircuitSettings(Settings):
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of examples, random directions and intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
     def check(self) -> None:
         if self.exhaustive and self.screen_only:

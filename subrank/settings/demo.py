@@ -9,15 +9,17 @@ from subrank.settings.fields import Settings, setting, site_or_stream
 class DemoSettings(Settings):
     """How much of the whole story to run."""
 
-    tokens: int = setting(500_000, least=1024)
+    tokens: int = setting(500_000, least=1024, quick=100_000)
     """tokens to train the dictionaries on"""
     sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
     """where: streams or sites (default: every layer)"""
-    prompts: int | None = setting(None, least=8)
+    prompts: int | None = setting(None, least=8, quick=16)
     """test prompts per experiment, if not each one's own"""
-    contexts: int = setting(1000, least=16)
+    contexts: int = setting(1000, least=16, quick=150)
     """contexts searched for examples of features"""
-    max_targets: int = setting(15, least=1)
+    max_targets: int = setting(15, least=1, quick=3)
     """targets whose causes are searched"""
     seed: int = setting(0, least=0)
     """seed of everything"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""

@@ -30,7 +30,7 @@ class IOISettings(Settings):
     """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
     corruption: Literal["both", "io", "swap", "abc"] = "both"
     """what differs between the prompts of a pair: io, swap, abc, or both io and swap"""
-    prompts: int | None = setting(None, least=2)
+    prompts: int | None = setting(None, least=2, quick=10)
     """test prompts (default: 96); a third as many for the selection"""
     selectors: tuple[Selector, ...] | None = setting(None, metavar="HOW")
     """ways to choose features: greedy, attribution, threshold, random (default: all)"""
@@ -42,6 +42,8 @@ class IOISettings(Settings):
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of prompts, random orders and intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
     def check(self) -> None:
         if sum(value is not None for value in (self.site, self.sites, self.jointly)) > 1:
@@ -54,14 +56,22 @@ class RemoveSettings(Settings):
 
     site: str | None = setting(None, reads=Site.parse)
     """where to edit; by default chosen on selection prompts"""
-    prompts: int = setting(256, least=8)
+    prompts: int = setting(256, least=8, quick=26)
     """test prompts; half as many to choose the edit"""
+    contexts: int = setting(48, least=8, quick=8)
+    """held-out contexts on which damage is measured; the first half to choose the edit by"""
+    shortlist: int = setting(16, least=1, quick=6)
+    """features that are tried one by one"""
+    features: int = setting(16, least=1, quick=4)
+    """features that are ablated together, at most"""
     budget: float = 0.05
     """nats per token that an edit may cost on the text for choosing it"""
     text: str | None = None
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of prompts, random controls and intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,14 @@ class SteerSettings(Settings):
     """0 always takes the most probable token"""
     top_p: float | None = None
     """draw from the most probable tokens of this share"""
-    contexts: int = setting(32, least=2)
+    contexts: int = setting(32, least=2, quick=4)
     """held-out contexts to measure on"""
     text: str | None = None
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of the texts and of random directions"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,9 @@ class FeatureSettings(Settings):
 
     site: str | None = setting(None, reads=Site.parse)
     """full cards for features of this site only, e.g. resid_post.3"""
-    full: int = setting(24, least=0)
+    full: int = setting(24, least=0, quick=3)
     """full cards, for features drawn at random if not named"""
-    contexts: int = setting(1000, least=8)
+    contexts: int = setting(1000, least=8, quick=100)
     """contexts read, and a quarter as many held-out ones"""
     neurons: bool = False
     """beside each full card that of the nearest neuron"""
@@ -107,20 +119,24 @@ class FeatureSettings(Settings):
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of the features drawn and of the examples"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(Settings):
     """How much held-out text is measured on."""
 
-    contexts: int = setting(256, least=1)
+    contexts: int = setting(256, least=1, quick=26)
     """contexts to measure on, at most; held-out ones"""
-    spliced: int = setting(64, least=1)
+    spliced: int = setting(64, least=1, quick=6)
     """of them, contexts to splice dictionaries into"""
     text: str | None = None
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
     """seed of the random baseline of the comparison"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
 
 @dataclass(frozen=True)

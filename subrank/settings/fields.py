@@ -31,7 +31,8 @@ def setting(default: Any, **metadata: Any) -> Any:
     """A field with more to it.
 
     `least` and `most` are the smallest and the largest value; `reads` raises `UserError` for a value that it cannot
-    read; `empty` allows no values where several may be; `group` (a heading), `flag` and `metavar` are for `--help`.
+    read; `empty` allows no values where several may be; `quick` is what the default becomes under `--quick`; `group`
+    (a heading), `flag` and `metavar` are for `--help`.
     """
     return field(default=default, metadata=metadata)
 
@@ -50,6 +51,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
+            if getattr(self, "quick", False) and "quick" in each.metadata and getattr(self, each.name) == each.default:
+                object.__setattr__(self, each.name, each.metadata["quick"])
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
         self.check()
 

@@ -31,7 +31,7 @@ class TrainSettings(Settings):
     """weight of the loss at 4k latents (topk); Gao et al. use 0.125"""
     kl: float = 0.0
     """weight of the KL divergence of the model's predictions"""
-    tokens: int = 2_000_000
+    tokens: int = setting(2_000_000, quick=200_000)
     """tokens to train on"""
     text_tokens: int | None = setting(None, least=1)
     """tokens of text to read, at most; as many as to train on, if not given"""
@@ -59,6 +59,8 @@ class TrainSettings(Settings):
     """whether several documents share a context; if not, padding fills it up"""
     outliers: float = setting(10.0, least=0)
     """multiple of a site's median norm beyond which a token is left out, here and by all verbs; 0 leaves none out"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
     memory: float = setting(2.0, metavar="GIB", most=2.0**20)
     """GiB of activations held at once; more mix more contexts"""
 
