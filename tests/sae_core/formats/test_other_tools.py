@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from foreign_files import (
     K,
     N,
@@ -21,9 +20,11 @@ from foreign_files import (
 from handmade import random_topk
 from tiny import random_tokens
 
+from editing.loss_recovered import splice_costs
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sparsify import save_sparsify
+from sae_core.model.hub import STORYBOOK
 from sae_core.sites import Site, Stream
 
 THEIRS = pytest.mark.filterwarnings("default")  # what they warn of is their affair
@@ -55,33 +56,66 @@ def test_sae_lens_itself_reads_our_sets(tmp_path):
             assert (theirs(X.float()) - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
 
 
+MODULES = {Stream.RESID_POST: "", Stream.MLP_OUT: ".mlp", Stream.MLP_HIDDEN: ".mlp.act", Stream.ATTN_OUT: ".attention"}
+SITES = [Site(layer, stream) for layer, stream in enumerate(Stream, 1)]
+
+
+class PlainSplices:
+    """Random dictionaries of `storybook`, spliced into the model by Transformers alone, and what each costs."""
+
+    def __init__(self) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(STORYBOOK, dtype=torch.float32)
+        self.tokens = random_tokens(self.model.config.vocab_size, 2, 16)
+        self.dictionaries = {
+            site: random_topk(512 if site.stream is Stream.MLP_HIDDEN else 128, 64, 8, seed=site.layer)
+            for site in SITES
+        }
+
+    @torch.no_grad()
+    def loss(self, site: Site | None) -> float:
+        """Next-token cross-entropy with the site's dictionary spliced in, nats per token; None: as the model is."""
+        if site is None:
+            return self.model(self.tokens, labels=self.tokens).loss.item()
+        sae = self.dictionaries[site]
+
+        def splice(module, args, output):
+            h, *rest = output if isinstance(output, tuple) else (output,)
+            x_hat = sae.decode(sae.encode(h))
+            return (x_hat, *rest) if isinstance(output, tuple) else x_hat
+
+        module = self.model.get_submodule(f"gpt_neox.layers.{site.layer}{MODULES[site.stream]}")
+        handle = module.register_forward_hook(splice)
+        loss = self.loss(None)
+        handle.remove()
+        return loss
+
+
+@pytest.fixture(scope="module")
+def plain() -> PlainSplices:
+    return PlainSplices()
+
+
+def test_our_spliced_loss_is_that_of_plain_transformers(plain, storybook):
+    for site, cost in splice_costs(storybook, plain.dictionaries, plain.tokens).items():
+        assert abs(cost.spliced - plain.loss(site)) < 1e-4 and abs(cost.original - plain.loss(None)) < 1e-4
+        assert abs(cost.spliced - cost.original) > 1e-2  # control
+
+
 @THEIRS
-def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path):
+def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path, plain):
     """Attached to the model by what the card says, each dictionary costs what we say that it costs."""
     package = pytest.importorskip("sae_lens")
-    from editing.loss_recovered import Splice
-    from sae_core.model.hub import STORYBOOK
-    from sae_core.model.language_model import load_model
-
-    model = load_model("storybook", device="cpu")
-    sites = [Site(layer, stream) for layer, stream in enumerate(Stream, 1)]
-    dictionaries = {site: random_topk(model.d_in(site), 64, 8, seed=site.layer) for site in sites}
-    save_as_set(tmp_path, dictionaries)
-    tokens = random_tokens(model.n_vocab, 2, 16)
+    save_as_set(tmp_path, plain.dictionaries)
     theirs = package.SAETransformerBridge.boot_transformers(str(STORYBOOK), device="cpu")
-
-    def loss(*edits: Splice) -> float:
-        with model.hooks(*edits):
-            return F.cross_entropy(model.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
-
-    for site, dictionary in dictionaries.items():
+    for site in SITES:
         sae = package.SAE.load_from_disk(tmp_path / str(site))
         about = sae.cfg.metadata
         assert (about.hook_name, about.model_name, about.context_size) == (hook_name(site), "m", 8)
         assert about.prepend_bos and about.model_from_pretrained_kwargs == {"center_writing_weights": False}
         with torch.no_grad(), theirs.saes([sae]):
-            assert abs(theirs(tokens, return_type="loss").item() - loss(Splice(site, dictionary))) < 1e-4
-        assert abs(loss(Splice(site, dictionary)) - loss()) > 1e-2  # control
+            assert abs(theirs(plain.tokens, return_type="loss").item() - plain.loss(site)) < 1e-4
 
 
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
