@@ -142,7 +142,7 @@ def _contexts_at_once(model: LanguageModel, length: int) -> int:
     a quarter more processor time with 32 MiB. A GPU needs more at a time to be busy.
     """
     numbers = 2**21 if model.device.type == "cpu" else 2**26
-    widest = max(model.d_in(Site(0, stream)) for stream in (Stream.RESID_POST, Stream.MLP_HIDDEN))
+    widest = max(model.d_in(site) for stream in Stream for site in model.offered(stream))
     return max(1, numbers // (widest * length))
 
 

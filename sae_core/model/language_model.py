@@ -87,8 +87,11 @@ class LanguageModel(Vocabulary):
 
     def sites(self, stream: Stream = Stream.RESID_POST) -> list[Site]:
         """The sites of one stream that can be used, from the first layer on; raises `UserError` where there is none."""
-        sites = [Site(layer, stream) for layer in range(self.n_layers)]
-        return [site for site in sites if site not in self.unfit] or [self.check(sites[0])]
+        return self.offered(stream) or [self.check(Site(0, stream))]
+
+    def offered(self, stream: Stream) -> list[Site]:
+        """`sites`, which may be none."""
+        return [site for layer in range(self.n_layers) if (site := Site(layer, stream)) not in self.unfit]
 
     def feeds(self, a: Site, b: Site) -> bool:
         """Whether the activation at `a` can affect the one at `b` within one token or later ones."""

@@ -55,9 +55,7 @@ def tokens() -> torch.Tensor:
 
 
 def offered(model) -> list[Site]:
-    return [
-        site for stream in Stream for site in map(Site, range(model.n_layers), 2 * [stream]) if site not in model.unfit
-    ]
+    return [site for stream in Stream for site in model.offered(stream)]
 
 
 def test_logits_are_those_of_transformers(model, reference, tokens):

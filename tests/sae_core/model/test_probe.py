@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, write_family
 from tiny import user_error
 
+from sae_core.data.activations import _contexts_at_once
 from sae_core.formats.hook_names import bridge_hook
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.model.probe import probe
@@ -122,3 +123,4 @@ def test_what_is_refused_is_said_once(tmp_path, caplog):
     (line,) = [message for message in caplog.messages if "cannot be used" in message]
     assert "mlp_hidden" in line and str(tmp_path) in line and "expert" in line
     assert model.unfit.keys() == {Site(0, Stream.MLP_HIDDEN), Site(1, Stream.MLP_HIDDEN)}
+    assert _contexts_at_once(model, 12) >= 1  # once no stream could be trained
