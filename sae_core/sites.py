@@ -10,6 +10,8 @@ from sae_core.errors import UserError, did_you_mean
 class Stream(StrEnum):
     """Which vector of a block, in the order in which a sequential block computes them."""
 
+    ATTN_Z = "attn_z"
+    """What the heads of attention read, side by side, before it is mixed into what attention writes."""
     ATTN_OUT = "attn_out"
     MLP_HIDDEN = "mlp_hidden"
     MLP_OUT = "mlp_out"

@@ -217,7 +217,8 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
     read_at_residual = into.stream is Stream.RESID_POST
     if adds_to_residual(model, source) and (source == into or (read_at_residual and gap == 0)):
         return SamePlace(scene)
-    if adds_to_residual(model, source) and (gap == 1 or (direct and gap > 1)) and into.stream is not Stream.MLP_HIDDEN:
+    inner = into.stream in (Stream.ATTN_Z, Stream.MLP_HIDDEN)  # not among what the closed form gives
+    if adds_to_residual(model, source) and (gap == 1 or (direct and gap > 1)) and not inner:
         block = block_of(model, into.layer, scene.tokens.shape[1])
         if block is not None:
             closed = OneBlock(scene, block)

@@ -19,7 +19,7 @@ def nearest(
     """The `n` features with the largest cosine to it at each site of the same and adjacent layers, largest first.
 
     Adjacent are the next layers that have a dictionary. Cosines are taken within one space: the residual's, in which
-    attention and MLP outputs lie too, or the hidden layer's of the MLPs.
+    attention and MLP outputs lie too, or that of the MLPs' hidden layers, or of the heads.
     """
     direction = dictionaries[feature.site].directions[feature.index]
     layers = sorted({site.layer for site in dictionaries})
@@ -28,7 +28,7 @@ def nearest(
     for site, dictionary in dictionaries.items():
         if abs(layers.index(site.layer) - here) > 1 or dictionary.directions.shape[1] != len(direction):
             continue
-        if (site.stream is Stream.MLP_HIDDEN) != (feature.site.stream is Stream.MLP_HIDDEN):
+        if _space(site) != _space(feature.site):
             continue  # of equal width by chance: another space
         cosine = dictionary.directions @ direction.to(dictionary.directions)
         if site == feature.site:
@@ -36,6 +36,11 @@ def nearest(
         best = cosine.topk(min(n, len(cosine) - (site == feature.site)))
         near += [(FeatureId(site, i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return tuple(sorted(near, key=lambda pair: -pair[1]))
+
+
+def _space(site: Site) -> Stream:
+    """Where its directions lie: in the residual, or in a space of its own."""
+    return site.stream if site.stream in (Stream.ATTN_Z, Stream.MLP_HIDDEN) else Stream.RESID_POST
 
 
 def coordinates(directions: Float[Tensor, "n_latents d_in"]) -> Rectified:

@@ -22,7 +22,7 @@ def adds_to_residual(model: LanguageModel, site: Site) -> bool:
     """
     if site.stream is Stream.ATTN_OUT:
         return not model.feeds(site, Site(site.layer, Stream.MLP_OUT))
-    return site.stream is not Stream.MLP_HIDDEN
+    return site.stream in (Stream.MLP_OUT, Stream.RESID_POST)
 
 
 class ResumedRun:

@@ -36,10 +36,11 @@ class AddDirection:
 
 @torch.no_grad()
 def written(model: LanguageModel, site: Site, directions: Float[Tensor, "k d_in"]) -> Float[Tensor, "k d_model"]:
-    """What directions at a site add to the residual: themselves, or from the MLP's hidden layer, d W_out."""
-    if site.stream is not Stream.MLP_HIDDEN:
+    """What directions at a site add to the residual: themselves, or d W from the MLP's hidden layer and from heads."""
+    mixed = {Stream.MLP_HIDDEN: Stream.MLP_OUT, Stream.ATTN_Z: Stream.ATTN_OUT}
+    if site.stream not in mixed:
         return directions
-    out = Site(site.layer, Stream.MLP_OUT)
+    out = Site(site.layer, mixed[site.stream])
     tokens = torch.zeros(len(directions), 1, dtype=torch.long)
     with model.hooks(AddDirection(site, directions[:, None])):
         moved = model.record(tokens, [out])[out]

@@ -11,10 +11,12 @@ _WRITTEN = {
     Stream.MLP_OUT: "hook_mlp_out",
     Stream.MLP_HIDDEN: "mlp.hook_post",
     Stream.ATTN_OUT: "hook_attn_out",
+    Stream.ATTN_Z: "attn.hook_z",
 }
 """What TransformerLens calls a stream within its block, and so do other tools' files and ours. The outputs of MLP and
 attention are what is added to the residual, behind the norms that Gemma 2 has there."""
 _BRIDGE = _WRITTEN | {Stream.RESID_POST: "hook_out", Stream.MLP_HIDDEN: "mlp.out.hook_in"}
+_BRIDGE |= {Stream.ATTN_Z: "attn.o.hook_in"}
 """The hook points of a `TransformerBridge` at which activations are read and edited."""
 _STREAMS = {name: stream for names in (_WRITTEN, _BRIDGE) for stream, name in names.items()}
 _PLAIN = {"resid": "hook_resid_post", "mlp": "mlp.hook_out", "attn": "attn.hook_out"}

@@ -29,6 +29,7 @@ from sae_core.formats.unit_norm import Raw, convert
 from sae_core.sites import Site, Stream
 
 log = logging.getLogger(__name__)
+HEADS, FOLDED = "hook_z", "fold_value_biases"
 VERSION = "6.0.0"
 """The first SAELens with such cards; it takes a card without a version for an older one, and drops its metadata."""
 _SAME_ACTIVATIONS = frozenset(
@@ -57,6 +58,8 @@ def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict
     if (gain := getattr(sae, "gain", None)) is not None:  # which SAELens keeps in the lengths of the directions
         tensors["W_dec"] = sae.W_dec * gain[:, None]
     loaded = {CENTRED: False} | (dict(normalisation.loaded) if normalisation else {})
+    of_heads = str(about.get("hook_name")).endswith(HEADS)
+    loaded |= {FOLDED: False} if of_heads else {}
     card = {
         "architecture": kind.sae_lens,
         "d_in": sae.d_in,
@@ -65,7 +68,7 @@ def to_sae_lens(dictionary: Autoencoder, about: Mapping[str, Any]) -> tuple[dict
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": normalisation.sae_lens if normalisation else "none",
-        "reshape_activations": "none",
+        "reshape_activations": HEADS if of_heads else "none",
         "metadata": {"sae_lens_version": VERSION, **about, "model_from_pretrained_kwargs": loaded},
     }
     return tensors, card | {name: getattr(sae, name) for name in kind.settings} | dict(kind.card)
@@ -76,7 +79,10 @@ def read_sae_lens(source: Source) -> Foreign:
     card, about = source.card, as_object(source.card.get("metadata")) or source.card
     k = agreed({"k": card.get("k"), "activation_fn_kwargs.k": as_object(card.get("activation_fn_kwargs")).get("k")})
     kind = _architecture(source, k)
-    check_setting("reshape_activations", card.get("reshape_activations"), None, "none")
+    hook = agreed({name: about.get(name) for name in ("hook_name", "hook_point")})
+    hook = hook if isinstance(hook, str) else None
+    reshaped = (None, "none", HEADS) if hook and hook.endswith(HEADS) else (None, "none")
+    check_setting("reshape_activations", card.get("reshape_activations"), *reshaped)
     check_setting("hook_head_index", about.get("hook_head_index", about.get("hook_point_head_index")), None)
     check_setting("hook_name_out", about.get("hook_name_out"), None, about.get("hook_name"))
 
@@ -94,8 +100,6 @@ def read_sae_lens(source: Source) -> Foreign:
         raw = replace(raw, threshold=source.tensor("log_threshold", n_latents).exp())
     elif kind != "standard":
         raw = replace(raw, threshold=source.tensor("threshold", n_latents))
-    hook = agreed({name: about.get(name) for name in ("hook_name", "hook_point")})
-    hook = hook if isinstance(hook, str) else None
     agreed({"hook_layer": about.get("hook_layer"), f"the layer of {hook}": layer_in(hook)})
     bos = about.get("prepend_bos", True if about is card else None)
     dictionary = _as_loaded(source, about, site_of(hook or ""), _normalised(source, convert(raw)))
@@ -163,7 +167,9 @@ def _as_loaded(source: Source, about: dict[str, Any], site: Site | None, diction
     strange = sorted(name for name, value in as_object(kwargs).items() if value and name not in _SAME_ACTIVATIONS)
     if strange:
         raise UserError(f"its model was loaded with {', '.join(strange)}, which cannot be represented here")
-    if isinstance(dictionary, LayerNormed) or (site and site.stream is Stream.MLP_HIDDEN):
+    if site and site.stream is Stream.ATTN_Z and as_object(kwargs).get(FOLDED):
+        raise UserError(f"its model was loaded with {FOLDED}, so that its heads lack their biases; it cannot be read")
+    if isinstance(dictionary, LayerNormed) or (site and site.stream in (Stream.ATTN_Z, Stream.MLP_HIDDEN)):
         return dictionary  # the mean is out already, or was never in
     if kwargs is None and about is source.card:
         log.warning(

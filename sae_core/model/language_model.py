@@ -97,7 +97,8 @@ class LanguageModel(Vocabulary):
         """Whether the activation at `a` can affect the one at `b` within one token or later ones."""
         if a.layer != b.layer:
             return a.layer < b.layer
-        if self._parallel and a.stream is Stream.ATTN_OUT:
+        attention = (Stream.ATTN_Z, Stream.ATTN_OUT)
+        if self._parallel and a.stream in attention and b.stream not in attention:
             return b.stream is Stream.RESID_POST
         return a < b
 
@@ -236,12 +237,13 @@ class LanguageModel(Vocabulary):
 
 
 def _widened(h: Tensor) -> Tensor:
-    """In float32 at least: dictionaries and edits do not compute in half precision."""
+    """In float32 at least, as dictionaries and edits compute; heads, which the library holds apart, side by side."""
+    h = h.flatten(2) if h.ndim == 4 else h
     return h if h.dtype is torch.float64 else h.float()
 
 
 def _edited(edit: Intervention, h: Tensor, hook: Any) -> Tensor:
-    return edit(_widened(h)).to(h.dtype)
+    return edit(_widened(h)).to(h.dtype).reshape(h.shape)
 
 
 def _keep(kept: dict[Site, Tensor], n: int, site: Site, h: Tensor, hook: Any) -> None:

@@ -108,7 +108,9 @@ def _one_of_each_kind(model: Probed, sites: list[Site]) -> dict[Site, list[Site]
 def _misshapen(h: Tensor | None, site: Site, n_rows: int, d_model: int) -> str | None:
     if h is None:
         return "it is never computed apart"
-    fits = h.shape[:-1] == (n_rows, N_POS) and (h.shape[-1] == d_model or site.stream is Stream.MLP_HIDDEN)
+    fits = h.shape[:-1] == (n_rows, N_POS) and (
+        h.shape[-1] == d_model or site.stream in (Stream.MLP_HIDDEN, Stream.ATTN_Z)
+    )
     return None if fits else f"it comes as {list(h.shape)} for {n_rows} contexts of {N_POS} tokens"
 
 

@@ -10,14 +10,15 @@ def reference_points(reference) -> dict[Site, tuple[torch.nn.Module, bool]]:
     points = {}
     kind = reference.config.model_type
     base = {"gpt_neox": "gpt_neox", "gpt2": "transformer", "llama": "model"}[kind]
-    attention, output = {
-        "gpt_neox": ("attention", "dense_4h_to_h"),
-        "gpt2": ("attn", "c_proj"),
-        "llama": ("self_attn", "down_proj"),
+    attention, mixing, output = {
+        "gpt_neox": ("attention", "dense", "dense_4h_to_h"),
+        "gpt2": ("attn", "c_proj", "c_proj"),
+        "llama": ("self_attn", "o_proj", "down_proj"),
     }[kind]
     body = getattr(reference, base)
     for layer, block in enumerate(body.h if kind == "gpt2" else body.layers):
         points[Site(layer, Stream.RESID_POST)] = block, False
+        points[Site(layer, Stream.ATTN_Z)] = getattr(getattr(block, attention), mixing), True
         points[Site(layer, Stream.ATTN_OUT)] = getattr(block, attention), False
         points[Site(layer, Stream.MLP_OUT)] = block.mlp, False
         points[Site(layer, Stream.MLP_HIDDEN)] = getattr(block.mlp, output), True

@@ -17,6 +17,7 @@ SITES = [
     Site(1, Stream.MLP_HIDDEN),
     Site(0, Stream.ATTN_OUT),
     Site(1, Stream.ATTN_OUT),
+    Site(1, Stream.ATTN_Z),
 ]
 EVERY_SITE = pytest.mark.parametrize("site", SITES, ids=str)
 

@@ -33,7 +33,7 @@ def causes_of(model, source: Site, dictionary, **how) -> Causes:
 
 
 SOURCES = pytest.mark.parametrize(
-    "source", [Site(1), Site(0), Site(1, Stream.ATTN_OUT), Site(0, Stream.MLP_HIDDEN)], ids=str
+    "source", [Site(1), Site(0), Site(1, Stream.ATTN_OUT), Site(1, Stream.ATTN_Z), Site(0, Stream.MLP_HIDDEN)], ids=str
 )
 
 

@@ -76,8 +76,9 @@ def test_a_direction_can_be_learned(tiny):
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
 
 
-def test_a_hidden_direction_writes_what_the_mlp_makes_of_it(tiny):
-    site, out = Site(1, Stream.MLP_HIDDEN), Site(1, Stream.MLP_OUT)
+@pytest.mark.parametrize(("inner", "outer"), [(Stream.MLP_HIDDEN, Stream.MLP_OUT), (Stream.ATTN_Z, Stream.ATTN_OUT)])
+def test_a_hidden_direction_writes_what_the_block_makes_of_it(tiny, inner, outer):
+    site, out = Site(1, inner), Site(1, outer)
     directions = torch.nn.functional.normalize(normal(4, tiny.d_in(site)), dim=-1)
     found = written(tiny, site, directions)
     text = random_tokens(30, 4, 12)

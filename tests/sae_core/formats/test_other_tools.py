@@ -56,7 +56,7 @@ def test_sae_lens_itself_reads_our_sets(tmp_path):
             assert (theirs(X.float()) - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
 
 
-MODULES = {Stream.RESID_POST: "", Stream.MLP_OUT: ".mlp", Stream.MLP_HIDDEN: ".mlp.act", Stream.ATTN_OUT: ".attention"}
+MODULES = {Stream.RESID_POST: "", Stream.MLP_OUT: "mlp", Stream.MLP_HIDDEN: "mlp.act", Stream.ATTN_OUT: "attention"}
 SITES = [Site(layer, stream) for layer, stream in enumerate(Stream, 1)]
 
 
@@ -85,8 +85,11 @@ class PlainSplices:
             x_hat = sae.decode(sae.encode(h))
             return (x_hat, *rest) if isinstance(output, tuple) else x_hat
 
-        module = self.model.get_submodule(f"gpt_neox.layers.{site.layer}{MODULES[site.stream]}")
-        handle = module.register_forward_hook(splice)
+        layer = self.model.get_submodule(f"gpt_neox.layers.{site.layer}")
+        if site.stream is Stream.ATTN_Z:
+            handle = layer.attention.dense.register_forward_pre_hook(lambda module, args: splice(module, args, args))
+        else:
+            handle = layer.get_submodule(MODULES[site.stream]).register_forward_hook(splice)
         loss = self.loss(None)
         handle.remove()
         return loss
@@ -110,6 +113,8 @@ def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path, plain):
     save_as_set(tmp_path, plain.dictionaries)
     theirs = package.SAETransformerBridge.boot_transformers(str(STORYBOOK), device="cpu")
     for site in SITES:
+        if site.stream is Stream.ATTN_Z:  # not yet tried with the package
+            continue
         sae = package.SAE.load_from_disk(tmp_path / str(site))
         about = sae.cfg.metadata
         assert (about.hook_name, about.model_name, about.context_size) == (hook_name(site), "m", 8)

@@ -28,6 +28,7 @@ from tiny import random_tokens, user_error, write_tiny
 from sae_core.dictionaries.normalised import Centred, LayerNormed
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.formats.readers import load_foreign
+from sae_core.formats.sae_lens import to_sae_lens
 from sae_core.sites import Site, Stream
 
 
@@ -63,9 +64,31 @@ def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
         tokens, sites = random_tokens(plain.n_vocab, 3, 12), [Site(layer, s) for layer in range(3) for s in Stream]
         theirs = processed.record(tokens, sites)
         for site, x in plain.record(tokens, sites).items():
+            if site.stream is Stream.ATTN_Z:  # its heads lack their biases: the same on every token, and not nothing
+                shift = (theirs[site] - x).flatten(0, 1)
+                assert (shift - shift[0]).abs().max() < 1e-4 and shift.abs().max() > 0.1
+                continue
             expected = x - x.mean(-1, keepdim=True) if site.stream in streams else x
             assert (theirs[site] - expected).abs().max() < 1e-4
             assert site.stream not in streams or (x - expected).abs().max() > 0.1
+
+
+def test_dictionaries_of_heads(tmp_path):
+    """SAELens reshapes what they read, and its card says so; without their biases heads are another tensor."""
+    values, reshaped = without(tensors(), "threshold"), {"reshape_activations": "hook_z"}
+    at = "blocks.2.attn.hook_z"
+    card = sae_lens_card("standard") | loaded_with(hook=at) | reshaped
+    foreign = load_foreign(sae_lens(tmp_path / "a", values, card))
+    assert foreign.site == Site(2, Stream.ATTN_Z)
+    _, written = to_sae_lens(foreign.dictionary, {"hook_name": at})
+    assert written["reshape_activations"] == "hook_z"
+    assert written["metadata"]["model_from_pretrained_kwargs"]["fold_value_biases"] is False
+    folded = sae_lens_card("standard") | loaded_with(hook=at, fold_value_biases=True) | reshaped
+    with user_error("fold_value_biases"):
+        load_foreign(sae_lens(tmp_path / "b", values, folded))
+    elsewhere = sae_lens_card("standard") | loaded_with(hook="blocks.2.hook_mlp_out") | reshaped
+    with user_error("reshape_activations"):
+        load_foreign(sae_lens(tmp_path / "c", values, elsewhere))
 
 
 def test_where_centred_weights_change_nothing_or_what_is_known(tmp_path):

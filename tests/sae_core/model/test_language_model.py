@@ -89,7 +89,7 @@ def test_one_forward_records_every_site_as_hooks_by_hand_do(tiny, reference, tok
     with counting_calls(tiny) as calls:
         got = tiny.record(tokens, all_sites(tiny))
     expected = record_by_hand(reference, tokens)
-    assert set(got) == set(expected) and len(got) == 12
+    assert set(got) == set(expected) and len(got) == 15
     for site, h in expected.items():
         close(got[site], h)
         assert got[site].shape == (*tokens.shape, tiny.d_in(site))
@@ -211,6 +211,7 @@ def test_resume_refuses_sites_below(tiny, tokens):
 )
 def test_feeds_within_a_block(tiny_models, kind, attention_feeds):
     table = {
+        "attn_z": {"attn_out", *attention_feeds},
         "attn_out": attention_feeds,
         "mlp_hidden": {"mlp_out", "resid_post"},
         "mlp_out": {"resid_post"},

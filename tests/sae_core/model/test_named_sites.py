@@ -33,10 +33,15 @@ def test_names_lead_to_the_tensor(tiny_models):
                 assert site_named(tiny_models[kind], name) == site, (kind, name)
 
 
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_mid", "blocks.1.attn.hook_z", "blocks.0.hook_resid_pre"])
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_mid", "blocks.0.hook_resid_pre"])
 def test_a_tensor_of_no_site_is_refused(tiny_models, name):
     with user_error(name, "no site", "the nearest, ", "%"):
         site_named(tiny_models["gpt2"], name)
+
+
+def test_heads_are_a_site(tiny_models):
+    for name in ("blocks.1.attn.hook_z", "blocks.1.attn.o.hook_in"):
+        assert site_named(tiny_models["gpt2"], name) == Site(1, Stream.ATTN_Z)
 
 
 def test_names_that_a_model_does_not_have(tiny_models):
