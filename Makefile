@@ -8,6 +8,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Without bytecode, which some environments forbid to keep, every process compiles all modules and tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+# The files that take longest come first (tests/conftest.py), not those with most tests.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .PHONY: demo test quick seeds trained-avx2 interop lint clean
@@ -22,18 +26,18 @@ demo: $(VENV)/installed
 	$(BIN)/subrank demo --out demo
 
 test: $(VENV)/installed
-	$(PYTEST) -n 2 --dist loadfile
+	$(PYTEST) $(SPREAD)
 
 quick: $(VENV)/installed
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not trained and not browser and not real"
+	$(PYTEST) $(SPREAD) -m "not slow and not trained and not browser and not real"
 
 # Numbers of trained dictionaries differ between processors: what is asserted of them must not.
 trained-avx2: $(VENV)/installed
-	$(AVX2) $(PYTEST) -n 2 --dist loadfile -m trained
+	$(AVX2) $(PYTEST) $(SPREAD) -m trained
 
 seeds: $(VENV)/installed
-	$(PYTEST) -n 2 --dist loadfile -m trained --seeds 5
-	$(AVX2) $(PYTEST) -n 2 --dist loadfile -m trained --seeds 5
+	$(PYTEST) $(SPREAD) -m trained --seeds 5
+	$(AVX2) $(PYTEST) $(SPREAD) -m trained --seeds 5
 
 # Their packages and ours need different versions of transformer-lens. pip may bring a torchvision of another build than
 # torch, which keeps transformers from loading; none of them needs it.

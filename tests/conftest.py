@@ -8,11 +8,17 @@ import torch
 from filelock import FileLock
 from planted import unchecked
 from tiny import KINDS, write_tiny
+from verbs import TRAINING
 
 from sae_core.model.language_model import LanguageModel, load_model
 
-MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow"}
+MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow", "storybook_set": "slow"}
 """A test that asks for the fixture on the left, directly or not, carries the marker on the right."""
+LATER_FAMILIES = {*KINDS[1:], "sequential neox"}
+MODEL_TESTS = Path(__file__).parent / "sae_core" / "model"
+"""Where families of models are the point; elsewhere the second and later ones are slow: `make quick` runs the first."""
+LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test_train", "test_exact_routes")
+"""Files that take longest: they begin a run, so that no worker is alone with one at its end."""
 
 
 def pytest_addoption(parser):
@@ -32,6 +38,12 @@ def pytest_collection_modifyitems(items):
         for fixture, marker in MARKED_BY_FIXTURE.items():
             if fixture in item.fixturenames:
                 item.add_marker(marker)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        families = LATER_FAMILIES & {value for value in parameters if isinstance(value, str)}
+        if families and MODEL_TESTS not in item.path.parents:
+            item.add_marker("slow")
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_assertion_pass(item, lineno, orig, expl):
@@ -56,17 +68,28 @@ def storybook() -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def trained_set(training_seed, tmp_path_factory) -> Path:
-    """Dictionaries for every layer of storybook, trained once per seed for all workers of a run. Tests only read it."""
+    """Dictionaries for every layer of storybook; for tests of what they explain. Tests only read it."""
+    return set_of_seed(training_seed, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def storybook_set(tmp_path_factory) -> Path:
+    """That of one seed, for tests of what is computed with any set: they need no other seeds and processors."""
+    return set_of_seed(0, tmp_path_factory)
+
+
+def set_of_seed(seed: int, tmp_path_factory) -> Path:
+    """Trained by the command, once per seed for all workers of a run."""
     from subrank.cli import command
 
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # each worker's own folder lies in that of the run
-    folder = shared / f"trained-set-{training_seed}"
-    options = ["--tokens", "60000", "--seed", str(training_seed)]
+    folder = shared / f"trained-set-{seed}"
+    options = [str(option) for name, value in TRAINING.items() for option in (f"--{name}", value)]
     with FileLock(f"{folder}.lock"), unchecked():
         if not (folder / "result.json").is_file():
-            assert command.main(["train", "storybook", "--out", str(folder), *options]) == 0
+            assert command.main(["train", "storybook", "--out", str(folder), "--seed", str(seed), *options]) == 0
     return folder
 
 

@@ -69,6 +69,7 @@ def plan_of(settings: DemoSettings) -> Plan:
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:
     """Train, patch, discover, remove, and write the page; returns the exit status."""
+    from sae_core.data.reading import bos_of
     from sae_core.data.text import Text
     from sae_core.storage import SET
     from sae_core.training.config import TrainConfig
@@ -81,7 +82,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     from subrank.saes import by_name, load
 
     started, folder, seed = time.time(), out / "dictionaries", settings.seed
-    text = Text("storybook", 128, True, max_tokens=settings.tokens)
+    text = Text("storybook", 128, bos_of(model, None), max_tokens=settings.tokens)
     training = Run("storybook", text, settings.sites, (TrainConfig(tokens=settings.tokens, seed=seed),))
     say("1/4  dictionaries")
     resume = prepare_demo(folder, model, training)

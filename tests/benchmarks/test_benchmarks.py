@@ -32,6 +32,7 @@ def conversation(name: str, *requests: dict) -> list[dict]:
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
+@pytest.mark.slow
 def test_our_worker_trains_and_reconstructs(made, tmp_path):
     from breakdown import PARTS
     from contestants import OURS, Job
@@ -72,6 +73,7 @@ def test_choosing_latents_is_counted_as_that_and_as_nothing_else():
     assert sparse.top is before
 
 
+@pytest.mark.slow
 def test_the_language_models_pass_is_timed_with_the_training(tmp_path, monkeypatch):
     """What the start had harvested used to be kept, so that all-layers training was timed without it."""
     import all_layers

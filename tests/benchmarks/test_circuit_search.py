@@ -31,6 +31,7 @@ def size():
     return replace(QUICK, n_examples=5)
 
 
+@pytest.mark.slow
 def test_all_ways_find_the_same_effects(subject, size):
     from circuit_search import TOLERANCE, best, literal, looped, ours, same_edges, search
 
@@ -41,6 +42,7 @@ def test_all_ways_find_the_same_effects(subject, size):
         assert (effects[some] - literal(question, some)).abs().max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_passes_are_counted_as_the_formulas_say(subject, size):
     from circuit_search import literal, literal_forwards, loop_forwards, looped, measured, ours, search
 
@@ -55,6 +57,7 @@ def test_passes_are_counted_as_the_formulas_say(subject, size):
     assert not block_of(subject.model, 0, 1).mlp._forward_hooks
 
 
+@pytest.mark.slow
 def test_a_search_asks_all_causes_of_the_root_and_the_strongest_of_others(subject, size):
     from circuit_search import best, ours, search
 

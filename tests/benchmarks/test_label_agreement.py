@@ -64,6 +64,7 @@ def test_every_feature_has_its_own_and_one_document_is_too_few():
 # ---- the grammar's labels --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_truth_is_that_of_the_text(storybook):
     """Brackets by a stack of our own, names by their tokens; what pads or stands first is nobody's label."""
     own = truth(storybook, 40)

@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["storybook", "Pythia-70M shape"])
 def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_path, storybook):
     from patching import TOLERANCE, Size, compare, ioi_pairs, pythia

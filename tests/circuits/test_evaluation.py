@@ -42,6 +42,7 @@ def resolved(handmade, **request) -> ResolvedRequest:
     return ResolvedRequest(CircuitRequest(**request), search, target, None, None, atlas, prepend_bos=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_nodes", [0, 4])
 def test_the_planted_circuit_is_evaluated_and_read_back(handmade, held, n_nodes):
     question = resolved(handmade, n_nodes=n_nodes, cover=1)

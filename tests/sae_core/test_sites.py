@@ -93,6 +93,7 @@ def test_other_texts_are_no_features(text):
         FeatureId.parse(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20))
 def test_any_text_is_a_name_or_a_user_error(text):
     for kind in (Site, FeatureId):

@@ -41,8 +41,14 @@ SETTINGS = {
 }
 QUIET = {"progress": False}
 SMALL = {
-    "ioi": {"prompts": 6, "corruption": "swap", "site": "resid_post.4", "selectors": "attribution"},
-    "remove": {"prompts": 16, "site": "resid_post.5"},
+    "ioi": {
+        "prompts": 6,
+        "corruption": "swap",
+        "site": "resid_post.4",
+        "selectors": "attribution",
+        "baselines": "pca",
+    },
+    "remove": {"prompts": 8, "site": "resid_post.5"},
     "steer": {"tokens": 3, "contexts": 2, "mode": "off"},
     "features": {"contexts": 24, "full": 2},
     "evaluate": {"contexts": 4, "spliced": 2},
@@ -50,15 +56,15 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def saes(trained_set) -> sr.Saes:
-    return sr.load(trained_set)
+def saes(storybook_set) -> sr.Saes:
+    return sr.load(storybook_set)
 
 
 @pytest.fixture(scope="module")
 def results(storybook, saes) -> dict[str, Result]:
     with unchecked():
         made = {verb: getattr(sr, verb)(storybook, saes, **QUIET, **SMALL[verb]) for verb in SMALL}
-        small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 30, "draws": 0, "cards": 12, "cover": 1}
+        small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 20, "draws": 0, "cards": 8, "cover": 1}
         return made | {"circuit": sr.discover(storybook, saes, **QUIET, **small)}
 
 
@@ -236,11 +242,11 @@ def test_a_result_has_one_shape(results, verb, tmp_path):
     assert again.lines() == result.lines()
 
 
-def test_a_folder_without_a_result(trained_set, tmp_path):
+def test_a_folder_without_a_result(storybook_set, tmp_path):
     with user_error("no result"):
         sr.load_result(tmp_path)
     with user_error("holds dictionaries", "sr.load"):
-        sr.load_result(trained_set)
+        sr.load_result(storybook_set)
 
 
 def test_a_damaged_result_is_one_line(results, tmp_path):
@@ -262,10 +268,10 @@ def test_a_damaged_result_is_one_line(results, tmp_path):
 
 
 @pytest.mark.parametrize("verb", [*SMALL, "discover"])
-def test_what_is_no_model_or_no_set_is_one_line(storybook, saes, trained_set, verb):
+def test_what_is_no_model_or_no_set_is_one_line(storybook, saes, storybook_set, verb):
     function = getattr(sr, verb)
     with unchecked():
-        for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(trained_set)), (storybook, [saes])):
+        for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(storybook_set)), (storybook, [saes])):
             with user_error("is no ", "sr.load"):
                 function(*wrong, **QUIET)
         with user_error("is no language model"):
@@ -287,10 +293,10 @@ def test_progress_is_reported_stage_by_stage_or_not_at_all(storybook, saes, caps
     assert loud.to_dict() == quiet.to_dict() and not capsys.readouterr().err
 
 
-def test_the_command_writes_what_the_function_returns(results, trained_set, tmp_path, capsys):
-    options = ["--prompts", "6", "--corruption", "swap", "--site", "resid_post.4", "--selectors", "attribution"]
+def test_the_command_writes_what_the_function_returns(results, storybook_set, tmp_path, capsys):
+    options = [option for name, value in SMALL["ioi"].items() for option in (f"--{name}", str(value))]
     with unchecked():
-        assert command.main(["ioi", str(trained_set), "--out", str(tmp_path), *options]) == 0
+        assert command.main(["ioi", str(storybook_set), "--out", str(tmp_path), *options]) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(results["ioi"].to_dict()))
 
 

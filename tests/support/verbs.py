@@ -10,6 +10,8 @@ from sae_core.model.language_model import load_model
 from sae_core.storage import load_set
 from subrank.cli import command
 
+TRAINING = {"tokens": 60_000}
+"""How the sets of storybook are trained that tests share, beside the seed."""
 VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
 
 

@@ -128,6 +128,7 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
             assert support[site][j].item() == pytest.approx(slope, rel=0.03, abs=3e-4)
 
 
+@pytest.mark.slow
 def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
     """On prompts that it was not chosen on."""
     dictionaries = {site: random_topk(128, 512, 32, seed=site.layer) for site in storybook.sites()[3:5]}
@@ -174,6 +175,7 @@ def test_what_suffices_is_sought_at_the_sites_covered_and_on_the_ablation_given(
         prune_at(search, replace(prompts, corrupted=examples.tokens), contexts, 4, cover=2)
 
 
+@pytest.mark.slow
 def test_within_members_only_their_edges_are_found():
     circuit = Circuit()
     search, target = searched(circuit)

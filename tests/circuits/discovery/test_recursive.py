@@ -96,6 +96,7 @@ def test_the_cause_with_the_strongest_edge_is_asked_first(circuit, atlas):
                 waiting[edge.cause] = max(abs(edge.effect), waiting.get(edge.cause, 0))
 
 
+@pytest.mark.slow
 def test_max_targets_and_keep_are_respected(circuit, atlas):
     whole = planted(circuit, atlas)
     for n in (1, 3):
@@ -176,6 +177,7 @@ def test_json_and_networkx(graph):
     assert other.nodes["3_0"]["layer"] == 3
 
 
+@pytest.mark.slow
 def test_a_depth_ends_the_search(circuit, atlas):
     whole = planted(circuit, atlas)
     assert [number(step.target) for step in planted(circuit, atlas, depth=1)] == [8]

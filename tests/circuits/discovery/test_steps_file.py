@@ -58,6 +58,7 @@ def test_an_interrupted_search_goes_on_and_the_file_goes_when_it_is_done(circuit
     assert taken_over(path, resolved(circuit)) == (2, whole) and not path.exists()
 
 
+@pytest.mark.slow
 def test_steps_of_other_dictionaries_text_or_requests_are_discarded(circuit, tmp_path):
     """A circuit of one set used to take over the steps of another, killed in the same folder."""
     path = tmp_path / "steps.jsonl"

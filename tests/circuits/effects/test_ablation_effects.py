@@ -109,6 +109,7 @@ def test_the_order_of_the_examples_does_not_matter(circuit):
 SOURCES = pytest.mark.parametrize("source", [Site(1), Site(0), Site(1, Stream.MLP_OUT)], ids=str)
 
 
+@pytest.mark.slow
 @SOURCES
 def test_effects_equal_an_exhaustive_loop_over_full_forwards(tiny, source):
     setting = Setting(tiny, source)
@@ -127,6 +128,7 @@ def test_latents_that_are_not_active_have_exactly_no_effect(tiny, source):
     assert (found.effect[silent] == 0).all() and (found.effect[~silent] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_pass_does_not_show(tiny):
     setting = Setting(tiny, Site(1))
     expected = setting.effects()

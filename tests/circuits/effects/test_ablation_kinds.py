@@ -23,6 +23,7 @@ from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
 
+@pytest.mark.slow
 def test_latents_set_to_their_mean(tiny):
     setting = Setting(tiny, Site(1))
     mean = torch.rand(LATENTS, generator=torch.Generator().manual_seed(2))
@@ -32,6 +33,7 @@ def test_latents_set_to_their_mean(tiny):
     assert (found.n_active == len(setting.examples)).all(), "a mean that is not zero changes every example"
 
 
+@pytest.mark.slow
 def test_latents_set_to_those_of_other_tokens(tiny):
     """The values that were drawn, put in by a whole forward pass."""
     setting = Setting(tiny, Site(1))

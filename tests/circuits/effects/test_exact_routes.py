@@ -88,6 +88,7 @@ EDGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, into, kind", EDGES, ids=lambda value: str(value))
 def test_effects_are_those_of_exhaustive_ablation(double, source, into, kind):
     examples = prompts(double)
@@ -113,6 +114,7 @@ def test_whatever_the_dictionaries(double, kind):
     assert (ablation_effects(causes).effect - expected).abs().max() < double.exact and expected.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_logits_are_read_where_the_last_residual_is(double):
     examples, own = prompts(double), dictionary("topk", 32)
     plus, minus = torch.arange(len(ENDS)) + 5, torch.arange(len(ENDS)) + 50

@@ -37,6 +37,7 @@ SOURCES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @SOURCES
 def test_first_order_effects_are_slopes(tiny, source):
     """Taking a hundredth of each latent away, and adding it, moves the target by a hundredth of the slope."""
@@ -50,6 +51,7 @@ def test_first_order_effects_are_slopes(tiny, source):
     assert (estimate - slope).abs().max() < 2e-3 * slope.abs().max() + 1e-4 and slope.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @SOURCES
 def test_integrated_gradients_add_up_to_all_latents_ablated_at_once(tiny, source):
     dictionary = random_topk(tiny.d_in(source), 20, 4)

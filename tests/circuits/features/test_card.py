@@ -78,6 +78,7 @@ def test_features_that_are_not_there_are_refused(catalogue):
         list(catalogue.full([FeatureId(Site(1), 1)] * 2))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_cards(catalogue, full):
     features = [card.feature for card in full[:2]]
     first, second = ([card.to_json() for card in catalogue.full(features)] for _ in range(2))
@@ -123,6 +124,7 @@ def test_texts_that_end_alike_count_once():
     assert [spot.context for spot in found] == [0, 2]
 
 
+@pytest.mark.slow
 def test_cards_are_read_back_from_their_json(tiny):
     catalogue = random_catalogue(tiny)
     for card in [*full_cards(catalogue), next(catalogue.light(SITES[0]))]:

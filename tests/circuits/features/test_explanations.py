@@ -30,6 +30,7 @@ def catalogue() -> Catalogue:
 # ---- planted rules ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [B_AFTER_A, ON_C, AFTER_D, A_GAP_B, ON_E])
 def test_a_label_predicts_its_planted_feature_and_others_labels_do_not(catalogue, latent):
     """Of the two kinds the token table is as good for a feature of one token; nothing else has such a table."""

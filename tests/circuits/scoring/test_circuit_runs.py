@@ -90,6 +90,7 @@ def test_taking_members_out_from_their_own_site_up_is_exact(tinies, kind, errors
     assert (values == alone).any()  # a member that is silent here and in the other prompt was not run
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_what_is_stacked(tinies):
     tiny = tinies["llama"]
     circuits = [tiny.members, {}, {Site(1): (1, 2, 3)}]

@@ -209,6 +209,7 @@ def edited(case: Case, mask, row: int, n_pos: int) -> list[bool]:
 # ---- the four properties ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EVERY
 def test_generating_with_a_cache_in_a_padded_batch_is_one_full_pass_of_each_row_alone(setting):
     model, rows, case = setting
@@ -238,6 +239,7 @@ def test_generating_with_a_cache_in_a_padded_batch_is_one_full_pass_of_each_row_
     assert changes  # control: it edits
 
 
+@pytest.mark.slow
 @EVERY
 def test_its_size_is_the_mean_distance_over_the_content_that_it_edits(setting):
     model, rows, case = setting

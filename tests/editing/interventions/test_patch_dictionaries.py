@@ -78,6 +78,7 @@ def make(request):
     return DICTIONARIES[request.param]
 
 
+@pytest.mark.slow
 def test_the_identities_hold_for_every_dictionary_at_every_stream(runs, make):
     """Nothing patched: the corrupted run; everything: with the clean activation; own values: no bit changes."""
     corrupted, clean = runs.model.logits(runs.corrupted), runs.model.logits(runs.clean)
@@ -105,6 +106,7 @@ def test_the_identities_hold_for_every_dictionary_at_every_stream(runs, make):
             assert (runs.edited(Splice(site, dictionary)) - corrupted).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_ablating_what_is_silent_changes_nothing_for_every_dictionary_at_every_stream(runs, make):
     corrupted, x_bar, n_silent = runs.model.logits(runs.corrupted), runs.model.record(runs.corrupted, SITES), 0
     for site in SITES:

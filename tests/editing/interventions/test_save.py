@@ -170,6 +170,7 @@ def test_bos_keeps_its_activation_and_nothing_else_does(tiny):
     assert not torch.equal(erasure(h)[:, 0], h[:, 0])
 
 
+@pytest.mark.slow
 def test_bos_in_the_middle_of_a_text_is_spared_as_it_was_when_the_edit_was_measured(storybook):
     """Contexts are filled with documents, each behind a BOS; the measurement leaves every BOS alone.
 

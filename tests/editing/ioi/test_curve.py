@@ -31,6 +31,7 @@ def curve(experiment: PatchExperiment, dictionary, order, counts) -> tuple[Patch
     return summary(experiment.clean, experiment.corrupted, measured, weights)
 
 
+@pytest.mark.slow
 @EVERY_SITE
 def test_every_point_is_that_of_the_formula_by_full_forwards(tiny, site):
     experiment = PatchExperiment(tiny, random_pairs(tiny), site)

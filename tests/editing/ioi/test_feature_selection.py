@@ -66,6 +66,7 @@ def experiment(tiny_models) -> PatchExperiment:
     return PatchExperiment(tiny_models["neox"], random_pairs(tiny_models["neox"]), Site(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_latent_is_there_once_and_those_that_differ_before_others(experiment, name):
     sae = random_topk(32)
@@ -126,6 +127,7 @@ def plain_walk(experiment: PatchExperiment, dictionary, n_thresholds: int, seed:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_batched_walk_is_the_walk_one_at_a_time(experiment, seed):
     sae = random_topk(32)

@@ -19,6 +19,7 @@ def neox(tiny_models) -> PatchExperiment:
     return PatchExperiment(tiny_models["neox"], random_pairs(tiny_models["neox"]), RESID)
 
 
+@pytest.mark.slow
 @EVERY_SITE
 def test_rows_do_not_notice_how_they_are_stacked(tiny_models, site):
     experiment = PatchExperiment(tiny_models["gpt2"], random_pairs(tiny_models["gpt2"]), site)

@@ -95,6 +95,7 @@ def test_sites_patched_apart_do_not_add_up_to_sites_patched_jointly(patching):
     assert (joint - alone - apart[UPPER].sizes(frozen, everyone)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_one_site_is_the_experiment_at_that_site(tiny):
     for site in (UPPER, HIDDEN):
         pairs = random_pairs(tiny)

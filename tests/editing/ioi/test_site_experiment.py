@@ -76,6 +76,7 @@ def test_positions_count_from_each_prompts_end(tiny_models):
             PatchExperiment(model, pairs, RESID, [wrong])
 
 
+@pytest.mark.slow
 @EVERY_SITE
 def test_everything_patched_is_the_clean_activation_in_the_corrupted_run(tiny, site):
     """At residual sites that is the clean run; the complete decompositions get there with their latents alone."""
@@ -106,6 +107,7 @@ def test_the_estimate_is_the_derivative_of_the_kl(tiny, site):
     assert (got[~patching.differs.any(0)] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_backward_pass_stays_within_its_memory(tiny_models, monkeypatch):
     model = tiny_models["gpt2"]
     pairs = random_pairs(model)

@@ -50,6 +50,7 @@ def run(storybook, contexts, dictionaries, corruption=Corruption.IO, config=CONF
     return run_sets(storybook, contexts, {"dictionary": dictionaries}, corruption, config, **where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", Corruption)
 def test_every_corruption_begins_with_the_models_own_score(storybook, few_contexts, dictionaries, corruption):
     config = replace(CONFIG, selectors=("attribution",), baselines=())
@@ -90,6 +91,7 @@ def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
     assert from_plain(IOIResult, plain) == result
 
 
+@pytest.mark.slow
 def test_several_sets_are_compared_on_the_same_prompts(storybook, few_contexts):
     sets = {"small": {Site(3): random_topk(128, 32, 4)}, "large": {Site(3): random_topk(128, 96, 8)}}
     result = run_sets(storybook, few_contexts, sets, config=replace(CONFIG, baselines=("pca", "random_basis")))
@@ -111,7 +113,7 @@ def test_several_sets_are_compared_on_the_same_prompts(storybook, few_contexts):
 def test_a_trained_dictionary_leaves_less_than_random_directions(storybook, trained_set):
     """At few features, where it matters. Being ahead of PCA, as the source found, takes longer training than this."""
     saes = load_set(trained_set)
-    config = IOIConfig(12, 24, SelectionConfig(8, 16), selectors=("greedy",), baselines=("pca",))
+    config = IOIConfig(12, 24, SelectionConfig(8, 16), selectors=("greedy",), baselines=())
     left = []
     for dictionary in (saes.dictionaries[Site(3)], random_topk(128, 512, 16)):
         sets, contexts = {Site(3): dictionary}, saes.text.contexts(storybook)[:50]
@@ -122,6 +124,7 @@ def test_a_trained_dictionary_leaves_less_than_random_directions(storybook, trai
     assert len(trained) == 9 and sum(trained) < sum(random) - 9 * 0.2
 
 
+@pytest.mark.slow
 def test_the_site_can_be_given_and_the_seed_decides(storybook, few_contexts, dictionaries):
     result = run(storybook, few_contexts, dictionaries, site=Site(3))
     assert result.site == "resid_post.3" and list(result.site_kl) == ["resid_post.3"]
@@ -129,6 +132,7 @@ def test_the_site_can_be_given_and_the_seed_decides(storybook, few_contexts, dic
     assert run(storybook, few_contexts, dictionaries, site=Site(3)) == result
 
 
+@pytest.mark.slow
 def test_attention_and_chosen_positions(storybook, few_contexts, dictionaries):
     site = Site(2, Stream.ATTN_OUT)
     everywhere, end, role = (
@@ -177,6 +181,7 @@ def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, fe
     assert results[-1] == run(storybook, few_contexts, dictionaries, Corruption.SWAP, study.config, site=Site(3))
 
 
+@pytest.mark.slow
 def test_features_are_chosen_without_the_test_prompts(storybook, few_contexts, dictionaries):
     """Their order is that on the selection prompts, whatever the number of test prompts."""
     pairs = IOITask.of(storybook).pairs(storybook, Corruption.IO, "selection", 6, seed=0)

@@ -40,6 +40,7 @@ def test_damage_is_counted_only_where_no_pronoun_is_expected(storybook, task, te
     assert 0 < int(text.counted.sum()) < int(storybook.content(contexts[:4]).sum())
 
 
+@pytest.mark.slow
 def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, text, contexts, monkeypatch):
     """Memory is bounded by numbers of logits and of codes, and the figures do not depend on them."""
     sae, logits, codes = random_topk(128), [], []

@@ -19,6 +19,7 @@ from sae_core.dictionaries.baselines import Basis
 from sae_core.estimate import Estimate
 
 
+@pytest.mark.slow
 def test_an_edit_of_strength_zero_changes_nothing_exactly(storybook, evaluator, task, components, site):
     edit = ablate(site, components[site], list(range(40)))
     none, scores = evaluator.evaluate([Scaled(edit, 0.0)], Method.NONE).removal, plain_scores(storybook, task.test)
@@ -32,6 +33,7 @@ def test_an_edit_of_strength_zero_changes_nothing_exactly(storybook, evaluator, 
     assert edited.edit_size > 0.1 and edited.damage.value > 1e-4
 
 
+@pytest.mark.slow
 def test_capability_and_damage_equal_those_of_full_forwards(storybook, evaluator, task, contexts, components, site):
     edit = ablate(site, components[site], [0, 1, 2, *range(5, 40)])
     removal, scores = evaluator.evaluate([edit], Method.FEATURES).removal, plain_scores(storybook, task.test, edit)
@@ -48,6 +50,7 @@ def test_capability_and_damage_equal_those_of_full_forwards(storybook, evaluator
     assert removal.features[:2] == (f"{prefix}_0", f"{prefix}_1")
 
 
+@pytest.mark.slow
 def test_transfer_equals_that_of_full_forwards(storybook, evaluator, task, components):
     edit = ablate(MIDDLE, components[MIDDLE], [1, *range(5, 60)])
     removal = evaluator.evaluate([edit], Method.FEATURES).removal
@@ -58,6 +61,7 @@ def test_transfer_equals_that_of_full_forwards(storybook, evaluator, task, compo
         assert holds_its_value(removal.transfer[name])
 
 
+@pytest.mark.slow
 def test_edits_at_several_layers_run_together(storybook, evaluator, task, contexts, components):
     edits = [ablate(site, components[site], list(range(30))) for site in (MLP, MIDDLE)]
     removal = evaluator.capability_and_damage(edits, Method.FEATURES).removal

@@ -115,6 +115,7 @@ def test_too_little_text_is_refused(world):
         remove(world.model, world.capability(), {Site(0): world.whole}, world.contexts[:7], CONFIG)
 
 
+@pytest.mark.slow
 def test_classes_that_are_no_concept_are_neither_erased_nor_read(world):
     """Their erasers would do next to nothing, and features beside them would win whatever they do."""
     task = world.capability(concept=False, notes=("the classes are no concept",))
@@ -126,6 +127,7 @@ def test_classes_that_are_no_concept_are_neither_erased_nor_read(world):
     json.dumps(result.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_site_without_features_for_it_is_passed_over(world):
     """Once, one such site ended the experiment at all of them."""
     result = world.removed({Site(0): world.whole, Site(1): Zero(D)})
@@ -134,6 +136,7 @@ def test_a_site_without_features_for_it_is_passed_over(world):
         world.removed({Site(0): Zero(D)})
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_few_latents_has_random_features_too(world):
     """Once, fewer than ten latents could not be drawn from; with none left the error says so."""
     six, single = (Basis(world.whole.directions[:n], world.whole.mean) for n in (6, 1))
@@ -170,6 +173,7 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
     assert named(result)[Method.RANDOM_FEATURES].auroc.value > 0.95
 
 
+@pytest.mark.slow
 def test_pairs_of_many_answers_are_no_concept_and_can_be_removed(storybook, components, contexts):
     task = capability_of("brackets", storybook, replace(CONFIG, selection_prompts=24, test_prompts=32), most=48)
     assert not task.concept and "pairs of answers" in task.notes[-1]

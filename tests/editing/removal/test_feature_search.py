@@ -8,6 +8,7 @@ from editing.interventions.patch import ablate
 from editing.removal.feature_search import choose_features, standardised_gap
 
 
+@pytest.mark.slow
 def test_each_step_of_the_search_is_the_best_of_a_plain_loop(runs_at_middle, text, components):
     """Every candidate ablated on every prompt, in full; prompts on which one is silent make no difference."""
     few, sae = runs_at_middle.first(16), random_topk(128)

@@ -25,6 +25,7 @@ def test_the_budget_is_kept_on_the_text_for_choosing(runs_at_middle, text, compo
     assert costs[10.0] > 0.01
 
 
+@pytest.mark.slow
 def test_the_strength_is_the_best_of_the_grid(storybook, task, runs_at_middle, text):
     """Against all strengths of the grid run one by one; a strength that was never run is never returned."""
     for edit in fit_erasers(storybook, [MIDDLE], task.tuning)[MIDDLE].values():

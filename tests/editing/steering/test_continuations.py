@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 from handmade import Zero, random_topk
 from tiny import random_tokens
@@ -46,6 +47,7 @@ def test_every_new_token_is_edited_and_bos_is_not(storybook):
     assert len(later) >= len(new) - 1 and all((step > 0).all() for step in later)
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_text(storybook):
     site, feature = Site(2), FeatureId(Site(2), 3)
     dictionaries = {site: random_topk(storybook.d_model)}

@@ -44,6 +44,7 @@ def test_likelier_are_the_tokens_that_lose_most_when_the_feature_is_off(toy):
     assert toy.respond(Mode.SCALE).likelier == tuple(f"t{token}" for token in tokens)
 
 
+@pytest.mark.slow
 def test_random_directions_of_the_same_size_promote_less(toy):
     for mode in (Mode.SCALE, Mode.CLAMP):
         response = toy.respond(mode)
@@ -67,6 +68,7 @@ def test_a_feature_that_is_silent_on_held_out_text_has_no_doses(toy):
     assert response.doses == response.likelier == () and response.n_places == 0 and len(response.promoted) == 2
 
 
+@pytest.mark.slow
 def test_responses_do_not_depend_on_how_many_logits_are_there_at_once(toy):
     whole = toy.respond(Mode.CLAMP, (0.5, 2.0))
     parts = toy.respond(Mode.CLAMP, (0.5, 2.0), logits_at_once=7 * toy.model.n_vocab)

@@ -196,6 +196,7 @@ def test_a_model_with_the_words_gets_the_published_form(published):
     assert not {*published.templates["selection"]} & {*published.templates["test"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", Corruption)
 def test_published_prompts_are_the_sentences_in_both_orders(published, corruption):
     """Every prompt is one of the split's sentences with its words filled in; either of the two gives, half and half."""

@@ -95,6 +95,7 @@ def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
         assert text.endswith(". " + pronouns.POSSESSIVE_SENTENCES[sentence].format(N=people(text)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("split", Split)
 def test_storybook_predicts_every_form_and_the_other_name_undoes_it(storybook, form, split):

@@ -119,6 +119,7 @@ def test_one_long_document_is_bounded_too(model, tmp_path):
     assert len(read(source, model, 10, max_tokens=100)) == 10
 
 
+@pytest.mark.slow
 def test_contexts_can_be_read_again(model):
     text = Text("storybook", 32, True, max_tokens=2000)
     first = text.contexts(model)
@@ -126,6 +127,7 @@ def test_contexts_can_be_read_again(model):
     assert torch.equal(first, text.contexts(model))
 
 
+@pytest.mark.slow
 def test_storybook_text_holds_no_unknown_words_and_no_training_document(model):
     sample = list(islice(documents("storybook"), 100))
     unknown = model.tokenizer.unk_token_id

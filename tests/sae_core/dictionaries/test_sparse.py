@@ -101,6 +101,7 @@ def test_batch_top_of_few_positives_or_none():
     assert len(batch_top(torch.zeros(3, 4), 2).values) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride_of_large", [1, 2, 3, 7])
 def test_batch_top_when_the_sample_deceives(stride_of_large):
     """Larger batches are sampled at regular places; here what is large lies there, or everywhere but there."""

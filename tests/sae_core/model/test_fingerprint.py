@@ -16,6 +16,7 @@ def test_fingerprints_of_the_tiny_models_differ(tiny_models):
     assert len({model.fingerprint() for model in tiny_models.values()}) == 3
 
 
+@pytest.mark.slow
 def test_fingerprint_changes_with_every_weight(checkpoints, kind):
     model = load_model(checkpoints[kind], device="cpu")
     before = model.fingerprint()

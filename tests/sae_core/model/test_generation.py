@@ -35,6 +35,7 @@ def edits_of(model) -> list[Edit]:
     ]
 
 
+@pytest.mark.slow
 def test_the_cache_gives_what_full_passes_give(tiny):
     rows = prompts_of(tiny, 9, 4, 6)
     for edits in ([], edits_of(tiny)):
@@ -44,6 +45,7 @@ def test_the_cache_gives_what_full_passes_give(tiny):
     assert texts != generate(tiny, rows, 8, seed=0, sampling=GREEDY)  # the edits did something
 
 
+@pytest.mark.slow
 def test_storybook_too(storybook):
     rows = [[0, *storybook.to_ids(text)] for text in ("Then , Mary went", "Tom was happy because", "The")]
     texts = generate(storybook, rows, 20, seed=0, sampling=GREEDY)
@@ -59,6 +61,7 @@ def test_a_rows_text_does_not_depend_on_its_batch(tiny):
     assert together != generate(tiny, rows, 6, seed=4, sampling=sampling)
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_the_softmax(storybook):
     prompt = [0, *storybook.to_ids("Tom")]
     p = storybook.logits(torch.tensor([prompt]))[0, -1].softmax(-1)
@@ -74,6 +77,7 @@ def test_each_way_to_narrow_the_choice_ends_at_the_most_probable_token(tiny, sam
     assert generate(tiny, rows, 5, seed=0, sampling=sampling) == generate(tiny, rows, 5, seed=0, sampling=GREEDY)
 
 
+@pytest.mark.slow
 def test_top_p_keeps_the_fewest_that_hold_so_much(storybook):
     prompt = [0, *storybook.to_ids("Tom")]
     p, order = storybook.logits(torch.tensor([prompt]))[0, -1].softmax(-1).sort(descending=True)
@@ -82,6 +86,7 @@ def test_top_p_keeps_the_fewest_that_hold_so_much(storybook):
     assert sample <= {*order[:n].tolist()}
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_from_a_text(storybook):
     """`LanguageModel.generate`: greedy text behind BOS, edited where the model is, and drawn where a seed is given."""
     prompt = "Then , Mary went"

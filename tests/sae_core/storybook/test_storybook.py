@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from planted import unchecked
 
 from sae_core.model.hub import STORYBOOK
 from sae_core.storybook.grammar import Grammar, vocabulary
@@ -24,7 +25,8 @@ def grammar() -> Grammar:
 @pytest.fixture(scope="module")
 def documents(grammar) -> list:
     rng = random.Random(0)
-    return [grammar.document(rng) for _ in range(N_DOCUMENTS)]
+    with unchecked():
+        return [grammar.document(rng) for _ in range(N_DOCUMENTS)]
 
 
 # ---- truth -----------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Poisoned(Planted):
             yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_nan_in_activations_stops_with_member_site_and_step(name):
     stream = Poisoned(planted_directions(30, 12), PLACES, batch=BATCH, batches=5)

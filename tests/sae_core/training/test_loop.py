@@ -37,6 +37,7 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # ---- the loop --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_steps_are_counted_and_reported():
     stream = small()
     state = start(stream, *every(steps=12))
@@ -65,6 +66,7 @@ def test_activations_are_scaled_to_mean_squared_norm_d_in_and_biases_begin_in_th
             assert not torch.allclose(at_site.sae.b_dec, at_site.scale * x.mean(0), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_start_takes_little_beside_the_block(tiny_models):
     """It used to hold a copy of up to 2^17 tokens at all sites."""
     model = tiny_models["neox"]
@@ -85,6 +87,7 @@ def test_the_scale_at_the_start_is_that_of_all_tokens_it_reads():
     assert torch.allclose(at_site.sae.b_dec, at_site.scale * geometric_median(x[: 2**12]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_directions_are_unit_vectors_after_every_step():
     stream = small()
     state = start(stream, *every(lr=0.03, steps=20))
@@ -135,6 +138,7 @@ def test_gradients_are_clipped():
     assert gradient_norms(10.0) == pytest.approx(free)  # control: nothing to clip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_looking_at_what_has_been_trained_changes_nothing(name):
     stream = small()
@@ -160,6 +164,7 @@ def test_a_finished_run_stays_finished():
     assert same(before, memory(state))
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_is_nearly_that_in_float32():
     """Only the choice of latents is in bfloat16: nearly the same are chosen, and it explains as much."""
     stream, result = small((Site(0),), batches=20), {}

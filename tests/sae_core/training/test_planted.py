@@ -88,6 +88,7 @@ def test_members_train_together_as_they_train_alone():
     assert sum(name.endswith("W_dec") for name in together) == 2 * len(every())
 
 
+@pytest.mark.slow
 def test_sites_train_together_as_they_do_alone():
     together = memory(trained(small(), *every(steps=20)))
     for site in PLACES:
@@ -120,6 +121,7 @@ def test_names_of_members():
     ]
 
 
+@pytest.mark.slow
 def test_sites_of_other_widths_train_in_one_pass(tiny_models):
     """The MLP's hidden layer is twice as wide as the residual: its dictionary is as well, and each is as alone."""
     model = tiny_models["neox"]

@@ -51,6 +51,7 @@ def run(*arguments) -> None:
     options.run(options)
 
 
+@pytest.mark.slow
 def test_a_sweep_stands_for_its_sets(sweep, model, tmp_path, capsys):
     run(sweep, "--out", tmp_path, "--spliced", 2)
     said, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
@@ -72,6 +73,7 @@ def test_a_sweep_stands_for_its_sets(sweep, model, tmp_path, capsys):
     assert provenance["fingerprint"] == model.fingerprint()
 
 
+@pytest.mark.slow
 def test_one_set_lands_beside_its_dictionaries(model, tmp_path):
     a_set(model, sites=SITES[:1]).save(tmp_path / "set")
     run(tmp_path / "set", tmp_path / "set", "--out", tmp_path / "twice", "--contexts", 1)  # given twice, measured once
@@ -94,6 +96,7 @@ def test_sets_of_different_models(sweep, model, tmp_path):
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.slow
 def test_sets_of_other_contexts_are_named(sweep, model, tmp_path, capsys):
     a_set(model, text=Text("storybook", 16, True, max_tokens=32 * 40)).save(tmp_path / "short")
     run(sweep, tmp_path / "short", "--out", tmp_path / "out", "--contexts", 1)

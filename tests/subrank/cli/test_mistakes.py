@@ -135,31 +135,36 @@ def test_training_never_overwrites_a_set(untrained_set, capsys):
     assert (untrained_set / "set.json").read_bytes() == before
 
 
+SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "complaint"),
     [
-        ["--sites", "resid_post.9"],
-        ["--sites", "nowhere"],
-        ["-k", "0"],
-        ["--tokens", "10"],
-        ["--lr", "-1"],
-        ["--context", "9999"],
-        ["--device", "abacus"],
-        ["--dtype", "float8"],
-        ["--resume"],
-        *(["--memory", value] for value in ("nan", "inf", "0", "-1")),
-        *(["--kind", kind, "--l1", "-1"] for kind in ("relu", "tied", "gated")),
-        *(["--kind", kind, "-k", "100000"] for kind in ("topk", "jumprelu")),
-        ["--multi", "nan"],
-        ["--kl", "nan"],
-        ["--clip", "nan"],
-        ["--lr", "inf"],
-        ["--save-every", "nan"],
-        ["--dead-after", "0"],
-        ["--expansion", "1099511627776", "--tokens", "4096", "--context", "64"],  # more memory than there is
+        (["--sites", "resid_post.9"], "no site resid_post.9 in this 6-layer model"),
+        (["--sites", "nowhere"], "'nowhere'"),
+        (["-k", "0"], "k must be at least 1; got 0"),
+        (["--tokens", "10"], "10 training tokens are fewer than one batch"),
+        (["--lr", "-1"], "learning rate must be positive"),
+        (["--context", "9999"], "does not fit storybook, which reads 256"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--dtype", "float8"], "float8"),
+        (["--resume"], "no checkpoint to resume from"),
+        *((["--memory", value], "--memory must be a finite number") for value in ("nan", "inf")),
+        *((["--memory", value], "--memory must be positive") for value in ("0", "-1")),
+        *(
+            (["--kind", kind, "--l1", "-1"], "L1 coefficient must be a finite number")
+            for kind in ("relu", "tied", "gated")
+        ),
+        *(([*SMALL, "--kind", kind, "-k", "100000"], "latents, 512; got k=100000") for kind in ("topk", "jumprelu")),
+        (["--multi", "nan"], "--multi must be a finite number"),
+        (["--kl", "nan"], "--kl must be a finite number"),
+        (["--clip", "nan"], "--clip must be a finite number"),
+        (["--lr", "inf"], "--lr must be a finite number"),
+        (["--save-every", "nan"], "--save-every must be a finite number"),
+        (["--dead-after", "0"], "dead_after must be at least 1"),
+        ([*SMALL, "--expansion", "1099511627776"], "not enough memory"),
     ],
 )
-def test_settings_that_make_no_sense(options, tmp_path, capsys):
-    if "100000" in options:
-        options = [*options, "--tokens", "4096", "--sites", "resid_post.0"]
-    one_line(capsys, "train", "storybook", "--out", tmp_path, *options)
+def test_settings_that_make_no_sense(options, complaint, tmp_path, capsys):
+    assert complaint in one_line(capsys, "train", "storybook", "--out", tmp_path, *options)

@@ -61,6 +61,7 @@ def begun(tmp_path_factory) -> tuple[Path, Path]:
     return out, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -81,6 +82,7 @@ def test_a_resumed_run_must_be_the_run_that_was_begun(begun, capsys, options, co
     assert complaint in one_line(capsys, "train", "storybook", "--out", begun[0], *options, "--resume")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_can_be_named_again_or_by_its_config(begun, tmp_path, capsys):
     """Of a run in a file, too, the message says what differs; half a line in the log is no obstacle."""
     out, text = shutil.copytree(begun[0], tmp_path / "out"), begun[1]
@@ -106,6 +108,7 @@ def test_a_resumed_run_can_be_named_again_or_by_its_config(begun, tmp_path, caps
     assert load_set(out).training.recipe.k == 8
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, monkeypatch):
     from sae_core.dictionaries import sparse
     from sae_core.training.checkpoint import read_checkpoint
@@ -173,6 +176,7 @@ def test_a_sweep_over_sizes_penalties_and_seeds(tmp_path, capsys):
         assert member.dictionaries[Site(1)].n_latents == int(folder.name.split("-n")[1].split("-")[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_in_one_line(tmp_path, capsys):
     """Simulated by a limit on the size of files that weights do not keep to; nothing half-written stays."""
     options = ["--tokens", 1024, "--batch", 256, "--context", 32, "--sites", "resid_post.1"]

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from graph_json import faults
 from planted import unchecked
-from verbs import most_active, one_line, result_of, run
+from verbs import TRAINING, most_active, one_line, result_of, run
 
 from circuits.discovery.target_causes import CauseSearch
 from circuits.evaluation import CircuitEvaluation
 from editing.removal.config import RemovalConfig
+from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.model.language_model import load_model
+from sae_core.sites import Site
 from sae_core.storage import load_set
 from sae_core.training.config import TrainConfig
 from sae_core.training.run import Run
@@ -39,8 +41,9 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
     assert not (trained_set / "checkpoint").exists()
 
 
-def test_ioi_states_the_models_own_score_first(trained_set, tmp_path, capsys):
-    status, printed, _ = run(capsys, "ioi", trained_set, "--out", tmp_path, "--prompts", 12, "--corruption", "swap")
+def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
+    options = ["--prompts", 6, "--corruption", "swap", "--site", "resid_post.4", "--thresholds", 2]
+    status, printed, _ = run(capsys, "ioi", storybook_set, "--out", tmp_path, *options)
     assert status == 0
     score, verdict = (printed.index(text) for text in ("the model itself does this task", "on the test prompts"))
     assert score < verdict
@@ -56,11 +59,11 @@ def test_ioi_states_the_models_own_score_first(trained_set, tmp_path, capsys):
     assert "plotly.min.js" in (tmp_path / "ioi.html").read_text() and (tmp_path / "plotly.min.js").is_file()
 
 
-def test_circuit_is_written_as_json_dot_svg_and_png(trained_set, tmp_path, capsys):
-    target = most_active(trained_set)
-    options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 20]
-    options += ["--held", 24, "--cards", 16, "--draws", 2, "--cover", 1]
-    status, printed, error = run(capsys, "circuit", trained_set, "--out", tmp_path, *options)
+def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, capsys):
+    target = most_active(storybook_set)
+    options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 5, "--keep", 2]
+    options += ["--held", 20, "--cards", 8, "--draws", 2, "--cover", 1]
+    status, printed, error = run(capsys, "circuit", storybook_set, "--out", tmp_path, *options)
     assert status == 0, error
     result = json.loads((tmp_path / "result.json").read_text())
     assert {"reached", "scores", "controls", "curves", "stability", "moves"} == result["judgement"].keys()
@@ -92,11 +95,11 @@ def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained
     assert "--nodes" in one_line(capsys, "circuit", trained_set, "--nodes", -1)
 
 
-def test_an_interrupted_search_goes_on_where_it_was(trained_set, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_search_goes_on_where_it_was(storybook_set, tmp_path, capsys, monkeypatch):
     """The second run takes the first step over, and ends with the same circuit as one that was never stopped."""
-    target = most_active(trained_set)
-    options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 5, "--held", 0, "--cards", 0]
-    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "whole", *options)[0] == 0
+    target = most_active(storybook_set)
+    options = ["--target", target, "--contexts", 50, "--max-targets", 2, "--null", 0, "--held", 0, "--cards", 0]
+    assert run(capsys, "circuit", storybook_set, "--out", tmp_path / "whole", *options)[0] == 0
     causes_of, targets = CauseSearch.causes_of, []
 
     def failing(self, target, *rest, **how):
@@ -106,10 +109,10 @@ def test_an_interrupted_search_goes_on_where_it_was(trained_set, tmp_path, capsy
         return causes_of(self, target, *rest, **how)
 
     monkeypatch.setattr(CauseSearch, "causes_of", failing)
-    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 2
+    assert run(capsys, "circuit", storybook_set, "--out", tmp_path / "halves", *options)[0] == 2
     assert len((tmp_path / "halves" / "steps.jsonl").read_text().splitlines()) == 2
     targets.append(None)  # from here on nothing fails
-    assert run(capsys, "circuit", trained_set, "--out", tmp_path / "halves", *options)[0] == 0
+    assert run(capsys, "circuit", storybook_set, "--out", tmp_path / "halves", *options)[0] == 0
     assert targets.count(targets[0]) == 1, "the first target is not searched again"
     whole, halves = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in ("whole", "halves"))
     assert whole == halves
@@ -117,7 +120,7 @@ def test_an_interrupted_search_goes_on_where_it_was(trained_set, tmp_path, capsy
 
 def test_remove_reports_every_method_on_the_same_site(trained_set, tmp_path, capsys):
     status, printed, _ = run(
-        capsys, "remove", trained_set, "--out", tmp_path, "--site", "resid_post.5", "--prompts", 48
+        capsys, "remove", trained_set, "--out", tmp_path, "--site", "resid_post.5", "--prompts", 32
     )
     assert status == 0 and "the model itself does this task" in printed
     removal = result_of(tmp_path)["removal"]
@@ -128,10 +131,12 @@ def test_remove_reports_every_method_on_the_same_site(trained_set, tmp_path, cap
     assert removal["own_auroc"] > 0.99 and removal["sentence"] in printed
 
 
-def test_steer_shows_texts_side_by_side(trained_set, tmp_path, capsys):
-    feature = most_active(trained_set)
-    options = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 8, "--contexts", 4]
-    status, printed, error = run(capsys, "steer", trained_set, "--out", tmp_path, *options, "--prompt", "Mary went to")
+def test_steer_shows_texts_side_by_side(storybook_set, tmp_path, capsys):
+    feature = most_active(storybook_set)
+    options = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 8, "--contexts", 3]
+    status, printed, error = run(
+        capsys, "steer", storybook_set, "--out", tmp_path, *options, "--prompt", "Mary went to"
+    )
     assert status == 0, error
     assert (
         "Mary went to ..." in printed and feature in printed and "\033" not in printed
@@ -147,21 +152,22 @@ def test_steer_shows_texts_side_by_side(trained_set, tmp_path, capsys):
     assert "plotly-graph-div" in page and feature in page and (tmp_path / "plotly.min.js").is_file()
 
 
-def test_steer_chooses_a_feature_and_prompts_itself(trained_set, tmp_path, capsys):
+def test_steer_chooses_a_feature_and_prompts_itself(storybook_set, tmp_path, capsys):
     settings = ["--mode", "off", "--tokens", 3, "--contexts", 2]
-    status, _, error = run(capsys, "steer", trained_set, "--out", tmp_path, *settings)
+    status, _, error = run(capsys, "steer", storybook_set, "--out", tmp_path, *settings)
     assert status == 0, error
     result = result_of(tmp_path)
     assert result["dose_response"]["features"][0].startswith("5_") and len(result["texts"]) == 4
 
 
-def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(trained_set, training_seed, tmp_path, capsys):
-    few = RemovalConfig(8, 8, 8, shortlist=6, max_features=4, text_contexts=16, random_draws=1, strengths=(0.0, 1.0))
-    folder = shutil.copytree(trained_set, tmp_path / "dictionaries")
-    circuit = CircuitSettings(contexts=100, max_targets=1, null=20, held=40, draws=0, cards=16, cover=1)
+def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set, tmp_path, capsys):
+    few = RemovalConfig(8, 8, 8, 3, max_features=2, text_contexts=8, random_draws=1, strengths=(0.0, 1.0), site=Site(5))
+    patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca")
+    folder = shutil.copytree(storybook_set, tmp_path / "dictionaries")
+    circuit = CircuitSettings(contexts=100, max_targets=1, null=5, held=20, draws=0, cards=8, cover=1)
     with unchecked():
-        settings = DemoSettings(tokens=60_000, seed=training_seed)
-        assert run_demo(tmp_path, settings, Plan(IOISettings(prompts=8), circuit, few), load_model("storybook")) == 0
+        plan = Plan(patching, circuit, few)
+        assert run_demo(tmp_path, DemoSettings(**TRAINING), plan, load_model("storybook")) == 0
     printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed
     page = (tmp_path / "index.html").read_text()
@@ -170,11 +176,12 @@ def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(trained_set, 
     assert "plotly-graph-div" in page and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     # dictionaries of other settings are neither passed off as these nor deleted
-    model, config = load_model("storybook"), TrainConfig(tokens=60_000, seed=training_seed)
-    requested = Run("storybook", Text("storybook", 128, True, max_tokens=60_000), ("resid_post",), (config,))
+    model, config = load_model("storybook"), TrainConfig(**TRAINING)
+    text = Text("storybook", 128, bos_of(model, None), max_tokens=config.tokens)
+    requested = Run("storybook", text, ("resid_post",), (config,))
     assert prepare_demo(folder, model, requested) is False
     others = (
-        replace(requested, members=(replace(config, seed=training_seed + 1),)),
+        replace(requested, members=(replace(config, seed=1),)),
         replace(requested, sites=("resid_post.4",)),
     )
     for other in others:
