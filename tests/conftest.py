@@ -1,6 +1,7 @@
 """What test files share: models, the trained set, and the options and markers of the suite."""
 
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from planted import unchecked
 from tiny import KINDS, write_tiny
 from verbs import TRAINING
 
+from sae_core.data import documents
 from sae_core.model.language_model import LanguageModel, load_model
 
 MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow", "storybook_set": "slow"}
@@ -67,13 +69,29 @@ def storybook() -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def trained_set(training_seed, tmp_path_factory) -> Path:
+def drawn_stories():
+    """The grammar's documents are drawn once, for all the verbs that read them from the start."""
+    drawn, source = [], documents._storybook()
+
+    def from_the_start():
+        for place in count():
+            if place == len(drawn):
+                drawn.append(next(source))
+            yield drawn[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_storybook", from_the_start)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained_set(training_seed, drawn_stories, tmp_path_factory) -> Path:
     """Dictionaries for every layer of storybook; for tests of what they explain. Tests only read it."""
     return set_of_seed(training_seed, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def storybook_set(tmp_path_factory) -> Path:
+def storybook_set(drawn_stories, tmp_path_factory) -> Path:
     """That of one seed, for tests of what is computed with any set: they need no other seeds and processors."""
     return set_of_seed(0, tmp_path_factory)
 

@@ -62,7 +62,7 @@ def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
 def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, capsys):
     target = most_active(storybook_set)
     options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 5, "--keep", 2]
-    options += ["--held", 20, "--cards", 8, "--draws", 2, "--cover", 1]
+    options += ["--held", 20, "--cards", 8, "--draws", 0, "--cover", 1]
     status, printed, error = run(capsys, "circuit", storybook_set, "--out", tmp_path, *options)
     assert status == 0, error
     result = json.loads((tmp_path / "result.json").read_text())
