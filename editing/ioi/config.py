@@ -14,8 +14,9 @@ class IOIConfig:
     selection_prompts: int = 32
     test_prompts: int = 96
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    selectors: tuple[Selector | str, ...] = tuple(Selector)
-    """How dictionaries' features are chosen; baselines' are by the first of these. `threshold` is the slow one."""
+    selectors: tuple[Selector | str, ...] = (Selector.ATTRIBUTION, Selector.RANDOM)
+    """How dictionaries' features are chosen; baselines' are by the first of these. Attribution takes two passes per
+    prompt, greedy search a hundred times as many, threshold pruning several hundred times."""
     baselines: tuple[Baseline | str, ...] = tuple(kind for kind in Baseline if kind is not Baseline.ICA)
     """What dictionaries are compared with. ICA is slow to fit."""
     random_draws: int = 3

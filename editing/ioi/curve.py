@@ -7,11 +7,11 @@ an order that was chosen on other prompts (`feature_selection.py`).
 Cost: a prompt on which none of the added features differs is not run again; it reads as at the point before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.ioi.feature_sets import Patching, PatchReadout, SetOnPrompts
@@ -63,11 +63,8 @@ class Trace:
 @torch.no_grad()
 def trace(patching: Patching, order: Sequence[int], counts: Sequence[int]) -> Trace:
     """What is read when the first m features of `order` are patched, for every m of `counts`, prompt by prompt."""
-    # A point runs only the prompts on which a feature added since the point before differs; elsewhere its row in the
-    # table is NaN. latest[point, b] is the last point up to this one that ran prompt b, -1 where none did: there
-    # the prompt still reads as corrupted, which is row 0 of the table with the corrupted run set before it.
-    n_prompts, device = len(patching.corrupted.kl), patching.corrupted.kl.device
-    sets = patching.empty_sets(n_prompts)
+    device = patching.corrupted.kl.device
+    sets = patching.empty_sets(len(patching.corrupted.kl))
 
     def growing_sets() -> Iterator[SetOnPrompts]:
         done = 0
@@ -78,7 +75,35 @@ def trace(patching: Patching, order: Sequence[int], counts: Sequence[int]) -> Tr
             sets[prompts] += patching.contributions(new, prompts)
             yield prompts, sets[prompts]
 
-    table = patching.table(growing_sets())
+    return _traced(patching, growing_sets(), counts)
+
+
+@torch.no_grad()
+def trace_pairs(patching: Patching, orders: Int[Tensor, "batch n_features"], counts: Sequence[int]) -> Trace:
+    """As `trace`, each pair of prompts with an order of its own, row by row of `orders`."""
+    sets = patching.empty_sets(len(orders))
+    ordered = patching.differs.gather(1, orders)  # where in a pair's order features stand that do anything on it
+
+    def growing_sets() -> Iterator[SetOnPrompts]:
+        done = 0
+        for count in counts:
+            prompts = ordered[:, done:count].any(1).nonzero()[:, 0]
+            for pair in prompts.tolist():
+                new = orders[pair, done:count][ordered[pair, done:count]]
+                sets[pair] += patching.contributions(new, prompts.new_tensor([pair]))[0]
+            done = max(done, count)
+            yield prompts, sets[prompts]
+
+    return _traced(patching, growing_sets(), counts)
+
+
+def _traced(patching: Patching, sets: Iterable[SetOnPrompts], counts: Sequence[int]) -> Trace:
+    """What is read of growing sets, one for every count."""
+    # A point runs only the prompts on which a feature added since the point before differs; elsewhere its row in the
+    # table is NaN. latest[point, b] is the last point up to this one that ran prompt b, -1 where none did: there
+    # the prompt still reads as corrupted, which is row 0 of the table with the corrupted run set before it.
+    n_prompts, device = len(patching.corrupted.kl), patching.corrupted.kl.device
+    table = patching.table(sets)
     point = torch.arange(len(counts), device=device)[:, None].expand(len(counts), n_prompts)
     latest = torch.where(table.kl.isnan(), -1, point).cummax(0).values
     rows = (torch.cat([start[None], run]) for start, run in zip(patching.corrupted, table, strict=True))

@@ -59,18 +59,6 @@ class CurveComparison:
         """Edit sizes at which the whole interval is above zero."""
         return [size for size, kl in zip(self.edit_sizes, self.size_difference, strict=True) if kl.low > 0]
 
-    def sentence(self) -> str:
-        """Where the dictionary is better, and where not."""
-        counts = ", ".join(_ranges(self.counts, self.better)) or "no number of patched features"
-        text = f"on the test prompts {self.dictionary} leaves less KL than {self.baseline} at {counts}"
-        if not self.better:
-            text = f"on the test prompts there is {counts} at which {self.dictionary} beats {self.baseline}"
-        if self.crossing is not None:
-            text += f"; from {self.crossing} on {self.baseline} is ahead"
-        small, large = (", ".join(f"{size:.2f}" for size in sizes) for sizes in (self.better_sizes, self.worse_sizes))
-        text += f"; at equal edit size it is better at {small or 'none'}"
-        return f"{text} and worse at {large}" if large else text
-
     def reason(self, floor: Mapping[str, float], curve: Curve) -> str:
         """What keeps the dictionary from the clean run, and whether that is why the baseline gets ahead.
 
@@ -124,7 +112,7 @@ def _within(curve: Trace, size: float) -> int:
     return int(small.nonzero().max()) if small.any() else 0
 
 
-def _ranges(counts: Sequence[int], chosen: Sequence[int]) -> list[str]:
+def ranges(counts: Sequence[int], chosen: Sequence[int]) -> list[str]:
     """The chosen of `counts` in words: neighbours among `counts` as a range."""
     runs: list[list[int]] = []
     for before, count in zip((None, *counts), counts, strict=False):

@@ -1,7 +1,8 @@
 """Which features to patch, in which order: four ways with one signature, each with its cost.
 
 Every one gets the features on the *selection* prompts and returns all of them in the order in which to patch
-them. Costs are counted in prompts run; a prompt on which a feature does not differ is never run for it.
+them: what carries the behaviour in general. Costs are counted in prompts run; a prompt on which a feature does not
+differ is never run for it. `orders_of_pairs` answers another question: what carries it in one pair of prompts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from editing.ioi.feature_sets import Patching, SetOnPrompts
@@ -19,10 +21,14 @@ from sae_core.seeds import generator_for
 class Selector(StrEnum):
     """A way to choose features."""
 
-    GREEDY = "greedy"
     ATTRIBUTION = "attribution"
+    GREEDY = "greedy"
     THRESHOLD = "threshold"
     RANDOM = "random"
+
+
+PER_PAIR = "each pair itself"
+"""The name of the way in which every pair of prompts has an order of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ def attribution(patching: Patching, config: SelectionConfig, *, seed: int) -> Se
     """By the first-order estimate of what each alone takes from the KL: one forward and one backward pass."""
     order = patching.first_order().argsort(descending=True, stable=True)
     return Selection(tuple(order.tolist()), 2 * len(patching.differs))
+
+
+def orders_of_pairs(patching: Patching) -> Int[Tensor, "batch n_features"]:
+    """For each pair of prompts its own order of all features, by the first-order estimate on the pair itself."""
+    return patching.estimates().argsort(descending=True, stable=True, dim=-1)
 
 
 @torch.no_grad()
@@ -113,8 +124,8 @@ def random(patching: Patching, config: SelectionConfig, *, seed: int) -> Selecti
 
 
 SELECTORS: dict[Selector, Callable[..., Selection]] = {
-    Selector.GREEDY: greedy,
     Selector.ATTRIBUTION: attribution,
+    Selector.GREEDY: greedy,
     Selector.THRESHOLD: threshold,
     Selector.RANDOM: random,
 }

@@ -81,11 +81,16 @@ class Patching(ABC):
         """`[rows]`: what a set does on each of `prompts`, in one forward pass."""
 
     @abstractmethod
-    def first_order(self) -> Float[Tensor, "n_features"]:
-        """Estimated fall of the mean KL when a feature alone is patched: -(c - c_bar) dKL/dx . f at the corrupted run.
+    def estimates(self) -> Float[Tensor, "batch n_features"]:
+        """Estimated fall of each prompt's KL when a feature alone is patched: -(c - c_bar) dKL/dx . f at the corrupted
+        run, summed over positions.
 
         One forward and one backward pass of every prompt.
         """
+
+    def first_order(self) -> Float[Tensor, "n_features"]:
+        """Estimated fall of the mean KL when a feature alone is patched: the mean of `estimates` over prompts."""
+        return self.estimates().mean(0)
 
     @abstractmethod
     def activation_patched(self) -> PatchReadout:

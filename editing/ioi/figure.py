@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from editing.ioi.baselines import BASELINE_NAMES, Baseline
 from editing.ioi.curve import Curve
-from editing.ioi.feature_selection import Selector
+from editing.ioi.feature_selection import PER_PAIR, Selector
 from editing.ioi.result import IOIResult
 from editing.plotting import AMBER, BLUE, GREEN, GREY, PURPLE, RED, styled
 from sae_core.estimate import Estimate
@@ -32,6 +32,7 @@ _SELECTOR_COLOURS: dict[str, str] = {
     Selector.ATTRIBUTION: AMBER,
     Selector.THRESHOLD: PURPLE,
     Selector.RANDOM: GREEN,
+    PER_PAIR: RED,
 }
 
 
@@ -48,7 +49,7 @@ def ioi_figure(result: IOIResult, labels: Labels | None = None) -> "Figure":
     for curve in result.main():
         colour, width = colours[curve.name], 3 if curve.name in result.floors else 1.6
         hover = _hover(curve, (labels or {}).get(curve.name, {}))
-        counts, sizes = [p.n_features for p in curve.points], [p.edit_size.value for p in curve.points]
+        counts, sizes = _on_axis(curve), [p.edit_size.value for p in curve.points]
         for row, estimates in ((1, [p.kl for p in curve.points]), (2, [p.recovered for p in curve.points])):
             for column, x in ((1, counts), (2, sizes)):
                 line = _line(x, [y.value for y in estimates], hover, curve.name, {"color": colour, "width": width})
@@ -59,7 +60,7 @@ def ioi_figure(result: IOIResult, labels: Labels | None = None) -> "Figure":
         for column in (1, 2):
             figure.add_hline(y=floor["all_latents"], line=line, row=1, col=column)  # pyright: ignore[reportArgumentType]
     for row in (1, 2):
-        figure.update_xaxes(title_text="patched features", range=[0, 64], row=row, col=1)
+        figure.update_xaxes(**_counts_axis(result.main()), row=row, col=1)
         figure.update_xaxes(title_text="mean edit size |x' - x̄|", row=row, col=2)
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", row=1, col=1)
     figure.update_yaxes(title_text="logit difference recovered", row=2, col=1)
@@ -76,18 +77,32 @@ def selection_figure(result: IOIResult) -> "Figure":
             prefix = f"{curve.name}, " if len(result.floors) > 1 else ""
             figure.add_trace(
                 Scatter(
-                    x=[p.n_features for p in curve.points],
+                    x=_on_axis(curve),
                     y=[p.kl.value for p in curve.points],
+                    customdata=[p.n_features for p in curve.points],
                     name=f"{prefix}{curve.selection} ({curve.forwards:,} prompts run)",
                     mode="lines+markers",
                     marker={"size": 5},
                     line={"color": _SELECTOR_COLOURS.get(curve.selection), "width": 2},
-                    hovertemplate="%{x} features: %{y:.3f} nats",
+                    hovertemplate="%{customdata} features: %{y:.3f} nats",
                 )
             )
-    figure.update_xaxes(title_text="patched features", range=[0, 64])
+    figure.update_xaxes(**_counts_axis(result.curves))
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", rangemode="tozero")
     return styled(figure, height=420)
+
+
+def _on_axis(curve: Curve) -> list[float]:
+    """Numbers of features on a logarithmic axis that begins with none, which stands at one half."""
+    return [max(float(point.n_features), 0.5) for point in curve.points]
+
+
+def _counts_axis(curves: Sequence[Curve]) -> dict:
+    """An axis as far as the data reach, in doublings."""
+    most = max(point.n_features for curve in curves for point in curve.points)
+    ticks = [2**i for i in range(most.bit_length())]
+    labels = {"tickvals": [0.5, *ticks], "ticktext": ["0", *map(str, ticks)]}
+    return {"title_text": "patched features", "type": "log", **labels}
 
 
 def _line(x: Sequence[int | float], y: Sequence[float], hover: list[list], name: str, line: dict) -> "Scatter":

@@ -133,19 +133,19 @@ class JointPatching(Patching):
         ]
         return self.experiment.read(prompts, edits)
 
-    def first_order(self) -> Float[Tensor, "n_features"]:
+    def estimates(self) -> Float[Tensor, "batch n_features"]:
         experiment = self.experiment
 
         def kl(prompts: Tensor, changes: Sequence[Tensor]) -> Tensor:
             edits = [AddDirection(site, change) for site, change in zip(experiment.sites, changes, strict=True)]
             return experiment.read(prompts, edits).kl
 
-        # At each site: estimate_k = -1/batch sum_{b, p} (c - c_bar)[b, p, k] (dKL_b/dx[b, p] . f_k), x and c_bar
+        # At each site: estimate_bk = -sum_p (c - c_bar)[b, p, k] (dKL_b/dx[b, p] . f_k), x and c_bar
         # those of the corrupted run. A change there moves the codes above too; of that the gradient knows already.
         by_site = gradients(kl, list(experiment.x.values()))
         sites = zip(self.dictionaries.items(), by_site, strict=True)
-        sums = [(self._difference(site) * (g @ d.directions.T)).sum((0, 1)) for (site, d), g in sites]
-        return -torch.cat(sums) / len(experiment)
+        sums = [(self._difference(site) * (g @ d.directions.T)).sum(1) for (site, d), g in sites]
+        return -torch.cat(sums, -1)
 
     @torch.no_grad()
     def activation_patched(self) -> PatchReadout:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from editing.ioi.baselines import BASELINE_NAMES, Baseline
 from editing.ioi.curve import Curve
 from editing.ioi.curve_comparison import CurveComparison
+from editing.ioi.feature_selection import PER_PAIR
+from editing.ioi.verdict import best_rival, verdict
 from editing.tasks.ioi import Corruption
 from editing.tasks.pairs import Place
 from editing.tasks.score import TaskScore
@@ -31,23 +32,39 @@ class IOIResult:
     n_selection: int
     n_test: int
     comparisons: tuple[CurveComparison, ...] = ()
+    """Of the curves whose features were chosen on other prompts."""
     positions: tuple[Place, ...] | None = None
     """The positions that were edited, roles or counted from the end; None for all."""
+    comparisons_of_pairs: tuple[CurveComparison, ...] = ()
+    """Of the curves whose features were chosen for each pair on the pair itself."""
 
     def main(self) -> list[Curve]:
         """The curves of the picture: every method, its features chosen the first way."""
         return [curve for curve in self.curves if curve.selection == self.curves[0].selection]
 
+    def of_pairs(self) -> list[Curve]:
+        """Every method, its features chosen for each pair on the pair itself."""
+        return [curve for curve in self.curves if curve.selection == PER_PAIR]
+
     def sentences(self) -> list[str]:
-        """Where the dictionaries beat PCA (else the first baseline), where not, and why."""
-        pca, names = BASELINE_NAMES[Baseline.PCA], [comparison.baseline for comparison in self.comparisons]
-        baseline = pca if pca in names else next(iter(names), None)
+        """A verdict on every dictionary: features chosen on other prompts, and chosen for each pair on the pair."""
+        asked = (("chosen on other prompts", self.main(), self.comparisons),)
+        asked += (("chosen for each pair", self.of_pairs(), self.comparisons_of_pairs),)
+        return [
+            f"{how}: {verdict(name, curves, [each for each in comparisons if each.dictionary == name])}"
+            for name in self.floors
+            for how, curves, comparisons in asked
+            if curves
+        ]
+
+    def reasons(self) -> list[str]:
+        """Why each dictionary ends where it does, beside the baseline that is best with few features."""
         curves = {curve.name: curve for curve in self.main()}
         return [
-            f"{comparison.sentence()}. {comparison.reason(self.floors[name], curves[name])}"
+            comparison.reason(self.floors[comparison.dictionary], curves[comparison.dictionary])
+            for name in self.floors
             for comparison in self.comparisons
-            for name in [comparison.dictionary]
-            if comparison.baseline == baseline
+            if comparison.dictionary == name and comparison.baseline == best_rival(name, self.main(), self.floors)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -55,4 +72,4 @@ class IOIResult:
         plain, derived = to_plain(self), ("better", "worse", "crossing", "better_sizes", "worse_sizes")
         for numbers, comparison in zip(plain["comparisons"], self.comparisons, strict=True):
             numbers |= {name: getattr(comparison, name) for name in derived}
-        return plain | {"sentences": self.sentences()}
+        return plain | {"sentences": self.sentences(), "reasons": self.reasons()}

@@ -191,12 +191,12 @@ class SitePatching(Patching):
     def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows pos d"]) -> PatchReadout:
         return self.experiment.read(prompts, sets)
 
-    def first_order(self) -> Float[Tensor, "n_features"]:
-        # estimate_k = -1/batch sum_{b, p} (c - c_bar)[k, b, p] (dKL_b/dx[b, p] . f_k); zero where nothing differs
+    def estimates(self) -> Float[Tensor, "batch n_features"]:
+        # estimate_bk = -sum_p (c - c_bar)[k, b, p] (dKL_b/dx[b, p] . f_k); zero where nothing differs
         differing = self._row >= 0
         along = torch.einsum("bpd,kd->kbp", self.experiment.gradient, self.directions[differing])
-        estimate = torch.zeros(len(self.directions), device=along.device)
-        estimate[differing] = -(along * self._difference).sum((1, 2)) / len(self.experiment)
+        estimate = torch.zeros(len(self.experiment), len(self.directions), device=along.device)
+        estimate[:, differing] = -(along * self._difference).sum(2).T
         return estimate
 
     def activation_patched(self) -> PatchReadout:

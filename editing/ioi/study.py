@@ -8,7 +8,8 @@ After Cunningham et al. 2023. One run, `IOIStudy.run`, is this experiment:
 3. On the selection prompts: the site at which a few features do most, and for every dictionary and baseline the order
    in which its features come into F.
 4. On the test prompts: KL(clean || patched), recovered logit difference and edit size with the first m features in F,
-   for every m from none to all, with intervals.
+   for every m from none to all, with intervals. And once more, with an order for each test pair, chosen on the pair
+   itself: how few features carry one pair, whatever they do elsewhere.
 5. Every dictionary against every baseline on the same test prompts, at equal numbers of features and equal edit sizes.
 """
 
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from editing.ioi.baselines import Baseline, FittedBaselines
 from editing.ioi.config import IOIConfig
-from editing.ioi.curve import Curve, Trace, curve_counts, floor, summary, trace
+from editing.ioi.curve import Curve, Trace, curve_counts, floor, summary, trace, trace_pairs
 from editing.ioi.curve_comparison import CurveComparison, compare_curves
-from editing.ioi.feature_selection import SELECTORS, Selection, Selector
+from editing.ioi.feature_selection import PER_PAIR, SELECTORS, Selection, Selector, orders_of_pairs
 from editing.ioi.feature_sets import Patching, PatchReadout
 from editing.ioi.joint_experiment import JointExperiment
 from editing.ioi.result import IOIResult
@@ -82,7 +83,8 @@ class IOIStudy:
         as in `editing.ioi.site_experiment.edited_places`. Raises `UserError` for a site that a set does not have.
         """
         candidates, config = self._candidates(site), self.config
-        n_curves = len(self.sets) * len(config.selectors) + len(config.baselines)
+        n_methods = len(self.sets) + len(config.baselines)
+        n_curves = n_methods + len(self.sets) * (len(config.selectors) - 1) + n_methods
         stages = Stages(on_progress, 1 + (len(candidates) > 1) + bool(config.baselines) + n_curves)
         stages.begin(f"{corruption}: the model on the prompts, unedited")
         prompts = self.prompts(corruption)
@@ -96,7 +98,9 @@ class IOIStudy:
         methods = self.sets | self.baselines.at(testing.sites)
         weights = resampled(prompts.test.groups, config.seed)
         curves: list[Curve] = []
+        specific: list[Curve] = []
         traces: dict[str, Trace] = {}  # of each method's first selector
+        of_pairs: dict[str, Trace] = {}
         floors: dict[str, dict[str, float]] = {}
         full_size = 0.0
         for name, dictionaries in methods.items():
@@ -108,6 +112,11 @@ class IOIStudy:
                 features = self._names(name, on_test, selection.order[:NAMED])
                 curves.append(Curve(name, points, features, selection.forwards, selector))
                 traces.setdefault(name, measured)
+            stages.begin(f"{where}, {name}, chosen on {PER_PAIR}")
+            orders = orders_of_pairs(on_test)
+            of_pairs[name] = trace_pairs(on_test, orders, curve_counts(orders.shape[1]))
+            points = summary(testing.clean, testing.corrupted, of_pairs[name], weights)
+            specific.append(Curve(name, points, (), 2 * len(orders), PER_PAIR))
             if name in self.sets:
                 floors[name] = floor(on_test)
                 full_size = on_test.activation_patched().edit_size.mean().item()
@@ -116,12 +125,13 @@ class IOIStudy:
             own=prompts.own,
             site=_joined(testing.sites),
             site_kl=site_kl,
-            curves=tuple(curves),
+            curves=(*curves, *specific),
             floors=floors,
             shared=self.task.shared,
             n_selection=len(prompts.selection),
             n_test=len(prompts.test),
             comparisons=self._compared(traces, weights, full_size),
+            comparisons_of_pairs=self._compared(of_pairs, weights, full_size),
             positions=None if positions is None else tuple(p if isinstance(p, int) else str(p) for p in positions),
         )
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from circuits.features.atlas import survey
 from editing.ioi.config import IOIConfig
+from editing.ioi.feature_selection import Selector
 from editing.ioi.figure import ioi_figure
 from editing.ioi.result import IOIResult
 from editing.ioi.study import IOIStudy
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 FITTED_ON = 256
 """Contexts on which baselines are fitted, of those the dictionaries were trained on."""
+GREEDY_BELOW = 2_000_000
+"""Weights of the blocks, about, below which greedy search fits the time, and features are chosen by it, too."""
 LABELLED = 64
 """Features of a curve, from its beginning, that are labelled with the tokens they respond to."""
 
@@ -127,6 +130,8 @@ def run_ioi(
     """`ioi` of sets by name."""
     config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
     model, *_ = [saes.on(model) for saes in sets.values()]
+    if settings.selectors is None and 12 * model.n_layers * model.d_model**2 < GREEDY_BELOW:
+        config = replace(config, selectors=(Selector.ATTRIBUTION, Selector.GREEDY, Selector.RANDOM))
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
     contexts = text.read(model)

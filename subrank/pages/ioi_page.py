@@ -14,7 +14,7 @@ _PAIRS = {
     "swap": "the two names swap roles",
     "abc": "the second mention of the subject becomes a third name",
 }
-_COUNTS = (0, 1, 4, 8, 16, 32, 64)
+_COUNTS = (0, 1, 4, 8, 16, 32, 64, 128, 256)
 
 
 def ioi_section(results: Sequence[IOIResult], labels: Labels | None = None) -> Markup:
@@ -36,6 +36,8 @@ def _part(result: IOIResult, labels: Labels | None) -> dict:
         "kl": _curve_table(curves, "kl"),
         "probability": _curve_table(curves, "probability"),
         "sentences": result.sentences(),
+        "reasons": result.reasons(),
+        "of_pairs": _curve_table(result.of_pairs(), "kl") if result.of_pairs() else None,
         "left": f"{abs(next(iter(result.floors.values()))['all_latents_and_error']):.6f}",
         "plot": figure(ioi_figure(result, labels)),
         "selections": _selection_table(result),

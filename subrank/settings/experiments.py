@@ -7,7 +7,7 @@ from sae_core.errors import UserError
 from sae_core.sites import Site
 from subrank.settings.fields import Settings, setting, site_or_stream
 
-Selector = Literal["greedy", "attribution", "threshold", "random"]
+Selector = Literal["attribution", "greedy", "threshold", "random"]
 Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
 
 
@@ -33,7 +33,8 @@ class IOISettings(Settings):
     prompts: int | None = setting(None, least=2, quick=10)
     """test prompts (default: 96); a third as many for the selection"""
     selectors: tuple[Selector, ...] | None = setting(None, metavar="HOW")
-    """ways to choose features: greedy, attribution, threshold, random (default: all)"""
+    """ways to choose features on other prompts: attribution, greedy, threshold, random (default: attribution, random,
+    and greedy where the model is small); besides they are chosen for each pair on the pair itself"""
     baselines: tuple[Baseline, ...] | None = setting(None, metavar="WHAT", empty=True)
     """what to compare with: pca, nonnegative_pca, neurons, random_basis, ica (default: all but ica, which is slow)"""
     thresholds: int | None = setting(None, least=1)

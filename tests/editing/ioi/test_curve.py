@@ -9,9 +9,11 @@ from comparing import close
 from handmade import complete_basis, random_topk
 from plain_patching import EVERY_SITE, RESID, plain_kl, random_pairs, reference_readout
 
-from editing.ioi.curve import PatchingPoint, curve_counts, floor, summary, trace
+from editing.ioi.curve import PatchingPoint, curve_counts, floor, summary, trace, trace_pairs
+from editing.ioi.feature_selection import SelectionConfig, attribution, orders_of_pairs
 from editing.ioi.site_experiment import PatchExperiment
 from editing.metrics import interval, resampled
+from editing.tasks.pairs import PromptPairs
 from sae_core.dictionaries.baselines import pca
 
 
@@ -126,3 +128,36 @@ def test_curve_counts_rise_from_none_to_all():
         counts = curve_counts(n)
         assert counts[0] == 0 and counts[-1] == n and counts == sorted(set(counts))
         assert [c for c in counts if c <= 16] == list(range(min(n, 16) + 1))
+
+
+# ---- an order for each pair ------------------------------------------------------------------------
+
+
+def only_pair(pairs: PromptPairs, number: int) -> PromptPairs:
+    per_pair = {name: getattr(pairs, name)[number : number + 1] for name in ("clean", "corrupted", "answer", "foil")}
+    return replace(pairs, **per_pair, **{n: getattr(pairs, n)[number : number + 1] for n in ("rival", "end", "groups")})
+
+
+@EVERY_SITE
+def test_with_an_order_for_each_pair_every_pair_reads_as_if_it_were_alone(tiny, site):
+    """Row by row the trace of that pair's own order; and its order is the one that attribution finds on it alone."""
+    pairs, counts = random_pairs(tiny), [0, 1, 3, 48]
+    together = PatchExperiment(tiny, pairs, site)
+    sae = random_topk(together.x.shape[-1])
+    patching = together.patching(sae)
+    orders = orders_of_pairs(patching)
+    measured = torch.stack(trace_pairs(patching, orders, counts).readout, -1)
+    for number in range(len(pairs)):
+        alone = PatchExperiment(tiny, only_pair(pairs, number), site).patching(sae)
+        order = attribution(alone, SelectionConfig(), seed=0).order
+        active = int(alone.differs.sum())
+        assert orders[number, :active].tolist()[:3] == list(order[:active])[:3]
+        close(measured[:, number], torch.stack(trace(alone, order, counts).readout, -1)[:, 0], 2e-4)
+    general = torch.stack(trace(patching, orders[0].tolist(), counts).readout, -1)
+    assert (measured[1] - general[1]).abs().max() > 1e-4  # control: with the first pair's order the others differ
+
+
+def test_the_estimate_over_all_prompts_is_the_mean_of_each(experiment):
+    patching = experiment.patching(random_topk(32))
+    assert torch.allclose(patching.first_order(), patching.estimates().mean(0))
+    assert patching.estimates().shape == patching.differs.shape

@@ -11,7 +11,7 @@ from tiny import user_error
 from editing.ioi.baselines import BASELINE_NAMES
 from editing.ioi.config import IOIConfig
 from editing.ioi.curve import curve_counts
-from editing.ioi.feature_selection import SELECTORS, SelectionConfig, greedy
+from editing.ioi.feature_selection import PER_PAIR, SELECTORS, SelectionConfig, greedy
 from editing.ioi.figure import ioi_figure, selection_figure
 from editing.ioi.result import IOIResult
 from editing.ioi.site_experiment import PatchExperiment
@@ -57,7 +57,10 @@ def test_every_corruption_begins_with_the_models_own_score(storybook, few_contex
     study = IOIStudy(storybook, {"dictionary": dictionaries}, few_contexts, config)
     result = study.run(corruption, site=Site(3))
     assert result.own.accuracy.value >= 0.99 and result.own.n == result.n_test == 8 and result.n_selection == 6
-    assert result.corruption is corruption and result.comparisons == () and result.sentences() == []
+    assert result.corruption is corruption and result.comparisons == result.comparisons_of_pairs == ()
+    general, specific = result.sentences()
+    assert general.startswith("chosen on other prompts: with 16 features dictionary leaves") and "beats" not in general
+    assert specific.startswith("chosen for each pair")
 
 
 @pytest.mark.slow
@@ -67,9 +70,9 @@ def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
     result = run(storybook, few_contexts, dictionaries, config=config, on_progress=stages.append)
     assert [(stage.done, stage.total) for stage in stages] == [(done, len(stages)) for done in range(len(stages))]
     names = [(c.name, c.selection) for c in result.curves]
-    assert names == [("dictionary", how) for how in SELECTORS] + [
-        (BASELINE_NAMES[b], "greedy") for b in config.baselines
-    ]
+    methods = ["dictionary", *(BASELINE_NAMES[b] for b in config.baselines)]
+    general = [("dictionary", how) for how in SELECTORS] + [(name, "attribution") for name in methods[1:]]
+    assert names == general + [(name, PER_PAIR) for name in methods]
     assert set(result.site_kl) == {"resid_post.1", "resid_post.3"}  # the usual streams
     assert result.site == min(result.site_kl, key=result.site_kl.get)
     for curve in result.curves:
@@ -81,6 +84,8 @@ def test_the_experiment_on_storybook(storybook, few_contexts, dictionaries):
             for number in (p.kl, p.recovered, p.edit_size, p.probability):
                 assert number.low - 1e-6 <= number.value <= number.high + 1e-6
     for complete in result.curves[len(SELECTORS) :]:
+        if complete.name == "dictionary":
+            continue
         assert complete.points[-1].n_features == (256 if complete.name == "non-negative PCA" else 128)
         assert complete.points[-1].kl.value == pytest.approx(0, abs=1e-3)
         assert complete.points[-1].recovered.value == pytest.approx(1, abs=1e-2)
@@ -96,7 +101,7 @@ def test_several_sets_are_compared_on_the_same_prompts(storybook, few_contexts):
     sets = {"small": {Site(3): random_topk(128, 32, 4)}, "large": {Site(3): random_topk(128, 96, 8)}}
     result = run_sets(storybook, few_contexts, sets, config=replace(CONFIG, baselines=("pca", "random_basis")))
     assert [c.name for c in result.main()] == ["small", "large", "PCA", "random basis"]
-    assert result.floors.keys() == sets.keys() and len(result.sentences()) == 2
+    assert result.floors.keys() == sets.keys() and len(result.sentences()) == 4 and len(result.reasons()) == 2
     pairs = [(c.dictionary, c.baseline) for c in result.comparisons]
     assert pairs == [(name, other) for name in sets for other in ("PCA", "random basis")]
     points = {c.name: {p.n_features: p.kl.value for p in c.points} for c in result.main()}
@@ -154,7 +159,7 @@ def test_sites_patched_jointly(storybook, few_contexts):
     config = replace(CONFIG, selectors=("greedy", "attribution"))
     joint = run(storybook, few_contexts, sets, config=config, site=sites)
     assert joint.site == "resid_post.1 + resid_post.3" and list(joint.site_kl) == [joint.site]
-    sparse, _, complete = joint.curves
+    sparse, _, complete, *_ = joint.curves
     assert sparse.points[-1].n_features == 64 and complete.points[-1].n_features == 256
     assert {name.split("_")[0] for name in sparse.order} == {"1", "3"}
     assert {name.rsplit("_")[0] for name in complete.order} == {"PCA 1", "PCA 3"}
