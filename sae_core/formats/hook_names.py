@@ -14,7 +14,8 @@ _WRITTEN = {
     Stream.ATTN_Z: "attn.hook_z",
 }
 """What TransformerLens calls a stream within its block, and so do other tools' files and ours. The outputs of MLP and
-attention are what is added to the residual, behind the norms that Gemma 2 has there."""
+attention are what is added to the residual, behind the norms that Gemma 2 has there. The residual between attention and
+MLP is no stream: an edit at the bridge's `hook_resid_mid` changes what the MLP reads, and not the residual."""
 _BRIDGE = _WRITTEN | {Stream.RESID_POST: "hook_out", Stream.MLP_HIDDEN: "mlp.out.hook_in"}
 _BRIDGE |= {Stream.ATTN_Z: "attn.o.hook_in"}
 """The hook points of a `TransformerBridge` at which activations are read and edited."""

@@ -195,7 +195,7 @@ class Session:
         """How much there is to train on, in words; what limits it."""
         run, members = self.run, self.run.members
         training, held = self.contexts.training, self.contexts.held_out
-        n_tokens = int(self.model.content(training).sum())
+        n_tokens = max(1, int(self.model.content(training).sum()))
         lines = [
             f"{len(training)} contexts of {run.text.n_ctx} tokens, {n_tokens:,} of them to train on, and {len(held)} "
             f"held out; {members[0].tokens:,} tokens are {members[0].tokens / n_tokens:.3g} epochs",

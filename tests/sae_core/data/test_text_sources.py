@@ -217,6 +217,37 @@ def test_a_dataset_of_the_hub_streams(monkeypatch):
     assert requests == [(("some/stories", None), streaming), (("some/stories", "small"), streaming)]
 
 
+def test_a_dataset_of_the_hub_is_shuffled_through_a_buffer_its_files_too(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    orders = []
+
+    class Streamed:
+        def shuffle(self, seed: int, buffer_size: int):
+            orders.append((seed, buffer_size))
+            return ({"text": f"story {i}"} for i in range(100))
+
+    monkeypatch.setattr(hub, "hub_answers", lambda endpoint: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: Streamed())
+    first, again, other = (list(documents("some/stories", seed=seed)) for seed in (0, 0, 1))
+    in_order = [f"story {i}" for i in range(100)]
+    assert first == again != other and sorted(first) == sorted(other) == sorted(in_order) and first != in_order
+    assert orders[0] == orders[1] != orders[2] and {size for _, size in orders} == {
+        1
+    }  # the library shuffles files only
+
+
+@pytest.mark.parametrize("form", ["one", "parts"])
+def test_a_saved_dataset_is_shuffled(tmp_path, form):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    texts = [f"story {i}" for i in range(50)]
+    rows = datasets.Dataset.from_dict({"text": texts})
+    saved = datasets.DatasetDict({"train": rows, "test": rows.select([0])}) if form == "parts" else rows
+    saved.save_to_disk(str(tmp_path / "data"))
+    shuffled = list(documents(str(tmp_path / "data"), seed=0))
+    assert shuffled != texts and sorted(shuffled) == sorted(texts) == sorted(documents(str(tmp_path / "data")))
+
+
 def test_a_dataset_that_cannot_be_read_says_why_in_one_line(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
