@@ -52,6 +52,9 @@ def site_of(name: str) -> Site | None:
         return Site(int(hook[1]) - 1)
     if hook and hook[2] in _STREAMS:
         return Site(int(hook[1]), _STREAMS[hook[2]])
+    heads = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.self_attn\.o_proj\.input", name)
+    if heads:
+        return Site(int(heads[1]), Stream.ATTN_Z)
     block = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)", name)
     return Site(int(block[1])) if block else None
 
@@ -82,15 +85,15 @@ def layer_in(name: str | None) -> int | None:
 def place_of_gemma_scope(path: Path) -> tuple[str | None, str | None]:
     """(Hook point, model) of a file as Google publishes it: `gemma-scope-2b-pt-res/layer_20/width_16k/...`.
 
-    The second release has `resid_post/layer_20_...`. A layer alone does not say which stream, and attention's
-    autoencoders there read the heads before they are mixed.
+    The second release has `resid_post/layer_20_...`. A layer alone does not say which stream. Attention's autoencoders
+    of the first (`-att`) read the heads before they are mixed (Lieberum et al. 2024, section 3).
     """
     where = "/".join(path.absolute().parts[-8:])
-    for other in ("transcoder", "/clt", "embedding", "-att/", "attn_out"):
+    for other in ("transcoder", "/clt", "embedding", "attn_out"):
         if other in where:
             raise UserError(f"it belongs at {other.strip('-/')} ({where}), which is no site here")
     layers = re.findall(r"layer_(\d+)", where)
-    patterns = {r"-res/|resid_post": Stream.RESID_POST, r"-mlp/|mlp_out": Stream.MLP_OUT}
+    patterns = {r"-res/|resid_post": Stream.RESID_POST, r"-mlp/|mlp_out": Stream.MLP_OUT, "-att/": Stream.ATTN_Z}
     streams = [stream for pattern, stream in patterns.items() if re.search(pattern, where)]
     place = hook_name(Site(int(layers[-1]), streams[0])) if layers and len(streams) == 1 else None
     release = re.search(r"gemma-scope-(\d+b)-(pt|it)", where)

@@ -46,8 +46,9 @@ def test_gemma_scope_by_its_folder(tmp_path):
     place = tmp_path / "gemma-scope-9b-it-mlp" / "layer_3" / "width_16k"
     foreign = load_foreign(write(place, "params.npz", values))
     assert (foreign.site, foreign.model_name) == (Site(3, Stream.MLP_OUT), "google/gemma-2-9b-it")
+    heads = tmp_path / "gemma-scope-2b-pt-att" / "layer_3" / "width_16k"
+    assert load_foreign(write(heads, "params.npz", values)).site == Site(3, Stream.ATTN_Z)
     for folder, word in (
-        ("gemma-scope-2b-pt-att/layer_3", "att"),
         ("gemma-scope-2b-pt-transcoders/layer_3", "transcoder"),
         ("gemma-scope-2b-pt-res/embedding/width_4k", "embedding"),
         ("attn_out/layer_3_width_16k", "attn_out"),
@@ -59,7 +60,9 @@ def test_gemma_scope_by_its_folder(tmp_path):
         ("model.layers.3.self_attn.o_proj.input", "model.layers.3.self_attn.o_proj.input"),
     ):
         card = {"architecture": "jump_relu", "hf_hook_point_in": hook}
-        assert load_foreign(write(tmp_path / "any", "params.npz", values, card)).place == place
+        foreign = load_foreign(write(tmp_path / "any", "params.npz", values, card))
+        assert foreign.place == place
+    assert foreign.site == Site(3, Stream.ATTN_Z)
     with user_error("hf_hook_point_in = 3", "folder = 4"):
         load_foreign(write(tmp_path / "resid_post" / "layer_4_width_16k", "params.npz", values, card))
     affine = {key.replace("W_", "w_"): value for key, value in values.items()} | {
