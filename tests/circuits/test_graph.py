@@ -9,7 +9,7 @@ from sae_core.sites import FeatureId, Site, Stream
 
 def test_json_of_other_nodes_and_of_an_empty_graph():
     mlp, logit, error = FeatureId(Site(1, Stream.MLP_OUT), 7), Readout("she - he"), ErrorTerm(Site(0))
-    nodes = (Node(mlp, ('"', "ü"), 0.25, ("<",), 3, 0.5, "a name"), Node(logit), Node(error))
+    nodes = (Node(mlp, ('"', "ü"), 0.25, ("<",), 3, True, "a name"), Node(logit), Node(error))
     edges = (
         Edge(FeatureId(Site(0), 1), mlp, -0.5, 0.1, 3, 16, 0.1, 0.2, None, False, ((0, -0.4), (3, -0.1))),
         Edge(mlp, logit, 0.5, 0.1, 16, 16),
