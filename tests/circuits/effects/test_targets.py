@@ -114,6 +114,8 @@ def test_lines_of_ones_own(storybook):
     for row, line in enumerate([lines[0], lines[2]]):
         logits = storybook.logits(torch.tensor([[storybook.bos_id, *storybook.to_ids(line)]]))[0, -1]
         assert float(examples.activation[row]) == pytest.approx(float(logits[storybook.to_ids(" she")[0]]), abs=1e-4)
+    with_bos = [f"{storybook.tokenizer.bos_token} {line}" for line in lines if line]  # once such a line got two
+    assert torch.equal(from_lines(storybook, "she", with_bos, prepend_bos=True).examples.tokens, examples.tokens)
 
 
 @pytest.mark.parametrize(
