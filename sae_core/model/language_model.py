@@ -9,7 +9,7 @@ removed by their handles whatever happens.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -23,9 +23,11 @@ from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
 from sae_core.model.checkpoint import load_checkpoint
 from sae_core.model.fingerprint import fingerprint_of
+from sae_core.model.fused import fused_attention, fused_from
 from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.model.hub import model_source
 from sae_core.model.probe import probe
+from sae_core.model.skipping import Halt, returns_tuples, skipped
 from sae_core.model.vocabulary import Vocabulary
 from sae_core.sites import Site, Stream
 
@@ -43,10 +45,6 @@ class Intervention(Protocol):
     def __call__(self, h: Tensor) -> Tensor: ...
 
 
-class _Halt(Exception):
-    """Raised inside a forward pass when all sites have been recorded."""
-
-
 class LanguageModel(Vocabulary):
     """A frozen language model: logits from tokens, activations at sites, edits, and resumption from a layer.
 
@@ -57,6 +55,8 @@ class LanguageModel(Vocabulary):
     unfit: Mapping[Site, str] = MappingProxyType({})
     """Sites at which this family of models cannot be read or edited rightly, and why."""
     _widths: Mapping[Site, int] = MappingProxyType({})
+    fused_from: int | None = None
+    """Positions from which on attention is computed in one step; None: never (`fused.py`)."""
 
     def __init__(self, bridge: Any, tokenizer: Any, *, bos_id: int | None, name: str):
         super().__init__(tokenizer, bos_id=bos_id)
@@ -126,7 +126,7 @@ class LanguageModel(Vocabulary):
             if site.layer <= layer:
                 raise UserError(f"cannot resume after layer {layer} and read {site}: it lies below")
         h = h.to(self.dtype)
-        with self._skip(layer + 1, h):
+        with skipped(self.bridge, layer + 1, h, as_tuple=self._returns_tuples):
             return self._record(sites, h, start_at_layer=layer + 1)
 
     def extend(
@@ -180,41 +180,17 @@ class LanguageModel(Vocabulary):
             for site in pending:
                 undo.callback(self._attach(site, partial(_keep, kept, len(pending), site)))
             if pending:
-                with suppress(_Halt):
+                with self._attention(inputs.shape[1], options), suppress(Halt):
                     self.bridge(inputs, **({"use_cache": False} | options))
         return {site: kept[site] for site in sorted(kept)}
 
-    @contextmanager
-    def _skip(self, n_blocks: int, h: Tensor) -> Iterator[None]:
-        """Make the first blocks return the residual `h` without running.
-
-        `forward` goes into the instance dictionary because the library redirects plain attribute assignment to the
-        wrapped Hugging Face module, where it would stay. The library passes `h` on too, but not in all families: in
-        BLOOM it comes through the norm behind the embedding.
-        """
-        blocks, residual = list(self.bridge.blocks[:n_blocks]), (h,) if self._returns_tuple else h
-        for block in blocks:
-            block.__dict__["forward"] = lambda *args, **kwargs: residual
-        try:
-            yield
-        finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)
+    def _attention(self, n_pos: int, options: dict[str, Any]) -> AbstractContextManager[None]:
+        is_long = self.fused_from is not None and n_pos >= self.fused_from
+        return fused_attention(self.bridge) if is_long and "past_key_values" not in options else nullcontext()
 
     @cached_property
-    def _returns_tuple(self) -> bool:
-        """Whether blocks return the residual in a tuple (BLOOM), seen in a pass that ends after the first."""
-        outputs = []
-
-        def halt(module: torch.nn.Module, args: Any, output: Any) -> None:
-            outputs.append(output)
-            raise _Halt
-
-        handle = self.bridge.blocks[0].register_forward_hook(halt)
-        with suppress(_Halt):
-            self.bridge(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        handle.remove()
-        return isinstance(outputs[0], tuple)
+    def _returns_tuples(self) -> bool:
+        return returns_tuples(self.bridge, self.device)
 
     def _attach(self, site: Site, function: Callable[..., Tensor | None]) -> Callable[[], None]:
         """Call `function(h, hook=...)` at a site; returns what undoes it.
@@ -249,7 +225,7 @@ def _edited(edit: Intervention, h: Tensor, hook: Any) -> Tensor:
 def _keep(kept: dict[Site, Tensor], n: int, site: Site, h: Tensor, hook: Any) -> None:
     kept[site] = _widened(h)
     if len(kept) == n:
-        raise _Halt
+        raise Halt
 
 
 def _detach(point: Any, handle: Any) -> None:
@@ -281,6 +257,7 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
         full = str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
         model = LanguageModel(bridge, tokenizer, bos_id=bos_id, name=full)
         model.unfit, model._widths = probe(model)
+        model.fused_from = fused_from(model)
         for stream, reason in {site.stream: reason for site, reason in model.unfit.items()}.items():
             logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)
     except UserError:

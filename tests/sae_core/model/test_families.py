@@ -9,6 +9,7 @@ from families import FAMILIES, write_family
 from tiny import Edit, user_error
 
 from sae_core.model.block import agrees, block_of
+from sae_core.model.fused import fuses
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
@@ -20,6 +21,8 @@ IN_PARTS = {"GPT-2", "GPT-BigCode", "GPT-NeoX, Pythia", "Llama", "Mixtral", "Qwe
     *("Gemma", "Phi 3", "StableLM", "SmolLM 3", "StarCoder 2")
 }
 """Families whose effects have closed forms; for the others whole passes are run."""
+NEVER_FUSED = {"GPT-J", "BLOOM", "MPT", "XGLM", "Falcon with ALiBi", "Gemma 2"}
+"""Families that attend in parts, however long a context is."""
 TABLE = Path(__file__).parents[3] / "docs" / "families.md"
 GREEDY = Sampling(temperature=0.0)
 
@@ -109,6 +112,28 @@ def test_a_resumed_run_is_the_run(model, tokens):
         close(x, h[site], 1e-6 * max(1, h[site].abs().max().item()))
     other = model.resume(h[Site(0)].flip(1), 0, [Site(1)])[Site(1)]
     assert (other - h[Site(1)]).abs().max() > 1e-2 * h[Site(1)].abs().max()
+
+
+def test_fused_attention_is_attention(model, family, tokens):
+    """In long contexts; the wrappers of some families change what they wrap, and keep their parts."""
+    before, can = model.fused_from, family not in NEVER_FUSED
+    assert fuses(model) == can and before == (64 if can and model.n_ctx > 256 else None)
+    if not can:
+        return
+    in_parts, edit = model.record(tokens, offered(model)), Edit(Site(1, Stream.ATTN_OUT), torch.zeros_like)
+    model.fused_from = tokens.shape[1]
+    try:
+        fused, shorter = (model.record(part, offered(model)) for part in (tokens, tokens[:, :-1]))
+        with model.hooks(edit):
+            edited = model.record(tokens, offered(model))
+    finally:
+        model.fused_from = before
+    for site, h in in_parts.items():
+        close(fused[site], h, 1e-5 * max(1, h.abs().max().item()))
+    other = any(not torch.equal(fused[site], h) for site, h in in_parts.items())  # control: another arithmetic
+    assert other == (family != "GPT-Neo")  # which attends in one way
+    assert all(torch.equal(h, model.record(tokens[:, :-1], [site])[site]) for site, h in shorter.items())
+    assert not edited[edit.site].any() and not torch.equal(edited[Site(1)], fused[Site(1)])
 
 
 def test_a_block_that_is_not_its_parts_is_refused(model, family, tokens):
