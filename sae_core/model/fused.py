@@ -76,7 +76,7 @@ def fused_from(model: Fusible) -> int | None:
 
 @torch.no_grad()
 def fuses(model: Fusible) -> bool:
-    """Whether activations are the same with fused attention: the wrappers of some families change what they wrap."""
+    """Whether all sites are recorded alike with fused attention: wrappers change GPT-J, and hide the heads of GPT-2."""
     tokens = torch.arange(N_POS, device=model.device)[None]
     sites = [site for stream in Stream for site in model.offered(stream)]
     in_parts = model.record(tokens, sites)

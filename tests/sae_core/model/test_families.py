@@ -21,7 +21,7 @@ IN_PARTS = {"GPT-2", "GPT-BigCode", "GPT-NeoX, Pythia", "Llama", "Mixtral", "Qwe
     *("Gemma", "Phi 3", "StableLM", "SmolLM 3", "StarCoder 2")
 }
 """Families whose effects have closed forms; for the others whole passes are run."""
-NEVER_FUSED = {"GPT-J", "BLOOM", "MPT", "XGLM", "Falcon with ALiBi", "Gemma 2"}
+NEVER_FUSED = {"GPT-2", "GPT-BigCode", "GPT-J", "BLOOM", "MPT", "XGLM", "Falcon with ALiBi", "Gemma 2"}
 """Families that attend in parts, however long a context is."""
 TABLE = Path(__file__).parents[3] / "docs" / "families.md"
 GREEDY = Sampling(temperature=0.0)
