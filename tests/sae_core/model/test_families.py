@@ -136,6 +136,11 @@ def test_fused_attention_is_attention(model, family, tokens):
     assert not edited[edit.site].any() and not torch.equal(edited[Site(1)], fused[Site(1)])
 
 
+def test_fused_attention_in_half_precision(family, folder):
+    if not family.startswith("OLMo"):  # the library runs them in float32 only
+        assert fuses(load_model(folder, device="cpu", dtype="bfloat16")) == (family not in NEVER_FUSED)
+
+
 def test_a_block_that_is_not_its_parts_is_refused(model, family, tokens):
     """Once those of OPT, BLOOM, MPT and XGLM raised in the middle of a circuit search."""
     block, h = block_of(model, 1, tokens.shape[1]), model.record(tokens, [Site(0), Site(1)])
