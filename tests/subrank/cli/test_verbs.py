@@ -43,16 +43,17 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
 
 def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
     options = ["--prompts", 6, "--corruption", "swap", "--site", "resid_post.4", "--thresholds", 2]
+    options += ["--selectors", "attribution", "greedy", "threshold", "random"]
     status, printed, _ = run(capsys, "ioi", storybook_set, "--out", tmp_path, *options)
     assert status == 0
-    score, verdict = (printed.index(text) for text in ("the model itself does this task", "on the test prompts"))
+    score, verdict = (printed.index(text) for text in ("the model itself does this task", "chosen on other prompts"))
     assert score < verdict
     result = result_of(tmp_path)
     assert list(result) == ["own_score", "dictionaries", "labels", "ioi"]
     curves = {curve["name"]: curve["points"] for curve in result["ioi"][0]["curves"]}
     assert curves.keys() == {"dictionary", "PCA", "non-negative PCA", "neurons", "random basis"}
     chosen = [curve["selection"] for curve in result["ioi"][0]["curves"] if curve["name"] == "dictionary"]
-    assert chosen == ["greedy", "attribution", "threshold", "random"]
+    assert chosen == ["attribution", "greedy", "threshold", "random", "each pair itself"]
     assert all(name in result["ioi"][0]["sentences"][0] for name in ("dictionary", "PCA"))
     start, *_, end = curves["PCA"]
     assert end["kl"]["value"] < 1e-4 < start["kl"]["value"] and end["recovered"]["value"] > 0.999
