@@ -37,3 +37,10 @@ class Stages:
         """Report that the stage before is finished, and that `stage` begins."""
         self._report(Progress(stage, self._done, self._total))
         self._done += 1
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to the precision that an estimate has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,6 +13,7 @@ Blocks are harvested synchronously: the language model and the dictionaries shar
 prefetching would gain nothing and hold a second block.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,6 +88,11 @@ class ActivationStream:
         """The batches `[batch, d_in]` of one block; BOS, special tokens and outliers are left out."""
         yield from self.batches(block, lambda: self.rows(block), limits)
 
+    def n_read(self, tokens: int) -> int:
+        """Tokens of contexts that the model reads for so many tokens of training; once, if a block holds all."""
+        per_block = self.block_contexts * self.contexts.shape[1]
+        return per_block if self.block_contexts == len(self.contexts) else per_block * -(-tokens // per_block)
+
     def rows(self, block: int) -> dict[Site, Tensor]:
         """The activations `[tokens, d_in]` of one block, in the order of `tokens`.
 
@@ -133,6 +139,17 @@ def spread(content: Bool[Tensor, "contexts pos"], *, generator: torch.Generator)
     rank = noise.argsort(-1).argsort(-1)
     phase = torch.rand(len(content), 1, generator=generator, dtype=torch.float64)
     return ((rank + phase) / content.sum(-1, keepdim=True))[content].argsort()
+
+
+def seconds_per_token(model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: tuple[Site, ...]) -> float:
+    """How long the model takes for one token of a context, measured on as many contexts as it takes at once."""
+    few = contexts[: _contexts_at_once(model, contexts.shape[1])]
+    harvest(model, few[:1], sites)  # what happens only once
+    begun = time.perf_counter()
+    harvest(model, few, sites)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return (time.perf_counter() - begun) / few.numel()
 
 
 def _contexts_at_once(model: LanguageModel, length: int) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_core.progress import OnProgress, Progress
+from sae_core.progress import OnProgress, Progress, duration
 
 if TYPE_CHECKING:
     from subrank.result import Result
@@ -86,37 +86,30 @@ class _Lines:
         return f" ({done} of {total} done, about {duration(left)} left)"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words, to the precision that an estimate has."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def colourful() -> bool:
     """Whether the terminal shows colours, and nothing asks for none."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def steps_shown(steps: Iterator[Any], total: int, done: int) -> Iterator[Any]:
-    """Steps of training, with a bar on a terminal and a plain line per tenth elsewhere."""
-    from tqdm import tqdm
-
+    """Steps of training, with a bar on a terminal; elsewhere a line per tenth, and every 20 s that it goes on."""
     from subrank.experiments.training import summary
 
-    bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty())
-    with bar:
+    # numbers are read, which a GPU waits for, no more often than they are shown
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=done, unit="step") as bar:
+            for step in steps:
+                bar.update(1)
+                if step.step % 16 == 0:
+                    bar.set_postfix_str(summary(step), refresh=False)
+                yield step
+        return
+    with reporting() as report:
         for step in steps:
-            bar.update(1)
-            # numbers are read, which a GPU waits for, no more often than they are shown
-            if bar.disable and (step.step % max(1, total // 10) == 0 or step.step == total):
-                say(f"  step {step.step}/{total}: {summary(step)}")
-            elif not bar.disable and step.step % 16 == 0:
-                bar.set_postfix_str(summary(step), refresh=False)
+            if step.step % max(1, total // 10) == 0 or step.step == total:
+                report(Progress(f"step {step.step}/{total}: {summary(step)}", step.step - done, total - done))
             yield step
 
 

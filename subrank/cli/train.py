@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
     else:
         model, wanted = _new(options)
-    say(f"reading {wanted.text.source}")
     session = (
         begin(out, model, wanted, options.cache) if not options.resume else go_on(out, model, wanted, options.cache)
     )
@@ -145,7 +144,8 @@ def _session(
     from sae_core.training.checkpoint import read_checkpoint
     from subrank.experiments.training import Session
 
-    session = Session.begin(model, run, cache=cache, state=state)
+    with reporting() as report:
+        session = Session.begin(model, run, cache=cache, state=state, on_progress=report)
     if state is not None:
         if read_checkpoint(out)["contexts"] != session.digest:
             raise UserError(

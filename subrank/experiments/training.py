@@ -8,12 +8,12 @@ from typing import Any
 
 from editing.set_quality import measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes
-from sae_core.data.activations import ActivationStream
+from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Contexts, Text, digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.progress import OnProgress, Progress, silent
+from sae_core.progress import OnProgress, Progress, duration, silent
 from sae_core.storage import DictionarySet
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource
@@ -72,7 +72,7 @@ def sweep(
 
 
 def _trained(model: LanguageModel, run: Run, on_progress: OnProgress) -> dict[str, Saes]:
-    session = Session.begin(model, run)
+    session = Session.begin(model, run, on_progress=on_progress)
     total = run.members[0].steps
     for step in session.steps():
         if step.step % SHOWN_EVERY == 0 or step.step == total:
@@ -176,15 +176,29 @@ class Session:
 
     @classmethod
     def begin(
-        cls, model: LanguageModel, run: Run, *, cache: Path | None = None, state: TrainState | None = None
+        cls,
+        model: LanguageModel,
+        run: Run,
+        *,
+        cache: Path | None = None,
+        state: TrainState | None = None,
+        on_progress: OnProgress = silent,
     ) -> "Session":
         """A training from the beginning, or one that goes on from `state`; `cache` is a folder for activations."""
+        on_progress(Progress(f"reading {run.text.source}", 0, None))
         model = run.text.read_by(model)
         sites = sites_of(model, run.sites)
         if cache and run.downstream(model):
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
         contexts = run.text.read(model)
         source: ActivationSource = run.stream(model, contexts.training, sites)
+        if isinstance(source, ActivationStream):
+            n = source.n_read(run.members[0].tokens - run.members[0].batch * (state.step if state else 0))
+            seconds = n * seconds_per_token(model, contexts.training, source.sites)
+            text = (
+                f"the language model reads {n:,} tokens, which takes about {duration(seconds)}; training comes on top"
+            )
+            on_progress(Progress(text, 1, None))
         if cache is not None:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
             source = CachedStream(source, cache)

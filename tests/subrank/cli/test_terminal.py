@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_core.progress import Progress
+from sae_core.progress import Progress, duration
 from sae_core.sites import Site
-from subrank.cli.terminal import _Lines, duration, reporting, steps_shown
+from subrank.cli.terminal import _Lines, reporting, steps_shown
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,6 +86,6 @@ def test_the_watch_ends_with_the_block(capsys):
     assert threading.active_count() == before and "so far" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(3.2, "3 s"), (89, "89 s"), (100, "2 min"), (7200, "2.0 h")])
+@pytest.mark.parametrize(("seconds", "words"), [(3.2, "3 s"), (89.0, "89 s"), (100.0, "2 min"), (7200.0, "2.0 h")])
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
