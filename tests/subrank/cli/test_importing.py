@@ -204,5 +204,5 @@ def test_verbs_run_on_an_imported_set(tmp_path, capsys):
     assert measured["resid_post.3"]["l0"] <= 16 and measured["resid_post.3"]["n_latents"] == 256
     small = ["--prompts", 6, "--corruption", "swap", "--selectors", "attribution"]
     (ioi,) = result("ioi", out, *small, out=tmp_path / "i")["ioi"]
-    (curve,) = [curve for curve in ioi["curves"] if curve["name"] == "dictionary"]
+    curve, *_ = [curve for curve in ioi["curves"] if curve["name"] == "dictionary"]
     assert ioi["site"] == "resid_post.3" and curve["points"]
