@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from editing.set_quality import measure_set
+from sae_core.data.activations import harvest
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
@@ -16,6 +17,7 @@ from sae_core.errors import UserError
 from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.named_sites import site_named
+from sae_core.outliers import norm_limit
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.saes import Saes, a_model
@@ -23,6 +25,8 @@ from subrank.settings.experiments import ImportSettings
 from subrank.settings.fields import make, takes
 
 log = logging.getLogger(__name__)
+LIMITED_BY = 64
+"""Contexts by whose median norm it is told which tokens are outliers."""
 
 
 @takes(ImportSettings)
@@ -50,8 +54,11 @@ def run_import(
     bos = bos_of(model, settings.bos) if settings.bos or _prepend_bos(foreign) else False
     text = Text(settings.text, n_ctx, bos, settings.tokens, settings.column, settings.seed)
     sites = [Site.parse(name) for name in settings.at] if settings.at else None
-    plain = gather(files, foreign, model, text, sites)
-    return Saes.of(plain, model, measure_set(text.read_by(model), plain, text.read(model).held_out))
+    plain, contexts = gather(files, foreign, model, text, sites), text.read(model)
+    few = contexts.training[:LIMITED_BY]
+    for site, x in harvest(text.read_by(model), few, tuple(plain.sites)).items():
+        plain.dictionaries[site].outlier_norm = norm_limit(x.norm(dim=-1), settings.outliers)
+    return Saes.of(plain, model, measure_set(text.read_by(model), plain, contexts.held_out))
 
 
 def notes(files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel) -> list[str]:

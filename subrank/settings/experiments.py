@@ -156,5 +156,7 @@ class ImportSettings(Settings):
     """where a row has its text, or its token ids; input_ids where there is no such column"""
     bos: str | None = None
     """the token that every piece of text begins with, or none; as the files say by default"""
+    outliers: float = setting(10.0, least=0)
+    """multiple of a site's median norm beyond which a token is left out by all verbs; 0 leaves none out"""
     seed: int = setting(0, least=0)
     """accepted as by every verb; importing draws nothing"""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from foreign_files import METADATA, N, linear, sae_lens_card, without, write
 from handmade import random_topk
+from massive import Massive
 from tiny import random_tokens, user_error
 from verbs import result_of, run
 
@@ -14,7 +15,7 @@ from sae_core.errors import UserError
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sparsify import save_sparsify
 from sae_core.sites import Site, Stream
-from subrank.experiments.importing import gather
+from subrank.experiments.importing import gather, import_saes
 
 TEXT = Text("storybook", 16, True, max_tokens=2000)
 
@@ -206,3 +207,14 @@ def test_verbs_run_on_an_imported_set(tmp_path, capsys):
     (ioi,) = result("ioi", out, *small, out=tmp_path / "i")["ioi"]
     curve, *_ = [curve for curve in ioi["curves"] if curve["name"] == "dictionary"]
     assert ioi["site"] == "resid_post.3" and curve["points"]
+
+
+def test_tokens_of_massive_norm_are_left_out_of_imported_dictionaries_too(found, model):
+    """By the median of the text they are imported with, or not at all."""
+    few = {"text": "storybook", "tokens": 2000, "context": 16, "at": ["resid_post.2", "resid_post.1"]}
+    with model.hooks(Massive(Site(2), 1e3)):
+        default, off = (import_saes(found, model, **few, **more).quality for more in ({}, {"outliers": 0.0}))
+    massive, usual = (default.quality[site].outliers for site in (Site(2), Site(1)))
+    assert massive.n > 0 and massive.matter and usual.n == 0
+    assert off.quality[Site(2)].outliers is None
+    assert off.quality[Site(2)].fvu == pytest.approx(massive.fvu, rel=1e-4)
