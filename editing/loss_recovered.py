@@ -3,8 +3,9 @@
     loss recovered = (ablated - spliced) / (ablated - original)
 
 of next-token cross-entropies, means over content tokens in nats. Every dictionary is spliced in alone, at all content
-positions; BOS and special tokens are neither edited nor scored. Blocks below a site run once for all edits of a
-chunk, and logits are there for a few tokens at a time only.
+positions; BOS and special tokens are neither edited nor scored. Outliers (`sae_core/outliers.py`) are left alone by the
+splice and by the ablations alike, so that loss recovered speaks of the tokens that a dictionary is for. Blocks below a
+site run once for all edits of a chunk, and logits are there for a few tokens at a time only.
 """
 
 import math
@@ -18,11 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.interventions.masks import Mask, where_inlier
-from editing.interventions.patch import ActivationPatch, codes
+from editing.interventions.patch import codes
 from editing.metrics import kl_from_log_probs
 from sae_core.codec import finite
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.outliers import limits_of, outlier_norm_of
 from sae_core.sites import Site
 
 LOGITS_AT_ONCE = 2**24
@@ -167,7 +169,8 @@ def splice_costs(
     for tokens in contexts.split(at_once):
         chunk = _Chunk(model, tokens, dictionaries)
         for site, dictionary in dictionaries.items():
-            nll, _ = chunk.losses([Splice(site, dictionary, chunk.mask), chunk.constant(site)])
+            limit = outlier_norm_of(dictionary)
+            nll, _ = chunk.losses([Splice(site, dictionary, chunk.mask), chunk.constant(site, limit)])
             sums[site] += nll.sum(-1)
     n_tokens = int(model.content(contexts[:, 1:]).sum())
     return {site: SpliceCost(*(total / n_tokens).tolist()) for site, total in sums.items()}
@@ -190,12 +193,13 @@ def splice_reports(
     """
     sites = sorted({site for dictionaries in sets.values() for site in dictionaries})
     sharing = {site: [name for name, dictionaries in sets.items() if site in dictionaries] for site in sites}
+    limits = limits_of(sets.values())
     sums: dict[Site, Any] = dict.fromkeys(sharing, 0.0)
     hurt: dict[tuple[str, Site], list[Hurt]] = {(name, site): [] for site, names in sharing.items() for name in names}
     for number, tokens in enumerate(contexts.split(at_once)):
         chunk = _Chunk(model, tokens, sharing)
         for site, names in sharing.items():
-            ablations = [chunk.constant(site), chunk.constant(site, means[site])]
+            ablations = [chunk.constant(site, limits[site]), chunk.constant(site, limits[site], means[site])]
             nll, kl = chunk.losses([*ablations, *(Splice(site, sets[name][site], chunk.mask) for name in names)])
             sums[site] += torch.stack([nll.sum(-1), torch.cat([torch.zeros(1), kl.sum(-1)])])
             for name, spliced in zip(names, nll[3:], strict=True):
@@ -210,6 +214,19 @@ def splice_reports(
     return reports
 
 
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """One vector in place of every activation, where a splice would write, too: outliers are left alone."""
+
+    site: Site
+    value: Tensor
+    mask: Mask
+    outlier_norm: float
+
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        return where_inlier(self, self.mask, self.value.expand_as(h), h)
+
+
 class _Chunk:
     """Contexts that have been read once, to be read again with edits."""
 
@@ -221,11 +238,10 @@ class _Chunk:
         below = {Site(site.layer - 1) for site in sites if site.layer > 0}
         self.h = model.record(tokens[:, :-1], {*below, self.last})
 
-    def constant(self, site: Site, value: Tensor | None = None) -> ActivationPatch:
-        """The edit that writes `value`, by default zero, at every content position."""
-        device = self.model.device
+    def constant(self, site: Site, limit: float, value: Tensor | None = None) -> "_Constant":
+        """The edit that writes `value`, by default zero, at every content position with a norm up to `limit`."""
         value = torch.zeros(self.model.d_in(site)) if value is None else value
-        return ActivationPatch(site, value.float().to(device)[None, None], self.mask)
+        return _Constant(site, value.float().to(self.model.device), self.mask, limit)
 
     def losses(
         self, edits: Sequence[Intervention]

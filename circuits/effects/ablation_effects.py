@@ -29,6 +29,7 @@ from circuits.features.atlas import Examples
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -121,6 +122,7 @@ class Causes:
             raise UserError(f"{scene.target.node} is not active on the examples given")
         content = scene.model.content(scene.tokens.cpu()).to(scene.tokens.device)
         content &= torch.arange(scene.tokens.shape[1], device=content.device) <= scene.end[:, None]
+        content &= inliers(scene.x, outlier_norm_of(dictionary))
         return cls(scene, way, dictionary, ablation, content)
 
     @torch.no_grad()

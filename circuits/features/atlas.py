@@ -144,8 +144,11 @@ def most_predictive(
     counted = (latents.top > 0) & (latents.position + 1 < n_pos)  # a peak at a context's end has nothing after it
     after = atlas.contexts[latents.context, (latents.position + 1).clamp_max(n_pos - 1)]
     clean = (torch.isin(after, wanted) & counted).sum(1) >= 0.8 * counted.sum(1).clamp_min(1)
-    correlation = correlation.masked_fill(latents.sinks, -torch.inf)
-    return FeatureId(site, int((correlation.masked_fill(~clean, -torch.inf) if clean.any() else correlation).argmax()))
+    if latents.sinks.all():
+        raise UserError(f"every latent at {site} belongs to an attention sink; name a target")
+    clean &= ~latents.sinks
+    allowed = clean if clean.any() else ~latents.sinks
+    return FeatureId(site, int(correlation.masked_fill(~allowed, -torch.inf).argmax()))
 
 
 def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:

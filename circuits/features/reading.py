@@ -21,6 +21,8 @@ from sae_core.sites import Site
 CODES_AT_ONCE = 2**23
 _SINK = 4
 """First tokens of contexts on which a latent is active at least, to be one of a sink: fewer may be chance."""
+_NO_TOKEN = 2**62
+"""Larger than any token."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ class Piece:
     x: Float[Tensor, "contexts pos d_in"]
     f: Float[Tensor, "contexts pos n_latents"]
     """The codes of `x`, zero outside content."""
+    limit: float = math.inf
+    """The norm above which a token is an outlier."""
     beyond: Float[Tensor, "n_latents"] | None = None
     """Sums over outliers of |code|, of the codes that they would have; None where there are no outliers."""
+
+    @property
+    def kept(self) -> Bool[Tensor, "contexts pos"]:
+        """Content without outliers."""
+        return self.content if self.limit == math.inf else self.content & inliers(self.x, self.limit)
 
     @property
     def at_start(self) -> Bool[Tensor, "contexts pos"]:
@@ -95,7 +104,8 @@ def read_text(
             for place, (some_tokens, some_mask, x) in enumerate(parts):
                 f = dictionary.encode(x) * some_mask[..., None]
                 beyond = _beyond(dictionary, x[some_mask])
-                add(site, Piece(int(rows[0]) + place * few, some_tokens, some_mask, x, f, beyond))
+                limit = outlier_norm_of(dictionary)
+                add(site, Piece(int(rows[0]) + place * few, some_tokens, some_mask, x, f, limit, beyond))
     return (final / content.sum()).float()
 
 
@@ -121,9 +131,9 @@ class SiteStatistics:
     on_outliers: Float[Tensor, "n_latents"]
     """Share of it that would fall on outliers (`sae_core/outliers.py`), which have no codes."""
     sinks: Bool[Tensor, "n_latents"]
-    """Latents half of whose activation, and at least `_SINK` tokens, fall where a context begins, or half of whose
-    activation would fall on outliers: they belong to attention sinks. They are never a default target, and a search
-    does not follow them unless told to."""
+    """Latents that belong to attention sinks: half of their activation, on at least `_SINK` tokens that are not all the
+    same word, falls where a context begins, or half of it would fall on outliers. They are never a default target,
+    and a search does not follow them unless told to."""
     top: Float[Tensor, "n_latents k"]
     """Largest activations, one per context, falling; zero where fewer contexts activate the latent."""
     context: Int[Tensor, "n_latents k"]
@@ -143,6 +153,8 @@ class SiteCounts:
         self.active, self.total = new(n, dtype=torch.long), new(n, dtype=torch.float64)
         self.size, self.started, self.beyond = new(3, n, dtype=torch.float64)
         self.n_started = new(n, dtype=torch.long)
+        self.first_tokens = torch.stack([new(n, dtype=torch.long) + _NO_TOKEN, new(n, dtype=torch.long) - 1])
+        """The least and the largest first token of a context on which a latent is active."""
         self.top = new(n, top)
         self.context, self.position = new(2, n, top, dtype=torch.long)
         self.nearby = new(n, top, before + 1 + after)
@@ -157,6 +169,11 @@ class SiteCounts:
         first = f[piece.at_start]
         self.started += first.abs().sum(0, dtype=torch.float64)
         self.n_started += (first != 0).sum(0)
+        tokens = piece.tokens[piece.at_start][:, None].expand_as(first)
+        if len(tokens):
+            least, largest = self.first_tokens
+            self.first_tokens[0] = torch.minimum(least, tokens.masked_fill(first == 0, _NO_TOKEN).amin(0))
+            self.first_tokens[1] = torch.maximum(largest, tokens.masked_fill(first == 0, -1).amax(0))
         if piece.beyond is not None:
             self.beyond += piece.beyond
         peak, where = f.max(1)  # [contexts, n_latents]: the first of equal positions
@@ -178,12 +195,13 @@ class SiteCounts:
     def statistics(self, n_tokens: int) -> SiteStatistics:
         """The statistics of a text of `n_tokens` content tokens."""
         size = (self.size + self.beyond).clamp_min(torch.finfo(torch.float64).tiny)
+        at_first, several = 2 * self.started >= size, self.first_tokens[0] < self.first_tokens[1]
         return SiteStatistics(
             density=(self.active.double() / n_tokens).float().cpu(),
             mean_active=(self.total / self.active.clamp_min(1)).float().cpu(),
             at_first=(self.started / size).float().cpu(),
             on_outliers=(self.beyond / size).float().cpu(),
-            sinks=(((2 * self.started >= size) & (self.n_started >= _SINK)) | (2 * self.beyond >= size)).cpu(),
+            sinks=((at_first & (self.n_started >= _SINK) & several) | (2 * self.beyond >= size)).cpu(),
             top=self.top.cpu(),
             context=self.context.cpu(),
             position=self.position.cpu(),

@@ -57,7 +57,7 @@ class SiteTally:
     square: Float[Tensor, "n_latents"]
     """Sums of activations and of their squares."""
     norm_share: Float[Tensor, "n_latents"]
-    """Share of the activations' squared norm: sum f_j^2 / sum |x|^2, the directions being unit vectors."""
+    """Share of the activations' squared norm, without outliers: sum f_j^2 / sum |x|^2 (unit directions)."""
     pairs: Pairs
 
 
@@ -119,7 +119,7 @@ class _Sums:
         # f is sparse: all sums go over its nonzero entries, f_j at (row, position)
         row, position, latent = piece.f.nonzero(as_tuple=True)
         values = piece.f[row, position, latent].double()
-        self.norm += piece.x[piece.content].double().square().sum()
+        self.norm += piece.x[piece.kept].double().square().sum()
         self.square.index_add_(0, latent, values.square())
         self.pairs.add(latent * self.n_vocab + piece.tokens[row, position], values)
 

@@ -16,6 +16,7 @@ touches the positions it names and no generated one, `Onward(mask)` those and al
 given position by position end with the prompt (`editing/interventions/masks.py` says it in full).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from editing.interventions.masks import Mask, check_width, ended, reach, reach_of, where, where_inlier
+from editing.interventions.masks import Mask, Onward, check_width, ended, reach, reach_of, where, where_inlier
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import FeatureId, Site
 
 Latents = Sequence[int | FeatureId] | Int[Tensor, "k"]
@@ -158,8 +160,14 @@ class Together:
 def patch_features(
     site: Site, dictionary: Dictionary, latents: Latents, x: Float[Tensor, "batch pos d_in"], *, mask: Mask = None
 ) -> FeaturePatch:
-    """The patch that gives latents the values they have in another run, whose activation at the site is `x`."""
-    index = _index(site, dictionary, latents)
+    """The patch that gives latents the values they have in another run, whose activation at the site is `x`.
+
+    Where `x` is an outlier it writes nothing, as it does where the edited run has one: no latent speaks of it.
+    """
+    index, limit = _index(site, dictionary, latents), outlier_norm_of(dictionary)
+    if limit < math.inf:
+        kept = inliers(x, limit)
+        mask = kept if mask is None else kept & (mask.mask if isinstance(mask, Onward) else mask).to(kept.device)
     return FeaturePatch(site, dictionary, index, codes(site, dictionary, x)[..., index], mask)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from editing.engine.resumed_run import ResumedRun
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.edit_size import MeasuredEdit
-from editing.interventions.masks import where
+from editing.interventions.masks import where_inlier
 from editing.interventions.patch import ActivationPatch
 from editing.ioi.feature_sets import Patching, PatchReadout
 from editing.ioi.site_experiment import Answers, check_dictionary_width, edited_places, gradients
@@ -22,6 +22,7 @@ from editing.tasks.pairs import Place, PromptPairs, at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import FeatureId, Site
 
 
@@ -39,7 +40,7 @@ class RowPatch:
     def __call__(self, h: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows pos d"]:
         used = self.chosen.any(0).nonzero()[:, 0]
         change = (self.target[..., used] - self.dictionary.encode(h)[..., used]) * self.chosen[:, None, used]
-        return where(self.mask, h + change @ self.dictionary.directions[used], h)
+        return where_inlier(self.dictionary, self.mask, h + change @ self.dictionary.directions[used], h)
 
 
 class JointExperiment:
@@ -91,8 +92,14 @@ class JointPatching(Patching):
             check_dictionary_width(site, dictionary, experiment.x[site])
         self.sizes = [len(dictionary.directions) for dictionary in self.dictionaries.values()]
         self.target = {site: d.encode(experiment.x[site]) for site, d in self.dictionaries.items()}
+        self.mask = {site: self._edited(site) for site in experiment.sites}
         self.differs = torch.cat([self._differs(site) for site in experiment.sites], 1)
         self.at_once = self._measure_rows()
+
+    def _edited(self, site: Site) -> Bool[Tensor, "batch pos"]:
+        """The positions that are edited, less those at which either run has an outlier."""
+        limit, experiment = outlier_norm_of(self.dictionaries[site]), self.experiment
+        return experiment.mask & inliers(experiment.x[site], limit) & inliers(experiment.x_bar[site], limit)
 
     def _differs(self, site: Site) -> Bool[Tensor, "batch n_latents"]:
         """Anywhere where patches below can wake a latent; else where c is not c_bar."""
@@ -104,7 +111,7 @@ class JointPatching(Patching):
     def _difference(self, site: Site) -> Float[Tensor, "batch pos n_latents"]:
         """c - c_bar of the run that is not patched below; zero at positions that are not edited."""
         c_bar = self.dictionaries[site].encode(self.experiment.x_bar[site])
-        return (self.target[site] - c_bar) * self.experiment.mask[..., None]
+        return (self.target[site] - c_bar) * self.mask[site][..., None]
 
     def feature(self, number: int) -> FeatureId:
         for site, n_latents in zip(self.dictionaries, self.sizes, strict=True):
@@ -125,9 +132,8 @@ class JointPatching(Patching):
 
     def read(self, prompts: Int[Tensor, "rows"], sets: Float[Tensor, "rows n_features"]) -> PatchReadout:
         parts = zip(self.dictionaries.items(), sets.split(self.sizes, 1), strict=True)
-        mask = self.experiment.mask[prompts]
         edits = [
-            RowPatch(site, dictionary, self.target[site][prompts], chosen, mask)
+            RowPatch(site, dictionary, self.target[site][prompts], chosen, self.mask[site][prompts])
             for (site, dictionary), chosen in parts
             if chosen.any()
         ]

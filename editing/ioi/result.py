@@ -51,7 +51,7 @@ class IOIResult:
         asked = (("chosen on other prompts", self.main(), self.comparisons),)
         asked += (("chosen for each pair", self.of_pairs(), self.comparisons_of_pairs),)
         return [
-            f"{how}: {verdict(name, curves, [each for each in comparisons if each.dictionary == name])}"
+            f"{how}: {verdict(name, curves, [c for c in comparisons if c.dictionary == name], self.floors)}"
             for name in self.floors
             for how, curves, comparisons in asked
             if curves
@@ -64,12 +64,13 @@ class IOIResult:
             comparison.reason(self.floors[comparison.dictionary], curves[comparison.dictionary])
             for name in self.floors
             for comparison in self.comparisons
-            if comparison.dictionary == name and comparison.baseline == best_rival(name, self.main(), self.floors)
+            if comparison.dictionary == name and comparison.baseline == best_rival(self.main(), self.floors)
         ]
 
     def to_json(self) -> dict[str, Any]:
         """All fields, from which `from_plain` reads the result back, and what follows from the comparisons."""
         plain, derived = to_plain(self), ("better", "worse", "crossing", "better_sizes", "worse_sizes")
-        for numbers, comparison in zip(plain["comparisons"], self.comparisons, strict=True):
-            numbers |= {name: getattr(comparison, name) for name in derived}
+        for key in ("comparisons", "comparisons_of_pairs"):
+            for numbers, comparison in zip(plain[key], getattr(self, key), strict=True):
+                numbers |= {name: getattr(comparison, name) for name in derived}
         return plain | {"sentences": self.sentences(), "reasons": self.reasons()}

@@ -21,6 +21,7 @@ from editing.tasks.pairs import Place, PromptPairs, at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import FeatureId, Site
 
 ENCODED_AT_ONCE = 2**24
@@ -211,12 +212,14 @@ def _differences(
 ) -> tuple[Float[Tensor, "n_different batch pos"], Int[Tensor, "n_latents"]]:
     """c - c_bar at the edited positions, zero elsewhere, of the latents for which it is anything, and their rows.
 
-    The row of a latent that differs nowhere is -1. Prompts are encoded a few at a time.
+    Zero, too, where either run has an outlier: no latent speaks of it. The row of a latent that differs nowhere is -1.
+    Prompts are encoded a few at a time.
     """
-    x, x_bar, mask = experiment.x, experiment.x_bar, experiment.mask
+    x, x_bar, mask, limit = experiment.x, experiment.x_bar, experiment.mask, outlier_norm_of(dictionary)
     n_latents, places, latents, values = len(dictionary.directions), [], [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, ENCODED_AT_ONCE // (x.shape[1] * n_latents))):
-        difference = (dictionary.encode(x[rows]) - dictionary.encode(x_bar[rows])) * mask[rows][..., None]
+        kept = mask[rows] & inliers(x[rows], limit) & inliers(x_bar[rows], limit)
+        difference = (dictionary.encode(x[rows]) - dictionary.encode(x_bar[rows])) * kept[..., None]
         row, pos, latent = difference.nonzero(as_tuple=True)
         values.append(difference[row, pos, latent])
         places.append(torch.stack([rows[row], pos]))

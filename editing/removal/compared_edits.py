@@ -26,7 +26,7 @@ from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention, LanguageModel
-from sae_core.outliers import NO_LIMITS, Limits, limits_of
+from sae_core.outliers import NO_LIMITS, Limits, inliers, limits_of, outlier_norm_of
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -77,7 +77,7 @@ def fit_erasers(
 
 @torch.no_grad()
 def fit_layer_by_layer(
-    model: LanguageModel, sites: Sequence[Site], prompts: TwoClassPrompts, fit: Fit
+    model: LanguageModel, sites: Sequence[Site], prompts: TwoClassPrompts, fit: Fit, limits: Limits = NO_LIMITS
 ) -> list[Erasure]:
     """One erasure per residual site, from the lowest up, each fitted on the model as the ones below leave it.
 
@@ -94,7 +94,7 @@ def fit_layer_by_layer(
         else:
             h = [model.record(part.tokens, [site])[site] for part in parts]
         ends = torch.cat([at_end(part_h, part.end) for part_h, part in zip(h, parts, strict=True)])
-        erasures.append(fit(site, ends, prompts.positive))
+        erasures.append(replace(fit(site, ends, prompts.positive), outlier_norm=limits.get(site, math.inf)))
         erased = [with_mask(erasures[-1], mask)(part_h) for part_h, mask in zip(h, masks, strict=True)]
     return erasures
 
@@ -133,7 +133,9 @@ def random_edits(
     latents = latents_of_like_density(site, density_on(dictionary, site, runs), chosen, generator=feature_seed)
     return {
         Method.RANDOM_FEATURES: ablate(site, dictionary, latents),
-        Method.RANDOM_DIRECTIONS: random_projection(site, x[runs.mask], k, generator=direction_seed),
+        Method.RANDOM_DIRECTIONS: random_projection(
+            site, x[runs.mask], k, generator=direction_seed, outlier_norm=outlier_norm_of(dictionary)
+        ),
     }
 
 
@@ -145,10 +147,18 @@ def density_on(dictionary: Dictionary, site: Site, runs: TokenRuns) -> Float[Ten
     return counts / runs.mask.sum().item()
 
 
-def random_projection(site: Site, x: Float[Tensor, "tokens d_in"], k: int, *, generator: torch.Generator) -> Erasure:
-    """The projection that takes out `k` random orthonormal directions, around the mean of `x`."""
+def random_projection(
+    site: Site,
+    x: Float[Tensor, "tokens d_in"],
+    k: int,
+    *,
+    generator: torch.Generator,
+    outlier_norm: float = math.inf,
+) -> Erasure:
+    """The projection that takes out `k` random orthonormal directions, around the mean of `x`, outliers left alone."""
+    x = x[inliers(x, outlier_norm)]
     rows = torch.linalg.qr(torch.randn(x.shape[-1], k, generator=generator)).Q.T.to(x).contiguous()
-    return Erasure(site, rows.T.contiguous(), rows, x.mean(0))
+    return Erasure(site, rows.T.contiguous(), rows, x.mean(0), outlier_norm=outlier_norm)
 
 
 def scaled_to_sizes(edits: Sequence[Intervention], sizes: Sequence[float], runs: TokenRuns) -> list[Scaled]:
@@ -189,7 +199,10 @@ def edits_at_all_layers(
     methods: dict[Method, list[Intervention]] = {Method.FEATURES: [*features]}
     if search.task.concept:
         fitting = search.task.fitting.first(FITTED_AT_ALL_LAYERS)
-        methods |= {method: [*fit_layer_by_layer(search.model, sites, fitting, fit)] for method, fit in ERASERS.items()}
+        limits = limits_of([search.dictionaries])
+        methods |= {
+            method: [*fit_layer_by_layer(search.model, sites, fitting, fit, limits)] for method, fit in ERASERS.items()
+        }
     sizes = reported.edited(features).sizes
     random = [
         random_edits(site, search.dictionaries[site], ablated_latents(edits[site]), search.text.runs, seed=seed)

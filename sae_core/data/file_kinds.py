@@ -185,6 +185,8 @@ def _csv(path: Path, file: io.TextIOWrapper, column: str) -> Iterator[Document]:
     how: dict[str, Any] = {"sep": "\t" if kind_of(path) == ".tsv" else ",", "chunksize": 1024}
     try:  # every cell as it is written: numbers and empty cells are text
         for chunk in pandas.read_csv(file, dtype=str, keep_default_na=False, **how):
+            if not isinstance(chunk.index, pandas.RangeIndex):  # pandas would take the first column for row names
+                raise UserError(f"{path}: rows have more cells than the head has names; quote cells that hold commas")
             rows = chunk.to_dict("records")
             yield from (document_of(row, column, f"{path}, row {i}") for i, row in zip(chunk.index, rows, strict=True))
     except UserError:

@@ -2,7 +2,8 @@
 
 No document is trained on and measured on. Which documents are held out is a matter of their content alone: a tenth of
 them, by a hash. So equal documents fall on one side, and what one run holds out no other trains on, whatever its seed,
-its context or how much it reads.
+its context or how much it reads; but for plain text, which is cut into documents by the context, and for very few
+documents.
 """
 
 import hashlib

@@ -61,14 +61,17 @@ def check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
     """Raise `UserError` unless a checkpoint's tensors are the model's weights (`report`: Transformers' loading info).
 
     Tied and optional weights may be missing; Transformers leaves them out of its report. A tensor that nothing takes
-    is refused where the module that should take it exists, such as a bias that the configuration leaves out.
+    is refused where the module that should take it exists, such as a bias that the configuration leaves out, and where
+    it is of a block more than the configuration has.
     """
     modules = dict(model.named_modules())
     wrong = {
         "lacks": report["missing_keys"],
         "has in another shape": [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]],
         "holds, where its config.json has no place for them,": [
-            key for key in report["unexpected_keys"] if _takes_weights(modules.get(key.rpartition(".")[0]))
+            key
+            for key in report["unexpected_keys"]
+            if _takes_weights(modules.get(key.rpartition(".")[0])) or _of_a_further_layer(key, modules)
         ],
     }
     for what, keys in wrong.items():
@@ -80,6 +83,15 @@ def check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
                 f"the checkpoint {name} {what} {first}{more}{meant}: save it again with save_pretrained, under the "
                 "names of its architecture"
             )
+
+
+def _of_a_further_layer(key: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a tensor belongs to a block beyond those that the configuration has: `layers.2.…` of a model of two."""
+    parts = key.split(".")
+    return any(
+        part.isdigit() and ".".join([*parts[:place], "0"]) in modules and ".".join(parts[: place + 1]) not in modules
+        for place, part in enumerate(parts)
+    )
 
 
 def _takes_weights(module: nn.Module | None) -> bool:

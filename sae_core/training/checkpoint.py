@@ -52,6 +52,7 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
         "outlier_norms": {str(site): finite(limit) for site, limit in state.limits.items()},
         "model": model.name,
         "fingerprint": model.fingerprint(),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "text": asdict(text),
         "contexts": contexts,
         "bfloat16": [member.bfloat16 for member in state.members],

@@ -46,10 +46,30 @@ def plan_of(settings: DemoSettings) -> Plan:
     from editing.removal.config import RemovalConfig
 
     seed = settings.seed
+    null, held, cards = (50, 40, 30) if settings.quick else (200, 200, 150)
     circuit = CircuitSettings(
-        contexts=settings.contexts, max_targets=settings.max_targets, null=200, held=200, draws=0, cards=150, seed=seed
+        contexts=settings.contexts,
+        max_targets=settings.max_targets,
+        null=null,
+        held=held,
+        draws=0,
+        cards=cards,
+        seed=seed,
+        quick=settings.quick,
     )
-    if settings.prompts is None:
+    if settings.quick:
+        removal = RemovalConfig(
+            selection_prompts=16,
+            greedy_prompts=8,
+            test_prompts=16,
+            text_contexts=8,
+            shortlist=6,
+            max_features=4,
+            random_draws=1,
+            strengths=(0.0, 0.5, 1.0),
+            seed=seed,
+        )
+    elif settings.prompts is None:
         removal = RemovalConfig(
             selection_prompts=96,
             greedy_prompts=48,
@@ -64,7 +84,7 @@ def plan_of(settings: DemoSettings) -> Plan:
     else:
         half = max(8, settings.prompts // 2)
         removal = RemovalConfig(seed=seed, test_prompts=settings.prompts, selection_prompts=half)
-    return Plan(IOISettings(prompts=settings.prompts, seed=seed), circuit, removal)
+    return Plan(IOISettings(prompts=settings.prompts, seed=seed, quick=settings.quick), circuit, removal)
 
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:
@@ -101,8 +121,9 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
         circuit = run_circuit(model, saes, None, plan.circuit, report, steps_folder=out / "circuit")
     circuit.save(out / "circuit", assets=out)
     say("4/4  removing pronouns")
+    removing = RemoveSettings(seed=seed, quick=settings.quick)
     with reporting() as report:
-        removal = run_remove(model, saes, "pronouns", RemoveSettings(seed=seed), plan.removal, report)
+        removal = run_remove(model, saes, "pronouns", removing, plan.removal, report)
     removal.save(out / "remove", assets=out)
     minutes = (time.time() - started) / 60
     for result in (ioi, circuit, removal):

@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from sae_core import checks
     from sae_core.errors import UserError
     from sae_core.storage import CHECKPOINT, SET
+    from subrank.result import QUICK
 
     checks.weight("--save-every", options.save_every)
     settings_of(options, TrainSettings)  # what is wrong with them is said before anything else
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     if train_into(out, session, options.save_every) is None:
         say(f"stopped; go on with: subrank train {options.model or wanted.model} --out {out} --resume")
         return 130
+    if getattr(options, "quick", False):
+        say(QUICK)
     say(f"dictionaries: {out}")
     return 0
 
@@ -108,6 +111,9 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
     card, begun = read_checkpoint(out), Run.from_json(read_json(out / RUN))
     config = _config(options) if options.config is not None else None
     model = model_of(config.model if config else options.model or begun.model, options)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if card.get("dtype", dtype) != dtype:
+        raise UserError(f"the run in {out} was begun with the model in {card['dtype']}; give --dtype {card['dtype']}")
     if card["fingerprint"] != model.fingerprint():
         raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
     if config is None:

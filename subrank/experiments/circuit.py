@@ -234,13 +234,8 @@ def names_of(settings: CircuitSettings) -> dict[str, str]:
 
 def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
     """How far the search goes, and how causes are found."""
-    how = (
-        SearchMode.EXHAUSTIVE
-        if settings.exhaustive
-        else SearchMode.FIRST_ORDER
-        if settings.screen_only
-        else SearchMode.SCREENED
-    )
+    how = SearchMode.FIRST_ORDER if settings.screen_only else SearchMode.SCREENED
+    how = SearchMode.EXHAUSTIVE if settings.exhaustive else how
     edges = EdgeConfig(settings.keep or None, settings.min_effect, how, settings.null, seed=settings.seed)
     limits = {"depth": settings.depth, "reach": Reach(settings.reach), "follow_sinks": settings.follow_sinks}
     config = DiscoveryConfig(edges, settings.examples, **limits)

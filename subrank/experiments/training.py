@@ -192,7 +192,7 @@ class Session:
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
         contexts = run.text.read(model)
         source: ActivationSource = run.stream(model, contexts.training, sites)
-        if isinstance(source, ActivationStream):
+        if isinstance(source, ActivationStream) and cache is None:  # how much a cache saves shows only as it is read
             n = source.n_read(run.members[0].tokens - run.members[0].batch * (state.step if state else 0))
             seconds = n * seconds_per_token(model, contexts.training, source.sites)
             text = (

@@ -49,6 +49,8 @@ class IOISettings(Settings):
     def check(self) -> None:
         if sum(value is not None for value in (self.site, self.sites, self.jointly)) > 1:
             raise UserError("--site, --sites and --jointly exclude each other; give one of them")
+        if self.thresholds is not None and "threshold" not in (self.selectors or ()):
+            raise UserError("--thresholds is read by threshold pruning only; give --selectors attribution threshold")
 
 
 @dataclass(frozen=True)

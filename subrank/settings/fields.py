@@ -51,8 +51,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
-            if getattr(self, "quick", False) and "quick" in each.metadata and getattr(self, each.name) == each.default:
-                object.__setattr__(self, each.name, each.metadata["quick"])
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
         self.check()
 
@@ -66,7 +64,12 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
     for name in given:
         if name not in names:
             raise no_such("setting", name, names)
-    return kind(**given)
+    return kind(**(_quick(kind) if given.get("quick") is True else {}) | dict(given))
+
+
+def _quick(kind: type) -> dict[str, Any]:
+    """What the defaults become under `--quick`."""
+    return {each.name: each.metadata["quick"] for each in fields(kind) if "quick" in each.metadata}
 
 
 def takes(kind: type) -> Callable[[Callable[..., T]], Callable[..., T]]:

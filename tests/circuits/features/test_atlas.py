@@ -229,14 +229,15 @@ def test_strongest_writer_needs_a_latent_that_is_active(circuit):
 # ---- attention sinks -------------------------------------------------------------------------------
 
 
-def sinking(n_first: int, elsewhere: int = 0, limit: float = math.inf, massive: int = 0):
+def sinking(n_first: int, elsewhere: int = 0, limit: float = math.inf, massive: int = 0, several: bool = True):
     """Feature 2 on `n_first` first tokens and on others, some perhaps of massive norm; feature 3 between."""
     contexts = torch.ones(40, 7, dtype=torch.long)
     contexts[:, 0], contexts[:, 4], contexts[:30, 5] = 0, 46, 50
     contexts[:n_first, 1], contexts[:elsewhere, 3], contexts[:massive, 2] = 45, 45, 47
+    contexts[1:n_first:2, 1] = 44 if several else 45
     planted = Circuit()
     planted.given = torch.zeros(60, 4)
-    planted.given[45, 2], planted.given[46, 3], planted.given[47, 2] = 1.0, 0.5, 1000.0
+    planted.given[44:46, 2], planted.given[46, 3], planted.given[47, 2] = 1.0, 0.5, 1000.0
     planted.model.embedding = planted.given @ planted.d[:4]
     planted.dictionaries = {Site(0): Clean(planted.dictionaries[Site(0)])}
     planted.dictionaries[Site(0)].outlier_norm = limit
@@ -248,6 +249,7 @@ def sinking(n_first: int, elsewhere: int = 0, limit: float = math.inf, massive: 
     [
         ({"n_first": 20}, True),
         ({"n_first": 3}, False),  # too few to tell
+        ({"n_first": 20, "several": False}, False),  # a word with which texts begin
         ({"n_first": 10, "elsewhere": 20}, False),  # mostly active elsewhere
         ({"n_first": 0, "elsewhere": 20, "massive": 2, "limit": 50.0}, True),
         ({"n_first": 0, "elsewhere": 20, "limit": 50.0}, False),

@@ -36,22 +36,40 @@ def test_the_best_baseline_is_named_and_every_baseline_must_be_beaten():
         "features", CURVES, [compared("PCA", (0, -1, -1, -1, -1, 1)), compared("neurons", (0, 0, -1, -1, 0, 0))]
     )
     assert text.startswith("with 16 features features leaves 1.00 of 9.00 nats, the best baseline (neurons) 3.00; ")
-    assert text.endswith("; it beats every baseline at 4-16; PCA is ahead at 64")
-    assert best_rival("features", CURVES, {"features"}) == "neurons"
+    assert text.endswith("; it beats every baseline at 4-16; it is behind PCA at 64")
+    assert best_rival(CURVES, SETS) == "neurons"
 
 
 @pytest.mark.parametrize(
     ("pca", "neurons", "end"),
     [
-        ((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0), "it beats every baseline nowhere, and none is ahead anywhere"),
-        ((0, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 1), "it beats every baseline nowhere; a baseline is ahead at 1-64"),
-        ((0, -1, 0, -1, 0, -1), (0, -1, 0, -1, 0, -1), "at 1, 16 and 1 more, and none is ahead anywhere"),
+        ((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0), "at no count does it beat every baseline; no baseline is ahead"),
+        (
+            (0, 1, 1, 1, 1, 1),
+            (0, 0, 0, 0, 0, 1),
+            "does it beat every baseline; it is behind a baseline at 1-64",
+        ),
+        ((0, -1, 0, -1, 0, -1), (0, -1, 0, -1, 0, -1), "at 1, 16 and 1 more; no baseline is ahead"),
     ],
 )
 def test_who_is_ahead_where(pca, neurons, end):
-    text = verdict("features", CURVES, [compared("PCA", pca), compared("neurons", neurons)])
+    text = verdict("features", CURVES, [compared("PCA", pca), compared("neurons", neurons)], SETS)
     assert text.endswith(end) and len(text.split()) < 40
 
 
 def test_without_baselines_it_says_what_is_left():
-    assert verdict("features", CURVES[:1], []) == "with 16 features features leaves 1.00 of 9.00 nats"
+    assert verdict("features", CURVES[:1], [], SETS) == "with 16 features features leaves 1.00 of 9.00 nats"
+
+
+def test_another_set_is_no_baseline():
+    curves = [*CURVES, curve("other features", (9, 1, 0, 0, 0, 0))]
+    text = verdict(
+        "features", curves, [compared("PCA", (0, 0, 0, 0, 0, 0)), compared("neurons", (0, 0, 0, 0, 0, 0))], SETS
+    )
+    assert "the best baseline (neurons) 3.00" in text
+
+
+def test_a_count_that_only_one_baseline_has_is_not_hidden():
+    few = CurveComparison("features", "PCA", COUNTS[:4], (Estimate(-1.0, -2.0, -0.5),) * 4, (), ())
+    text = verdict("features", CURVES, [few, compared("neurons", (-1, -1, -1, -1, 1, 1))], SETS)
+    assert text.endswith("it beats every baseline at 0-16; it is behind neurons at 32-64")
