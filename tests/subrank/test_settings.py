@@ -153,3 +153,17 @@ def test_nothing_is_trained_with_a_setting_that_nothing_reads(wrong, words):
     with user_error(*words):
         members_of(make(TrainSettings, wrong))
     members_of(make(TrainSettings, {"kind": ("topk", "relu"), "k": 8, "l1": 5.0, "multi": 0.125}))
+
+
+def test_quick_changes_what_is_not_given_and_nothing_else():
+    """Also where the value that is given is the usual one."""
+    quick, usual = make(EvaluateSettings, {"quick": True}), make(EvaluateSettings, {})
+    assert (quick.contexts, quick.spliced) == (26, 6) and (usual.contexts, usual.spliced) == (256, 64)
+    given = make(EvaluateSettings, {"quick": True, "contexts": 256})
+    assert (given.contexts, given.spliced) == (256, 6)
+
+
+def test_thresholds_need_their_selector():
+    with user_error("--thresholds", "--selectors"):
+        make(IOISettings, {"thresholds": 4})
+    assert make(IOISettings, {"thresholds": 4, "selectors": ("threshold",)}).thresholds == 4

@@ -115,3 +115,25 @@ def test_the_standard_error_is_that_of_a_ratio(tiny):
     with user_error("not active") if not clean[0] > 0 else nothing():
         alone = effects_of(tiny, setting.dictionaries, Site(1), setting.target, one)
         assert alone.error.isnan().all()
+
+
+@pytest.mark.parametrize("cause", ["error", "mean"])
+def test_outliers_are_left_alone_as_by_edits(tiny, cause):
+    """With a limit that a fifth of the tokens exceed: what is taken is what edits by whole forward passes take."""
+    setting = Setting(tiny, Site(1))
+    dictionary, x = setting.dictionaries[Site(1)], tiny.record(setting.examples.tokens, [Site(1)])[Site(1)]
+    mean = torch.rand(LATENTS, generator=torch.Generator().manual_seed(2))
+
+    def measured() -> tuple[float, float]:
+        if cause == "error":
+            edit = ErrorPatch(Site(1), dictionary, torch.zeros(1, 1, 32), setting.content)
+            return error_effect(setting.causes())[0], setting.effect(edit)
+        only = torch.tensor([5])
+        taken = ablation_effects(setting.causes(ablation=ToMean(mean)), only).effect[5]
+        return float(taken), setting.effect(setting.patch(5, mean[5].view(1, 1, 1), setting.content))
+
+    without = measured()
+    dictionary.outlier_norm = x[setting.content].norm(dim=-1).quantile(0.8).item()
+    with_limit = measured()
+    assert with_limit[0] == pytest.approx(with_limit[1], abs=1e-5)
+    assert abs(with_limit[0] - without[0]) > 3e-5  # control: they do matter

@@ -8,6 +8,7 @@ from editing.ioi.verdict import best_rival, verdict
 from sae_core.estimate import Estimate
 
 COUNTS = (0, 1, 4, 16, 32, 64)
+SETS = ("features", "other features")
 
 
 def curve(name: str, kls) -> Curve:
@@ -32,9 +33,8 @@ CURVES = [
 
 
 def test_the_best_baseline_is_named_and_every_baseline_must_be_beaten():
-    text = verdict(
-        "features", CURVES, [compared("PCA", (0, -1, -1, -1, -1, 1)), compared("neurons", (0, 0, -1, -1, 0, 0))]
-    )
+    comparisons = [compared("PCA", (0, -1, -1, -1, -1, 1)), compared("neurons", (0, 0, -1, -1, 0, 0))]
+    text = verdict("features", CURVES, comparisons, SETS)
     assert text.startswith("with 16 features features leaves 1.00 of 9.00 nats, the best baseline (neurons) 3.00; ")
     assert text.endswith("; it beats every baseline at 4-16; it is behind PCA at 64")
     assert best_rival(CURVES, SETS) == "neurons"

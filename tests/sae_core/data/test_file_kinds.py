@@ -174,6 +174,13 @@ def test_a_table_that_is_none(tmp_path):
         list(documents(write(tmp_path / "a.csv", "text\nMary\nJohn,too,many\n")))
 
 
+def test_a_table_with_more_cells_than_names_is_refused(tmp_path):
+    """Read all the same, its first column would become row names and every text the one beside it."""
+    with user_error("a.csv", "more cells", "quote"):
+        list(documents(write(tmp_path / "a.csv", "text,label\nHello, world,1\nGood, bye,0\n")))
+    assert list(documents(write(tmp_path / "b.csv", 'text,label\n"Hello, world",1\n'))) == ["Hello, world"]
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"text": []}', "3", "[3]", '{"body": "Mary"}', "[[1, 2]]"])
 def test_json_without_documents(tmp_path, content):
     with user_error("a.json"):

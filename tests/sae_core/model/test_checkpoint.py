@@ -40,6 +40,11 @@ def change_json(folder, name, **values):
 # ---- weights ---------------------------------------------------------------------------------------
 
 
+def further(key: str) -> str:
+    """The name of the first layer's weight in a layer that the model has not."""
+    return key.replace(".0.", ".9.")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -48,8 +53,16 @@ def change_json(folder, name, **values):
         (lambda w: w | {UP: torch.zeros(3, 3)}, ["another shape", UP]),
         (lambda w: w | {UP.replace("weight", "bias"): torch.zeros(48)}, ["no place", "up_proj.bias"]),
         (lambda w: {k: v for k, v in w.items() if k != "lm_head.weight"}, ["lacks", "lm_head.weight"]),
+        (lambda w: w | {further(k): v.clone() for k, v in w.items() if ".0." in k}, ["no place", "layers.9."]),
     ],
-    ids=["one is missing", "another prefix", "another shape", "a bias that nothing reads", "no head"],
+    ids=[
+        "one is missing",
+        "another prefix",
+        "another shape",
+        "a bias that nothing reads",
+        "no head",
+        "a further layer",
+    ],
 )
 def test_weights_that_are_not_the_models_are_refused(folder, change, words):
     change_weights(folder, change)
