@@ -20,8 +20,8 @@ def config_of(**settings) -> IOIConfig:
 
 def test_the_defaults_are_the_experiments():
     assert config_of() == IOIConfig() and config_of(seed=3) == IOIConfig(seed=3)
-    few = config_of(prompts=12, thresholds=4, selectors=("random", "greedy"), baselines=())
-    assert few.selectors == (Selector.RANDOM, Selector.GREEDY) and few.baselines == ()
+    few = config_of(prompts=12, thresholds=4, selectors=("random", "threshold"), baselines=())
+    assert few.selectors == (Selector.RANDOM, Selector.THRESHOLD) and few.baselines == ()
     assert (few.test_prompts, few.selection_prompts, few.selection.n_thresholds) == (12, 4, 4)
 
 
