@@ -113,10 +113,9 @@ class IOIStudy:
                 curves.append(Curve(name, points, features, selection.forwards, selector))
                 traces.setdefault(name, measured)
             stages.begin(f"{where}, {name}, chosen on {PER_PAIR}")
-            orders = orders_of_pairs(on_test)
-            of_pairs[name] = trace_pairs(on_test, orders, curve_counts(orders.shape[1]))
+            of_pairs[name] = _traced_for_each_pair(on_test)
             points = summary(testing.clean, testing.corrupted, of_pairs[name], weights)
-            specific.append(Curve(name, points, (), 2 * len(orders), PER_PAIR))
+            specific.append(Curve(name, points, (), 2 * len(testing), PER_PAIR))
             if name in self.sets:
                 floors[name] = floor(on_test)
                 full_size = on_test.activation_patched().edit_size.mean().item()
@@ -253,6 +252,12 @@ def _kl_of_best(patching: Patching, n: int = 16) -> float:
     estimate = patching.first_order()
     best = estimate.topk(min(n, len(estimate))).indices
     return trace(patching, best.tolist(), [len(best)]).readout.kl[0].mean().item()
+
+
+def _traced_for_each_pair(on_test: Patching) -> Trace:
+    """What features do that are chosen for each pair on the pair itself."""
+    orders = orders_of_pairs(on_test)
+    return trace_pairs(on_test, orders, curve_counts(orders.shape[1]))
 
 
 def _joined(sites: Sequence[Site]) -> str:

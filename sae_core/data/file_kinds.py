@@ -115,7 +115,9 @@ def document_of(row: Any, column: str, where: str) -> Document:
         return value
     if isinstance(value, list) and all(type(token) is int for token in value):
         mask = row.get(MASK) or [1] * len(value)
-        return [token for token, kept in zip(value, mask, strict=False) if kept]
+        if len(mask) != len(value):
+            raise UserError(f"{where}: {len(mask)} entries of {MASK} for {len(value)} token ids; give one for each")
+        return [token for token, kept in zip(value, mask, strict=True) if kept]
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
         turns = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in value]
         if all(isinstance(part, str) for turn in turns for part in turn):

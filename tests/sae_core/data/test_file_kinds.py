@@ -195,3 +195,10 @@ def test_endings():
 def test_a_missing_file_is_no_empty_one(tmp_path):
     with user_error("no text at", "a.csv", ".parquet"):
         next(file_documents(tmp_path / "a.csv", "text", 100))
+
+
+def test_a_mask_of_another_length_is_refused(tmp_path):
+    """Read all the same, the text would end where the mask does."""
+    rows = tokenised(tmp_path / "ids.jsonl", [{"input_ids": [1, 2, 3], "attention_mask": [1, 0]}])
+    with user_error("ids.jsonl", "2 entries of attention_mask", "3 token ids"):
+        list(documents(rows))
