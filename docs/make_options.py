@@ -3,7 +3,7 @@
 python docs/make_options.py > docs/options.md
 """
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
@@ -42,15 +42,21 @@ MODEL and `--text`; `--cache DIR` keeps activations, `--resume` goes on from a c
 how often there is one, `--config run.json` repeats a run. `circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`.
 
+Defaults that are less "for large models" fall, from what they are for a model of 10 million weights in its blocks
+(12 x layers x width²) to that for one of 100 million and more; the run says so. They go by sizes, not by the clock,
+and what is given stays.
+
 Made by `python docs/make_options.py`.
 """
 
 
-def shown(default: object) -> str:
-    """A default as it is typed."""
+def shown(field: Field) -> str:
+    """A default as it is typed, and what it is for a large model."""
+    default, large = field.default, field.metadata.get("large")
     if default in (None, MISSING):
         return ""
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return text + (f" ({large} for large models)" if large is not None else "")
 
 
 def page() -> str:
@@ -62,7 +68,7 @@ def page() -> str:
         for field in fields(kind):
             allowed = choices(hints(kind)[field.name])
             text = " ".join(texts[field.name].split()) + (f": {', '.join(allowed)}" if allowed else "")
-            rows.append(f"| `{flag_of(field)}` | {text} | {shown(field.default)} |")
+            rows.append(f"| `{flag_of(field)}` | {text} | {shown(field)} |")
         parts += [f"## {verb} ({function})\n", "| option | | default |", "|---|---|---|", *rows, ""]
     return "\n".join(parts).rstrip() + "\n"
 

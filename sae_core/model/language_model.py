@@ -203,6 +203,11 @@ class LanguageModel(Vocabulary):
         return partial(_detach, self._points[site], handle)
 
     @property
+    def block_weights(self) -> int:
+        """How large the model is: the weights of its blocks, about, 12 n_layers d_model^2."""
+        return 12 * self.n_layers * self.d_model**2
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision in which the model computes."""
         return self.bridge.cfg.dtype

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,10 @@ def plan_of(settings: DemoSettings) -> Plan:
     else:
         half = max(8, settings.prompts // 2)
         removal = RemovalConfig(seed=seed, test_prompts=settings.prompts, selection_prompts=half)
-    return Plan(IOISettings(prompts=settings.prompts, seed=seed, quick=settings.quick), circuit, removal)
+    patching = IOISettings(seed=seed, quick=settings.quick)
+    if settings.prompts is not None:
+        patching = replace(patching, prompts=settings.prompts)
+    return Plan(patching, circuit, removal)
 
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:

@@ -116,7 +116,8 @@ def _how(each: Field, kind: type, text: str) -> dict[str, Any]:
     help = " ".join(text.split()).replace("%", "%%")
     if default not in (None, False, True) and "default" not in help:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        help += f" (default: {shown})"
+        large = each.metadata.get("large")
+        help += f" (default: {shown})" if large is None else f" (default: {shown}; {large} for large models)"
     single = single_type(hint)
     if single is bool:
         action = "store_true" if default is False else argparse.BooleanOptionalAction

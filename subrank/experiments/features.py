@@ -28,6 +28,7 @@ from subrank.result import Provenance, Result
 from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.experiments import FeatureSettings
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import fitted
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -128,6 +129,7 @@ def run_features(
     chosen = chosen_features(saes, names, settings)  # before anything slow
     places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
     model = saes.on(model)
+    settings = fitted(settings, model.block_weights, on_progress)
     contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     training, held = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 4)]

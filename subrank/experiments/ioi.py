@@ -29,6 +29,7 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.experiments import IOISettings
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import fitted
 from subrank.sites import sites_of
 
 if TYPE_CHECKING:
@@ -128,9 +129,10 @@ def run_ioi(
     model: LanguageModel, sets: Mapping[str, Saes], settings: IOISettings, on_progress: OnProgress = silent
 ) -> IOI:
     """`ioi` of sets by name."""
-    config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
     model, *_ = [saes.on(model) for saes in sets.values()]
-    if settings.selectors is None and 12 * model.n_layers * model.d_model**2 < GREEDY_BELOW:
+    settings = fitted(settings, model.block_weights, on_progress)
+    config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
+    if settings.selectors is None and model.block_weights < GREEDY_BELOW:
         config = replace(config, selectors=(Selector.ATTRIBUTION, Selector.GREEDY, Selector.RANDOM))
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
@@ -158,9 +160,7 @@ def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
     config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
     if settings.thresholds is not None:
         config = replace(config, selection=replace(config.selection, n_thresholds=settings.thresholds))
-    if settings.prompts is not None:
-        config = replace(config, test_prompts=settings.prompts, selection_prompts=max(4, settings.prompts // 3))
-    return config
+    return replace(config, test_prompts=settings.prompts, selection_prompts=max(4, settings.prompts // 3))
 
 
 def _alone(by_set: dict[str, Any]) -> Any:

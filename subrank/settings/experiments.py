@@ -30,8 +30,8 @@ class IOISettings(Settings):
     """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
     corruption: Literal["both", "io", "swap", "abc"] = "both"
     """what differs between the prompts of a pair: io, swap, abc, or both io and swap"""
-    prompts: int | None = setting(None, least=2, quick=10)
-    """test prompts (default: 96); a third as many for the selection"""
+    prompts: int = setting(96, least=2, quick=10, large=48)
+    """test prompts; a third as many for the selection"""
     selectors: tuple[Selector, ...] | None = setting(None, metavar="HOW")
     """ways to choose features on other prompts: attribution, greedy, threshold, random (default: attribution, random,
     and greedy where the model is small); besides they are chosen for each pair on the pair itself"""
@@ -114,7 +114,7 @@ class FeatureSettings(Settings):
     """full cards for features of this site only, e.g. resid_post.3"""
     full: int = setting(24, least=0, quick=3)
     """full cards, for features drawn at random if not named"""
-    contexts: int = setting(1000, least=8, quick=100)
+    contexts: int = setting(1000, least=8, quick=100, large=400)
     """contexts read, and a quarter as many held-out ones"""
     neurons: bool = False
     """beside each full card that of the nearest neuron"""

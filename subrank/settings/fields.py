@@ -31,8 +31,8 @@ def setting(default: Any, **metadata: Any) -> Any:
     """A field with more to it.
 
     `least` and `most` are the smallest and the largest value; `reads` raises `UserError` for a value that it cannot
-    read; `empty` allows no values where several may be; `quick` is what the default becomes under `--quick`; `group`
-    (a heading), `flag` and `metavar` are for `--help`.
+    read; `empty` allows no values where several may be; `quick` is what the default becomes under `--quick`, `large`
+    for a large model (`model_size.fitted`); `group` (a heading), `flag` and `metavar` are for `--help`.
     """
     return field(default=default, metadata=metadata)
 
@@ -49,6 +49,9 @@ class Settings:
     Where several values may be, a single one may be given alone. Raises `UserError`.
     """
 
+    by_default: frozenset[str] = frozenset()
+    """The settings that nobody chose, neither one by one nor by `quick`, where `make` made these; else none."""
+
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
@@ -64,7 +67,10 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
     for name in given:
         if name not in names:
             raise no_such("setting", name, names)
-    return kind(**(_quick(kind) if given.get("quick") is True else {}) | dict(given))
+    chosen = (_quick(kind) if given.get("quick") is True else {}) | dict(given)
+    settings = kind(**chosen)
+    object.__setattr__(settings, "by_default", frozenset(names) - chosen.keys())
+    return settings
 
 
 def _quick(kind: type) -> dict[str, Any]:
