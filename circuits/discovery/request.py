@@ -6,7 +6,7 @@ from enum import StrEnum
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.discovery.default_target import default_target
+from circuits.discovery.default_target import check_next_token, default_target, next_token_target
 from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text, logit_target
 from circuits.discovery.sampling import SpreadExamples
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
@@ -21,6 +21,7 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import DictionarySet
 
+NEXT = "next:"
 ABLATION_CONTEXTS = 32
 """Contexts over which ablated values are collected."""
 
@@ -40,7 +41,8 @@ class CircuitRequest:
     """What is explained, on which examples, and how its circuit is chosen."""
 
     target: str | None = None
-    """A feature ("5_2079"), a logit or a difference ("logit: she - he"), a task ("task: ioi"); None for a default."""
+    """A feature ("5_2079"), the one that best predicts a token ("next: )", or the bracket alone), a logit or a
+    difference ("logit: she - he"), a task ("task: ioi"); None for a default."""
     predict: tuple[str, ...] = ()
     """Tokens that the default target should predict (`default_target`)."""
     prompts: tuple[str, ...] = ()
@@ -64,6 +66,14 @@ class CircuitRequest:
     def is_logit(self) -> bool:
         """Whether the target is read from the logits, on prompts of its own."""
         return self.target is not None and self.target.startswith(("logit:", "task:"))
+
+    @property
+    def next_token(self) -> str | None:
+        """How the token begins that the target should predict; None where it is chosen otherwise."""
+        target = (self.target or "").strip()
+        if target.startswith(NEXT):
+            return target.removeprefix(NEXT).strip() or None
+        return target if target and not any(letter.isalnum() for letter in target) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +124,12 @@ def resolve(
         source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)
         search = CauseSearch(model, saes, source, config, ablations, sinks)
         return ResolvedRequest(request, search, prompts.target, prompts.examples, prompts.corrupted, atlas, prepend_bos)
-    feature = FeatureId.parse(request.target) if request.target else default_target(model, saes, atlas, request.predict)
+    if request.next_token:
+        feature = next_token_target(model, saes, atlas, request.next_token)
+    elif request.target:
+        feature = FeatureId.parse(request.target)
+    else:
+        feature = default_target(model, saes, atlas, request.predict)
     target = check_target(model, saes, feature)
     source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas
     search = CauseSearch(model, saes, source, config, ablations, sinks)
@@ -135,7 +150,9 @@ def check_request(model: LanguageModel, dictionaries: DictionarySet, request: Ci
     if request.target is None:
         return
     kind, _, name = request.target.partition(":")
-    if not request.is_logit:
+    if request.next_token:
+        check_next_token(model, dictionaries.dictionaries, request.next_token)
+    elif not request.is_logit:
         check_target(model, dictionaries.dictionaries, dictionaries.check_feature(FeatureId.parse(request.target)))
     elif kind == "task":
         task_of(name.strip(), model)

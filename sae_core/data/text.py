@@ -40,12 +40,23 @@ class Contexts:
     """Never trained on. They are those of training, where the text has but one context."""
     note: str = ""
     """What a reader should know of them."""
+    by_document: bool = False
+    """Whether no document lies in both parts."""
 
     @cached_property
     def all(self) -> Int[Tensor, "every pos"]:
         """Those held out, then those of training."""
         single = self.training.data_ptr() == self.held_out.data_ptr()
         return self.training if single else torch.cat([self.held_out, self.training])
+
+    def apart(self, n: int, n_other: int) -> tuple[Int[Tensor, "n pos"], Int[Tensor, "other pos"]]:
+        """(`n` contexts, `n_other` further ones): from training and held out, so that they share no document.
+
+        Where documents were not held out whole, neighbours of one order; fewer where there are fewer.
+        """
+        if self.by_document:
+            return self.training[:n], self.held_out[:n_other]
+        return self.all[:n], self.all[n : n + n_other]
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ class Text:
         if limit < 2 or not (len(training) and len(held)):
             return self._in_order(model, "so little text that no document could be held out whole")
         kept = held.contexts(most)
-        return Contexts(training.contexts(limit - len(kept)), kept)
+        return Contexts(training.contexts(limit - len(kept)), kept, by_document=True)
 
     def _of_few_documents(self, model: LanguageModel, limit: int) -> tuple[Packer, Packer]:
         """(Training, held out): as few documents are held out as fill one context."""

@@ -11,7 +11,8 @@ from subrank.settings.circuit import CircuitSettings
 def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_on_set("circuit", run, CircuitSettings)
-    text = '5_2079, mlp_out.5_2079, "logit: she - he" or "task: ioi"; by default chosen'
+    text = '5_2079, mlp_out.5_2079, "next: )" (the feature that best predicts it), '
+    text += '"logit: she - he" or "task: ioi"; by default chosen'
     parser.add_argument("--target", type=word, default=None, help=text)
 
 
@@ -23,7 +24,8 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options, CircuitSettings)
     saes = load(options.dir)
     names_of(settings)  # what is wrong with names, prompts or target is said before the model is loaded
-    if not request_of(options.target, settings, saes).is_logit and options.target is not None:
+    request = request_of(options.target, settings, saes)
+    if options.target is not None and not request.is_logit and not request.next_token:
         saes[options.target]
     out = writable(options.out or options.dir / "circuit")
     model = model_of(options.model or saes.model, options)

@@ -20,6 +20,8 @@ from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reac
 from circuits.drawing import dot_source, draw, render
 from circuits.evaluation import CircuitEvaluation, evaluate_circuit
 from circuits.features.atlas import survey
+from circuits.features.predicates import next_predicate
+from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph, NodeId
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
@@ -28,9 +30,10 @@ from sae_core.errors import UserError
 from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, Stages, silent
+from sae_core.sites import FeatureId
 from subrank.experiments.circuit_explorer import Explored, write_explorer
 from subrank.pages.circuit_figure import scoring_figure
-from subrank.pages.circuit_page import circuit_section, evaluation_section
+from subrank.pages.circuit_page import circuit_section, claims_section, evaluation_section
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.page import link, titled
 from subrank.progress import shown
@@ -64,6 +67,8 @@ class CircuitResult(Result):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     """Why it was not scored, where it was not."""
+    claims: tuple[Claim, ...] = ()
+    """What its features say of the text, by predicates that are computed from its characters, on held-out contexts."""
     explored: Explored | None = field(default=None, repr=False)
     """What the explorer is made of; None for a result that was read from a folder."""
 
@@ -80,6 +85,7 @@ class CircuitResult(Result):
         strongest = sorted(graph.edges, key=lambda edge: -abs(edge.effect))[:3]
         edges = ", ".join(f"{edge.cause} -> {edge.target} {edge.effect:+.2f}" for edge in strongest)
         head = [f"{self.target}: {len(graph.nodes)} nodes, {len(graph.edges)} edges; strongest: {edges or 'none'}"]
+        head += [claim.line() for claim in self.claims if claim.feature == graph.target]
         return [*head, *(self.evaluation.lines() if self.evaluation else self.notes)][:10]
 
     def draw(self, path: str | Path) -> Path:
@@ -110,6 +116,8 @@ class CircuitResult(Result):
 
     def body(self) -> Markup:
         body = self.section()
+        if self.claims:
+            body += titled("What its features say", claims_section(self.claims))
         if self.evaluation is not None:
             body += titled("How good it is", evaluation_section(self.evaluation))
         return body + titled("The dictionaries", dictionaries_section(self.quality))
@@ -127,6 +135,7 @@ class CircuitResult(Result):
     def to_dict(self) -> dict[str, Any]:
         numbers = {"dictionaries": self.quality.to_json(), "circuit": to_plain(self.graph)}
         numbers |= {"judgement": self.evaluation.to_json()} if self.evaluation else {}
+        numbers |= {"claims": to_plain(self.claims)} if self.claims else {}
         return numbers | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
@@ -134,7 +143,8 @@ class CircuitResult(Result):
         scores = numbers.get("judgement")
         evaluation = from_plain(CircuitEvaluation, scores) if scores else None
         graph, quality = from_plain(FeatureGraph, numbers["circuit"]), SetQuality.from_json(numbers["dictionaries"])
-        return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())))
+        claims = from_plain(tuple[Claim, ...], numbers.get("claims", []))
+        return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())), claims)
 
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
         """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
@@ -158,7 +168,7 @@ def discover(
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> CircuitResult:
-    """The circuit behind a target: "5_452", "logit: she - he" or "task: ioi"; by default one is chosen.
+    """The circuit behind a target: "5_452", "next: )", "logit: she - he" or "task: ioi"; by default one is chosen.
 
     From the target every active feature of the layer below is ablated on the target's examples, the causes with the
     largest effects are kept, and the same is done for each of them (Cunningham et al. 2023, automatic circuits).
@@ -184,8 +194,8 @@ def run_circuit(
         request = replace(request, prompts=tuple(as_chat(model, line, reply=True) for line in request.prompts))
     check_request(model, saes, request)  # before anything slow
     read = saes.read(model, settings.text)
-    contexts, quality = read.all, saes.measured(model, read, settings.text, on_progress)
-    searched, held = contexts[: settings.contexts], contexts[settings.contexts :][: settings.held]
+    quality = saes.measured(model, read, settings.text, on_progress)
+    searched, held = read.apart(settings.contexts, settings.held)
     stages = Stages(on_progress)
     stages.begin(f"looking at every feature on {len(searched)} contexts")
     atlas = survey(model, saes.dictionaries, searched, top=max(64, 4 * settings.examples))
@@ -194,10 +204,11 @@ def run_circuit(
         stages.begin(line)
     circuit = found_circuit(resolved, on_progress, steps_folder)
     graph = named(circuit.graph, names)
+    claims = claims_of(resolved, graph, held) if len(held) >= MIN_EXAMPLES else ()
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
-    explored = Explored.of(resolved, graph, contexts, settings.cards, names, on_progress) if settings.cards else None
+    explored = Explored.of(resolved, graph, read, settings.cards, names, on_progress) if settings.cards else None
     provenance = Provenance.of("circuit", model, asdict(settings) | {"target": target, "set": saes.folder})
-    return CircuitResult(graph, evaluation, quality, provenance, notes, explored)
+    return CircuitResult(graph, evaluation, quality, provenance, notes, claims, explored)
 
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
@@ -274,6 +285,15 @@ def named(graph: FeatureGraph, names: Mapping[str, str]) -> FeatureGraph:
     """The graph with the names that people gave its nodes."""
     nodes = tuple(replace(node, name=names.get(str(node.id), node.name)) for node in graph.nodes)
     return replace(graph, nodes=nodes)
+
+
+def claims_of(
+    resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]
+) -> tuple[Claim, ...]:
+    """What the features of a circuit say of the text, measured on contexts that were not searched."""
+    search, target, beginning = resolved.search, graph.target, resolved.request.next_token
+    claimed = {target: next_predicate(beginning)} if beginning and isinstance(target, FeatureId) else {}
+    return tuple(verify(search.model, search.dictionaries, graph.features(), held, claimed))
 
 
 def scored(

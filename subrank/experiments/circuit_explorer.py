@@ -19,6 +19,7 @@ from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
 from sae_core.codec import to_plain
+from sae_core.data.text import Contexts
 from sae_core.errors import UserError
 from sae_core.files import write_json
 from sae_core.model.language_model import LanguageModel
@@ -44,15 +45,15 @@ class Explored:
         cls,
         resolved: ResolvedRequest,
         graph: FeatureGraph,
-        contexts: Int[Tensor, "contexts pos"],
+        read: Contexts,
         n_contexts: int,
         names: Mapping[str, str],
         on_progress: OnProgress,
     ) -> "Explored":
-        """Cards are made from the first `n_contexts` contexts, at most four fifths, and scored on a quarter as many."""
+        """Cards are made from `n_contexts` contexts, at most four fifths, and scored on a quarter as many others."""
         search = resolved.search
-        n = min(n_contexts, max(1, 4 * len(contexts) // 5))
-        training, held = contexts[:n], contexts[n : n + max(2, n // 4)]
+        n = min(n_contexts, max(1, 4 * len(read.all) // 5))
+        training, held = read.apart(n, max(2, n // 4))
         seed = search.config.edges.seed
         catalogue = read_catalogue(
             search.model, search.dictionaries, training, held, seed=seed, on_progress=on_progress

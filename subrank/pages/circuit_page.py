@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from circuits.evaluation import CircuitEvaluation
+from circuits.features.verification import Claim
 from circuits.graph import ErrorTerm, FeatureGraph, Node
 from circuits.scoring.circuit_runs import Errors
 from circuits.scoring.controls import Controls, Stability
@@ -45,6 +46,12 @@ def node_cell(node: Node) -> Cell:
     if isinstance(node.id, ErrorTerm):
         return Cell(str(node.id), node.name or "error term")
     return Cell(str(node.id), node.name or "  ".join(node.responds_to))
+
+
+def claims_section(claims: Sequence[Claim]) -> Markup:
+    """What each feature says of the text."""
+    rows = [(str(claim.feature), claim.predicate, f"{claim.f1:.2f}", f"{claim.control:.2f}") for claim in claims]
+    return render("claims.html", claims=Table(("feature", "is nearest to", "F1", "control"), rows))
 
 
 def evaluation_section(evaluation: CircuitEvaluation) -> Markup:

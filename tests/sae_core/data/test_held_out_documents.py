@@ -56,6 +56,8 @@ def test_no_document_is_on_both_sides(tmp_path, lengths, n_ctx, bos_id, seed, am
     training, held = documents_in(contexts.training), documents_in(contexts.held_out)
     assert training and held
     assert contexts.note or not training & held
+    first, other = (documents_in(part) for part in contexts.apart(3, 3))
+    assert contexts.by_document is not bool(contexts.note) and not (contexts.by_document and first & other)
     assert contexts.all.numel() <= max(amount, n_ctx)
     assert len(contexts.held_out) <= max(1, amount // n_ctx // 10)
     if not contexts.note:
@@ -149,6 +151,12 @@ def test_a_text_of_the_time_before_seeds_reads_as_it_did(tmp_path):
     assert (
         contexts.held_out.tolist() == rows[: len(rows) // 10] and contexts.training.tolist() == rows[len(rows) // 10 :]
     )
+
+
+def test_without_documents_held_out_neighbours_are_searched_and_scored(storybook):
+    contexts = Text("storybook", 16, False, 16 * 40).read(storybook)
+    searched, scored = contexts.apart(10, 5)
+    assert torch.equal(torch.cat([searched, scored]), contexts.all[:15])
 
 
 def test_a_document_that_begins_with_bos_gets_no_second_one(tmp_path):

@@ -1,0 +1,108 @@
+"""Which predicate of the text a feature is, by F1.
+
+    F1 = 2 hits / (tokens on which the feature is above its threshold + tokens on which the predicate is true)
+
+The threshold and the predicate are chosen on one half of the contexts, and F1 is that on the other half. The control
+is the same choice for the feature's activations on other contexts, position by position: what density and position
+alone give.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.features.predicates import next_predicate, predicates
+from circuits.features.statistics import activations
+from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.model.language_model import LanguageModel
+from sae_core.sites import FeatureId, Site
+
+LEAST = 4
+"""Tokens on which a predicate must be true in each half to be considered."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a feature says of the text, and how well it does."""
+
+    feature: FeatureId
+    predicate: str
+    """`inside (`, `next: )`, ...: the best on the half on which it was chosen."""
+    f1: float
+    """On the other half."""
+    control: float
+    """F1 of the best predicate of the feature's activations on other contexts."""
+
+    def line(self) -> str:
+        """The same in words."""
+        return f"{self.feature} is \"{self.predicate}\" with F1 {self.f1:.2f} (control {self.control:.2f})"
+
+
+@torch.no_grad()
+def verify(
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
+    features: Sequence[FeatureId],
+    contexts: Int[Tensor, "contexts pos"],
+    claimed: Mapping[FeatureId, str] | None = None,
+) -> list[Claim]:
+    """For each feature the predicate that it is nearest to; that of `claimed`, where it names one ("next: )").
+
+    Without features that are silent on the half of the contexts on which predicates are chosen.
+    """
+    claimed = claimed or {}
+    truths = predicates(model, contexts, [name.removeprefix(next_predicate("")) for name in claimed.values()])
+    half, content = len(contexts) // 2, model.content(contexts)
+    chosen, other = slice(0, half), slice(half, None)
+    often = {n: t for n, t in truths.items() if min(int(t[chosen].sum()), int(t[other].sum())) >= LEAST}
+    if not features or not often:
+        return []
+    seen = activations(model, dictionaries, list(features), contexts)
+    claims = []
+    for feature in features:
+        names = [claimed[feature]] if claimed.get(feature) in often else list(often)
+        table = torch.stack([often[name] for name in names])
+        best = [
+            _chosen_and_scored(f, table, content, chosen, other) for f in (seen[feature], seen[feature].roll(1, 0))
+        ]
+        if best[0] is not None:
+            claims.append(Claim(feature, names[best[0][0]], best[0][1], best[1][1] if best[1] else 0.0))
+    return claims
+
+
+def _chosen_and_scored(
+    f: Float[Tensor, "contexts pos"],
+    table: Bool[Tensor, "predicates contexts pos"],
+    content: Bool[Tensor, "contexts pos"],
+    chosen: slice,
+    other: slice,
+) -> tuple[int, float] | None:
+    """(The best predicate on the contexts `chosen`, its F1 on the `other` ones); None where f is silent."""
+    truths = table[:, chosen][:, content[chosen]]
+    f1, threshold = best_thresholds(f[chosen][content[chosen]], truths, truths.sum(1))
+    if not f1.max() > 0:
+        return None
+    best = int(f1.argmax())
+    active, truth = f[other][content[other]] >= threshold[best], table[best, other][content[other]]
+    return best, 2 * int((active & truth).sum()) / max(1, int(active.sum()) + int(truth.sum()))
+
+
+def best_thresholds(
+    f: Float[Tensor, "tokens"], truths: Bool[Tensor, "predicates tokens"], n_true: Int[Tensor, "predicates"]
+) -> tuple[Float[Tensor, "predicates"], Float[Tensor, "predicates"]]:
+    """For each predicate the largest F1 of "f is at least a threshold above zero", and that threshold.
+
+    Predicates are true on `n_true` tokens in all; tokens on which f is zero may be left out.
+    """
+    # In order of falling f the first m tokens are those above a threshold; F1_m = 2 hits_m / (m + n_true).
+    value, order = f.sort(descending=True, stable=True)
+    value, order = value[value > 0], order[: int((value > 0).sum())]
+    if not len(value):
+        return torch.zeros(len(truths)), torch.full((len(truths),), torch.inf)
+    f1 = 2 * truths[:, order].cumsum(1) / (torch.arange(1, len(order) + 1) + n_true[:, None])
+    last_of_ties = torch.cat([value[1:] < value[:-1], torch.ones(1, dtype=torch.bool)])
+    best = f1.masked_fill(~last_of_ties, 0.0).max(1)
+    return best.values, value[best.indices]
