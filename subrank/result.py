@@ -29,7 +29,7 @@ QUICK = "quick: about a tenth of the usual work, so these numbers are rough; lea
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
 _KINDS = {
     "ioi": "subrank.experiments.ioi:IOI",
-    "circuit": "subrank.experiments.circuit:CircuitResult",
+    "circuit": "subrank.experiments.circuit_result:CircuitResult",
     "remove": "subrank.experiments.removal:Removal",
     "steer": "subrank.experiments.steering:Steered",
     "features": "subrank.experiments.features:Features",

@@ -2,7 +2,8 @@
 
 A predicate is a truth value for every token of a text, computed from characters alone, those of the token and before it
 (what a causal model has read), or of the next token (what it should predict). Brackets and quotes are followed from the
-beginning of a document as a context holds it; a closing bracket closes the nearest open one of its kind.
+beginning of a document as a context holds it; a closing bracket closes the nearest open one of its kind with all that
+was opened inside, and none where none is open, as behind the number of a list.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -38,7 +38,7 @@ class Claim:
 
     def line(self) -> str:
         """The same in words."""
-        return f"{self.feature} is \"{self.predicate}\" with F1 {self.f1:.2f} (control {self.control:.2f})"
+        return f'{self.feature} is "{self.predicate}" with F1 {self.f1:.2f} (control {self.control:.2f})'
 
 
 @torch.no_grad()
@@ -65,9 +65,7 @@ def verify(
     for feature in features:
         names = [claimed[feature]] if claimed.get(feature) in often else list(often)
         table = torch.stack([often[name] for name in names])
-        best = [
-            _chosen_and_scored(f, table, content, chosen, other) for f in (seen[feature], seen[feature].roll(1, 0))
-        ]
+        best = [_chosen_and_scored(f, table, content, chosen, other) for f in (seen[feature], seen[feature].roll(1, 0))]
         if best[0] is not None:
             claims.append(Claim(feature, names[best[0][0]], best[0][1], best[1][1] if best[1] else 0.0))
     return claims

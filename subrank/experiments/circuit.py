@@ -1,14 +1,11 @@
 """`sr.discover`, `subrank circuit`: the circuit of a feature, a logit or a task, discovered, scored and drawn."""
 
-import logging
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from jaxtyping import Int
-from markupsafe import Markup
 from torch import Tensor
 
 from circuits.discovery.circuit import Circuit, circuit_of, circuit_steps, sufficient_features
@@ -17,145 +14,28 @@ from circuits.discovery.edges import EdgeConfig, SearchMode
 from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, check_request, resolve
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
-from circuits.drawing import dot_source, draw, render
 from circuits.evaluation import CircuitEvaluation, evaluate_circuit
 from circuits.features.atlas import survey
 from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
-from circuits.graph import FeatureGraph, NodeId
-from editing.set_quality import SetQuality
-from sae_core.codec import from_plain, to_plain
+from circuits.graph import FeatureGraph
 from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
-from sae_core.files import user_path, write_json, write_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.sites import FeatureId
-from subrank.experiments.circuit_explorer import Explored, write_explorer
-from subrank.pages.circuit_figure import scoring_figure
-from subrank.pages.circuit_page import circuit_section, claims_section, evaluation_section
-from subrank.pages.evaluation_page import dictionaries_section
-from subrank.pages.page import link, titled
+from subrank.experiments.circuit_explorer import Explored
+from subrank.experiments.circuit_result import CircuitResult
 from subrank.progress import shown
-from subrank.result import Provenance, Result
+from subrank.result import Provenance
 from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make, takes
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-log = logging.getLogger(__name__)
-PICTURES = (".svg", ".png", ".dot")
 QUICK_TARGETS = 3
 """Targets searched under `--quick`."""
 DRAWS = 3
 """Draws of examples on which a circuit that is scored is discovered again."""
-NO_GRAPHVIZ = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
-"""What drawing raises where Graphviz is absent or does not work."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CircuitResult(Result):
-    """A graph of features, and how much of its target it carries on examples that discovery has not seen."""
-
-    verb: ClassVar[str] = "circuit"
-    graph: FeatureGraph
-    evaluation: CircuitEvaluation | None
-    """None where the circuit was not scored."""
-    quality: SetQuality
-    provenance: Provenance
-    notes: tuple[str, ...] = ()
-    """Why it was not scored, where it was not."""
-    claims: tuple[Claim, ...] = ()
-    """What its features say of the text, by predicates that are computed from its characters, on held-out contexts."""
-    explored: Explored | None = field(default=None, repr=False)
-    """What the explorer is made of; None for a result that was read from a folder."""
-
-    @property
-    def target(self) -> NodeId:
-        """What is explained: a feature, or a readout of the logits."""
-        return self.graph.target
-
-    def title(self) -> str:
-        return f"The circuit of {self.target}"
-
-    def lines(self) -> list[str]:
-        graph = self.graph
-        strongest = sorted(graph.edges, key=lambda edge: -abs(edge.effect))[:3]
-        edges = ", ".join(f"{edge.cause} -> {edge.target} {edge.effect:+.2f}" for edge in strongest)
-        head = [f"{self.target}: {len(graph.nodes)} nodes, {len(graph.edges)} edges; strongest: {edges or 'none'}"]
-        head += [claim.line() for claim in self.claims if claim.feature == graph.target]
-        return [*head, *(self.evaluation.lines() if self.evaluation else self.notes)][:10]
-
-    def draw(self, path: str | Path) -> Path:
-        """Draw the circuit into a file that ends in .svg, .png or .dot, with Graphviz."""
-        path = user_path(path)
-        if path.suffix not in PICTURES:
-            raise UserError(f"{path} is no picture that can be drawn; give a name that ends in {', '.join(PICTURES)}")
-        source = dot_source(self.graph)
-        if path.suffix == ".dot":
-            write_text(path, source)
-            return path
-        try:
-            picture = render(source, path.suffix[1:])
-        except NO_GRAPHVIZ as error:
-            raise UserError(f"{path} cannot be drawn without a working Graphviz ({error}); draw a .dot file") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
-        return path
-
-    def figures(self) -> "dict[str, Figure]":
-        if self.evaluation is None:
-            return {}
-        return {"faithfulness": scoring_figure(self.evaluation.curves, self.evaluation.controls)}
-
-    def section(self) -> Markup:
-        """The drawing and the strongest edges."""
-        return circuit_section(self.graph, self._svg())
-
-    def body(self) -> Markup:
-        body = self.section()
-        if self.claims:
-            body += titled("What its features say", claims_section(self.claims))
-        if self.evaluation is not None:
-            body += titled("How good it is", evaluation_section(self.evaluation))
-        return body + titled("The dictionaries", dictionaries_section(self.quality))
-
-    def saved_body(self) -> Markup:
-        top = link("explore/index.html", "Explore it: cards, examples, all features") if self.explored else Markup()
-        return top + self.body()
-
-    def _svg(self) -> str | None:
-        try:
-            return render(dot_source(self.graph), "svg").decode()
-        except NO_GRAPHVIZ:  # the page does without the drawing
-            return None
-
-    def to_dict(self) -> dict[str, Any]:
-        numbers = {"dictionaries": self.quality.to_json(), "circuit": to_plain(self.graph)}
-        numbers |= {"judgement": self.evaluation.to_json()} if self.evaluation else {}
-        numbers |= {"claims": to_plain(self.claims)} if self.claims else {}
-        return numbers | ({"notes": list(self.notes)} if self.notes else {})
-
-    @classmethod
-    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "CircuitResult":
-        scores = numbers.get("judgement")
-        evaluation = from_plain(CircuitEvaluation, scores) if scores else None
-        graph, quality = from_plain(FeatureGraph, numbers["circuit"]), SetQuality.from_json(numbers["dictionaries"])
-        claims = from_plain(tuple[Claim, ...], numbers.get("claims", []))
-        return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())), claims)
-
-    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
-        """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
-        folder = user_path(folder)
-        page = super().save(folder, assets=assets)  # first: whatever fails below, the numbers are there
-        write_json(folder / "circuit.json", to_plain(self.graph))
-        if problem := draw(self.graph, folder).problem:
-            log.warning(problem)
-        if self.explored is not None:
-            write_explorer(folder, self.graph, self.explored)
-        return page
 
 
 @takes(CircuitSettings)
@@ -287,9 +167,7 @@ def named(graph: FeatureGraph, names: Mapping[str, str]) -> FeatureGraph:
     return replace(graph, nodes=nodes)
 
 
-def claims_of(
-    resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]
-) -> tuple[Claim, ...]:
+def claims_of(resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]) -> tuple[Claim, ...]:
     """What the features of a circuit say of the text, measured on contexts that were not searched."""
     search, target, beginning = resolved.search, graph.target, resolved.request.next_token
     claimed = {target: next_predicate(beginning)} if beginning and isinstance(target, FeatureId) else {}

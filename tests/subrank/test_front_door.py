@@ -314,7 +314,7 @@ def test_numbers_are_saved_also_where_graphviz_does_not_work(results, tmp_path, 
     def broken(source, kind):
         raise subprocess.CalledProcessError(1, ["dot"])
 
-    for module in ("circuits.drawing", "subrank.experiments.circuit"):
+    for module in ("circuits.drawing", "subrank.experiments.circuit_result"):
         monkeypatch.setattr(f"{module}.render", broken)
     page = results["circuit"].save(tmp_path)
     assert page.is_file() and (tmp_path / "result.json").is_file() and (tmp_path / "explore" / "index.html").is_file()

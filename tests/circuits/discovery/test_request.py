@@ -7,7 +7,7 @@ from tiny import random_tokens, user_error
 
 from circuits.discovery.edges import EdgeConfig
 from circuits.discovery.prompts import PromptSource
-from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, resolve
+from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, check_request, resolve
 from circuits.discovery.sampling import SpreadExamples
 from circuits.discovery.target_causes import DiscoveryConfig
 from circuits.effects.ablation_effects import ToMean, ToOthers
@@ -77,3 +77,29 @@ def test_what_cannot_be_explained(storybook, saes, atlas):
     silent = survey(storybook, saes.dictionaries, atlas.contexts)
     with user_error("4_5", "never active"):
         resolved(storybook, saes, silent, target="4_5").prompts()
+
+
+@pytest.mark.parametrize(
+    ("target", "beginning"),
+    [
+        ("next: )", ")"),
+        (")", ")"),
+        ('next: "', '"'),
+        ("next: he", "he"),
+        ("5_2079", None),
+        ("logit: she", None),
+        (None, None),
+    ],
+)
+def test_a_target_may_be_the_token_that_it_predicts(target, beginning):
+    request = CircuitRequest(target)
+    assert request.next_token == beginning and request.is_logit is (target == "logit: she")
+
+
+def test_the_feature_of_a_token_is_of_the_last_residual_and_an_unknown_token_is_refused(storybook, saes, atlas):
+    words = map(storybook.token_text, atlas.contexts[:, 1:].unique().tolist())
+    word = next(word for word in words if word.isalpha())
+    feature = resolved(storybook, saes, atlas, target=f"next: {word}").target.node
+    assert feature.site == Site(4) and not atlas.sites[Site(4)].sinks[feature.index]
+    with user_error("'xylophones'", "one token"):
+        check_request(storybook, saes, CircuitRequest("next: xylophones"))
