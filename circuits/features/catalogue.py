@@ -141,7 +141,7 @@ class Catalogue:
 
     # ---- full cards ----------------------------------------------------------------------------
 
-    def full(self, features: Sequence[FeatureId]) -> Iterator[Card]:
+    def full(self, features: Sequence[FeatureId], on_progress: OnProgress = silent) -> Iterator[Card]:
         """The full cards of features, in order.
 
         Raises `UserError` for a feature that no dictionary has, is named twice, or is never active on this text.
@@ -156,6 +156,8 @@ class Catalogue:
                     f"{feature} is never active on {self.tally.n_tokens} tokens of this text; "
                     "choose another feature, more contexts, or another text"
                 )
+        stages = Stages(on_progress, 1 + 2 * len(features))
+        stages.begin(f"reading {len(features)} features again")
         seen = activations(self.model, self.dictionaries, features, self.training)
         held = activations(self.model, self.dictionaries, features, self.held)
         content = self.model.content(self.training)
@@ -169,8 +171,12 @@ class Catalogue:
             )
             for feature in features
         }
-        rules = {feature: self._rule(feature, seen[feature], content, examples[feature]) for feature in features}
+        rules = {}
         for feature in features:
+            stages.begin(f"patterns of {feature}")
+            rules[feature] = self._rule(feature, seen[feature], content, examples[feature])
+        for feature in features:
+            stages.begin(f"the card of {feature}")
             yield self._full(feature, self._label(feature, rules, held[feature]), seen[feature], examples[feature])
 
     def _full(

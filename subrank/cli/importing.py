@@ -5,7 +5,7 @@ from pathlib import Path
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, path, settings_of, word
-from subrank.cli.terminal import say
+from subrank.cli.terminal import reporting, say
 from subrank.settings.experiments import ImportSettings
 
 
@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> None:
     model = model_of(options.model, options)
     for note in notes(options.files, foreign, model):
         say(note)
-    say("measuring on held-out text")
-    saes = run_import(options.files, foreign, model, settings)
+    with reporting() as report:
+        saes = run_import(options.files, foreign, model, settings, report)
     saes.save(out)
     origin = {"text": asdict(saes.text), "origin": saes.origin}
     save_quality(out, {"dictionary": saes}, Provenance.of("import", model, origin))

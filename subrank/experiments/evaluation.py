@@ -17,6 +17,7 @@ from sae_core.evaluation.similarity import compare
 from sae_core.files import user_path, write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
+from subrank.experiments.cost import announce, evaluate_parts
 from subrank.pages.evaluation_figures import frontier_figure, site_figure
 from subrank.pages.evaluation_page import evaluation_page
 from subrank.progress import shown
@@ -92,6 +93,8 @@ def run_evaluate(
     stages.begin(f"reading {text.source}")
     contexts = text.read(model).held_out[: settings.contexts]
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
+    parts = evaluate_parts(model, dictionaries, len(contexts), min(len(contexts), settings.spliced), text.n_ctx)
+    announce(model, dictionaries, parts, on_progress)
     n = sum(map(len, dictionaries.values()))
     stages.begin(f"measuring {n} dictionaries on {len(contexts)} contexts of {text.n_ctx} tokens")
     measured = profiles(model, dictionaries, contexts)

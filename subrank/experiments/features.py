@@ -20,6 +20,7 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
+from subrank.experiments.cost import announce, feature_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.features_figures import activation_figure
 from subrank.pages.features_page import cards_section
@@ -131,12 +132,15 @@ def run_features(
     model = saes.on(model)
     settings = fitted(settings, model.block_weights, on_progress)
     contexts = saes.read(model, settings.text)
-    quality = saes.measured(model, contexts, settings.text, on_progress)
     training, held = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 4)]
+    n_read, n_full = len(training) + len(held), len(chosen) or settings.full
+    parts = feature_parts(model, saes.dictionaries, n_read, n_full * (1 + settings.neurons), saes.text.n_ctx)
+    announce(model, {"": saes.dictionaries}, parts, on_progress)
+    quality = saes.measured(model, contexts, settings.text, on_progress)
     seed = settings.seed
     catalogue = read_catalogue(model, saes.dictionaries, training, held, seed=seed, on_progress=on_progress)
     chosen = chosen or drawn(catalogue, places, settings.full)
-    cards = tuple(catalogue.full(chosen))
+    cards = tuple(catalogue.full(chosen, on_progress))
     neurons = neurons_of(catalogue, chosen, on_progress) if settings.neurons else {}
     read = {"training": len(training), "held_out": len(held)}
     provenance = Provenance.of(
@@ -191,7 +195,7 @@ def neurons_of(
         direction = catalogue.dictionaries[feature.site].directions[feature.index]
         closest[feature] = FeatureId(feature.site, int((bases[feature.site].directions @ direction).argmax()))
     alive = sorted({n for n in closest.values() if neurons.tally.sites[n.site].active[n.index]})
-    cards = {card.feature: card for card in neurons.full(alive)} if alive else {}
+    cards = {card.feature: card for card in neurons.full(alive, on_progress)} if alive else {}
     return {feature: cards[neuron] for feature, neuron in closest.items() if neuron in cards}
 
 

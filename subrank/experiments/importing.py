@@ -18,8 +18,11 @@ from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.named_sites import site_named
 from sae_core.outliers import norm_limit
+from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
+from subrank.experiments.cost import announce, pass_over, quality_parts
+from subrank.progress import shown
 from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
 from subrank.settings.fields import make, takes
@@ -30,7 +33,14 @@ LIMITED_BY = 64
 
 
 @takes(ImportSettings)
-def import_saes(files: Sequence[str | Path] | str | Path, model: LanguageModel, **settings: Any) -> Saes:
+def import_saes(
+    files: Sequence[str | Path] | str | Path,
+    model: LanguageModel,
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Saes:
     """A set of the dictionaries in `files` for `model`, one per site.
 
     Files of SAELens, OpenAI, Gemma Scope, sparsify and dictionary-learning are read. Raises `UserError`, which names
@@ -42,11 +52,17 @@ def import_saes(files: Sequence[str | Path] | str | Path, model: LanguageModel, 
         raise UserError(f"{files!r} is no file of dictionaries; give at least one, or a list of them")
     paths = [Path(file) for file in several]
     chosen = make(ImportSettings, settings)
-    return run_import(paths, [load_foreign(path) for path in paths], model, chosen)
+    foreign = [load_foreign(path) for path in paths]
+    with shown("import", progress, on_progress) as report:
+        return run_import(paths, foreign, model, chosen, report)
 
 
 def run_import(
-    files: Sequence[Path], foreign: Sequence[Foreign], model: LanguageModel, settings: ImportSettings
+    files: Sequence[Path],
+    foreign: Sequence[Foreign],
+    model: LanguageModel,
+    settings: ImportSettings,
+    on_progress: OnProgress = silent,
 ) -> Saes:
     """`import_saes` of files that are loaded already."""
     known = [each.n_ctx for each in foreign if each.n_ctx and each.n_ctx > 1]
@@ -55,9 +71,12 @@ def run_import(
     text = Text(settings.text, n_ctx, bos, settings.tokens, settings.column, settings.seed)
     sites = [Site.parse(name) for name in settings.at] if settings.at else None
     plain, contexts = gather(files, foreign, model, text, sites), text.read(model)
-    few = contexts.training[:LIMITED_BY]
+    few, n_held = contexts.training[:LIMITED_BY], len(contexts.held_out)
+    read = {f"norms on {len(few)} contexts": pass_over(model, len(few), n_ctx, plain.sites)}
+    announce(model, {"": plain.dictionaries}, {**read, **quality_parts(model, plain.sites, n_held, n_ctx)}, on_progress)
     for site, x in harvest(text.read_by(model), few, tuple(plain.sites)).items():
         plain.dictionaries[site].outlier_norm = norm_limit(x.norm(dim=-1), settings.outliers)
+    on_progress(Progress("measuring on held-out text", 0, None))
     return Saes.of(plain, model, measure_set(text.read_by(model), plain, contexts.held_out))
 
 

@@ -21,6 +21,7 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.sites import FeatureId, Site
+from subrank.experiments.cost import announce, ioi_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.ioi_page import ioi_section
 from subrank.pages.page import titled
@@ -35,8 +36,6 @@ from subrank.sites import sites_of
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-FITTED_ON = 256
-"""Contexts on which baselines are fitted, of those the dictionaries were trained on."""
 GREEDY_BELOW = 2_000_000
 """Weights of the blocks, about, below which greedy search fits the time, and features are chosen by it, too."""
 LABELLED = 64
@@ -137,15 +136,17 @@ def run_ioi(
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
     contexts = text.read(model)
+    kinds = (Corruption.IO, Corruption.SWAP) if settings.corruption == "both" else (Corruption(settings.corruption),)
+    dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
+    study = IOIStudy(model, dictionaries, contexts.training[: settings.contexts], config)
+    experiments = [_chosen_from(place, dictionaries) for place in places] * len(kinds)
+    announce(model, dictionaries, ioi_parts(model, dictionaries, config, study.contexts, experiments), on_progress)
     quality = {}
     for name, saes in sets.items():
         other = text.source if text.source != saes.text.source else settings.text
         quality[name] = saes.measured(model, saes.read(model, other), other, on_progress)
-    dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
-    study = IOIStudy(model, dictionaries, contexts.training[:FITTED_ON], config)
     if settings.sites:
         study.baselines.at(places)  # of all sites in one pass
-    kinds = (Corruption.IO, Corruption.SWAP) if settings.corruption == "both" else (Corruption(settings.corruption),)
     results = tuple(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
     )
@@ -158,9 +159,11 @@ def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
     config = IOIConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos))
     chosen = {name: getattr(settings, name) for name in ("selectors", "baselines")}
     config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+    search = replace(config.selection, n_greedy=settings.features, shortlist=settings.shortlist)
     if settings.thresholds is not None:
-        config = replace(config, selection=replace(config.selection, n_thresholds=settings.thresholds))
-    return replace(config, test_prompts=settings.prompts, selection_prompts=max(4, settings.prompts // 3))
+        search = replace(search, n_thresholds=settings.thresholds)
+    n_selection = max(4, settings.prompts // 3)
+    return replace(config, selection=search, test_prompts=settings.prompts, selection_prompts=n_selection)
 
 
 def _alone(by_set: dict[str, Any]) -> Any:
@@ -209,3 +212,10 @@ def _places(settings: IOISettings, model: LanguageModel, sets: Mapping[str, Saes
         for site in sites:
             saes.at(site)
     return (sites,) if settings.jointly else sites or (None,)
+
+
+def _chosen_from(place: Site | tuple[Site, ...] | None, dictionaries: Mapping[str, Mapping[Site, Any]]) -> list[Site]:
+    """The sites at which one experiment looks."""
+    if place is None:
+        return list(next(iter(dictionaries.values())))
+    return [place] if isinstance(place, Site) else list(place)

@@ -22,6 +22,7 @@ from sae_core.model.generation import Sampling, check_room
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Stream
+from subrank.experiments.cost import Doses, announce, steer_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.steering_figure import steering_figure
 from subrank.pages.steering_page import described, steering_section
@@ -33,9 +34,6 @@ from subrank.settings.fields import make, takes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-READ = 256
-"""Contexts on which features are read: their maxima, promoted tokens, examples."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,8 +112,12 @@ def run_steer(
     if prompts:
         check_room(model, prompts, settings.tokens)
     contexts = saes.read(model, settings.text)
+    reading, measuring = contexts.training[: settings.read], contexts.held_out[: settings.read]
+    layer = min((feature.site.layer for feature in features), default=model.n_layers - 1)
+    n_read = len(reading) * (2 - bool(features)) + len(measuring)
+    sizes = Doses(len(strengths), settings.tokens, min(settings.contexts, len(measuring)), len(prompts) or 2)
+    announce(model, {"": saes.dictionaries}, steer_parts(model, layer, n_read, sizes, saes.text.n_ctx), on_progress)
     quality = saes.measured(model, contexts, settings.text, on_progress)
-    reading, measuring = contexts.training[:READ], contexts.held_out[:READ]
     if not features:
         on_progress(Progress(f"choosing a feature on {len(reading)} contexts", 0, None))
         features = [default_feature(model, saes, reading)]

@@ -37,6 +37,12 @@ class IOISettings(Settings):
     and greedy where the model is small); besides they are chosen for each pair on the pair itself"""
     baselines: tuple[Baseline, ...] | None = setting(None, metavar="WHAT", empty=True)
     """what to compare with: pca, nonnegative_pca, neurons, random_basis, ica (default: all but ica, which is slow)"""
+    shortlist: int = setting(32, least=1, quick=8)
+    """features among which greedy search chooses"""
+    features: int = setting(16, least=1, quick=4)
+    """features that greedy search chooses"""
+    contexts: int = setting(256, least=2, quick=64)
+    """contexts of the text that baselines are fitted on, and from which features are labelled"""
     thresholds: int | None = setting(None, least=1)
     """values of tau of the threshold pruning (default: 16); the source took 50"""
     text: str | None = None
@@ -98,6 +104,8 @@ class SteerSettings(Settings):
     """draw from the most probable tokens of this share"""
     contexts: int = setting(32, least=2, quick=4)
     """held-out contexts to measure on"""
+    read: int = setting(256, least=8, quick=64)
+    """contexts on which features are read: their maxima, the tokens that they promote, examples"""
     text: str | None = None
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
@@ -112,7 +120,7 @@ class FeatureSettings(Settings):
 
     site: str | None = setting(None, reads=Site.parse)
     """full cards for features of this site only, e.g. resid_post.3"""
-    full: int = setting(24, least=0, quick=3)
+    full: int = setting(24, least=0, quick=3, large=12)
     """full cards, for features drawn at random if not named"""
     contexts: int = setting(1000, least=8, quick=100, large=400)
     """contexts read, and a quarter as many held-out ones"""

@@ -1,0 +1,162 @@
+"""What each verb costs, counted before it begins, and said: how long that takes here, and what it is made of.
+
+Symbols: L blocks of the model, T tokens of a context, S sites, l the block of a site. Of what depends on what is found
+(prompts on which nothing changes, patterns of a feature) the mean of what was counted on storybook and on a model of
+135M weights is taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from jaxtyping import Int
+from torch import Tensor
+
+from editing.ioi.config import IOIConfig
+from editing.ioi.curve import curve_counts
+from editing.ioi.feature_selection import Selector
+from editing.set_quality import N_SPLICED
+from editing.steering.held_out import PLACES
+from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.model.language_model import LanguageModel
+from sae_core.model.speed import Work, measured_speed
+from sae_core.progress import OnProgress, Progress, duration
+from sae_core.sites import Site
+
+Sets = Mapping[str, Mapping[Site, Dictionary]]
+Parts = Mapping[str, Work]
+"""Work by what it is, in words."""
+IOI_TOKENS = 20
+"""Tokens of a prompt, about."""
+RUN_AGAIN = 0.4
+"""Of the tokens of all prompts at all points of a curve those that are run: where a feature differs, and behind it."""
+PATTERN_TOKENS, DROP_CONTEXTS = 25_000, 64
+"""Tokens run to find a feature's patterns, about, and contexts in which it is ablated for a full card."""
+
+
+def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProgress) -> None:
+    """Say how long the parts take together, by a second's measurement, and what they are."""
+    dictionaries = chain.from_iterable(by_site.values() for by_site in sets.values())
+    speed = measured_speed(model, dictionaries)
+    seconds = sum(speed.seconds(work) for work in parts.values())
+    on_progress(Progress(f"about {duration(seconds)}: {'; '.join(parts)}", 0, None))
+
+
+def pass_over(model: LanguageModel, contexts: int, length: int, sites: Sequence[Site] = ()) -> Work:
+    """Contexts read to the highest of `sites`, which encode them; without sites to the end."""
+    top = max((site.layer + 1 for site in sites), default=model.n_layers)
+    return Work(blocks=contexts * length * top, codes=contexts * length * len(sites))
+
+
+def quality_parts(model: LanguageModel, sites: Sequence[Site], contexts: int, length: int) -> Parts:
+    """`measure_set`: N T max(l + 1) blocks; then n T (L + 2 sum(L - l)), and 3 n T S logits, n the spliced ones."""
+    n = min(contexts, N_SPLICED)
+    return {
+        f"{len(sites)} dictionaries measured on {contexts} contexts": pass_over(model, contexts, length, sites)
+        + _spliced(model, dict.fromkeys(sites, 1), n * length, ablations=1)
+    }
+
+
+def _spliced(model: LanguageModel, dictionaries: Mapping[Site, int], tokens: int, ablations: int) -> Work:
+    """Tokens read once, and from each site on again with each of its dictionaries and ablations."""
+    edits = {site: n + ablations for site, n in dictionaries.items()}
+    blocks = model.n_layers + sum(n * (model.n_layers - site.layer) for site, n in edits.items())
+    return Work(tokens * blocks, tokens * sum(1 + n for n in edits.values()), tokens * sum(dictionaries.values()))
+
+
+def evaluate_parts(model: LanguageModel, sets: Sets, contexts: int, spliced: int, length: int) -> Parts:
+    """N T max(l + 1) blocks, N T S codes; then n T (L + sum (dictionaries of a site + 2)(L - l)), and their logits."""
+    sites = list(chain.from_iterable(sets.values()))
+    sharing = {site: sites.count(site) for site in sites}
+    return {
+        f"{len(sites)} dictionaries on {contexts} contexts": pass_over(model, contexts, length, sites),
+        f"each spliced into {spliced} of them": _spliced(model, sharing, spliced * length, ablations=2),
+    }
+
+
+def ioi_parts(
+    model: LanguageModel,
+    sets: Sets,
+    config: IOIConfig,
+    contexts: Int[Tensor, "contexts pos"],
+    experiments: Sequence[Sequence[Site]],
+) -> Parts:
+    """Baselines: N T (l + 1), labels N T L. Curves: points x prompts x tokens x (L - l), of which `RUN_AGAIN` are run.
+
+    `experiments` are the sites from which each may choose. Beside its curves it runs every prompt twice, and
+    forward and back behind each site.
+    """
+    n, length = contexts.shape
+    points = _points(model, sets, config)
+    rows = points * config.test_prompts + len(sets) * config.selection_prompts * _searched(config)
+    fit, patch = Work(), Work()
+    for sites in experiments:
+        above = sum(model.n_layers - 1 - site.layer for site in sites) / len(sites)
+        prompts = config.test_prompts + config.selection_prompts * len(sites)
+        runs = IOI_TOKENS * prompts * (2 * model.n_layers + 3 * above)
+        patch += Work(runs + RUN_AGAIN * IOI_TOKENS * rows * above, RUN_AGAIN * rows + prompts)
+        fit += pass_over(model, n, length, sites) * bool(config.baselines)
+    times = f"{len(experiments)} experiments of {config.test_prompts} prompts x {points} sets of features"
+    return {f"baselines and labels on {n} contexts": fit + pass_over(model, n, length), times: patch}
+
+
+def _points(model: LanguageModel, sets: Sets, config: IOIConfig) -> int:
+    """Points of all curves: of each dictionary one per selector and one for each pair, of each baseline two."""
+    draws = {Selector.RANDOM: config.random_draws}
+    curves = 1 + sum(draws.get(Selector(each), 1) for each in config.selectors)
+    widths = [max(len(d.directions) for d in by_site.values()) for by_site in sets.values()]
+    of_baselines = 2 * len(config.baselines) * len(curve_counts(model.d_model))
+    return curves * sum(len(curve_counts(width)) for width in widths) + of_baselines
+
+
+def _searched(config: IOIConfig) -> int:
+    """Sets that are run on selection prompts by greedy search, and by pruning: about 300 a threshold."""
+    searches = {
+        Selector.GREEDY: config.selection.n_greedy * config.selection.shortlist,
+        Selector.THRESHOLD: 300 * config.selection.n_thresholds,
+    }
+    return sum(searches.get(Selector(each), 0) for each in config.selectors)
+
+
+def feature_parts(
+    model: LanguageModel, sites: Mapping[Site, Dictionary], contexts: int, n_full: int, length: int
+) -> Parts:
+    """N T L blocks for all cards, N T max(l + 1) for the full ones, N T S codes each time; per full card its patterns,
+    (l + 1) a token, and 64 contexts run to the end as they are, and from l on ablated.
+
+    `contexts` are those of the training and of the held-out text.
+    """
+    layers, n_latents = [site.layer for site in sites], sum(len(d.directions) for d in sites.values())
+    mean, drops = sum(layers) / len(layers), DROP_CONTEXTS * length
+    card = Work(PATTERN_TOKENS * (mean + 1) + drops * (2 * model.n_layers - mean), 2 * 256, PATTERN_TOKENS / 16)
+    read = Work(contexts * length * model.n_layers, n_latents, contexts * length * len(sites))
+    again = pass_over(model, contexts, length, list(sites)) if n_full else Work()
+    return {f"all features on {contexts} contexts": read + again, f"{n_full} full cards": card * n_full}
+
+
+@dataclass(frozen=True)
+class Doses:
+    """How much of steering is written and measured."""
+
+    strengths: int
+    tokens: int
+    """Of each text."""
+    contexts: int
+    prompts: int
+
+
+def steer_parts(model: LanguageModel, layer: int, n_read: int, sizes: Doses, length: int) -> Parts:
+    """Reading: N T L. Texts: (strengths + 1) x tokens steps. Doses: n T blocks behind l for each of 5 strengths + 2.
+
+    `n_read` contexts are read to the end; each strength is measured for the features, three random directions and
+    the difference of means, at 2 x 16 places.
+    """
+    edits, several = 5 * sizes.strengths + 2, sizes.strengths + 1
+    doses = sizes.contexts * length * (model.n_layers + edits * (model.n_layers - layer))
+    return {
+        f"{n_read} contexts read": Work(n_read * length * model.n_layers, codes=n_read * length),
+        f"{sizes.prompts} texts x {several} x {sizes.tokens} tokens": Work(steps=several * sizes.tokens),
+        f"{sizes.strengths} strengths and controls on {sizes.contexts} contexts": Work(
+            doses, 4 * sizes.contexts * PLACES * edits
+        ),
+    }
