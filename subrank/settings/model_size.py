@@ -30,6 +30,6 @@ def fitted(settings: S, block_weights: int, on_progress: OnProgress = silent) ->
         if (value := round(usual * (large / usual) ** share)) != usual:
             fewer[each.name] = value
             flag = flag_of(each)
-            line = f"{value} {flag.strip('-')}, not {usual}, because the model is large; give {flag} to change that"
+            line = f"{flag} {value} in place of {usual}, because the model is large; give {flag} to change that"
             on_progress(Progress(line, 0, None))
     return replace(settings, **fewer)  # type: ignore[type-var]

@@ -18,8 +18,8 @@ def lines_of(settings, weights) -> tuple[Any, list[str]]:
 
 def test_a_large_model_gets_less_and_is_told_how_to_have_more():
     settings, lines = lines_of(make(FeatureSettings, {}), SMOLLM2)
-    assert settings.contexts == 400
-    assert lines == ["400 contexts, not 1000, because the model is large; give --contexts to change that"]
+    assert (settings.contexts, settings.full) == (400, 12)
+    assert "--contexts 400 in place of 1000, because the model is large; give --contexts to change that" in lines
 
 
 def test_a_small_model_has_the_usual_defaults():
@@ -27,7 +27,9 @@ def test_a_small_model_has_the_usual_defaults():
     assert fitted(make(FeatureSettings, {}), SMALL) == FeatureSettings()
 
 
-@pytest.mark.parametrize("given", [{"contexts": 1000}, {"quick": True}], ids=["the default itself", "quick"])
+@pytest.mark.parametrize(
+    "given", [{"contexts": 1000, "full": 24}, {"quick": True}], ids=["the default itself", "quick"]
+)
 def test_what_is_given_stays(given):
     settings = make(FeatureSettings, given)
     assert lines_of(settings, SMOLLM2) == (settings, [])
