@@ -16,9 +16,8 @@ from circuits.effects.ablation_effects import (
     error_effect,
     null_effects,
 )
-from circuits.effects.exact_routes import Rerun, route
+from circuits.effects.exact_routes import Rerun, route_through
 from circuits.effects.screens import audited, first_order, shortlist
-from circuits.features.atlas import Examples
 from circuits.graph import Edge, ErrorTerm
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId
@@ -104,7 +103,7 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
     if config.n_null and not isinstance(causes.route, Rerun):
         edges = [replace(e, null=_null(causes, latent, config)) for e, latent in zip(edges, best, strict=True)]
     if causes.scene.gap > 1:
-        edges = [replace(e, direct=_direct(causes, latent)) for e, latent in zip(edges, best, strict=True)]
+        edges = [replace(e, direct=direct) for e, direct in zip(edges, _direct(causes, best), strict=True)]
     if edges:
         edges = _with_offsets(causes, edges, best, config.min_effect)
     if config.errors:
@@ -160,16 +159,14 @@ def _null(causes: Causes, latent: int, config: EdgeConfig) -> float:
     return float(null_effects(causes, latent, config.n_null, seed=config.seed).abs().quantile(NULL_QUANTILE))
 
 
-def _direct(causes: Causes, latent: int) -> float | None:
-    """What of the effect no block in between carries; None where that is not known."""
-    scene = causes.scene
-    examples = Examples(scene.tokens.cpu(), scene.end.cpu(), scene.clean.cpu())
+def _direct(causes: Causes, latents: list[int]) -> list[float | None]:
+    """What of each latent's effect no block in between carries; None where that is not known."""
     try:
-        way = route(scene.model, scene.source, scene.target, examples, direct=True)
+        way = route_through(causes.scene, direct=True)
     except UserError:  # a source that is no part of the residual, or blocks of unknown parts
-        return None
+        return [None] * len(latents)
     alone = Causes.along(way, causes.dictionary, causes.ablation)
-    return float(ablation_effects(alone, torch.tensor([latent], device=scene.x.device)).effect[latent])
+    return ablation_effects(alone, _at(causes, latents)).effect[latents].tolist()
 
 
 def _with_offsets(causes: Causes, edges: list[Edge], latents: list[int], least: float) -> list[Edge]:

@@ -1,4 +1,4 @@
-"""What a target would read if an activation had been another: three routes, one answer.
+"""What a target would read if an activation had been another: four routes, one answer.
 
 An ablation takes a multiple of a direction from the activation at the source, x'_p = x_p - c_p f, at some
 positions p. What follows from that is computed by the cheapest of
@@ -9,11 +9,13 @@ positions p. What follows from that is computed by the cheapest of
                   ln1(x')_p = gain (xc_p - c_p fc) / s_p + offset
                   s_p^2 = (|xc_p|^2 - 2 c_p xc_p.fc + c_p^2 |fc|^2) / d + eps
                   so that W_K and W_V act once on every position and once on every direction, not on every pair
+    in parts      several blocks lie between: they run again from the first position that changed on, the last of them
+                  at the target's position only (`editing/engine/suffix_run.py`)
     rerun         the model runs again from the source's layer to the target's
 
 Keys, values and the MLP are those of the model's own modules, softmax and activation functions are evaluated
-in full: nothing is approximated. That `one block` says what the model says is checked on the clean run of
-the examples, and where it does not (norms after attention, windows, capped scores) `rerun` is used.
+in full: nothing is approximated. That `one block` and `in parts` say what the model says is checked on the
+examples, and where it does not (norms after attention, windows, capped scores) `rerun` is used.
 """
 
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from editing.engine.batching import budget_on, measure_rows_that_fit
 from editing.engine.resumed_run import adds_to_residual
+from editing.engine.suffix_run import SuffixRun, suffix_run
 from editing.interventions.add_direction import AddDirection
 from sae_core.errors import UserError
 from sae_core.model.block import Block, agrees, block_of
@@ -92,6 +95,23 @@ class Rerun:
                 else:
                     h = model.record(scene.tokens[i, :width].expand(change.n_runs, -1), read_at)
         return scene.read(change, h[scene.target.site][:, -1])
+
+
+@dataclass(frozen=True, eq=False)
+class InParts(Rerun):
+    """As `Rerun`, but only of the positions where something can have changed."""
+
+    run: SuffixRun
+
+    def values(self, change: Change, table: Tensor) -> Float[Tensor, "runs"]:
+        taken = table.new_zeros(change.n_runs, int(self.scene.end[change.example]) + 1, table.shape[-1])
+        taken[change.run, change.position] = change.amount[:, None] * table[change.row]
+        return self.values_after(change.example, -taken)
+
+    def values_after(self, example: int, moved: Float[Tensor, "runs pos d_in"]) -> Float[Tensor, "runs"]:
+        """What the target reads in runs of an example in which its residual at the source is moved so."""
+        rows = torch.full((len(moved),), example, device=moved.device)
+        return self.scene.target.read(self.run.ends(rows, moved), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +230,12 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
     change; a total effect otherwise. Raises `UserError` where the source cannot affect the target, and for
     `direct` where the source is no part of the residual.
     """
-    scene = Scene.of(model, source, target, examples)
-    into, gap = target.site, scene.gap
+    return route_through(Scene.of(model, source, target, examples), direct=direct)
+
+
+def route_through(scene: Scene, *, direct: bool = False) -> Route:
+    """`route` for a scene that is made."""
+    model, source, into, gap = scene.model, scene.source, scene.target.site, scene.gap
     if direct and not adds_to_residual(model, source):
         raise UserError(f"a direct effect needs a source that is added to the residual; {source} is not")
     read_at_residual = into.stream is Stream.RESID_POST
@@ -226,6 +250,11 @@ def route(model: LanguageModel, source: Site, target: Target, examples: Examples
                 return closed
     if direct and gap > 1:
         raise UserError(f"direct effects over several blocks need blocks of known parts; those of {model.name} are not")
+    if adds_to_residual(model, source) and read_at_residual and gap > 1:
+        layer, recorded = source.layer, scene.recorded
+        parts = suffix_run(model, scene.tokens, scene.end, layer, to=into.layer, recorded=recorded)
+        if parts is not None:
+            return InParts(scene, parts)
     return Rerun(scene)
 
 

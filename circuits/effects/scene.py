@@ -67,7 +67,7 @@ class Scene:
             raise UserError(f"{target.node} is a latent of {source} itself; its causes lie in earlier sites")
         end = examples.end.to(model.device)
         tokens = examples.tokens[:, : int(end.max()) + 1].to(model.device)
-        before = [Site(layer) for layer in (source.layer - 1, source.layer, target.site.layer - 1) if layer >= 0]
+        before = [Site(layer) for layer in range(max(0, source.layer - 1), max(target.site.layer, source.layer + 1))]
         recorded = model.record(tokens, {source, target.site, *before})
         h = recorded[target.site][torch.arange(len(end), device=end.device), end]
         return cls(model, source, target.near(h), tokens, end, recorded, h)

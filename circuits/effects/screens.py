@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.effects.ablation_effects import Causes, Effects, ablation_effects
+from circuits.effects.exact_routes import InParts
 from editing.engine.resumed_run import adds_to_residual
 from editing.interventions.add_direction import AddDirection
 from sae_core.seeds import generator_for
@@ -46,7 +47,7 @@ class Audit:
 
 def first_order(causes: Causes) -> Float[Tensor, "n_latents"]:
     """Effects to first order: sum over examples and positions of (c_j - c'_j) d_j . da / dx, over |sum a|."""
-    return _gradients(causes, [0.0])
+    return _gradients(causes, [0.0])[0]
 
 
 def integrated(causes: Causes, steps: int = IG_STEPS) -> Float[Tensor, "n_latents"]:
@@ -54,7 +55,7 @@ def integrated(causes: Causes, steps: int = IG_STEPS) -> Float[Tensor, "n_latent
 
     They add up to the effect of ablating all at once; that of one latent alone would need a path of its own.
     """
-    return _gradients(causes, [step / steps for step in range(steps)])
+    return _gradients(causes, [step / steps for step in range(steps)])[1]
 
 
 def squared_norms(causes: Causes) -> Float[Tensor, "n_latents"]:
@@ -66,7 +67,8 @@ def squared_norms(causes: Causes) -> Float[Tensor, "n_latents"]:
 def shortlist(causes: Causes, per_list: int) -> Int[Tensor, "k"]:
     """Latents that are among the `per_list` first by gradient, by integrated gradients, or by norm."""
     norms = squared_norms(causes)
-    lists = (first_order(causes).abs(), integrated(causes).abs(), norms)
+    at_start, on_average = _gradients(causes, [step / IG_STEPS for step in range(IG_STEPS)])
+    lists = (at_start.abs(), on_average.abs(), norms)
     listed = torch.cat([score.topk(min(per_list, len(score))).indices for score in lists]).unique()
     return listed[norms[listed] > 0]
 
@@ -89,20 +91,34 @@ def audited(
     return Audit(len(drawn), len(latents) - len(drawn), n_beyond), drawn, effects
 
 
-def _gradients(causes: Causes, places: list[float]) -> Float[Tensor, "n_latents"]:
-    """Mean over `places` of the gradient there times what is taken; 0 is the clean run, 1 all latents ablated."""
+def _gradients(causes: Causes, places: list[float]) -> tuple[Float[Tensor, "n_latents"], Float[Tensor, "n_latents"]]:
+    """(At the first of `places`, on average over them:) the gradient there times what is taken.
+
+    Place 0 is the clean run, 1 that with all latents ablated.
+    """
     # effect_j ~ sum_p t_pj (D g_p)_j with t = c - c' [pos, n_latents], D the directions [n_latents, d_in] and
     # g = da / dx [pos, d_in], at x - s t D for each place s. Ablation moves x by -t D, and the effect is
     # a - a_ablated: the two signs cancel.
     scene, directions = causes.scene, causes.dictionary.directions
-    total = torch.zeros(len(directions), dtype=torch.float64)
+    total = torch.zeros(2, len(directions), dtype=torch.float64)
     for i in range(len(scene.end)):
         taken = causes.taken(i)
         with torch.no_grad():
             path = taken @ directions
-        slopes = torch.stack([_slope(causes, i, place * path) for place in places]).mean(0)
-        total += (taken * (slopes @ directions.T)).double().sum(0).cpu()
-    return total / causes.total
+        slopes = _slopes(causes, i, torch.stack([place * path for place in places]))
+        for row, slope in enumerate((slopes[0], slopes.mean(0))):
+            total[row] += (taken * (slope @ directions.T)).double().sum(0).cpu()
+    at_first, on_average = total / causes.total
+    return at_first, on_average
+
+
+def _slopes(causes: Causes, example: int, moved: Float[Tensor, "places pos d_in"]) -> Float[Tensor, "places pos d_in"]:
+    """`_slope` for several moves, in one pass where the blocks between are known by their parts."""
+    if not isinstance(causes.route, InParts):
+        return torch.stack([_slope(causes, example, move) for move in moved])
+    offset = (-moved).detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(causes.route.values_after(example, offset).sum(), offset)[0]
 
 
 def _slope(causes: Causes, example: int, moved: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_in"]:

@@ -7,12 +7,15 @@ The arithmetic of a block is that of `sae_core/model/block.py`.
 A prompt's positions are counted from its end here, so that all prompts of a pass end in one column; T columns in all.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_core.model.block import Block, agrees, block_of
 from sae_core.model.language_model import LanguageModel
+from sae_core.sites import Site
 
 WIDTHS = 4
 """Rows are run together whose numbers of columns to run lie within so many of each other."""
@@ -23,9 +26,9 @@ HELD = 2**31
 
 
 class SuffixRun:
-    """Prompts run once, and the last blocks as parts: logits at the ends when the residual below them is changed.
+    """Prompts run once, and some blocks as parts: what comes out at the ends when the residual below them is changed.
 
-    `residuals` are those before each of the blocks.
+    That is the logits, where the blocks are the last ones. `residuals` are those before each of the blocks.
     """
 
     def __init__(
@@ -51,22 +54,39 @@ class SuffixRun:
         """Logits at the ends of the prompts; rows whose changes begin at about the same column are run together."""
         change = _aligned(change, self.position[prompts])
         if change.requires_grad:
-            return self._run(prompts, change)
+            return self.model.unembed(self._run(prompts, change))
+        return self._in_buckets(prompts, change, self.model.unembed)
+
+    def ends(
+        self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d_model"]
+    ) -> Float[Tensor, "rows d_model"]:
+        """The residual behind the blocks at the ends of the prompts."""
+        change = _aligned(change, self.position[prompts])
+        if change.requires_grad:  # of columns before every prompt's beginning there is no gradient
+            return self._run(prompts, change[:, -int(self.inside[prompts].sum(1).max()) :])
+        return self._in_buckets(prompts, change, lambda x: x)
+
+    def _in_buckets(
+        self,
+        prompts: Int[Tensor, "rows"],
+        change: Float[Tensor, "rows T d_model"],
+        read: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "rows d"]:
+        """What is read at the ends; rows whose changes begin at about the same column are run together."""
         changed = change.ne(0).any(-1) & self.inside[prompts]
         width = torch.where(changed.any(1), self.n_columns - changed.int().argmax(1), 1)
         bucket = (width + WIDTHS - 1) // WIDTHS
-        logits = change.new_empty(0, self.model.n_vocab)
+        parts, places = [read(change[:0, -1])], [prompts[:0]]
         for number in bucket.unique().tolist():
             rows = (bucket == number).nonzero()[:, 0]
-            part = self._run(prompts[rows], change[rows, -min(self.n_columns, number * WIDTHS) :])
-            logits = part.new_empty(len(prompts), part.shape[-1]) if not len(logits) else logits
-            logits[rows] = part
-        return logits
+            parts.append(read(self._run(prompts[rows], change[rows, -min(self.n_columns, number * WIDTHS) :])))
+            places.append(rows)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
     def _run(
         self, prompts: Int[Tensor, "rows"], change: Float[Tensor, "rows width d_model"]
-    ) -> Float[Tensor, "rows vocab"]:
-        """The last `width` columns of each prompt up through all blocks.
+    ) -> Float[Tensor, "rows d_model"]:
+        """The last `width` columns of each prompt up through all blocks, read at their ends.
 
         Keys and values [rows, T, groups, d_head] are the unedited run's in the first T - width columns, and new in the
         rest; a column sees the prompt's columns up to its own, and one before the prompt's beginning itself alone.
@@ -83,7 +103,7 @@ class SuffixRun:
             if block is self.blocks[-1]:
                 x, position, seen = x[:, -1:], position[:, -1:], seen[:, -1:]
             x = block.resid_post(x, block.attend(block.queries(x, position), k, v, seen))
-        return self.model.unembed(x[:, -1])
+        return x[:, -1]
 
 
 def _aligned(x: Float[Tensor, "rows pos d"], position: Int[Tensor, "rows T"]) -> Float[Tensor, "rows T d"]:
@@ -98,23 +118,33 @@ def suffix_run(
     end: Int[Tensor, "batch"],
     layer: int,
     *,
+    to: int | None = None,
+    recorded: Mapping[Site, Float[Tensor, "batch pos d_model"]] | None = None,
     held: int = HELD,
 ) -> SuffixRun | None:
-    """The blocks above `layer` for these prompts; None where they cannot be run in parts.
+    """The blocks above `layer` up to the block `to`, the last by default, for these prompts.
+
+    `recorded` are the residuals after `layer` and after the blocks above it, where they are known. None where the
+    blocks cannot be run in parts.
 
     That is: no block above, blocks that are not made of these parts, half precision, keys and values of more than
     `held` bytes, or blocks that do more than their parts say. The last is checked on a few prompts with all positions
     changed, where the model's own pass must agree.
     """
-    blocks = [block_of(model, number, tokens.shape[1]) for number in range(layer + 1, model.n_layers)]
+    last = model.n_layers - 1 if to is None else to
+    blocks = [block_of(model, number, tokens.shape[1]) for number in range(layer + 1, last + 1)]
     known = [block for block in blocks if block is not None and block.gain.dtype is torch.float32]
     if not blocks or len(known) < len(blocks):
         return None
     if 2 * len(blocks) * tokens.numel() * model.d_model * torch.float32.itemsize > held:
         return None
-    residuals = [*model.record(tokens, model.sites()[layer:-1]).values()]
+    below = [Site(number) for number in range(layer, last)]
+    recorded = recorded or model.record(tokens, below)
+    residuals = [recorded[site] for site in below]
     run, prompts = SuffixRun(model, known, end, residuals), torch.arange(min(N_CHECKED, len(end)), device=end.device)
     x = residuals[0]
     change = x[prompts].flip(0, 1) - x.mean()
-    expected = model.unembed(model.final(x[prompts] + change, layer)[prompts, end[prompts]])
-    return run if agrees(run.logits(prompts, change), expected) else None
+    expected = model.resume(x[prompts] + change, layer, [Site(last)])[Site(last)][prompts, end[prompts]]
+    if to is not None:
+        return run if agrees(run.ends(prompts, change), expected) else None
+    return run if agrees(run.logits(prompts, change), model.unembed(expected)) else None

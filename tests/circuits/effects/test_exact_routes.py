@@ -6,12 +6,14 @@ from handmade import random_topk
 from tiny import random_tokens, user_error, write_tiny
 
 from circuits.effects import exact_routes as routes
-from circuits.effects.ablation_effects import Causes, ablation_effects, to_zero
-from circuits.effects.exact_routes import OneBlock, Rerun, SamePlace, route
+from circuits.effects.ablation_effects import Causes, ablation_effects, effects_by_position, to_zero
+from circuits.effects.exact_routes import InParts, OneBlock, Rerun, SamePlace, route
 from circuits.effects.scene import Scene
+from circuits.effects.screens import first_order, integrated
 from circuits.effects.targets import FeatureTarget, LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
+from editing.engine.suffix_run import SuffixRun
 from editing.interventions.patch import ablate
 from sae_core.dictionaries.baselines import random_basis
 from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE
@@ -173,3 +175,25 @@ def test_nothing_is_taken_where_nothing_is_active(double):
     found = ablation_effects(causes)
     assert not found.effect.any() and not found.n_active.any() and found.n_pairs == 0
     assert ablation_effects(Causes.of(double, own, Site(0), target, examples, ablation=to_zero)).effect.any()
+
+
+@pytest.mark.parametrize("kind", ["neox", "gpt2", "llama"])
+def test_parts_of_several_blocks_say_what_a_rerun_says(tiny_models, kind):
+    """In single precision, which parts need: ablations, single places, gradients at several points at once."""
+    model = tiny_models[kind]
+    examples, own = prompts(model), dictionary("topk", 32).float()
+    target = loudest(model, Site(2), dictionary("topk", 32, 9).float(), examples)
+    parts = Causes.of(model, own, Site(0), target, examples)
+    plain = Causes.along(Rerun(parts.scene), own)
+    assert isinstance(parts.route, InParts) and not isinstance(plain.route, InParts)
+    for compute in (lambda c: ablation_effects(c).effect, lambda c: effects_by_position(c)[0], first_order, integrated):
+        expected = compute(plain)
+        assert (compute(parts) - expected).abs().max() < 1e-5 * max(1, float(expected.abs().max()))
+        assert expected.abs().max() > 1e-3, "control: something depends on something"
+
+
+def test_parts_that_say_something_else_are_not_relied_on(tiny_models, monkeypatch):
+    model, own = tiny_models["llama"], dictionary("topk", 32).float()
+    target = loudest(model, Site(2), dictionary("topk", 32, 9).float(), prompts(model))
+    monkeypatch.setattr(SuffixRun, "_run", lambda self, prompts, change: self.x[prompts][:, -1])
+    assert type(Causes.of(model, own, Site(0), target, prompts(model)).route) is Rerun
