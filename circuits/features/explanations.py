@@ -101,10 +101,10 @@ def mean_score(scores: Sequence[Score]) -> Score:
     return Score(*(sum(getattr(score, field) for score in scores) / n for field in Score.__dataclass_fields__))
 
 
-def spelled(pieces: Sequence[str]) -> str:
-    """Tokens as readable text: joined as they are if any of them begins with a space, else with spaces between."""
-    joined = ("" if any(piece.startswith(" ") for piece in pieces) else " ").join(pieces)
-    return joined.strip(" ").replace("\n", "↵") or repr(joined)
+def spelled(pieces: Sequence[str], *, joined: bool) -> str:
+    """Tokens as readable text, joined as they are or with spaces between (`Vocabulary.brings_spaces`)."""
+    text = ("" if joined else " ").join(pieces)
+    return text.strip(" ").replace("\n", "↵") or repr(text)
 
 
 # ---- token tables ----------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class TokenTable:
 
     def text(self, model: LanguageModel) -> str:
         """The first few tokens."""
-        return listed([spelled([model.token_text(token)]) for token in self.tokens], _SHOWN)
+        return listed([spelled([model.token_text(token)], joined=True) for token in self.tokens], _SHOWN)
 
     def predict(
         self, tokens: Int[Tensor, "contexts pos"], content: Bool[Tensor, "contexts pos"]

@@ -20,6 +20,8 @@ N_DROPS = 256
 _CONTEXTS = 64
 """Contexts that are run again, at most."""
 _AT_ONCE = 8
+_WORK = 2e11
+"""Multiplications in the blocks that one run of the contexts may take, about: fewer contexts of large models."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,15 @@ def logit_drops(
 
     of the token t with the largest |mean drop|; z are the logits, z' those with the feature ablated and the error
     term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
-    of `_CONTEXTS` contexts, drawn with `generator`; None for a feature that is never active.
+    of `_CONTEXTS` contexts, fewer of a large model, drawn with `generator`; None for a feature that is never active.
     """
     # Only `_CONTEXTS` rows are run again, `_AT_ONCE` at a time, and of their logits [places, vocab] only those at the
     # drawn places (row, position) are computed: in a small model the unembedding costs as much as all blocks.
     rows = (activation != 0).any(1).nonzero()[:, 0]
     if not len(rows):
         return None
-    rows = _drawn(rows, _CONTEXTS, generator)
+    affordable = int(_WORK / (model.block_weights * contexts.shape[1]))
+    rows = _drawn(rows, min(_CONTEXTS, max(_AT_ONCE, affordable)), generator)
     places = _drawn(activation[rows].nonzero(), N_DROPS, generator)
     parts = []
     for batch in torch.arange(len(rows)).split(_AT_ONCE):

@@ -9,7 +9,7 @@ of several examples those stay that raise F1 on the training contexts.
 Where N2G replaces by one padding token, here several tokens drawn from the text must do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,11 @@ LONGEST = 16
 """Tokens of the longest suffix that is tried."""
 KEPT = 0.5
 """Share of the activation that a suffix or a substitution must keep."""
+_ROUNDS = (4, 8, LONGEST)
+"""Suffixes are tried up to these lengths in turn: most that keep the activation are short."""
 _SUBSTITUTES = 8
+_FIRST = 3
+"""Substitutions that are tried first; where all of them lose the activation, too few of the others could keep it."""
 _MUST_KEEP = 6
 """Of so many substitutions, how many must keep the activation for a position to be free."""
 _POOL = 64
@@ -59,8 +63,8 @@ class Pattern:
     def text(self, model: LanguageModel) -> str:
         """The pattern with `*` for free positions and `(a|b)` for a choice."""
         words = [None if place is None else _choice(place, model) for place in self.places]
-        free = " *" if any(word and word.startswith(" ") for word in words) else "*"
-        return spelled([word or free for word in words])
+        free = " *" if model.brings_spaces else "*"
+        return spelled([word or free for word in words], joined=model.brings_spaces)
 
 
 def _choice(place: frozenset[int], model: LanguageModel) -> str:
@@ -173,12 +177,17 @@ def _suffixes(
 ) -> list[_Suffix]:
     """For each example the shortest suffix that keeps `KEPT` of its activation, where there is one."""
     options = [_options(contexts[row], content[row], end) for row, end in examples]
-    measured = iter(probe([before + tokens for texts in options for before, tokens in texts]).tolist())
-    suffixes = []
-    for (row, end), texts in zip(examples, options, strict=True):
-        tried = [_Suffix(before, tokens, next(measured)) for before, tokens in texts]
-        suffixes += [suffix for suffix in tried if suffix.activation >= KEPT * float(activation[row, end])][:1]
-    return suffixes
+    found: dict[int, _Suffix] = {}
+    for shorter, longest in zip((0, *_ROUNDS), _ROUNDS, strict=False):
+        tried = {i: texts[shorter:longest] for i, texts in enumerate(options) if i not in found}
+        measured = iter(probe([before + tokens for texts in tried.values() for before, tokens in texts]).tolist())
+        for i, texts in tried.items():
+            row, end = examples[i]
+            suffixes = [_Suffix(before, tokens, next(measured)) for before, tokens in texts]
+            kept = (suffix for suffix in suffixes if suffix.activation >= KEPT * float(activation[row, end]))
+            if suffix := next(kept, None):
+                found[i] = suffix
+    return [found[i] for i in sorted(found)]
 
 
 def _options(tokens: Tensor, content: Tensor, end: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -196,18 +205,25 @@ def _generalised(
     free: list[set[int]] = [set() for _ in suffixes]
     for place in range(max((len(suffix.tokens) for suffix in suffixes), default=0)):
         longer = [i for i, suffix in enumerate(suffixes) if place < len(suffix.tokens)]
-        texts = [
-            _substituted(suffixes[i], free[i] | {place}, pool, generator) for i in longer for _ in range(_SUBSTITUTES)
-        ]
-        least = KEPT * torch.tensor([suffixes[i].activation for i in longer])
-        kept = (probe(texts).view(-1, _SUBSTITUTES) >= least[:, None]).sum(1).tolist()
-        for i, n in zip(longer, kept, strict=True):
-            if n >= _MUST_KEEP:
+        texts = {
+            i: [_substituted(suffixes[i], free[i] | {place}, pool, generator) for _ in range(_SUBSTITUTES)]
+            for i in longer
+        }
+        kept = _n_keeping(probe, suffixes, {i: tried[:_FIRST] for i, tried in texts.items()})
+        more = _n_keeping(probe, suffixes, {i: texts[i][_FIRST:] for i, n in kept.items() if n})
+        for i, n in more.items():
+            if kept[i] + n >= _MUST_KEEP:
                 free[i].add(place)
     return [
         Pattern(tuple(None if i in places else frozenset({token}) for i, token in enumerate(suffix.tokens)))
         for places, suffix in zip(free, suffixes, strict=True)
     ]
+
+
+def _n_keeping(probe: Probe, suffixes: Sequence[_Suffix], texts: Mapping[int, list[tuple[int, ...]]]) -> dict[int, int]:
+    """For each suffix how many of its texts keep the activation."""
+    measured = iter(probe([text for tried in texts.values() for text in tried]).tolist())
+    return {i: sum(next(measured) >= KEPT * suffixes[i].activation for _ in tried) for i, tried in texts.items()}
 
 
 def _substituted(

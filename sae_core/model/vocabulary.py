@@ -1,5 +1,6 @@
 """Text as a model's tokens: ids, BOS, special tokens, and what a token is as text."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class Vocabulary:
         if piece[:1] in ("Ġ", "▁"):
             return " " + self.tokenizer.convert_tokens_to_string([piece]).strip()
         return self.tokenizer.convert_tokens_to_string([piece]) or piece
+
+    @cached_property
+    def brings_spaces(self) -> bool:
+        """Whether tokens bring the spaces between words, so that a text is their texts joined as they are."""
+        vocabulary = getattr(self.tokenizer, "get_vocab", dict)()
+        return any(piece[:1] in ("Ġ", "▁") for piece in vocabulary)
 
     def content(self, tokens: Int[Tensor, "*batch"]) -> Tensor:
         """Boolean mask of the tokens that are neither BOS nor any other special token."""

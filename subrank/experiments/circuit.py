@@ -31,11 +31,12 @@ from subrank.result import Provenance
 from subrank.saes import FeatureName, Saes, a_set
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import LARGE, fitted
 
 QUICK_TARGETS = 3
 """Targets searched under `--quick`."""
-DRAWS = 3
-"""Draws of examples on which a circuit that is scored is discovered again."""
+DRAWS, FEW_DRAWS = 3, 2
+"""Draws of examples on which a circuit that is scored is discovered again; of a large model."""
 
 
 @takes(CircuitSettings)
@@ -70,6 +71,7 @@ def run_circuit(
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
     model = saes.on(model)
+    settings = fitted(settings, model.block_weights, on_progress)
     if settings.chat:
         request = replace(request, prompts=tuple(as_chat(model, line, reply=True) for line in request.prompts))
     check_request(model, saes, request)  # before anything slow
@@ -186,7 +188,7 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    usual = 0 if settings.quick else DRAWS
+    usual = 0 if settings.quick else DRAWS if resolved.search.model.block_weights < LARGE else FEW_DRAWS
     search, n_draws = resolved.search, usual if settings.draws is None else settings.draws
     atlas = survey(search.model, search.dictionaries, held, top=max(64, 2 * search.config.n_examples))
     try:

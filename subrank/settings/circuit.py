@@ -22,7 +22,7 @@ class CircuitSettings(Settings):
     """examples per target, at least 16"""
     spread: bool = setting(False, group=_WHAT)
     """examples over the range of activations, not the strongest"""
-    contexts: int = setting(1000, least=16, quick=100, group=_WHAT)
+    contexts: int = setting(1000, least=16, quick=100, large=400, group=_WHAT)
     """contexts searched for examples"""
     keep: int = setting(3, least=0, group=_HOW)
     """causes kept per target and site; 0 keeps all"""
@@ -46,13 +46,13 @@ class CircuitSettings(Settings):
     """ablate every active feature also where several blocks lie between"""
     screen_only: bool = setting(False, group=_HOW)
     """ablate nothing: first-order effects, at once"""
-    held: int = setting(400, least=0, quick=40, group=_THEN)
+    held: int = setting(400, least=0, quick=40, large=128, group=_THEN)
     """contexts on which it is scored; 0: it is not"""
     cover: int = setting(2, least=1, group=_THEN)
     """sites below the target that are left to the circuit alone"""
     draws: int | None = setting(None, least=0, group=_THEN)
-    """draws of examples on which it is discovered again (default: 3); 0: it is not"""
-    cards: int = setting(300, least=0, quick=30, group=_THEN)
+    """draws of examples on which it is discovered again (default: 3, of a large model 2); 0: it is not"""
+    cards: int = setting(300, least=0, quick=30, large=100, group=_THEN)
     """contexts read for the explorer's feature cards; 0: no explorer"""
     names: Path | None = setting(None, group=_THEN)
     """a names.json that the explorer saved"""

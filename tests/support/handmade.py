@@ -60,6 +60,8 @@ class HandModel(LanguageModel):
     Token 0 is BOS, its embedding zero. There is no norm, and the unembedding is the embedding.
     """
 
+    brings_spaces = True
+
     def __init__(self, embedding: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]):
         self.embedding, self.blocks = embedding, list(blocks)
         self.bridge = SimpleNamespace(cfg=None, blocks=self.blocks)  # blocks of no known parts

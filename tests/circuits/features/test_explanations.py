@@ -83,9 +83,10 @@ def test_score_has_a_value_where_nothing_is_predicted_or_active():
 
 
 def test_words_are_joined_as_their_tokens_want():
-    assert spelled(["gave", "*", "to"]) == "gave * to"
-    assert spelled([" walk", "ing", " (a|b)"]) == "walking (a|b)"
-    assert spelled(["\n"]) == "↵" and spelled([" "]) == "' '"
+    assert spelled(["gave", "*", "to"], joined=False) == "gave * to"
+    assert spelled([" walk", "ing", " (a|b)"], joined=True) == "walking (a|b)"
+    assert spelled(["_", "NUM", "ERIC", "_"], joined=True) == "_NUMERIC_"  # no space where the text has none
+    assert spelled(["\n"], joined=True) == "↵" and spelled([" "], joined=True) == "' '"
 
 
 # ---- token tables ----------------------------------------------------------------------------------

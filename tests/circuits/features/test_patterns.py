@@ -5,13 +5,24 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from handmade import random_topk
 from planted_rules import A_GAP_B, AFTER_D, B_AFTER_A, ON_C, SITE, A, B, C, D, planted, texts
 from tiny import random_tokens
 from torch import Tensor
 
 from circuits.features.card import spots
 from circuits.features.catalogue import Catalogue, read_catalogue
-from circuits.features.patterns import Pattern, Patterns, Probe, _chosen, _merged, find_patterns
+from circuits.features.patterns import (
+    KEPT,
+    Pattern,
+    Patterns,
+    Probe,
+    _chosen,
+    _merged,
+    _options,
+    _suffixes,
+    find_patterns,
+)
 from circuits.features.statistics import activations
 from sae_core.sites import FeatureId
 
@@ -89,6 +100,27 @@ def test_suffixes_stop_at_special_tokens():
     assert spy.asked[:4] == [(0, B), (0, A, B), (0, B, A, B), (0, 2, B, A, B)]
     assert {len(text) for text in spy.asked[4:]} == {3}  # the shortest that is active, with tokens exchanged
     assert found.patterns == (Pattern((one(A), one(B))),)
+
+
+@pytest.mark.parametrize("latent", range(6))
+def test_the_shortest_suffix_is_that_of_trying_all(tiny_models, latent):
+    """Of a random dictionary of a random model, also where only a long suffix keeps the activation, or none does."""
+    model, sae = tiny_models["gpt2"], random_topk(32, 24, 5)
+    contexts = random_tokens(model.n_vocab, 12, 24, seed=latent)
+    feature = FeatureId(SITE, latent)
+    f = activations(model, {SITE: sae}, [feature], contexts)[feature]
+    examples = [(row, int(f[row].argmax())) for row in range(12) if f[row].max() > 0]
+    plain, spy = Probe(model, sae, feature), Spy(model, sae, feature)
+    content = model.content(contexts)
+    expected = []
+    for row, end in examples:
+        texts = [before + tokens for before, tokens in _options(contexts[row], content[row], end)]
+        kept = plain(texts) >= KEPT * f[row, end]
+        expected += [texts[int(kept.int().argmax())]] if kept.any() else []
+    suffixes = _suffixes(spy, contexts, content, f, examples)
+    assert [suffix.before + suffix.tokens for suffix in suffixes] == expected
+    n_options = sum(len(_options(contexts[row], content[row], end)) for row, end in examples)
+    assert len(spy.asked) <= n_options
 
 
 def test_matches_are_those_of_a_plain_search():
