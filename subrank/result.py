@@ -66,6 +66,11 @@ class Provenance:
         return cls(*known, str(model.device), plain, now, str(model.dtype).removeprefix("torch."))
 
 
+def quick_note(provenance: Provenance) -> dict[str, str]:
+    """What `result.json` says of a run under `--quick`; nothing of others."""
+    return {"note": QUICK} if provenance.settings.get("quick") else {}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
@@ -105,7 +110,7 @@ class Result(ABC):
 
     def note(self) -> str:
         """A line that says of quick results that they are; empty for others."""
-        return QUICK if self.provenance.settings.get("quick") else ""
+        return quick_note(self.provenance).get("note", "")
 
     def plot(self, name: str | None = None) -> "Figure":
         """One of `figures()`, the first by default; shows itself in a notebook."""
@@ -127,7 +132,7 @@ class Result(ABC):
 
         folder = user_path(folder)
         write_json(folder / PROVENANCE, asdict(self.provenance))
-        write_json(folder / RESULT, self.to_dict())
+        write_json(folder / RESULT, self.to_dict() | quick_note(self.provenance))
         page = folder / f"{self.verb}.html"
         write_page(page, self.title(), warned(self.note()) + self.saved_body(), assets=assets)
         return page

@@ -21,7 +21,7 @@ from sae_core.training.inputs import ActivationSource, Downstream
 from sae_core.training.kl import ContextStream, Divergence
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka
 
-_PARTS = ("model", "text", "sites", "members", "memory", "outliers")
+_PARTS = ("model", "text", "sites", "members", "memory", "outliers", "quick")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Run:
     """Bytes of activations held at once. More mix more contexts; part of what makes a run repeatable."""
     outliers: float = FACTOR
     """Tokens of more than this multiple of a site's median norm are left out; 0 leaves none out."""
+    quick: bool = False
+    """Whether it is a tenth of the usual work, which its result says."""
 
     def __post_init__(self):
         checks.whole("memory", self.memory, 1)
@@ -69,18 +71,20 @@ class Run:
             "members": [member.to_json() for member in self.members],
             "memory": self.memory,
             "outliers": self.outliers,
+            "quick": self.quick,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Run":
         """The run that these values describe; raises `UserError` that names what is wrong with them."""
-        value = {"outliers": 0.0, **value}  # runs begun before outliers were left out go on as they began
+        value = {"outliers": 0.0, "quick": False, **value}  # runs begun before these were parts go on as they began
         wrong = sorted(set(value) ^ set(_PARTS))
         if wrong:
             raise UserError(f"a run is described by {', '.join(_PARTS)}; too many or too few: {', '.join(wrong)}")
         try:
             text, members = Text(**value["text"]), tuple(map(TrainConfig.from_json, value["members"]))
-            run = cls(value["model"], text, tuple(value["sites"]), members, value["memory"], value["outliers"])
+            rest = (value[part] for part in ("memory", "outliers", "quick"))
+            run = cls(value["model"], text, tuple(value["sites"]), members, *rest)
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the run cannot be read: {error}") from error
         if not members:

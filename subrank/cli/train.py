@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     if train_into(out, session, options.save_every) is None:
         say(f"stopped; go on with: subrank train {options.model or wanted.model} --out {out} --resume")
         return 130
-    if getattr(options, "quick", False):
+    if session.run.quick:
         say(QUICK)
     say(f"dictionaries: {out}")
     return 0
@@ -221,9 +221,9 @@ def save_quality(
     from dataclasses import asdict
 
     from sae_core.files import write_json
-    from subrank.result import PROVENANCE, RESULT
+    from subrank.result import PROVENANCE, RESULT, quick_note
 
     measured = {name: saes.quality.to_json() for name, saes in sets.items() if saes.quality}
     numbers = {"dictionaries": measured if len(measured) > 1 else next(iter(measured.values()))}
     write_json(out / PROVENANCE, asdict(provenance))
-    write_json(out / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}))
+    write_json(out / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}) | quick_note(provenance))

@@ -99,7 +99,8 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}
     read = Text(text, n_ctx, bos, amount, **how)
     read.read_by(model)  # raises for what is no token
-    return Run(model.name, read, settings.sites, members, int(settings.memory * 2**30), settings.outliers)
+    rest = (int(settings.memory * 2**30), settings.outliers, settings.quick)
+    return Run(model.name, read, settings.sites, members, *rest)
 
 
 def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:

@@ -122,6 +122,21 @@ def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, 
 
 
 @pytest.mark.slow
+def test_quick_training_says_so_and_still_does_once_it_is_resumed(tmp_path, capsys, monkeypatch):
+    text, quick, resumed = tmp_path / "words.txt", tmp_path / "quick", tmp_path / "resumed"
+    text.write_text("Anna gave the book to Ben. He read it at home.\n" * 400)
+    options = ["--text", text, "--sites", "resid_post.0", "--tokens", 1024, "--batch", 512, "--context", 32, "--quick"]
+    assert run(capsys, "train", "storybook", "--out", quick, *options)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(subrank.cli.train, "interruptible", lambda: nullcontext(lambda: True))
+        assert run(capsys, "train", "storybook", "--out", resumed, *options)[0] == 130
+    assert run(capsys, "train", "--out", resumed, "--resume")[0] == 0
+    assert result_of(quick)["note"].startswith("quick: about a tenth") and result_of(quick) == result_of(resumed)
+    usual = tmp_path / "usual"
+    assert run(capsys, "train", "storybook", "--out", usual, *options[:-1])[0] == 0 and "note" not in result_of(usual)
+
+
+@pytest.mark.slow
 def test_a_sweep_a_config_file_and_a_cache(tmp_path, capsys):
     """One pass over the model trains all members; its run.json, with the activations kept, gives the same again."""
     sweep, again, kept = tmp_path / "sweep", tmp_path / "again", tmp_path / "kept"
