@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuits.features.verification import best_thresholds
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -57,7 +58,7 @@ def agreements(
     agreement = {}
     for site in sites:
         for index, f in zip(latents[site], torch.cat(active[site]).T, strict=True):
-            f1, threshold = _best(f[even], has_label[:, even])
+            f1, threshold = best_thresholds(f[even], has_label[:, even], has_label[:, even].sum(1))
             best = int(f1.argmax())
             precision, recall, f1, _ = precision_recall_fscore_support(
                 has_label[best, ~even],
@@ -68,21 +69,3 @@ def agreements(
             feature, scores = FeatureId(site, index), (float(f1), float(precision), float(recall))
             agreement[feature] = LabelAgreement(feature, names[best], float(threshold[best]), *scores)
     return [agreement[feature] for feature in features]
-
-
-def _best(
-    f: Float[Tensor, "tokens"], has_label: Bool[Tensor, "labels tokens"]
-) -> tuple[Float[Tensor, "labels"], Float[Tensor, "labels"]]:
-    """The largest F1 that a threshold reaches, and that threshold, for each label."""
-    # Tokens by falling activation: a threshold below the m-th predicts the first m, with hits_m of them right, and
-    # F1 = 2 hits_m / (m + labelled). Equal activations fall on one side of a threshold: only the last of them counts.
-    order = f.argsort(descending=True)
-    order = order[f[order] > 0]
-    if not len(order):
-        return torch.zeros(len(has_label)), torch.zeros(len(has_label))
-    last = torch.cat([f[order][:-1] != f[order][1:], torch.ones(1, dtype=torch.bool)])
-    hits = has_label[:, order].cumsum(1).double()
-    f1 = 2 * hits / (torch.arange(1, len(order) + 1) + has_label.sum(1, keepdim=True))
-    value, place = f1.masked_fill(~last, -1).max(1)
-    below = torch.cat([f[order], torch.zeros(1)])[place + 1]
-    return value.float(), (f[order][place] + below) / 2

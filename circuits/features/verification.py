@@ -84,23 +84,25 @@ def _chosen_and_scored(
     if not f1.max() > 0:
         return None
     best = int(f1.argmax())
-    active, truth = f[other][content[other]] >= threshold[best], table[best, other][content[other]]
+    active, truth = f[other][content[other]] > threshold[best], table[best, other][content[other]]
     return best, 2 * int((active & truth).sum()) / max(1, int(active.sum()) + int(truth.sum()))
 
 
 def best_thresholds(
     f: Float[Tensor, "tokens"], truths: Bool[Tensor, "predicates tokens"], n_true: Int[Tensor, "predicates"]
 ) -> tuple[Float[Tensor, "predicates"], Float[Tensor, "predicates"]]:
-    """For each predicate the largest F1 of "f is at least a threshold above zero", and that threshold.
+    """For each predicate the largest F1 of "f is above a threshold", and that threshold, zero or more.
 
     Predicates are true on `n_true` tokens in all; tokens on which f is zero may be left out.
     """
-    # In order of falling f the first m tokens are those above a threshold; F1_m = 2 hits_m / (m + n_true).
-    value, order = f.sort(descending=True, stable=True)
-    value, order = value[value > 0], order[: int((value > 0).sum())]
-    if not len(value):
-        return torch.zeros(len(truths)), torch.full((len(truths),), torch.inf)
-    f1 = 2 * truths[:, order].cumsum(1) / (torch.arange(1, len(order) + 1) + n_true[:, None])
-    last_of_ties = torch.cat([value[1:] < value[:-1], torch.ones(1, dtype=torch.bool)])
-    best = f1.masked_fill(~last_of_ties, 0.0).max(1)
-    return best.values, value[best.indices]
+    # Tokens by falling activation: a threshold below the m-th predicts the first m, with hits_m of them right, and
+    # F1 = 2 hits_m / (m + n_true). Equal activations fall on one side of a threshold: only the last of them counts.
+    order = f.argsort(descending=True, stable=True)
+    order = order[f[order] > 0]
+    if not len(order):
+        return torch.zeros(len(truths)), torch.zeros(len(truths))
+    last = torch.cat([f[order][:-1] != f[order][1:], torch.ones(1, dtype=torch.bool)])
+    f1 = 2 * truths[:, order].cumsum(1).double() / (torch.arange(1, len(order) + 1) + n_true[:, None])
+    value, place = f1.masked_fill(~last, -1).max(1)
+    below = torch.cat([f[order], torch.zeros(1)])[place + 1]
+    return value.float(), (f[order][place] + below) / 2
