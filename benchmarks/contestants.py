@@ -77,7 +77,7 @@ class Rows:
     def batch(self) -> int:
         return len(self.batches[0])
 
-    def block(self, block: int, limits=None) -> Iterator[dict]:
+    def block(self, block: int, limits=None, steps=None) -> Iterator[dict]:
         limit = (limits or {}).get(self.sites[0])
         for batch in self.batches:
             yield {self.sites[0]: batch if limit is None else batch[torch.linalg.vector_norm(batch, dim=-1) <= limit]}

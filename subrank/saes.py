@@ -4,6 +4,7 @@ What the floors below do with a site, a dictionary and a latent, under the names
 `resid_post.5`.
 """
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.atlas import Examples, survey
+from circuits.features.atlas import atlas_of
+from circuits.features.survey import Survey, card_of
 from editing.interventions.patch import FeaturePatch, FeatureScale, ablate, clamp, patch_features, scale
 from editing.set_quality import SetQuality, measure_set
 from sae_core import checks
@@ -31,6 +33,8 @@ from sae_core.storage import QUALITY, DictionarySet, load_set
 from subrank.top_examples import TopExamples
 
 FeatureName = str | FeatureId
+SURVEY = "survey"
+"""Folder in a set's that holds what was read of texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class Saes(DictionarySet):
     """The model they were trained on, where it is loaded already."""
     folder: str | None = None
     """Where they were loaded from."""
+    _surveys: dict[str, Survey] = field(default_factory=dict, init=False, repr=False)
+    """The survey of the set as it is, by the card that it depends on."""
 
     @classmethod
     def of(cls, plain: DictionarySet, model: LanguageModel | None = None, quality: SetQuality | None = None) -> "Saes":
@@ -118,12 +124,9 @@ class Saes(DictionarySet):
         checks.whole("contexts", contexts, 2)  # the first is held out
         feature, model = self[name], self.language_model
         text = replace(self.text, max_tokens=contexts * self.text.n_ctx).read(model).training
-        atlas = survey(model, {feature.id.site: feature.dictionary}, text, top=4 * n)
-        examples: Examples = atlas.examples(feature.id, n)
-        activations = [
-            feature.activation(model.record(row[None], [feature.id.site])[feature.id.site])[0]
-            for row in examples.tokens
-        ]
+        survey = self.survey(model)
+        examples = atlas_of(survey, text, sites=[feature.id.site], top=4 * n).examples(feature.id, n)
+        activations = [*survey.activations([feature.id], examples.tokens)[feature.id]] if len(examples) else []
         return TopExamples.of(model, feature.id, examples, activations)
 
     # ---- edits, for `with model.hooks(*...)` ---------------------------------------------------
@@ -173,6 +176,16 @@ class Saes(DictionarySet):
         for dictionary in self.dictionaries.values():
             dictionary.to(model.device)
         return self.text.read_by(model)
+
+    def survey(self, model: LanguageModel) -> Survey:
+        """What is known of the set's features on texts, beside the set where it was loaded from a folder."""
+        model = self.on(model)
+        key = json.dumps(card_of(model, self.dictionaries))
+        if key not in self._surveys:  # one at a time: other weights leave what was known of no use
+            folder = Path(self.folder) / SURVEY if self.folder else None
+            self._surveys.clear()
+            self._surveys[key] = Survey(model, self.dictionaries, folder)
+        return self._surveys[key]
 
     def read(self, model: LanguageModel, source: str | None = None) -> Contexts:
         """The contexts of the set's text, or of another `source` cut in the same way."""

@@ -45,7 +45,7 @@ TOPK |= {"matryoshka": EVERY["matryoshka"]}
 class OnDevice(Planted):
     """The activations of a CPU stream, moved."""
 
-    def block(self, block: int, limits=NO_LIMITS):
+    def block(self, block: int, limits=NO_LIMITS, steps=None):
         cpu = Planted(self.directions.cpu(), self.sites, self.batch, self.n_active, self.batches)
         for batch in cpu.block(block):
             yield {site: x.to(self.directions.device) for site, x in batch.items()}

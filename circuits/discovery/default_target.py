@@ -8,6 +8,8 @@ from torch import Tensor
 
 from circuits.features.atlas import FeatureAtlas, most_predictive, strongest_writer
 from circuits.features.predicates import next_token_ids
+from circuits.features.reading import Piece
+from circuits.features.survey import Survey
 from circuits.features.verification import best_thresholds
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -39,7 +41,7 @@ def default_target(
     site = last_residual(dictionaries)
     next_tokens = [model.to_ids(text)[0] for text in predict]
     if torch.isin(atlas.contexts[:, 1:], torch.tensor(next_tokens, dtype=torch.long)).any():
-        return most_predictive(model, dictionaries[site], site, atlas, next_tokens)
+        return most_predictive(atlas, site, next_tokens)
     return strongest_writer(model, dictionaries[site], site, atlas)
 
 
@@ -52,7 +54,7 @@ def next_token_target(
     """
     site, ids = last_residual(dictionaries), next_token_ids(model, beginning)
     contexts, allowed = atlas.contexts[:READ], ~atlas.sites[last_residual(dictionaries)].sinks
-    latent = best_predictor(model, dictionaries[site], site, contexts, ids, allowed)
+    latent = best_predictor(atlas.survey, site, contexts, ids, allowed)
     if latent is None:
         raise UserError(
             f"{beginning!r} never comes next after a feature of {site} in {len(contexts)} contexts of this text, so "
@@ -68,10 +70,8 @@ def check_next_token(model: LanguageModel, dictionaries: Mapping[Site, Dictionar
         raise UserError(f"no token of {model.name} is {beginning!r}; give the text of one token")
 
 
-@torch.no_grad()
 def best_predictor(
-    model: LanguageModel,
-    dictionary: Dictionary,
+    survey: Survey,
     site: Site,
     contexts: Int[Tensor, "contexts pos"],
     next_ids: Sequence[int],
@@ -82,15 +82,19 @@ def best_predictor(
     None where no allowed latent is active before one.
     """
     latents, values, truths, n_true = [], [], [], torch.zeros(1, dtype=torch.long)
-    for chunk in contexts.split(16):
-        content = model.content(chunk)[:, :-1]
-        comes = torch.isin(chunk[:, 1:], torch.tensor(list(next_ids), dtype=torch.long))[content]
-        f = dictionary.encode(model.record(chunk, [site])[site][:, :-1]).cpu()[content]
+    wanted = torch.tensor(list(next_ids), dtype=torch.long)
+
+    def add(_: Site, piece: Piece) -> None:
+        content = piece.content[:, :-1].cpu()
+        comes = torch.isin(piece.tokens[:, 1:].cpu(), wanted)[content]
+        f = piece.f[:, :-1].cpu()[content]
         row, latent = (f * allowed > 0).nonzero(as_tuple=True)
         latents.append(latent)
         values.append(f[row, latent])
         truths.append(comes[row])
-        n_true += int(comes.sum())
+        n_true.add_(int(comes.sum()))
+
+    survey.read(contexts, add, sites=[site])
     latent, order = torch.cat(latents).sort(stable=True)
     if not torch.cat(truths).any():
         return None

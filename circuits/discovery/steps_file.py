@@ -4,21 +4,18 @@ A file of lines: first a card that names everything the steps depend on, then on
 another search, and its steps are discarded.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from circuits.discovery.request import ResolvedRequest
 from circuits.discovery.target_causes import TargetCauses
 from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import digest
-from sae_core.dictionaries.dictionary import Dictionary
+from sae_core.dictionaries.digest import digest_of_dictionaries
 from sae_core.files import write_text
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId
 
 STEPS = "steps.jsonl"
 
@@ -36,25 +33,6 @@ def steps_card(resolved: ResolvedRequest, sufficient: Sequence[FeatureId] = ()) 
         "contexts": digest(resolved.atlas.contexts.cpu()),
         "prompts": None if examples is None else digest(examples.tokens.cpu()),
     }
-
-
-def digest_of_dictionaries(dictionaries: Mapping[Site, Dictionary]) -> str:
-    """A digest of every dictionary's site, class, settings and tensors."""
-    total = hashlib.sha256()
-    for site, dictionary in sorted(dictionaries.items()):
-        modules = dictionary.named_modules() if isinstance(dictionary, nn.Module) else [("", dictionary)]
-        for name, part in modules:
-            fields = dict(vars(part))
-            if isinstance(part, nn.Module):
-                fields |= dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
-            total.update(f"{site} {name} {type(part).__name__}".encode())
-            for key, value in sorted(fields.items()):
-                if isinstance(value, Tensor):
-                    total.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-                    total.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-                elif isinstance(value, int | float | str) and key != "training":
-                    total.update(f"{key} {value!r}".encode())
-    return total.hexdigest()
 
 
 def remembered(

@@ -1,19 +1,21 @@
 """What features respond to, and which tokens they promote.
 
-One pass over a text keeps, for every latent of every site, its density and its strongest contexts: one
-token per context, so that a single long passage cannot fill a feature's examples.
+Of every latent of every site its density and its strongest contexts are kept: one token per context, so that a single
+long passage cannot fill a feature's examples. All of it is counted from a `Survey`.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.reading import DEFAULT_CHUNKS, Chunks, SiteCounts, SiteStatistics, read_text
+from circuits.features.reading import DEFAULT_CHUNKS, Chunks, Piece, SiteCounts, SiteStatistics
+from circuits.features.survey import Survey
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -46,10 +48,15 @@ class ExampleSource(Protocol):
 class FeatureAtlas:
     """All latents of a set of dictionaries on a text."""
 
+    survey: Survey
+    """What the text was read with."""
     contexts: Int[Tensor, "contexts pos"]
     sites: dict[Site, SiteStatistics]
-    mean_final: Float[Tensor, "d_model"]
-    """Mean residual after the last block, where direct effects on the logits are read."""
+
+    @cached_property
+    def mean_final(self) -> Float[Tensor, "d_model"]:
+        """Mean residual after the last block, where direct effects on the logits are read (`Survey.mean_final`)."""
+        return self.survey.mean_final(self.contexts)
 
     def examples(self, feature: FeatureId, n: int) -> Examples:
         """The feature's `n` strongest examples with distinct texts, or fewer if the contexts kept hold no more."""
@@ -90,13 +97,31 @@ def survey(
     chunks: Chunks = DEFAULT_CHUNKS,
     on_progress: OnProgress = silent,
 ) -> FeatureAtlas:
-    """Statistics and the `top` strongest contexts of every latent, in one pass over `contexts`."""
-    counts = {site: SiteCounts(d.directions, min(top, len(contexts))) for site, d in dictionaries.items()}
-    mean_final = read_text(
-        model, dictionaries, contexts, lambda site, piece: counts[site].add(piece), chunks, on_progress
-    )
-    n_tokens = int(model.content(contexts).sum())
-    return FeatureAtlas(contexts, {site: count.statistics(n_tokens) for site, count in counts.items()}, mean_final)
+    """`atlas_of` a text that no survey is kept of."""
+    return atlas_of(Survey(model, dictionaries), contexts, top=top, chunks=chunks, on_progress=on_progress)
+
+
+def atlas_of(
+    survey: Survey,
+    contexts: Int[Tensor, "contexts pos"],
+    *,
+    sites: Iterable[Site] | None = None,
+    top: int = 64,
+    chunks: Chunks = DEFAULT_CHUNKS,
+    on_progress: OnProgress = silent,
+) -> FeatureAtlas:
+    """Statistics and the `top` strongest contexts of every latent of `sites`, by default of all."""
+    n_strongest = min(top, len(contexts))
+    counted = survey.dictionaries if sites is None else sites
+    counts = {site: SiteCounts(survey.dictionaries[site].directions, n_strongest) for site in counted}
+
+    def add(site: Site, piece: Piece) -> None:
+        counts[site].add(piece)
+
+    survey.read(contexts, add, sites=counts, chunks=chunks, on_progress=on_progress)
+    n_tokens = int(survey.model.content(contexts).sum())
+    statistics = {site: count.statistics(n_tokens) for site, count in counts.items()}
+    return FeatureAtlas(survey, contexts, statistics)
 
 
 @torch.no_grad()
@@ -116,24 +141,24 @@ def direct_effect(
     return change - change.mean(-1, keepdim=True)
 
 
-@torch.no_grad()
-def most_predictive(
-    model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas, next_tokens: list[int]
-) -> FeatureId:
+def most_predictive(atlas: FeatureAtlas, site: Site, next_tokens: list[int]) -> FeatureId:
     """The latent whose activation correlates best with "one of `next_tokens` comes next".
 
     Among those of whose strongest examples at least four in five are followed by such a token, if there are any: a
     latent may correlate by its weak activations and mean something else where it is strong. Never one of a sink.
     """
-    n = sum_y = 0
-    sums = torch.zeros(3, len(dictionary.directions), dtype=torch.float64)  # of f, f^2, f y
+    n, sum_y = 0, 0.0
+    sums = torch.zeros(3, len(atlas.sites[site].density), dtype=torch.float64)  # of f, f^2, f y
     wanted = torch.tensor(next_tokens)
-    for chunk in atlas.contexts.split(16):
-        f = dictionary.encode(model.record(chunk, [site])[site][:, :-1]).double().cpu()
-        content = model.content(chunk[:, :-1])
-        f, y = f[content], torch.isin(chunk[:, 1:], wanted)[content].double()
+
+    def add(site: Site, piece: Piece) -> None:
+        nonlocal sums, n, sum_y
+        content, tokens = piece.content[:, :-1].cpu(), piece.tokens.cpu()
+        f, y = piece.f[:, :-1].cpu()[content].double(), torch.isin(tokens[:, 1:], wanted)[content].double()
         sums += torch.stack([f.sum(0), f.pow(2).sum(0), y @ f])
         n, sum_y = n + len(y), sum_y + y.sum().item()
+
+    atlas.survey.read(atlas.contexts, add, sites=[site])
     if not 0 < sum_y < n:
         raise UserError("none of the tokens that the target should predict stands in the text")
     mean = sums / n

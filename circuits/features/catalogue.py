@@ -1,7 +1,7 @@
 """The cards of all features of a set: a light one of each, and full ones of chosen features.
 
-A catalogue is read from a text in one pass (`statistics.py`). From it every feature has a light card; a full card
-runs the model again on the examples of its feature.
+A catalogue is counted from a survey (`statistics.py`). From it every feature has a light card; a full card runs the
+model again on the examples of its feature.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +30,14 @@ from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.reading import Chunks
-from circuits.features.statistics import Tally, activations, tally
+from circuits.features.statistics import Tally, tally
+from circuits.features.survey import Survey
 from editing.interventions.add_direction import written
 from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.progress import OnProgress, Stages, silent
+from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 
@@ -54,8 +55,7 @@ _LOGITS_AT_ONCE = 2**23
 class Catalogue:
     """The features of a set on a text: what cards are made from."""
 
-    model: LanguageModel
-    dictionaries: Mapping[Site, Dictionary]
+    survey: Survey
     tally: Tally
     """Of the training contexts, on which rules are made. Every number on a card is of them, but a label's scores."""
     held: Int[Tensor, "held pos"]
@@ -66,6 +66,16 @@ class Catalogue:
     controls: dict[Site, Scores]
     """Of each table on another feature of its site."""
     seed: int
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model."""
+        return self.survey.model
+
+    @property
+    def dictionaries(self) -> Mapping[Site, Dictionary]:
+        """The dictionaries of the set."""
+        return self.survey.dictionaries
 
     @property
     def training(self) -> Int[Tensor, "contexts pos"]:
@@ -158,8 +168,8 @@ class Catalogue:
                 )
         stages = Stages(on_progress, 1 + 2 * len(features))
         stages.begin(f"reading {len(features)} features again")
-        seen = activations(self.model, self.dictionaries, features, self.training)
-        held = activations(self.model, self.dictionaries, features, self.held)
+        seen = self.survey.activations(features, self.training)
+        held = self.survey.activations(features, self.held)
         content = self.model.content(self.training)
         examples = {
             feature: spots(
@@ -251,8 +261,7 @@ def _on(model: LanguageModel, rule: Explanation, contexts: Tensor, activation: T
 
 
 def read_catalogue(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
+    survey: Survey,
     training: Int[Tensor, "contexts pos"],
     held: Int[Tensor, "held pos"],
     *,
@@ -264,14 +273,10 @@ def read_catalogue(
     stages = Stages(on_progress, sum(len(chunks.stages(len(text))) for text in (training, held)) + 1)
 
     def counted(name: str, contexts: Tensor, top: int) -> Tally:
-        return tally(
-            model,
-            dictionaries,
-            contexts,
-            top=top,
-            chunks=chunks,
-            on_progress=lambda part: stages.begin(f"{name} text: {part.stage}"),
-        )
+        def report(part: Progress) -> None:
+            stages.begin(f"{name} text: {part.stage}")
+
+        return tally(survey, contexts, top=top, chunks=chunks, on_progress=report)
 
     on_training, on_held = counted("training", training, 8), counted("held-out", held, 1)
     stages.begin("scoring the tokens of every feature on held-out text")
@@ -281,7 +286,7 @@ def read_catalogue(
         partner = _partners(on_training.sites[site].active, generator_for(seed, "control", site))
         scores[site] = table_scores(table, on_held.sites[site], on_held.token_counts)
         controls[site] = table_scores(table, on_held.sites[site], on_held.token_counts, partner)
-    return Catalogue(model, dictionaries, on_training, held, tables, scores, controls, seed)
+    return Catalogue(survey, on_training, held, tables, scores, controls, seed)
 
 
 def _shown(places: Sequence[Spot]) -> list[Spot]:

@@ -1,22 +1,13 @@
-"""Reading a text through dictionaries: codes piece by piece in bounded memory, and the strongest contexts of a latent.
+"""A text's codes piece by piece in bounded memory, and what is counted of a latent: densities, strongest contexts.
 
-What is counted is the caller's: `atlas.survey` keeps densities and strongest contexts, `statistics.tally` more.
+`survey.py` gives the pieces; what else is counted of them is the caller's.
 """
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.errors import UserError
-from sae_core.model.language_model import LanguageModel
-from sae_core.outliers import inliers, outlier_norm_of
-from sae_core.progress import OnProgress, Stages, silent
-from sae_core.sites import Site
 
 CODES_AT_ONCE = 2**23
 _SINK = 4
@@ -54,68 +45,21 @@ class Piece:
     """The number of the first of them in the text."""
     tokens: Int[Tensor, "contexts pos"]
     content: Bool[Tensor, "contexts pos"]
-    x: Float[Tensor, "contexts pos d_in"]
     f: Float[Tensor, "contexts pos n_latents"]
-    """The codes of `x`, zero outside content."""
-    limit: float = math.inf
-    """The norm above which a token is an outlier."""
-    beyond: Float[Tensor, "n_latents"] | None = None
-    """Sums over outliers of |code|, of the codes that they would have; None where there are no outliers."""
-
-    @property
-    def kept(self) -> Bool[Tensor, "contexts pos"]:
-        """Content without outliers."""
-        return self.content if self.limit == math.inf else self.content & inliers(self.x, self.limit)
+    """The codes, zero outside content."""
+    beyond: Float[Tensor, "n_latents"]
+    """Sums over outliers (`sae_core/outliers.py`) of |code|, of the codes that they would have."""
+    n_inliers: int
+    """Content tokens that are no outliers."""
+    total: Float[Tensor, "d_in"]
+    """Sum of their activations."""
+    square: float
+    """Sum of their squared norms."""
 
     @property
     def at_start(self) -> Bool[Tensor, "contexts pos"]:
         """Which tokens are the first content token of their context."""
         return self.content & (self.content.cumsum(1) == 1)
-
-
-@torch.no_grad()
-def read_text(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
-    contexts: Int[Tensor, "contexts pos"],
-    add: Callable[[Site, Piece], None],
-    chunks: Chunks = DEFAULT_CHUNKS,
-    on_progress: OnProgress = silent,
-) -> Float[Tensor, "d_model"]:
-    """The mean residual after the last block, over content tokens; every site's pieces are given to `add` in order.
-
-    Raises `UserError` where the text holds special tokens only.
-    """
-    content, last = model.content(contexts), model.sites()[-1]
-    if not content.any():
-        raise UserError("the text holds no tokens but special ones; give another text")
-    final = torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
-    announced = chunks.stages(len(contexts))
-    stages = Stages(on_progress, len(announced))
-    for number, rows in enumerate(torch.arange(len(contexts)).split(chunks.contexts)):
-        if number in announced:
-            stages.begin(announced[number])
-        recorded = model.record(contexts[rows], {*dictionaries, last})
-        tokens, mask = contexts[rows].to(model.device), content[rows].to(model.device)
-        final += recorded[last][mask].double().sum(0)
-        for site, dictionary in dictionaries.items():
-            few = max(1, chunks.codes // (tokens.shape[1] * len(dictionary.directions)))
-            parts = zip(*(part.split(few) for part in (tokens, mask, recorded[site])), strict=True)
-            for place, (some_tokens, some_mask, x) in enumerate(parts):
-                f = dictionary.encode(x) * some_mask[..., None]
-                beyond = _beyond(dictionary, x[some_mask])
-                limit = outlier_norm_of(dictionary)
-                add(site, Piece(int(rows[0]) + place * few, some_tokens, some_mask, x, f, limit, beyond))
-    return (final / content.sum()).float()
-
-
-def _beyond(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "n_latents"] | None:
-    limit = outlier_norm_of(dictionary)
-    if limit == math.inf:
-        return None
-    outliers = x[~inliers(x, limit)]
-    plain = getattr(dictionary, "codes", dictionary.encode)
-    return plain(outliers).abs().sum(0, dtype=torch.float64) if len(outliers) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +118,7 @@ class SiteCounts:
             least, largest = self.first_tokens
             self.first_tokens[0] = torch.minimum(least, tokens.masked_fill(first == 0, _NO_TOKEN).amin(0))
             self.first_tokens[1] = torch.maximum(largest, tokens.masked_fill(first == 0, -1).amax(0))
-        if piece.beyond is not None:
-            self.beyond += piece.beyond
+        self.beyond += piece.beyond
         peak, where = f.max(1)  # [contexts, n_latents]: the first of equal positions
         better = (peak.amax(0) > self.top[:, -1]).nonzero()[:, 0]
         if not len(better):

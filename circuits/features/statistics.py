@@ -1,4 +1,4 @@
-"""What every latent does on a text, counted in one pass and in bounded memory.
+"""What every latent does on a text, counted in bounded memory.
 
 Codes are dense for a few contexts at a time (`Chunks.codes` entries). Of them stay sums, the strongest
 contexts of every latent with their activations around the peak, and 24 bytes for each pair of a latent and
@@ -6,7 +6,6 @@ a token on which it is ever active: at most as many pairs as there are active la
 tenth of that. How the text is split into chunks does not show.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,19 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features.atlas import FeatureAtlas
-from circuits.features.reading import (
-    CODES_AT_ONCE,
-    DEFAULT_CHUNKS,
-    Chunks,
-    Piece,
-    SiteCounts,
-    SiteStatistics,
-    read_text,
-)
-from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.model.language_model import LanguageModel
+from circuits.features.reading import DEFAULT_CHUNKS, Chunks, Piece, SiteCounts, SiteStatistics
+from circuits.features.survey import Survey
 from sae_core.progress import OnProgress, silent
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import Site
 
 BEFORE, AFTER = 11, 4
 """Positions around a peak whose activations are kept."""
@@ -77,32 +67,32 @@ class Tally:
 
 
 def tally(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
+    survey: Survey,
     contexts: Int[Tensor, "contexts pos"],
     *,
     top: int = 8,
     chunks: Chunks = DEFAULT_CHUNKS,
     on_progress: OnProgress = silent,
 ) -> Tally:
-    """What every latent does on a text, in one pass; `top` contexts are kept per latent.
+    """What every latent does on a text; `top` contexts are kept per latent.
 
     Raises `UserError` where the text holds special tokens only.
     """
     top = min(top, len(contexts))
-    strongest = {site: SiteCounts(d.directions, top, before=BEFORE, after=AFTER) for site, d in dictionaries.items()}
-    sums = {site: _Sums(d.directions, model.n_vocab, chunks.pairs) for site, d in dictionaries.items()}
+    directions, n_vocab = {site: d.directions for site, d in survey.dictionaries.items()}, survey.model.n_vocab
+    strongest = {site: SiteCounts(d, top, before=BEFORE, after=AFTER) for site, d in directions.items()}
+    sums = {site: _Sums(d, n_vocab, chunks.pairs) for site, d in directions.items()}
 
     def add(site: Site, piece: Piece) -> None:
         strongest[site].add(piece)
         sums[site].add(piece)
 
-    mean_final = read_text(model, dictionaries, contexts, add, chunks, on_progress)
-    token_counts = torch.bincount(contexts[model.content(contexts)], minlength=model.n_vocab)
+    survey.read(contexts, add, chunks=chunks, on_progress=on_progress)
+    token_counts = torch.bincount(contexts[survey.model.content(contexts)], minlength=n_vocab)
     n_tokens = int(token_counts.sum())
-    sites = {site: sums[site].tally(strongest[site], n_tokens) for site in dictionaries}
+    sites = {site: sums[site].tally(strongest[site], n_tokens) for site in directions}
     statistics = {site: latents.statistics for site, latents in sites.items()}
-    return Tally(FeatureAtlas(contexts, statistics, mean_final), sites, token_counts)
+    return Tally(FeatureAtlas(survey, contexts, statistics), sites, token_counts)
 
 
 class _Sums:
@@ -119,7 +109,7 @@ class _Sums:
         # f is sparse: all sums go over its nonzero entries, f_j at (row, position)
         row, position, latent = piece.f.nonzero(as_tuple=True)
         values = piece.f[row, position, latent].double()
-        self.norm += piece.x[piece.kept].double().square().sum()
+        self.norm += piece.square
         self.square.index_add_(0, latent, values.square())
         self.pairs.add(latent * self.n_vocab + piece.tokens[row, position], values)
 
@@ -174,33 +164,3 @@ def _summed(keys: Tensor, active: Tensor, total: Tensor) -> tuple[Tensor, Tensor
         torch.zeros_like(unique).index_add_(0, place, active),
         torch.zeros_like(unique, dtype=torch.float64).index_add_(0, place, total),
     )
-
-
-@torch.no_grad()
-def activations(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
-    features: list[FeatureId],
-    contexts: Int[Tensor, "contexts pos"],
-    *,
-    at_once: int = 16,
-) -> dict[FeatureId, Float[Tensor, "contexts pos"]]:
-    """The activations of a few features on a text, 0 on special tokens; 4 bytes a token and feature.
-
-    Every dictionary encodes a few contexts at a time, and of the codes only these features' columns stay.
-    """
-    activation = {feature: torch.zeros(contexts.shape) for feature in features}
-    latents = {site: [f.index for f in features if f.site == site] for site in {f.site for f in features}}
-    for rows in torch.arange(len(contexts)).split(at_once):
-        content = model.content(contexts[rows])
-        for site, h in model.record(contexts[rows], latents).items():
-            codes = _columns(dictionaries[site], h, latents[site]).cpu() * content[..., None]
-            for column, index in enumerate(latents[site]):
-                activation[FeatureId(site, index)][rows] = codes[..., column]
-    return activation
-
-
-def _columns(dictionary: Dictionary, h: Float[Tensor, "contexts pos d_in"], latents: list[int]) -> Tensor:
-    """Codes of a few latents `[contexts, pos, latents]`, encoded a few contexts at a time."""
-    few = max(1, CODES_AT_ONCE // (h.shape[1] * len(dictionary.directions)))
-    return torch.cat([dictionary.encode(part)[..., latents] for part in h.split(few)])

@@ -15,10 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.features.predicates import next_predicate, predicates
-from circuits.features.statistics import activations
-from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.model.language_model import LanguageModel
-from sae_core.sites import FeatureId, Site
+from circuits.features.survey import Survey
+from sae_core.sites import FeatureId
 
 LEAST = 4
 """Tokens on which a predicate must be true in each half to be considered."""
@@ -41,10 +39,8 @@ class Claim:
         return f'{self.feature} is "{self.predicate}" with F1 {self.f1:.2f} (control {self.control:.2f})'
 
 
-@torch.no_grad()
 def verify(
-    model: LanguageModel,
-    dictionaries: Mapping[Site, Dictionary],
+    survey: Survey,
     features: Sequence[FeatureId],
     contexts: Int[Tensor, "contexts pos"],
     claimed: Mapping[FeatureId, str] | None = None,
@@ -53,14 +49,14 @@ def verify(
 
     Without features that are silent on the half of the contexts on which predicates are chosen.
     """
-    claimed = claimed or {}
+    claimed, model = claimed or {}, survey.model
     truths = predicates(model, contexts, [name.removeprefix(next_predicate("")) for name in claimed.values()])
     half, content = len(contexts) // 2, model.content(contexts)
     chosen, other = slice(0, half), slice(half, None)
     often = {n: t for n, t in truths.items() if min(int(t[chosen].sum()), int(t[other].sum())) >= LEAST}
     if not features or not often:
         return []
-    seen = activations(model, dictionaries, list(features), contexts)
+    seen = survey.activations(list(features), contexts)
     claims = []
     for feature in features:
         names = [claimed[feature]] if claimed.get(feature) in often else list(often)

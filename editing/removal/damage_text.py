@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.loss_recovered import LOGITS_AT_ONCE
+from editing.edited_contexts import LOGITS_AT_ONCE
 from editing.metrics import estimate_from, kl_from_log_probs, resampled
 from editing.removal.cached_runs import CODES_AT_ONCE, TokenRuns
 from sae_core.errors import UserError

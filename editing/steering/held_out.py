@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from editing.edited_contexts import LOGITS_AT_ONCE
 from editing.interventions.edit_size import MeasuredEdit
-from editing.loss_recovered import LOGITS_AT_ONCE
 from editing.metrics import kl_divergence
 from editing.steering.edits import Mode
 from editing.steering.feature_text import FeatureText

@@ -58,17 +58,26 @@ class CachedStream:
         """Tokens per batch."""
         return self.stream.batch
 
-    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; the same tokens at every site, outliers left out."""
+    def block(self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site, outliers left out.
+
+        A block is kept whole, also where training takes but `steps` more: a longer run reads on.
+        """
+        n = self.stream.n_contexts(block, steps)
+        n_rows = int(self.stream.model.content(self.stream.tokens(block)[:n]).sum())
         path = self.folder / f"block-{self.stream.place(block):05}.safetensors"
         if path.exists():
-            rows = self._read(path, block)
-            yield from self.stream.batches(block, lambda: rows, limits)
+            rows = {site: x[:n_rows] for site, x in self._read(path, block).items()}
+            yield from self.stream.batches(block, lambda: rows, limits, n)
             return
         rows = self.stream.rows(block)
         with _writing(path):
             write_tensors(path, {str(site): x for site, x in rows.items()})
-        yield from self.stream.block(block, limits)
+
+        def first() -> dict[Site, Tensor]:
+            return {site: x[:n_rows] for site, x in self.stream.rows(block).items()}
+
+        yield from self.stream.batches(block, first, limits, n)
 
     def _read(self, path: Path, block: int) -> dict[Site, Tensor]:
         try:

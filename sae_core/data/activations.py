@@ -1,8 +1,8 @@
 """Activations of many sites from one forward pass, mixed over contexts.
 
 Contexts follow one seeded permutation per epoch. A block is the activations of some dozen to thousand
-contexts at every site, its order a function of (seed, block): a resumed run harvests its block again and
-continues inside it.
+contexts at every site, its order a function of (seed, block) and, for the last, of the steps that are left: a resumed
+run harvests its block again and continues inside it.
 
 Tokens of one context resemble each other, so that a block is not shuffled freely but spread: of contexts of
 equal length, a batch holds at most ceil(batch / contexts in the block) tokens each. Where a block has at
@@ -28,6 +28,10 @@ from sae_core.seeds import generator_for
 from sae_core.sites import Site, Stream
 
 _Buffers = dict[Site, Tensor]
+_MEETING = 8
+"""Tokens of a context that may meet in a batch where a block is not read whole."""
+_SPARE = 1.01
+"""What is read of a block that is not read whole, over what is needed: outliers are left out of it."""
 
 
 class _Latest:
@@ -37,11 +41,11 @@ class _Latest:
     """
 
     def __init__(self):
-        self._place: int | None = None
+        self._place: tuple[int, int] | None = None
         self._rows: dict[Site, Tensor] = {}
         self._buffers: _Buffers = {}
 
-    def get(self, place: int, make: Callable[[_Buffers], dict[Site, Tensor]]) -> dict[Site, Tensor]:
+    def get(self, place: tuple[int, int], make: Callable[[_Buffers], dict[Site, Tensor]]) -> dict[Site, Tensor]:
         """The rows at `place`, made unless they are there, in the memory of those that were there before."""
         if place != self._place:
             self._place, self._rows = None, {}
@@ -67,6 +71,8 @@ class ActivationStream:
     """Tokens per batch; a block's last tokens, fewer than a batch, are left out."""
     budget: int = 2**30
     """Bytes that the activations of one block may take."""
+    at_once: int | None = None
+    """Contexts per forward pass; None for as many as the device takes well."""
     _latest: _Latest = field(default_factory=_Latest, init=False, repr=False)
 
     @property
@@ -84,25 +90,51 @@ class ActivationStream:
         order = torch.cat([_permutation(n, self.seed, epoch) for epoch in range(first // n, last // n + 1)])
         return self.contexts[order[first % n :][:size]]
 
-    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; BOS, special tokens and outliers are left out."""
-        yield from self.batches(block, lambda: self.rows(block), limits)
+    def block(self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None) -> Iterator[dict[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; BOS, special tokens and outliers are left out.
+
+        Where training takes but `steps` more, no more of the block is read than these need (`n_contexts`).
+        """
+        n = self.n_contexts(block, steps)
+        yield from self.batches(block, lambda: self.rows(block, n), limits, n)
+
+    def n_contexts(self, block: int, steps: int | None) -> int:
+        """How many contexts of a block are read for so many batches: all, or the first few that hold them.
+
+        All of the first block, on which scales are taken, and of a text that a block holds, which is read once. Never
+        so few that more than `_MEETING` tokens of a context meet in a batch.
+        """
+        size = self.block_contexts
+        if steps is None or block == 0 or size >= len(self.contexts):
+            return size
+        n_content = self.model.content(self.tokens(block)).sum(1).cumsum(0)
+        enough = int((n_content < _SPARE * steps * self.batch).sum()) + 1
+        at_once = self._contexts_at_once  # passes are those of the whole block
+        return min(size, -(-max(enough, self.batch // _MEETING) // at_once) * at_once)
+
+    @property
+    def _contexts_at_once(self) -> int:
+        return self.at_once or _contexts_at_once(self.model, self.contexts.shape[1])
 
     def n_read(self, tokens: int) -> int:
         """Tokens of contexts that the model reads for so many tokens of training; once, if a block holds all."""
-        per_block = self.block_contexts * self.contexts.shape[1]
-        return per_block if self.block_contexts == len(self.contexts) else per_block * -(-tokens // per_block)
+        size, length = self.block_contexts, self.contexts.shape[1]
+        whole, rest = divmod(tokens, size * length)
+        if size == len(self.contexts) or not whole:
+            return size * length
+        return (whole * size + (self.n_contexts(whole, rest // self.batch) if rest else 0)) * length
 
-    def rows(self, block: int) -> dict[Site, Tensor]:
-        """The activations `[tokens, d_in]` of one block, in the order of `tokens`.
+    def rows(self, block: int, n: int | None = None) -> dict[Site, Tensor]:
+        """The activations `[tokens, d_in]` of one block, or of its first `n` contexts, in the order of `tokens`.
 
         They are kept until another block is read, which overwrites them.
         """
+        n = self.block_contexts if n is None else n
 
         def make(buffers: _Buffers) -> dict[Site, Tensor]:
-            return harvest(self.model, self.tokens(block), self.sites, buffers)
+            return harvest(self.model, self.tokens(block)[:n], self.sites, buffers, at_once=self._contexts_at_once)
 
-        return self._latest.get(self.place(block), make)
+        return self._latest.get((self.place(block), n), make)
 
     def forget(self) -> None:
         """Run the language model again for the next rows, even for those that were read last."""
@@ -113,13 +145,15 @@ class ActivationStream:
         return 0 if self.block_contexts == len(self.contexts) else block
 
     def batches(
-        self, block: int, rows: Callable[[], Mapping[Site, Tensor]], limits: Limits = NO_LIMITS
+        self, block: int, rows: Callable[[], Mapping[Site, Tensor]], limits: Limits = NO_LIMITS, n: int | None = None
     ) -> Iterator[dict[Site, Tensor]]:
-        """The batches of one block; `rows` is called for every batch, since its rows may be overwritten between two.
+        """The batches of one block, or of its first `n` contexts; `rows` is called for every one of them.
+
+        (Rows may be overwritten between two batches.)
 
         A token that is an outlier at one site is left out at all: every batch holds the same tokens at every site.
         """
-        content = self.model.content(self.tokens(block))
+        content = self.model.content(self.tokens(block)[:n])
         order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
         if (kept := inliers_everywhere(rows(), limits)) is not None:
             order = order[kept[order]]

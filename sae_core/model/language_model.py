@@ -112,6 +112,11 @@ class LanguageModel(Vocabulary):
                 undo.callback(self._attach(self.check(edit.site), partial(_edited, edit)))
             yield
 
+    @property
+    def edited(self) -> bool:
+        """Whether a forward pass now would be edited: inside `hooks`."""
+        return any(point.fwd_hooks for point in self._points.values())
+
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
         """Activations `[batch, pos, d_in]` at `sites`, from one forward pass without logits; float32 at least."""
         return self._record(sites, tokens.to(self.device))

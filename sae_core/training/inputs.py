@@ -11,7 +11,7 @@ from sae_core.sites import Site
 
 @runtime_checkable
 class ActivationSource(Protocol):
-    """Where training takes activations from: blocks of batches, each a pure function of its number."""
+    """Where training takes activations from: blocks of batches, each a pure function of its number and steps."""
 
     @property
     def sites(self) -> tuple[Site, ...]: ...
@@ -21,8 +21,13 @@ class ActivationSource(Protocol):
         """Tokens per batch."""
         ...
 
-    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[Mapping[Site, Tensor]]:
-        """The batches `[batch, d_in]` of one block; the same tokens at every site, without outliers of any."""
+    def block(
+        self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None
+    ) -> Iterator[Mapping[Site, Tensor]]:
+        """The batches `[batch, d_in]` of one block; the same tokens at every site, without outliers of any.
+
+        Training takes at most `steps` batches from its beginning on: what is beyond need not be there.
+        """
         ...
 
 

@@ -59,7 +59,7 @@ class ContextStream:
     seed: int
     batch: int
 
-    def block(self, block: int, limits: Limits = NO_LIMITS) -> Iterator[ContextBatch]:
+    def block(self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None) -> Iterator[ContextBatch]:
         """The batches of one epoch; outliers of any site are left as they are, like special tokens."""
         at_once = max(1, self.batch // self.contexts.shape[1])
         order = torch.randperm(len(self.contexts), generator=generator_for(self.seed, "epoch", block))

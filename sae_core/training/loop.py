@@ -71,8 +71,8 @@ def train(stream: ActivationSource, state: TrainState, downstream: Downstream | 
     if any(member.config.kl for member in state.members) and downstream is None:
         raise UserError("training on the KL divergence needs the language model: give `downstream`")
     while state.step < config.steps:
-        before = state.step
-        for number, batch in enumerate(stream.block(state.block, state.limits)):
+        before, steps = state.step, config.steps - (state.step - state.position)
+        for number, batch in enumerate(stream.block(state.block, state.limits, steps)):
             if number < state.position:
                 continue  # used before the interruption
             outcomes = [

@@ -15,7 +15,7 @@ from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRe
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
 from circuits.evaluation import CircuitEvaluation, evaluate_circuit
-from circuits.features.atlas import survey
+from circuits.features.atlas import atlas_of
 from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
@@ -80,7 +80,7 @@ def run_circuit(
     searched, held = read.apart(settings.contexts, settings.held)
     stages = Stages(on_progress)
     stages.begin(f"looking at every feature on {len(searched)} contexts")
-    atlas = survey(model, saes.dictionaries, searched, top=max(64, 4 * settings.examples))
+    atlas = atlas_of(saes.survey(model), searched, top=max(64, 4 * settings.examples))
     resolved = resolve(model, saes, atlas, request, discovery_config(settings))
     for line in facts(resolved):
         stages.begin(line)
@@ -171,9 +171,9 @@ def named(graph: FeatureGraph, names: Mapping[str, str]) -> FeatureGraph:
 
 def claims_of(resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]) -> tuple[Claim, ...]:
     """What the features of a circuit say of the text, measured on contexts that were not searched."""
-    search, target, beginning = resolved.search, graph.target, resolved.request.next_token
+    target, beginning = graph.target, resolved.request.next_token
     claimed = {target: next_predicate(beginning)} if beginning and isinstance(target, FeatureId) else {}
-    return tuple(verify(search.model, search.dictionaries, graph.features(), held, claimed))
+    return tuple(verify(resolved.atlas.survey, graph.features(), held, claimed))
 
 
 def scored(
@@ -189,8 +189,8 @@ def scored(
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
     usual = 0 if settings.quick else DRAWS if resolved.search.model.block_weights < LARGE else FEW_DRAWS
-    search, n_draws = resolved.search, usual if settings.draws is None else settings.draws
-    atlas = survey(search.model, search.dictionaries, held, top=max(64, 2 * search.config.n_examples))
+    n_draws = usual if settings.draws is None else settings.draws
+    atlas = atlas_of(resolved.atlas.survey, held, top=max(64, 2 * resolved.search.config.n_examples))
     try:
         return evaluate_circuit(resolved, circuit, atlas, n_draws=n_draws, on_progress=on_progress), ()
     except UserError as error:

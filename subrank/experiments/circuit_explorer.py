@@ -55,9 +55,7 @@ class Explored:
         n = min(n_contexts, max(1, 4 * len(read.all) // 5))
         training, held = read.apart(n, max(2, n // 4))
         seed = search.config.edges.seed
-        catalogue = read_catalogue(
-            search.model, search.dictionaries, training, held, seed=seed, on_progress=on_progress
-        )
+        catalogue = read_catalogue(resolved.atlas.survey, training, held, seed=seed, on_progress=on_progress)
         alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
         full = {card.feature: card for card in catalogue.full(sorted(alive))} if alive else {}
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.geometry import coordinates
+from circuits.features.survey import Survey
 from editing.set_quality import SetQuality
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_json, write_text
@@ -138,7 +139,7 @@ def run_features(
     announce(model, {"": saes.dictionaries}, parts, on_progress)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     seed = settings.seed
-    catalogue = read_catalogue(model, saes.dictionaries, training, held, seed=seed, on_progress=on_progress)
+    catalogue = read_catalogue(saes.survey(model), training, held, seed=seed, on_progress=on_progress)
     chosen = chosen or drawn(catalogue, places, settings.full)
     cards = tuple(catalogue.full(chosen, on_progress))
     neurons = neurons_of(catalogue, chosen, on_progress) if settings.neurons else {}
@@ -188,8 +189,9 @@ def neurons_of(
     """For each feature the card of the coordinate whose axis is closest to its direction."""
     sites = sorted({feature.site for feature in features})
     bases = {site: coordinates(catalogue.dictionaries[site].directions) for site in sites}
-    read = (catalogue.model, bases, catalogue.training, catalogue.held)
-    neurons = read_catalogue(*read, seed=catalogue.seed, on_progress=on_progress)
+    survey = Survey(catalogue.model, bases)
+    read = (catalogue.training, catalogue.held)
+    neurons = read_catalogue(survey, *read, seed=catalogue.seed, on_progress=on_progress)
     closest = {}
     for feature in features:
         direction = catalogue.dictionaries[feature.site].directions[feature.index]

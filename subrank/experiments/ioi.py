@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from markupsafe import Markup
 
-from circuits.features.atlas import survey
+from circuits.features.atlas import atlas_of
 from editing.ioi.config import IOIConfig
 from editing.ioi.feature_selection import Selector
 from editing.ioi.figure import ioi_figure
@@ -151,7 +151,7 @@ def run_ioi(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
     )
     provenance = Provenance.of("ioi", model, asdict(settings) | folders_of(sets))
-    return IOI(results, quality, _labels(study, results), provenance, study.task.notes)
+    return IOI(results, quality, _labels(study, sets, results), provenance, study.task.notes)
 
 
 def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:
@@ -171,14 +171,14 @@ def _alone(by_set: dict[str, Any]) -> Any:
     return by_set if len(by_set) > 1 else next(iter(by_set.values()))
 
 
-def _labels(study: IOIStudy, results: Sequence[IOIResult]) -> dict[str, dict[str, str]]:
+def _labels(study: IOIStudy, sets: Mapping[str, Saes], results: Sequence[IOIResult]) -> dict[str, dict[str, str]]:
     """The tokens that the first features of each curve respond to, by set and name of the feature."""
     labels = {}
-    for name, dictionaries in study.sets.items():
+    for name, saes in sets.items():
         curves = [curve for result in results for curve in result.curves if curve.name == name]
         features = sorted(map(FeatureId.parse, {text for curve in curves for text in curve.order[:LABELLED]}))
-        used = {site: dictionaries[site] for site in {feature.site for feature in features}}
-        atlas = survey(study.model, used, study.contexts, top=16)
+        used = {feature.site for feature in features}
+        atlas = atlas_of(saes.survey(study.model), study.contexts, sites=used, top=16)
         texts = {str(feature): " ".join(atlas.responds_to(feature, study.model)) for feature in features}
         labels[name] = {feature: text for feature, text in texts.items() if text}
     return labels

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from markupsafe import Markup
 from torch import Tensor
 
-from circuits.features.atlas import strongest_writer, survey
+from circuits.features.atlas import atlas_of, strongest_writer
 from editing.set_quality import SetQuality
 from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
 from editing.steering.dose_response import DoseResponse, dose_response
@@ -156,5 +156,5 @@ def default_feature(model: LanguageModel, saes: Saes, contexts: Int[Tensor, "con
         raise UserError(
             f"no resid_post site to choose a feature from; name one, at {', '.join(map(str, saes.dictionaries))}"
         )
-    atlas = survey(model, {site: saes.dictionaries[site]}, contexts, top=16)
+    atlas = atlas_of(saes.survey(model), contexts, sites=[site], top=16)
     return strongest_writer(model, saes.dictionaries[site], site, atlas)

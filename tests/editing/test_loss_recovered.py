@@ -162,7 +162,7 @@ def test_a_report_shows_neither_the_chunks_nor_what_else_was_measured(tiny, toke
     whole = splice_reports(tiny, sets, means, tokens)
     chunked = splice_reports(tiny, sets, means, tokens, at_once=1)
     alone = {"large": splice_reports(tiny, {"large": sets["large"]}, means, tokens)["large"]}
-    monkeypatch.setattr("editing.loss_recovered.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
+    monkeypatch.setattr("editing.edited_contexts.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
     for other in (chunked, alone, splice_reports(tiny, sets, means, tokens)):
         for name, own in other.items():
             for site, got in own.items():

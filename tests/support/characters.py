@@ -17,6 +17,7 @@ class Characters(LanguageModel):
     def __init__(self, texts: Sequence[str]):
         self.texts = [BOS, *texts]
         self.special_ids, self.bos_id, self.n_vocab = frozenset({0}), 0, len(texts) + 1
+        self.n_layers, self._points = 1, {}
         self.name, self.device, self.d_model = "characters", torch.device("cpu"), len(texts) + 1
 
     def token_text(self, token: int) -> str:

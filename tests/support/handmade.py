@@ -68,7 +68,7 @@ class HandModel(LanguageModel):
         self.name, self.tokenizer, self.device = "by hand", None, torch.device("cpu")
         self.n_layers, self.n_ctx = len(self.blocks), 64
         self.n_vocab, self.d_model = embedding.shape
-        self.bos_id, self.special_ids, self._parallel = 0, frozenset({0}), False
+        self._points, self.bos_id, self.special_ids, self._parallel = {}, 0, frozenset({0}), False
         self.resumed: list[tuple[int, int]] = []
         """Rows and positions of every `resume`, in order."""
 

@@ -49,7 +49,7 @@ class Planted:
     batches: int = 16
     """Per block."""
 
-    def block(self, block: int, limits=NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
+    def block(self, block: int, limits=NO_LIMITS, steps=None) -> Iterator[dict[Site, Tensor]]:
         for number in range(block * self.batches, (block + 1) * self.batches):
             n, chance = len(self.directions), generator(number)
             active = torch.rand(self.batch, n, generator=chance).topk(self.n_active, dim=-1).indices
@@ -66,7 +66,7 @@ class Rows:
     batch: int
     sites: tuple[Site, ...] = (Site(0),)
 
-    def block(self, block: int, limits=NO_LIMITS) -> Iterator[dict[Site, Tensor]]:
+    def block(self, block: int, limits=NO_LIMITS, steps=None) -> Iterator[dict[Site, Tensor]]:
         for rows in self.x.split(self.batch):
             if len(rows) == self.batch:
                 yield dict.fromkeys(self.sites, rows)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
+from circuits.features.survey import Survey
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -24,7 +25,7 @@ def dictionaries(d_in: int = 32) -> dict:
 
 
 def random_catalogue(model: LanguageModel) -> Catalogue:
-    return read_catalogue(model, dictionaries(), contexts(), contexts(seed=1))
+    return read_catalogue(Survey(model, dictionaries()), contexts(), contexts(seed=1))
 
 
 def full_cards(catalogue: Catalogue, per_site: int = 2) -> list[Card]:

@@ -13,6 +13,7 @@ from circuits.features.atlas import (
     survey,
 )
 from circuits.features.predicates import next_token_ids
+from circuits.features.survey import Survey
 from sae_core.sites import Site, Stream
 
 
@@ -25,7 +26,7 @@ def test_the_default_target_predicts_the_given_tokens_where_they_stand_in_the_te
     """The last residual site; without tokens, or without them in the text, the strongest writer."""
     atlas = survey(circuit.model, circuit.dictionaries, circuit.contexts().clamp_max(40))
     dictionary = circuit.dictionaries[Site(3)]
-    predicts = most_predictive(circuit.model, dictionary, Site(3), atlas, [7])
+    predicts = most_predictive(atlas, Site(3), [7])
     writer = strongest_writer(circuit.model, dictionary, Site(3), atlas)
     circuit.model.to_ids = lambda text: [int(text)]
     assert default_target(circuit.model, circuit.dictionaries, atlas, ("7",)) == predicts
@@ -49,6 +50,12 @@ def test_the_feature_that_predicts_a_token_is_the_one_planted():
     dictionary = Lookup(table)
     ids = next_token_ids(model, ")")
     everything = torch.ones(3, dtype=torch.bool)
-    assert best_predictor(model, dictionary, Site(0), contexts, ids, everything) == 0
-    assert best_predictor(model, dictionary, Site(0), contexts, ids, torch.tensor([False, True, True])) == 1
-    assert best_predictor(model, dictionary, Site(0), contexts, next_token_ids(model, "]"), everything) is None
+    assert best_predictor(Survey(model, {Site(0): dictionary}), Site(0), contexts, ids, everything) == 0
+    assert (
+        best_predictor(Survey(model, {Site(0): dictionary}), Site(0), contexts, ids, torch.tensor([False, True, True]))
+        == 1
+    )
+    assert (
+        best_predictor(Survey(model, {Site(0): dictionary}), Site(0), contexts, next_token_ids(model, "]"), everything)
+        is None
+    )

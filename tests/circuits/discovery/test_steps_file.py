@@ -9,10 +9,11 @@ from handmade import Circuit, random_topk
 from circuits.discovery.circuit import circuit_steps
 from circuits.discovery.edges import EdgeConfig
 from circuits.discovery.request import CircuitRequest, ResolvedRequest
-from circuits.discovery.steps_file import digest_of_dictionaries, remembered, steps_card
+from circuits.discovery.steps_file import remembered, steps_card
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
 from circuits.features.atlas import survey
 from sae_core.dictionaries.baselines import Basis
+from sae_core.dictionaries.digest import digest_of_dictionaries
 from sae_core.dictionaries.normalised import LayerNormed
 from sae_core.sites import FeatureId, Site
 

@@ -67,7 +67,8 @@ def test_statistics_equal_a_plain_dense_computation(surveyed, site):
 
 
 def test_the_mean_final_residual_is_that_of_the_content_tokens(surveyed):
-    model, _, contexts, atlas = surveyed
+    model, _, contexts, _ = surveyed
+    atlas = survey(model, {Site(2): random_topk(32, 20, 3)}, contexts)
     h = model.record(contexts, [Site(2)])[Site(2)][contexts != model.bos_id]
     assert torch.allclose(atlas.mean_final, h.mean(0), atol=1e-4)
 
@@ -151,7 +152,7 @@ def correlations(circuit: Circuit, contexts: torch.Tensor, next_tokens: list[int
 
 def predicts(circuit: Circuit, contexts: torch.Tensor, next_tokens: list[int], *, top: int = 16) -> FeatureId:
     atlas = survey(circuit.model, circuit.dictionaries, contexts, top=top)
-    return most_predictive(circuit.model, circuit.dictionaries[Site(0)], Site(0), atlas, next_tokens)
+    return most_predictive(atlas, Site(0), next_tokens)
 
 
 def test_most_predictive_finds_a_planted_latent(circuit):
@@ -268,9 +269,9 @@ def test_a_sink_is_no_default_target():
     planted, contexts = sinking(20)
     contexts[:20, 2], contexts[20:, 2] = 55, 1
     atlas = survey(planted.model, planted.dictionaries, contexts)
-    predictive = most_predictive(planted.model, planted.dictionaries[Site(0)], Site(0), atlas, [55])
+    predictive = most_predictive(atlas, Site(0), [55])
     writer = strongest_writer(planted.model, planted.dictionaries[Site(0)], Site(0), atlas)
     assert predictive != FeatureId(Site(0), 2) and writer == FeatureId(Site(0), 3)
     told = replace(atlas.sites[Site(0)], sinks=torch.zeros_like(atlas.sites[Site(0)].sinks))
     free = replace(atlas, sites={Site(0): told})
-    assert most_predictive(planted.model, planted.dictionaries[Site(0)], Site(0), free, [55]) == FeatureId(Site(0), 2)
+    assert most_predictive(free, Site(0), [55]) == FeatureId(Site(0), 2)

@@ -10,6 +10,7 @@ from tiny import user_error
 
 from circuits.features.card import TOP, Card, spots
 from circuits.features.catalogue import read_catalogue
+from circuits.features.survey import Survey
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
 
@@ -60,7 +61,7 @@ def test_light_and_full_cards_agree(catalogue, full):
 
 def test_a_dead_latent_has_an_empty_light_card_and_no_full_one(tiny_models):
     text = contexts()
-    found = read_catalogue(tiny_models["neox"], {Site(1): Zero(32)}, text, text)
+    found = read_catalogue(Survey(tiny_models["neox"], {Site(1): Zero(32)}), text, text)
     (card,) = found.light(Site(1))
     assert (card.density, card.max, card.label, card.examples) == (0, 0, None, ())
     with user_error("1_0 is never active", "choose another feature"):
@@ -92,7 +93,7 @@ def test_a_dictionary_with_negative_codes_has_cards(tiny_models):
     """Signed coordinates are active nearly everywhere; their range reaches below zero."""
     text = contexts()
     basis = Basis(torch.eye(32)[:3], normal(32))
-    found = read_catalogue(tiny_models["neox"], {Site(1): basis}, text, text)
+    found = read_catalogue(Survey(tiny_models["neox"], {Site(1): basis}), text, text)
     (card,) = found.full([FeatureId(Site(1), 1)])
     f = codes(found, Site(1))[..., 1]
     assert card.histogram.edges[0] == pytest.approx(f.min().item()) and card.histogram.edges[0] < 0

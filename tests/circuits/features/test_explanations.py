@@ -19,12 +19,13 @@ from circuits.features.explanations import (
     token_tables,
 )
 from circuits.features.statistics import tally
+from circuits.features.survey import Survey
 from sae_core.sites import FeatureId, Site
 
 
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
-    return read_catalogue(*planted(), texts(80, 1), texts(40, 2))
+    return read_catalogue(Survey(*planted()), texts(80, 1), texts(40, 2))
 
 
 # ---- planted rules ---------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def counted(tiny_models):
     for seed in (1, 2):
         contexts = random_tokens(25, 24, 16, seed=seed)
         contexts[:, 0] = 0
-        both.append((contexts, tally(model, dictionaries, contexts)))
+        both.append((contexts, tally(Survey(model, dictionaries), contexts)))
     return model, dictionaries, both
 
 

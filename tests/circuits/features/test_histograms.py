@@ -8,7 +8,7 @@ from random_cards import codes, contexts
 from torch import Tensor
 
 from circuits.features.histograms import N_BINS, N_TOKENS, activation_histogram, logit_drops
-from circuits.features.statistics import activations
+from circuits.features.survey import Survey
 from editing.interventions.patch import ablate
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -49,7 +49,7 @@ def test_logit_drops_are_those_of_full_forward_passes(tiny, stream, layer):
     text = contexts(5, 12)
     alive = codes_of(tiny, dictionaries, site, text).flatten(0, 1).sum(0).argmax()
     feature = FeatureId(site, int(alive))
-    f = activations(tiny, dictionaries, [feature], text)[feature]
+    f = Survey(tiny, dictionaries).activations([feature], text)[feature]
     drops = logit_drops(tiny, dictionaries, feature, text, f, generator=torch.Generator().manual_seed(0))
 
     mask = tiny.content(text)
@@ -77,13 +77,13 @@ def test_drops_of_a_planted_circuit_have_the_sign_of_its_path():
     circuit = Circuit()
     text = circuit.contexts()
     feature = FeatureId(Site(3), 0)
-    f = activations(circuit.model, circuit.dictionaries, [feature], text)[feature]
+    f = Survey(circuit.model, circuit.dictionaries).activations([feature], text)[feature]
     nothing = logit_drops(
         circuit.model, circuit.dictionaries, feature, text, f, generator=torch.Generator().manual_seed(0)
     )
     assert abs(nothing.mean) < 1e-4  # f8's direction is orthogonal to every token's
     feature = FeatureId(Site(0), 0)
-    f = activations(circuit.model, circuit.dictionaries, [feature], text)[feature]
+    f = Survey(circuit.model, circuit.dictionaries).activations([feature], text)[feature]
     drops = logit_drops(
         circuit.model, circuit.dictionaries, feature, text, f, generator=torch.Generator().manual_seed(0)
     )

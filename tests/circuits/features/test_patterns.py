@@ -23,13 +23,13 @@ from circuits.features.patterns import (
     _suffixes,
     find_patterns,
 )
-from circuits.features.statistics import activations
+from circuits.features.survey import Survey
 from sae_core.sites import FeatureId
 
 
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
-    return read_catalogue(*planted(), texts(80, 1), texts(40, 2))
+    return read_catalogue(Survey(*planted()), texts(80, 1), texts(40, 2))
 
 
 def one(token: int) -> frozenset[int]:
@@ -39,7 +39,7 @@ def one(token: int) -> frozenset[int]:
 def patterns_of(catalogue: Catalogue, latent: int) -> Patterns | None:
     feature = FeatureId(SITE, latent)
     generator = torch.Generator().manual_seed(0)
-    activation = activations(catalogue.model, catalogue.dictionaries, [feature], catalogue.training)[feature]
+    activation = catalogue.survey.activations([feature], catalogue.training)[feature]
     places = spots(activation, catalogue.training, top=8, per_quarter=4, generator=generator)
     probe = Probe(catalogue.model, catalogue.dictionaries[SITE], feature)
     examples = [(spot.context, spot.position) for spot in places]

@@ -9,6 +9,7 @@ from tiny import user_error
 from circuits.features.catalogue import read_catalogue
 from circuits.features.reading import Chunks
 from circuits.features.statistics import AFTER, BEFORE, tally
+from circuits.features.survey import Survey
 from sae_core.sites import Site
 
 
@@ -52,8 +53,8 @@ def test_examples_of_the_tally_carry_their_activations(catalogue):
 def test_the_chunks_do_not_show(tiny_models):
     """Contexts one or many at a time, codes in small pieces, sums merged at once or late."""
     model, saes, text = tiny_models["gpt2"], dictionaries(), contexts(21)
-    whole = tally(model, saes, text)
-    pieces = tally(model, saes, text, chunks=Chunks(contexts=5, codes=18 * 48 * 2, pairs=16))
+    whole = tally(Survey(model, saes), text)
+    pieces = tally(Survey(model, saes), text, chunks=Chunks(contexts=5, codes=18 * 48 * 2, pairs=16))
     for site in SITES:
         a, b = whole.sites[site], pieces.sites[site]
         for name in ("active", "total", "square", "norm_share", "nearby"):
@@ -70,7 +71,10 @@ def test_every_stage_is_announced_and_their_number_known(n, passes):
     """Four quarters of the training text, or one stage per forward pass if those are fewer; one held-out pass."""
     circuit, heard = Circuit(), []
     read_catalogue(
-        circuit.model, circuit.dictionaries, circuit.contexts(n), circuit.contexts(2), on_progress=heard.append
+        Survey(circuit.model, circuit.dictionaries),
+        circuit.contexts(n),
+        circuit.contexts(2),
+        on_progress=heard.append,
     )
     assert [(step.done, step.total) for step in heard] == [(i, min(passes, 4) + 2) for i in range(min(passes, 4) + 2)]
     assert heard[0].stage == f"training text: reading from context 0 of {n}" and "held-out" in heard[-2].stage
@@ -79,10 +83,10 @@ def test_every_stage_is_announced_and_their_number_known(n, passes):
 def test_equal_peaks_leave_the_earlier_context():
     circuit = Circuit()
     text = circuit.contexts(1).repeat(9, 1)
-    latents = tally(circuit.model, circuit.dictionaries, text, top=4, chunks=Chunks(contexts=2)).sites[Site(0)]
+    latents = tally(Survey(circuit.model, circuit.dictionaries), text, top=4, chunks=Chunks(contexts=2)).sites[Site(0)]
     assert latents.statistics.context[0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_text_of_special_tokens_only_is_refused(tiny_models):
     with user_error("no tokens but special ones"):
-        tally(tiny_models["neox"], dictionaries(), torch.zeros(2, 5, dtype=torch.long))
+        tally(Survey(tiny_models["neox"], dictionaries()), torch.zeros(2, 5, dtype=torch.long))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuits.features.predicates import predicates
+from circuits.features.survey import Survey
 from circuits.features.verification import best_thresholds, verify
 from sae_core.sites import FeatureId, Site
 
@@ -29,10 +30,10 @@ def test_a_planted_feature_is_recognised_and_the_control_is_not(contexts):
     bracket[TEXTS.index("f") + 1] = 0.5  # weak elsewhere: the threshold leaves it out
     table = torch.stack([bracket, noise], 1)
     features = [FeatureId(Site(0), 0), FeatureId(Site(0), 1)]
-    (claim,) = verify(model, {Site(0): Lookup(table)}, features, contexts)
+    (claim,) = verify(Survey(model, {Site(0): Lookup(table)}), features, contexts)
     assert (claim.feature, claim.predicate, claim.f1) == (features[0], "has )", 1.0)
     assert claim.control < 0.6
-    named = verify(model, {Site(0): Lookup(table)}, features[:1], contexts, {features[0]: "next: )"})
+    named = verify(Survey(model, {Site(0): Lookup(table)}), features[:1], contexts, {features[0]: "next: )"})
     assert named[0].predicate == "next: )" and named[0].f1 < 0.6
 
 
@@ -64,5 +65,5 @@ def test_predicates_are_chosen_on_one_half_and_scored_on_the_other(contexts):
             silent = normal(len(x), 20).relu() * (1 - truth[rows])
             return torch.where(rows[:, None] < 12, truth[rows], silent)[..., None]
 
-    (claim,) = verify(model, {Site(0): Half(torch.zeros(model.n_vocab, 1))}, [FeatureId(Site(0), 0)], contexts)
+    (claim,) = verify(Survey(model, {Site(0): Half(torch.zeros(model.n_vocab, 1))}), [FeatureId(Site(0), 0)], contexts)
     assert claim.predicate == "inside (" and claim.f1 == 0.0

@@ -27,12 +27,13 @@ def stream(model):
 class Unharvested(ActivationStream):
     """A stream that cannot harvest."""
 
-    def rows(self, block: int):
+    def rows(self, block: int, n=None):
         raise AssertionError("harvested although it was there")
 
 
 def unharvested(stream: ActivationStream) -> Unharvested:
-    return Unharvested(stream.model, stream.contexts, stream.sites, stream.seed, stream.batch, stream.budget)
+    how = (stream.seed, stream.batch, stream.budget, stream.at_once)
+    return Unharvested(stream.model, stream.contexts, stream.sites, *how)
 
 
 def equal(a, b) -> bool:
@@ -49,6 +50,15 @@ def test_a_cached_stream_gives_the_same_numbers_when_it_writes_and_when_it_reads
     with pytest.raises(AssertionError, match="harvested"):  # control: block 2 was never asked for
         list(reading.block(2))
     assert (reading.sites, reading.batch) == (stream.sites, stream.batch)
+
+
+def test_a_block_of_which_little_is_used_is_kept_whole(model, stream, tmp_path):
+    few = replace(stream, budget=1, batch=32, at_once=2)
+    wanted = list(few.block(1, steps=1))
+    assert few.n_contexts(1, 1) < few.block_contexts
+    assert equal(CachedStream(few, tmp_path).block(1, steps=1), wanted)
+    assert equal(CachedStream(unharvested(few), tmp_path).block(1, steps=1), wanted)
+    assert equal(CachedStream(unharvested(few), tmp_path).block(1), few.block(1))
 
 
 def test_what_is_read_is_what_lies_there(stream, tmp_path):

@@ -143,6 +143,46 @@ def test_batches_wait_for_nothing_on_a_gpu(checkpoints):
     assert rest and all(x.is_cuda for batch in rest for x in batch.values())
 
 
+def part(model, **options) -> ActivationStream:
+    """100 contexts of 12 tokens, 40 to a block of 10 batches."""
+    contexts = random_tokens(model.n_vocab, 100, 12)
+    contexts[:, 0] = model.bos_id
+    contexts[:, 1] = torch.arange(100) // 10 + 2
+    contexts[:, 2] = torch.arange(100) % 10 + 2
+    how = {"seed": 3, "batch": 44, "budget": 40 * 12 * 32 * 4, "at_once": 4}
+    return ActivationStream(model, contexts, (Site(0),), **(how | options))
+
+
+def test_of_the_last_block_no_more_is_read_than_its_steps_need(model, monkeypatch):
+    stream, reads, record = part(model), [], model.record
+    monkeypatch.setattr(model, "record", lambda tokens, sites: reads.append(len(tokens)) or record(tokens, sites))
+    few = list(stream.block(1, steps=3))
+    assert sum(reads) == 16 and len(few) >= 3  # 132 tokens of 11 each, and what is spare, in passes of 4
+    rows = {tuple(row) for row in record(stream.tokens(1)[:16], [Site(0)])[Site(0)].flatten(0, 1).tolist()}
+    assert all({*map(tuple, batch[Site(0)].tolist())} <= rows for batch in few)
+    assert stream.n_read(40 * 12 + 3 * 44) == (40 + 16) * 12
+
+
+@pytest.mark.parametrize(("block", "steps"), [(0, 3), (1, 10), (1, 99), (1, None)])
+def test_blocks_that_are_used_whole_are_what_they_were(model, block, steps):
+    """And the first one, on which scales are taken."""
+    whole = list(part(model).block(block))
+    assert len(whole) == 10
+    assert all(same(a, b) for a, b in zip(whole, part(model).block(block, steps=steps), strict=True))
+
+
+def test_a_text_that_fits_is_read_whole_whatever_the_steps(model):
+    stream = part(model, budget=2**30)
+    for block in (0, 1):
+        assert len(list(stream.block(block, steps=2))) == 25
+
+
+def test_so_many_tokens_of_a_context_may_meet_in_a_batch(model):
+    """One step of 44 tokens needs 4 contexts, but 6 are read, in passes of 2."""
+    stream = part(model, at_once=2)
+    assert stream.n_contexts(1, 1) == 6 and part(model, at_once=2, batch=11).n_contexts(1, 1) == 2
+
+
 # ---- mixing ----------------------------------------------------------------------------------------
 
 
@@ -268,7 +308,7 @@ def test_a_copy_of_a_stream_has_kept_nothing(model, monkeypatch):
     rows = stream.rows(0)
     assert stream.rows(0) is rows
     other = replace(stream)
-    monkeypatch.setattr(activations, "harvest", lambda *_: {})
+    monkeypatch.setattr(activations, "harvest", lambda *_, **__: {})
     assert stream.rows(0) is rows and other.rows(0) == {}
     assert stream.rows(1) == {}
 

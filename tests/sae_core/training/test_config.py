@@ -33,7 +33,7 @@ class Poisoned(Planted):
 
     bad: int = 2
 
-    def block(self, block: int, limits=NO_LIMITS):
+    def block(self, block: int, limits=NO_LIMITS, steps=None):
         for number, batch in enumerate(super().block(block, limits)):
             if block > 1 or (block == 1 and number >= self.bad):
                 batch[self.sites[-1]] = batch[self.sites[-1]].index_fill(0, torch.tensor(7), torch.nan)
@@ -77,7 +77,7 @@ def test_a_block_smaller_than_a_batch_is_refused():
         start(Rows(torch.ones(BATCH - 1, 12), BATCH), config())
 
     class Ends(Planted):
-        def block(self, block: int, limits=NO_LIMITS):
+        def block(self, block: int, limits=NO_LIMITS, steps=None):
             return super().block(block, limits) if block < 2 else iter(())
 
     with user_error("block 2", "more text"):

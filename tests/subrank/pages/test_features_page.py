@@ -11,6 +11,7 @@ from random_cards import contexts, full_cards, random_catalogue
 
 from circuits.features.card import Card
 from circuits.features.catalogue import read_catalogue
+from circuits.features.survey import Survey
 from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
 from subrank.pages.features_figures import activation_figure, drops_figure
@@ -91,7 +92,7 @@ def test_figures_say_what_the_card_says(full):
 
 def test_cards_without_a_label_and_of_negative_activations(tiny_models):
     text, basis = contexts(), Basis(torch.eye(32)[:3], normal(32))
-    silent = read_catalogue(tiny_models["neox"], {Site(1): Zero(32)}, text, text)
+    silent = read_catalogue(Survey(tiny_models["neox"], {Site(1): Zero(32)}), text, text)
     assert "no label" in card_html(next(silent.light(Site(1))))
-    signed = read_catalogue(tiny_models["neox"], {Site(1): basis}, text, text)
+    signed = read_catalogue(Survey(tiny_models["neox"], {Site(1): basis}), text, text)
     assert 'class="down"' in card_html(next(signed.full([FeatureId(Site(1), 1)])))
