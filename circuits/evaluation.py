@@ -7,6 +7,7 @@ takes far more nodes than a person can read: `reached` shows how faithfulness fa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -152,6 +153,11 @@ class _HeldOut:
     prompts: TargetPrompts
     atlas: FeatureAtlas
 
+    @cached_property
+    def means(self) -> MeanAblation:
+        """Mean codes and errors over the text."""
+        return MeanAblation.surveyed(self.atlas.survey, self.atlas.contexts)
+
     def members(self, circuit: Circuit) -> dict[Site, tuple[int, ...]]:
         """The circuit's members by residual site; raises `UserError` where there are none."""
         nodes = [node.id for node in circuit.graph.nodes if node.id != self.prompts.target.node]
@@ -180,8 +186,7 @@ class _HeldOut:
     def reached(self, sites: Sequence[Site], members: Mapping[Site, Sequence[int]]) -> Reached:
         """Faithfulness, errors ablated to the mean, where `sites` are covered."""
         covered = self.covered(sorted(sites))
-        mean = MeanAblation.over_text(self.resolved.search.model, covered, self.atlas.contexts)
-        scale = Scale(self.runs(covered, mean), seed=self.resolved.request.seed)
+        scale = Scale(self.runs(covered, self.means), seed=self.resolved.request.seed)
         inside = {site: members[site] for site in covered if site in members}
         alone, every = scale.runs.values([inside, scale.runs.everything()], Errors.ABLATED)
         return Reached(tuple(map(str, covered)), sum(map(len, inside.values())), scale.share(alone), scale.share(every))
@@ -194,13 +199,12 @@ class _HeldOut:
         members = {site: latents for site, latents in members.items() if site in covered}
         density = {site: self.atlas.sites[site].density for site in covered}
         scores, controls, curves = [], [], []
-        mean = MeanAblation.over_text(self.resolved.search.model, covered, self.atlas.contexts)
-        for ablation in (mean, self.resampled(covered)):
+        for ablation in (self.means, self.resampled(covered)):
             scale = Scale(self.runs(covered, ablation), seed=seed)
             scores.append(score_circuit(scale, members))
             generator = generator_for(seed, "controls", ablation.name)
             controls.append(compare_with_controls(scale, members, density, generator=generator))
-            if ablation is mean:
+            if ablation is self.means:
                 order, by = _by_strength(circuit.graph, set(covered)), "strongest edge first"
                 if circuit.sufficient:
                     order, by = [f for f in circuit.sufficient if f.site in covered], "those that it needs most first"

@@ -22,6 +22,7 @@ from circuits.features.explanations import (
     Scores,
     TokenTables,
     mean_score,
+    partners,
     score,
     table_scores,
     token_tables,
@@ -283,7 +284,7 @@ def read_catalogue(
     tables = {site: token_tables(latents, on_training.token_counts) for site, latents in on_training.sites.items()}
     scores, controls = {}, {}
     for site, table in tables.items():
-        partner = _partners(on_training.sites[site].active, generator_for(seed, "control", site))
+        partner = partners(on_training.sites[site].active, generator_for(seed, "control", site))
         scores[site] = table_scores(table, on_held.sites[site], on_held.token_counts)
         controls[site] = table_scores(table, on_held.sites[site], on_held.token_counts, partner)
     return Catalogue(survey, on_training, held, tables, scores, controls, seed)
@@ -293,12 +294,3 @@ def _shown(places: Sequence[Spot]) -> list[Spot]:
     """The strongest, and the first few of each quarter."""
     groups = [list(members) for _, members in groupby(places, key=lambda spot: spot.group)]
     return [spot for group in groups for spot in (group if group[0].group == TOP else group[:_PER_QUARTER])]
-
-
-def _partners(active: Int[Tensor, "n_latents"], generator: torch.Generator) -> Int[Tensor, "n_latents"]:
-    """For each latent that is ever active another such latent: one cycle through them all, in random order."""
-    partner = torch.arange(len(active))
-    alive = active.nonzero()[:, 0]
-    order = alive[torch.randperm(len(alive), generator=generator)]
-    partner[order] = order.roll(1)
-    return partner

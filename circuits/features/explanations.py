@@ -244,3 +244,12 @@ def _looked_up(pairs: Pairs, wanted: Int[Tensor, "entries"], n_vocab: int) -> tu
     place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
     there = keys[place] == wanted
     return pairs.active[place] * there, pairs.total[place] * there
+
+
+def partners(active: Int[Tensor, "n_latents"], generator: torch.Generator) -> Int[Tensor, "n_latents"]:
+    """For each latent that is ever active another such latent: one cycle through them all, in random order."""
+    partner = torch.arange(len(active))
+    alive = active.nonzero()[:, 0]
+    order = alive[torch.randperm(len(alive), generator=generator)]
+    partner[order] = order.roll(1)
+    return partner

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.features.atlas import Examples
+from circuits.features.reading import Piece
+from circuits.features.survey import Survey
 from editing.interventions.masks import Mask, where_inlier
 from editing.interventions.patch import codes as codes_of
 from sae_core.dictionaries.dictionary import Dictionary
@@ -101,6 +103,26 @@ class MeanAblation:
         counted = model.content(contexts)
         name = f"mean over {int(counted.sum())} tokens of text"
         return cls(name, *_means(model, dictionaries, contexts, counted))
+
+    @classmethod
+    def surveyed(cls, survey: Survey, contexts: Int[Tensor, "contexts pos"]) -> "MeanAblation":
+        """`over_text` of all residual sites of a survey: no pass over contexts that it has read."""
+        sites = residual_sites(survey.dictionaries)
+        codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in sites}
+        total, n = dict(codes), dict.fromkeys(sites, 0)
+
+        def add(site: Site, piece: Piece) -> None:
+            codes[site] = codes[site] + piece.f.sum((0, 1), dtype=torch.float64)
+            total[site] = total[site] + piece.total
+            n[site] += piece.n_inliers
+
+        survey.read(contexts, add, sites=sites)
+        mean_codes = {site: (codes[site] / max(1, n[site])).float() for site in sites}
+        errors = {}
+        for site, mean in mean_codes.items():  # the mean of what is decoded is what the mean decodes to
+            decoded = survey.dictionaries[site].decode(mean)
+            errors[site] = ((total[site] / max(1, n[site])).to(decoded.device) - decoded.double()).float()
+        return cls(f"mean over {int(survey.model.content(contexts).sum())} tokens of text", mean_codes, errors)
 
     @classmethod
     def over_prompts(

@@ -108,7 +108,7 @@ def test_the_shortest_suffix_is_that_of_trying_all(tiny_models, latent):
     model, sae = tiny_models["gpt2"], random_topk(32, 24, 5)
     contexts = random_tokens(model.n_vocab, 12, 24, seed=latent)
     feature = FeatureId(SITE, latent)
-    f = activations(model, {SITE: sae}, [feature], contexts)[feature]
+    f = Survey(model, {SITE: sae}).activations([feature], contexts)[feature]
     examples = [(row, int(f[row].argmax())) for row in range(12) if f[row].max() > 0]
     plain, spy = Probe(model, sae, feature), Spy(model, sae, feature)
     content = model.content(contexts)

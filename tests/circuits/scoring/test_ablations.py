@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from circuits.features.atlas import Examples
+from circuits.features.survey import Survey
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
 from sae_core.sites import Site
 
@@ -19,6 +20,23 @@ def test_a_mean_over_prompts_stops_at_their_ends(planted):
         planted.model, planted.dictionaries, Examples(beyond, planted.end, torch.ones(12))
     )
     assert torch.equal(mean.codes[Site(2)], other.codes[Site(2)])
+
+
+def test_means_from_a_survey_are_those_of_a_pass(tinies, monkeypatch):
+    """Outliers left out alike; and without a pass where the text was read before."""
+    tiny = tinies["llama"]
+    x = tiny.model.record(tiny.corrupted, [Site(1)])[Site(1)].norm(dim=-1)
+    for limit in (torch.inf, x[tiny.model.content(tiny.corrupted)].median().item()):
+        monkeypatch.setattr(tiny.dictionaries[Site(1)], "outlier_norm", limit)
+        survey = Survey(tiny.model, tiny.dictionaries)
+        plain = MeanAblation.over_text(tiny.model, tiny.dictionaries, tiny.corrupted)
+        surveyed = MeanAblation.surveyed(survey, tiny.corrupted)
+        assert surveyed.name == plain.name and surveyed.codes.keys() == plain.codes.keys()
+        for site in plain.codes:
+            assert torch.allclose(surveyed.codes[site], plain.codes[site], atol=1e-5)
+            assert torch.allclose(surveyed.error[site], plain.error[site], atol=1e-5)
+    monkeypatch.setattr(tiny.model, "record", None)
+    assert torch.equal(MeanAblation.surveyed(survey, tiny.corrupted).codes[Site(1)], surveyed.codes[Site(1)])
 
 
 def test_another_prompt_gives_its_values_at_the_same_position(tinies):
