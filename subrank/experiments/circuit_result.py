@@ -121,7 +121,7 @@ class CircuitResult(Result):
         scores = numbers.get("judgement")
         evaluation = from_plain(CircuitEvaluation, scores) if scores else None
         graph, quality = from_plain(FeatureGraph, numbers["circuit"]), SetQuality.from_json(numbers["dictionaries"])
-        claims = from_plain(tuple[Claim, ...], numbers.get("claims", []))
+        claims = tuple(from_plain(Claim, claim) for claim in numbers.get("claims", []))
         return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())), claims)
 
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
