@@ -109,15 +109,16 @@ def evaluate_circuit(
     atlas: FeatureAtlas,
     *,
     n_draws: int = 0,
+    n_random: int = 20,
     on_progress: OnProgress = silent,
 ) -> CircuitEvaluation:
     """All measurements of a circuit on held-out examples.
 
     `atlas` is the survey of contexts that were not searched: its text gives means, examples and densities. With
-    `n_draws` of 2 or more the discovery is repeated on so many draws of examples. Raises `UserError` where nothing
-    can be scored.
+    `n_draws` of 2 or more the discovery is repeated on so many draws of examples; `n_random` circuits of random
+    latents are its controls. Raises `UserError` where nothing can be scored.
     """
-    held = _HeldOut(resolved, held_out_prompts(resolved, atlas), atlas)
+    held = _HeldOut(resolved, held_out_prompts(resolved, atlas), atlas, n_random)
     members = held.members(circuit)
     has_causes = any(isinstance(edge.cause, FeatureId) for edge in circuit.graph.edges)
     stages = Stages(on_progress, 1 + has_causes + (n_draws > 1))
@@ -152,6 +153,7 @@ class _HeldOut:
     resolved: ResolvedRequest
     prompts: TargetPrompts
     atlas: FeatureAtlas
+    n_random: int
 
     @cached_property
     def means(self) -> MeanAblation:
@@ -203,7 +205,7 @@ class _HeldOut:
             scale = Scale(self.runs(covered, ablation), seed=seed)
             scores.append(score_circuit(scale, members))
             generator = generator_for(seed, "controls", ablation.name)
-            controls.append(compare_with_controls(scale, members, density, generator=generator))
+            controls.append(compare_with_controls(scale, members, density, generator=generator, n=self.n_random))
             if ablation is self.means:
                 order, by = _by_strength(circuit.graph, set(covered)), "strongest edge first"
                 if circuit.sufficient:

@@ -37,6 +37,8 @@ QUICK_TARGETS = 3
 """Targets searched under `--quick`."""
 DRAWS, FEW_DRAWS = 3, 2
 """Draws of examples on which a circuit that is scored is discovered again; of a large model."""
+RANDOM, FEW_RANDOM = 20, 8
+"""Circuits of random latents that it is compared with; of a large model."""
 
 
 @takes(CircuitSettings)
@@ -188,10 +190,14 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    usual = 0 if settings.quick else DRAWS if resolved.search.model.block_weights < LARGE else FEW_DRAWS
-    n_draws = usual if settings.draws is None else settings.draws
+    few = resolved.search.model.block_weights >= LARGE
+    usual = 0 if settings.quick else FEW_DRAWS if few else DRAWS
+    numbers = {
+        "n_draws": usual if settings.draws is None else settings.draws,
+        "n_random": FEW_RANDOM if few else RANDOM,
+    }
     atlas = atlas_of(resolved.atlas.survey, held, top=max(64, 2 * resolved.search.config.n_examples))
     try:
-        return evaluate_circuit(resolved, circuit, atlas, n_draws=n_draws, on_progress=on_progress), ()
+        return evaluate_circuit(resolved, circuit, atlas, **numbers, on_progress=on_progress), ()
     except UserError as error:
         return None, (f"not scored: {error}",)
