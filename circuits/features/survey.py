@@ -67,6 +67,10 @@ class Survey:
             for contexts in self._folder.load():
                 self._index(contexts)
 
+    def n_unread(self, contexts: Int[Tensor, "contexts pos"]) -> int:
+        """How many contexts of a text are not known, and cost a pass."""
+        return sum(_key(row) not in self._places for row in contexts)
+
     @torch.no_grad()
     def read(
         self,

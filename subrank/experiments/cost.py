@@ -21,7 +21,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.speed import Work, measured_speed
 from sae_core.progress import OnProgress, Progress, duration
-from sae_core.sites import Site
+from sae_core.sites import Site, Stream
 
 Sets = Mapping[str, Mapping[Site, Dictionary]]
 Parts = Mapping[str, Work]
@@ -49,28 +49,29 @@ def pass_over(model: LanguageModel, contexts: int, length: int, sites: Sequence[
 
 
 def quality_parts(model: LanguageModel, sites: Sequence[Site], contexts: int, length: int) -> Parts:
-    """`measure_set`: N T max(l + 1) blocks; then n T (L + 2 sum(L - l)), and 3 n T S logits, n the spliced ones."""
-    n = min(contexts, N_SPLICED)
-    return {
-        f"{len(sites)} dictionaries measured on {contexts} contexts": pass_over(model, contexts, length, sites)
-        + _spliced(model, dict.fromkeys(sites, 1), n * length, ablations=1)
-    }
+    """`measure_set`: N T max(l + 1) blocks; then those of n spliced contexts, and n T (1 + 2 S) logits."""
+    tokens = min(contexts, N_SPLICED) * length
+    blocks = _spliced_blocks(model, dict.fromkeys(sites, 2), tokens)
+    spliced = Work(blocks, tokens * (1 + 2 * len(sites)), tokens * len(sites))
+    read = pass_over(model, contexts, length, sites)
+    return {f"{len(sites)} dictionaries measured on {contexts} contexts": read + spliced}
 
 
-def _spliced(model: LanguageModel, dictionaries: Mapping[Site, int], tokens: int, ablations: int) -> Work:
-    """Tokens read once, and from each site on again with each of its dictionaries and ablations."""
-    edits = {site: n + ablations for site, n in dictionaries.items()}
-    blocks = model.n_layers + sum(n * (model.n_layers - site.layer) for site, n in edits.items())
-    return Work(tokens * blocks, tokens * sum(1 + n for n in edits.values()), tokens * sum(dictionaries.values()))
+def _spliced_blocks(model: LanguageModel, edits: Mapping[Site, int], tokens: int) -> int:
+    """T (L + sum (edits of a site)(L - l - 1)): read once, and behind the block of a residual, or from another's on."""
+    behind = {site: model.n_layers - site.layer - (site.stream is Stream.RESID_POST) for site in edits}
+    return tokens * (model.n_layers + sum(n * behind[site] for site, n in edits.items()))
 
 
 def evaluate_parts(model: LanguageModel, sets: Sets, contexts: int, spliced: int, length: int) -> Parts:
-    """N T max(l + 1) blocks, N T S codes; then n T (L + sum (dictionaries of a site + 2)(L - l)), and their logits."""
-    sites = list(chain.from_iterable(sets.values()))
-    sharing = {site: sites.count(site) for site in sites}
+    """N T max(l + 1) blocks, N T S codes; then a splice of every dictionary and two ablations of every site, and their
+    logits beside the unedited ones."""
+    sites, tokens = list(chain.from_iterable(sets.values())), spliced * length
+    edits = {site: sites.count(site) + 2 for site in sites}
+    work = Work(_spliced_blocks(model, edits, tokens), tokens * sum(1 + n for n in edits.values()), tokens * len(sites))
     return {
         f"{len(sites)} dictionaries on {contexts} contexts": pass_over(model, contexts, length, sites),
-        f"each spliced into {spliced} of them": _spliced(model, sharing, spliced * length, ablations=2),
+        f"each spliced into {spliced} of them": work,
     }
 
 
@@ -121,17 +122,16 @@ def _searched(config: IOIConfig) -> int:
 def feature_parts(
     model: LanguageModel, sites: Mapping[Site, Dictionary], contexts: int, n_full: int, length: int
 ) -> Parts:
-    """N T L blocks for all cards, N T max(l + 1) for the full ones, N T S codes each time; per full card its patterns,
-    (l + 1) a token, and 64 contexts run to the end as they are, and from l on ablated.
+    """N T max(l + 1) blocks and N T S codes for all cards; per full card its patterns, (l + 1) a token, and 64
+    contexts run to the end as they are, and from l on ablated.
 
-    `contexts` are those of the training and of the held-out text.
+    `contexts` are those of the training and of the held-out text that no verb has read.
     """
     layers, n_latents = [site.layer for site in sites], sum(len(d.directions) for d in sites.values())
     mean, drops = sum(layers) / len(layers), DROP_CONTEXTS * length
     card = Work(PATTERN_TOKENS * (mean + 1) + drops * (2 * model.n_layers - mean), 2 * 256, PATTERN_TOKENS / 16)
-    read = Work(contexts * length * model.n_layers, n_latents, contexts * length * len(sites))
-    again = pass_over(model, contexts, length, list(sites)) if n_full else Work()
-    return {f"all features on {contexts} contexts": read + again, f"{n_full} full cards": card * n_full}
+    read = pass_over(model, contexts, length, list(sites)) + Work(logits=n_latents)
+    return {f"all features on {contexts} contexts not read so far": read, f"{n_full} full cards": card * n_full}
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,13 @@ def run_features(
     settings = fitted(settings, model.block_weights, on_progress)
     contexts = saes.read(model, settings.text)
     training, held = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 4)]
-    n_read, n_full = len(training) + len(held), len(chosen) or settings.full
+    survey, n_full = saes.survey(model), len(chosen) or settings.full
+    n_read = survey.n_unread(training) + survey.n_unread(held)
     parts = feature_parts(model, saes.dictionaries, n_read, n_full * (1 + settings.neurons), saes.text.n_ctx)
     announce(model, {"": saes.dictionaries}, parts, on_progress)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     seed = settings.seed
-    catalogue = read_catalogue(saes.survey(model), training, held, seed=seed, on_progress=on_progress)
+    catalogue = read_catalogue(survey, training, held, seed=seed, on_progress=on_progress)
     chosen = chosen or drawn(catalogue, places, settings.full)
     cards = tuple(catalogue.full(chosen, on_progress))
     neurons = neurons_of(catalogue, chosen, on_progress) if settings.neurons else {}

@@ -76,7 +76,7 @@ def test_what_was_read_is_not_read_again(model, tmp_path, monkeypatch):
     reads = Counting(model, monkeypatch)
     survey, contexts = Survey(model, dictionaries(), tmp_path), text()
     first = numbers(survey, contexts)
-    assert reads.n == 40
+    assert reads.n == 40 and (survey.n_unread(contexts), survey.n_unread(text(8, seed=9))) == (0, 8)
     atlas = atlas_of(survey, contexts[10:30], top=3)
     features = [FeatureId(site, 2) for site in SITES]
     survey.activations(features, contexts[:7])
