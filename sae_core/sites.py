@@ -13,6 +13,8 @@ class Stream(StrEnum):
     ATTN_Z = "attn_z"
     """What the heads of attention read, side by side, before it is mixed into what attention writes."""
     ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
+    """The residual between attention and MLP, where blocks run one after the other."""
     MLP_HIDDEN = "mlp_hidden"
     MLP_OUT = "mlp_out"
     RESID_POST = "resid_post"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.named_sites import site_named
 from sae_core.sites import BEFORE, Site, Stream, sites_in
@@ -24,3 +25,11 @@ def _sites(model: LanguageModel, name: str) -> list[Site]:
     if name.count(".") > 1:
         return [site_named(model, name)]
     return [model.check(site) for site in sites_in(name)]
+
+
+def one_site(model: LanguageModel, name: str) -> Site:
+    """The one site that `name` stands for; raises `UserError` for a stream or a range."""
+    sites = _sites(model, name)
+    if len(sites) != 1:
+        raise UserError(f"{name} stands for {len(sites)} sites; give one, such as {sites[0]}")
+    return sites[0]

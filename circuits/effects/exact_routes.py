@@ -165,6 +165,8 @@ class OneBlock:
         stream = self.scene.target.site.stream
         if stream is Stream.ATTN_OUT:
             return a[:, 0]
+        if stream is Stream.RESID_MID:
+            return (x + a)[:, 0]
         if not block.parallel:
             m = block.mlp_out(x + a)
         else:  # the MLP sees nothing of what happened at other positions

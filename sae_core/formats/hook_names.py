@@ -12,13 +12,13 @@ _WRITTEN = {
     Stream.MLP_HIDDEN: "mlp.hook_post",
     Stream.ATTN_OUT: "hook_attn_out",
     Stream.ATTN_Z: "attn.hook_z",
+    Stream.RESID_MID: "hook_resid_mid",
 }
 """What TransformerLens calls a stream within its block, and so do other tools' files and ours. The outputs of MLP and
-attention are what is added to the residual, behind the norms that Gemma 2 has there. The residual between attention and
-MLP is no stream: an edit at the bridge's `hook_resid_mid` changes what the MLP reads, and not the residual."""
+attention are what is added to the residual, behind the norms that Gemma 2 has there."""
 _BRIDGE = _WRITTEN | {Stream.RESID_POST: "hook_out", Stream.MLP_HIDDEN: "mlp.out.hook_in"}
 _BRIDGE |= {Stream.ATTN_Z: "attn.o.hook_in"}
-"""The hook points of a `TransformerBridge` at which activations are read and edited."""
+"""The hook points of a `TransformerBridge` at which activations are read and edited (`resid_mid`: `middle.py`)."""
 _STREAMS = {name: stream for names in (_WRITTEN, _BRIDGE) for stream, name in names.items()}
 _PLAIN = {"resid": "hook_resid_post", "mlp": "mlp.hook_out", "attn": "attn.hook_out"}
 _OPENAI = {
@@ -57,6 +57,11 @@ def site_of(name: str) -> Site | None:
         return Site(int(heads[1]), Stream.ATTN_Z)
     block = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)", name)
     return Site(int(block[1])) if block else None
+
+
+def parse_site(name: str) -> Site:
+    """The site of that name, ours or a hook point's in every model; raises `UserError` for any other text."""
+    return site_of(name) or Site.parse(name)
 
 
 def place_in(name: str) -> str | None:

@@ -26,6 +26,7 @@ from sae_core.model.fingerprint import fingerprint_of
 from sae_core.model.fused import fused_attention, fused_from
 from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.model.hub import model_source
+from sae_core.model.middle import attach_middle
 from sae_core.model.probe import probe
 from sae_core.model.skipping import Halt, returns_tuples, skipped
 from sae_core.model.vocabulary import Vocabulary
@@ -202,6 +203,8 @@ class LanguageModel(Vocabulary):
 
         The hook stands in the library's own list, by which some of its blocks decide what to compute (Granite).
         """
+        if site.stream is Stream.RESID_MID:
+            return attach_middle(self.bridge, site.layer, function)
         if site not in self._points:  # the library collects all of its hook points each time it is asked
             self._points[site] = self.bridge.hook_dict[bridge_hook(site)]
         handle = self._points[site].add_hook(function)
@@ -269,7 +272,8 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
         model.unfit, model._widths = probe(model)
         model.fused_from = fused_from(model)
         for stream, reason in {site.stream: reason for site, reason in model.unfit.items()}.items():
-            logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)
+            if stream is not Stream.RESID_MID:  # which no block needs to have
+                logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)
     except UserError:
         raise
     except Exception as error:  # whatever the library raises on a family that it does not know

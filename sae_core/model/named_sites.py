@@ -17,6 +17,8 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.sites import Site, Stream
 
 N_TOKENS = 8
+EMBEDDING = ("blocks.0.hook_resid_pre",)
+"""Names of the residual before the first block."""
 
 
 def site_named(model: LanguageModel, name: str) -> Site:
@@ -24,7 +26,7 @@ def site_named(model: LanguageModel, name: str) -> Site:
 
     Raises `UserError` where the model has nothing of that name, and where no site holds that tensor.
     """
-    site = site_of(name)
+    site = Site.parse(name) if name in EMBEDDING else site_of(name)  # which the former refuses
     if site is not None:
         return model.check(site)
     tensor, activations = _recorded(model, name)
@@ -33,7 +35,7 @@ def site_named(model: LanguageModel, name: str) -> Site:
     if nearest is not None and distances[nearest] <= TOLERANCE:
         return nearest
     beside = f" (the nearest, {nearest}, differs from it by {distances[nearest]:.0%})" if nearest else ""
-    raise UserError(f"it belongs at {name}, whose output is at no site of {model.name}{beside}")
+    raise UserError(f"{name} has an output that is at no site of {model.name}{beside}")
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def _module(model: LanguageModel, name: str) -> nn.Module:
         modules.setdefault(path.replace("._original_component", ""), module)
     matches = [module for path, module in modules.items() if f".{path}".endswith(f".{name}")]
     if len(matches) != 1:
-        raise UserError(f"it belongs at {name}; {model.name} has {len(matches) or 'no'} modules of that name")
+        raise UserError(f"{model.name} has {len(matches) or 'no'} modules of the name {name}")
     return matches[0]
 
 

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
+from sae_core.model.middle import writer_of
 from sae_core.sites import Site, Stream
 
 N_POS = 2
 SAME = 1e-4
 """Logits and residuals that differ by less than this share of the largest are the same in float32."""
 _ABSENT = dict.fromkeys(Stream, "its blocks have no such part") | {
-    Stream.MLP_HIDDEN: "its blocks have no one hidden layer, as where each expert has its own"
+    Stream.MLP_HIDDEN: "its blocks have no one hidden layer, as where each expert has its own",
+    Stream.RESID_MID: "attention and MLP of a block read the same residual, side by side; none is between them",
 }
 
 
@@ -78,6 +80,11 @@ def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
     """
     sites = [Site(layer, stream) for stream in Stream for layer in range(model.n_layers)]
     unfit = {site: _ABSENT[site.stream] for site in sites if bridge_hook(site) not in model.bridge.hook_dict}
+    unfit |= {
+        site: "what attention adds to the residual is no module's output"
+        for site in sites
+        if site.stream is Stream.RESID_MID and site not in unfit and writer_of(model.bridge, site.layer) is None
+    }
     edited = _one_of_each_kind(model, [site for site in sites if site not in unfit])
     tokens = torch.arange(N_POS, device=model.device).expand(len(edited) + 1, N_POS)
     h = model.record(tokens, [site for site in sites if site not in unfit])
@@ -91,6 +98,8 @@ def probe(model: Probed) -> tuple[dict[Site, str], dict[Site, int]]:
         if not unfit.keys() & parts and not _add_up([h[site] for site in terms], model):
             both = [Site(each, part.stream) for each in (layer - 1, layer) for part in parts]
             unfit |= dict.fromkeys(both, "the two outputs of a block are not what it adds to the residual")
+    between = (site for site in sites if site.stream is Stream.RESID_MID and site not in unfit)
+    unfit |= {site: unfit[wrong] for site in between if (wrong := Site(site.layer, Stream.ATTN_OUT)) in unfit}
     fit = {site: alike for site, alike in edited.items() if site not in unfit}
     unfit |= _without_effect(model, tokens, model.unembed(h[Site(model.n_layers - 1)]), fit)
     return unfit, {site: h[site].shape[-1] for site in sites if site not in unfit}

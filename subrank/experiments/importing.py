@@ -26,6 +26,7 @@ from subrank.progress import shown
 from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
 from subrank.settings.fields import make, takes
+from subrank.sites import one_site
 
 log = logging.getLogger(__name__)
 LIMITED_BY = 64
@@ -69,7 +70,7 @@ def run_import(
     n_ctx = min(128, model.n_ctx, *known) if settings.context is None else settings.context
     bos = bos_of(model, settings.bos) if settings.bos or _prepend_bos(foreign) else False
     text = Text(settings.text, n_ctx, bos, settings.tokens, settings.column, settings.seed)
-    sites = [Site.parse(name) for name in settings.at] if settings.at else None
+    sites = [one_site(model, name) for name in settings.at] if settings.at else None
     plain, contexts = gather(files, foreign, model, text, sites), text.read(model)
     few, n_held = contexts.training[:LIMITED_BY], len(contexts.held_out)
     read = {f"norms on {len(few)} contexts": pass_over(model, len(few), n_ctx, plain.sites)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sae_core.errors import UserError
-from sae_core.sites import Site
+from sae_core.formats.hook_names import parse_site
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 Selector = Literal["attribution", "greedy", "threshold", "random"]
@@ -20,7 +20,7 @@ def _all_or_place(name: str) -> None:
 class IOISettings(Settings):
     """Where to patch, on which prompts, how features are chosen, and beside what."""
 
-    site: str | None = setting(None, reads=Site.parse)
+    site: str | None = setting(None, reads=parse_site)
     """where to patch; by default chosen on selection prompts"""
     sites: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place)
     """one experiment after the other: sites, streams, or 'all'"""
@@ -63,7 +63,7 @@ class IOISettings(Settings):
 class RemoveSettings(Settings):
     """Where to edit, on how many prompts, and how much damage is allowed."""
 
-    site: str | None = setting(None, reads=Site.parse)
+    site: str | None = setting(None, reads=parse_site)
     """where to edit; by default chosen on selection prompts"""
     prompts: int = setting(256, least=8, quick=26)
     """test prompts; half as many to choose the edit"""
@@ -118,7 +118,7 @@ class SteerSettings(Settings):
 class FeatureSettings(Settings):
     """Which features get a full card, and how much text is read."""
 
-    site: str | None = setting(None, reads=Site.parse)
+    site: str | None = setting(None, reads=parse_site)
     """full cards for features of this site only, e.g. resid_post.3"""
     full: int = setting(24, least=0, quick=3, large=12)
     """full cards, for features drawn at random if not named"""
@@ -154,7 +154,7 @@ class EvaluateSettings(Settings):
 class ImportSettings(Settings):
     """Where other people's dictionaries belong, and the text that verbs read with them."""
 
-    at: tuple[str, ...] | None = setting(None, metavar="SITE", reads=Site.parse)
+    at: tuple[str, ...] | None = setting(None, metavar="SITE", reads=site_or_stream)
     """site of each file; by default where it says that it belongs"""
     text: str = "storybook"
     """'storybook', a file, a folder, or a dataset name"""

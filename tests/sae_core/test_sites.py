@@ -40,7 +40,7 @@ def test_how_they_look():
 
 
 def test_sites_sort_by_layer_then_as_a_block_computes():
-    streams = [Stream.ATTN_Z, Stream.ATTN_OUT, Stream.MLP_HIDDEN, Stream.MLP_OUT, Stream.RESID_POST]
+    streams = [Stream.ATTN_Z, Stream.ATTN_OUT, Stream.RESID_MID, Stream.MLP_HIDDEN, Stream.MLP_OUT, Stream.RESID_POST]
     expected = [Site(layer, stream) for layer in (0, 1, 10) for stream in streams]
     shuffled = random.Random(0).sample(expected, len(expected))
     assert shuffled != expected and sorted(shuffled) == expected

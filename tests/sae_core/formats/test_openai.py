@@ -66,4 +66,4 @@ def test_openai_refusals(tmp_path):
         with user_error(str(tmp_path), word):
             load_foreign(write(tmp_path, "3.pt", values) / "3.pt")
     folder = write(tmp_path / "resid_post_attn_v5_32k" / "autoencoders", "3.pt", openai_values())
-    assert load_foreign(folder / "3.pt").place == "blocks.3.hook_resid_mid"  # which is no site
+    assert load_foreign(folder / "3.pt").place == "blocks.3.hook_resid_mid"

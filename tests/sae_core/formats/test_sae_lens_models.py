@@ -56,12 +56,12 @@ def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
     """Centred writing weights take the mean out of what goes to the residual; the other processing changes nothing."""
     from sae_core.model.language_model import load_model
 
-    streams = Stream.RESID_POST, Stream.MLP_OUT, Stream.ATTN_OUT
+    streams = Stream.RESID_POST, Stream.RESID_MID, Stream.MLP_OUT, Stream.ATTN_OUT
     for kind in ("gpt2", "neox"):
         folder = write_tiny(tmp_path / kind, kind)
         plain, processed = load_model(folder, device="cpu"), load_model(folder, device="cpu")
         processed.bridge.process_weights(center_writing_weights=True, fold_ln=True, fold_value_biases=True)
-        tokens, sites = random_tokens(plain.n_vocab, 3, 12), [Site(layer, s) for layer in range(3) for s in Stream]
+        tokens, sites = random_tokens(plain.n_vocab, 3, 12), [site for s in Stream for site in plain.offered(s)]
         theirs = processed.record(tokens, sites)
         for site, x in plain.record(tokens, sites).items():
             if site.stream is Stream.ATTN_Z:  # its heads lack their biases: the same on every token, and not nothing

@@ -16,7 +16,9 @@ from sae_core.sites import Site, Stream
 
 QUICK = ("GPT-2", "BLOOM", "Mistral", "Gemma 3", "Granite")
 """What differs most: learned positions, ALiBi, windows, norms behind the parts, a multiplier."""
-UNFIT = {"Mixtral": {Stream.MLP_HIDDEN}, "Qwen 2 MoE": {Stream.MLP_HIDDEN}}
+UNFIT = {"Mixtral": {Stream.MLP_HIDDEN}, "Qwen 2 MoE": {Stream.MLP_HIDDEN}} | {
+    family: {Stream.RESID_MID} for family in ("GPT-J", "GPT-NeoX, Pythia", "Falcon", "Phi", "Cohere", "Granite")
+}
 IN_PARTS = {"GPT-2", "GPT-BigCode", "GPT-NeoX, Pythia", "Llama", "Mixtral", "Qwen 2", "Qwen 2 MoE"} | {
     *("Gemma", "Phi 3", "StableLM", "SmolLM 3", "StarCoder 2")
 }
@@ -88,6 +90,8 @@ def test_every_site_is_recorded_and_its_parts_add_up(model, tokens):
     assert all(x.shape == (*tokens.shape, model.d_in(site)) for site, x in h.items())
     size = h[Site(1)].abs().max().item()
     close(h[Site(1)], h[Site(0)] + h[Site(1, Stream.ATTN_OUT)] + h[Site(1, Stream.MLP_OUT)], 1e-5 * size)
+    for middle in model.offered(Stream.RESID_MID):
+        close(h[Site(middle.layer)], h[middle] + h[Site(middle.layer, Stream.MLP_OUT)], 1e-5 * size)
 
 
 def test_an_edit_reaches_what_the_site_feeds_and_nothing_else(model, tokens):
@@ -99,6 +103,10 @@ def test_an_edit_reaches_what_the_site_feeds_and_nothing_else(model, tokens):
         assert moved - {site} == {other for other in offered(model) if model.feeds(site, other)}
         close(logits, model.unembed(edited[last]), 1e-5 * max(1, logits.abs().max().item()))
         assert (edited[last] - clean[last]).abs().max() > 1e-3 * clean[last].abs().max()
+        if site.stream is Stream.RESID_MID:  # the MLP reads what was written, and the residual goes on from it
+            rounding = 1e-5 * clean[last].abs().max().item()
+            close(edited[site], torch.zeros_like(edited[site]), rounding)
+            close(edited[Site(site.layer)], edited[Site(site.layer, Stream.MLP_OUT)], rounding)
         if site.stream is Stream.MLP_OUT:  # it is added last
             close(
                 edited[Site(site.layer)], clean[Site(site.layer)] - clean[site], 1e-5 * clean[last].abs().max().item()

@@ -25,7 +25,9 @@ def test_an_edit_replaces_the_activation(tiny, tokens):
 
 def test_an_edit_that_changes_nothing_changes_no_bit(tiny, tokens):
     before = tiny.logits(tokens)
-    with tiny.hooks(*(Edit(site, lambda h: h) for site in [site for stream in Stream for site in tiny.sites(stream)])):
+    with tiny.hooks(
+        *(Edit(site, lambda h: h) for site in [site for stream in Stream for site in tiny.offered(stream)])
+    ):
         assert torch.equal(tiny.logits(tokens), before)
 
 

@@ -33,10 +33,18 @@ def test_names_lead_to_the_tensor(tiny_models):
                 assert site_named(tiny_models[kind], name) == site, (kind, name)
 
 
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_mid", "blocks.0.hook_resid_pre"])
-def test_a_tensor_of_no_site_is_refused(tiny_models, name):
-    with user_error(name, "no site", "the nearest, ", "%"):
-        site_named(tiny_models["gpt2"], name)
+def test_a_tensor_of_no_site_is_refused(tiny_models):
+    with user_error("blocks.0.attn.q.hook_out", "no site"):
+        site_named(tiny_models["gpt2"], "blocks.0.attn.q.hook_out")
+    with user_error("blocks.0.hook_resid_pre", "embedding", "resid_post.0"):
+        site_named(tiny_models["gpt2"], "blocks.0.hook_resid_pre")
+
+
+def test_the_middle_of_a_block_is_a_site_where_there_is_one(tiny_models):
+    for kind in ("gpt2", "llama"):
+        assert site_named(tiny_models[kind], "blocks.1.hook_resid_mid") == Site(1, Stream.RESID_MID)
+    with user_error("resid_mid.1", "side by side"):
+        site_named(tiny_models["neox"], "blocks.1.hook_resid_mid")
 
 
 def test_heads_are_a_site(tiny_models):
@@ -48,7 +56,7 @@ def test_names_that_a_model_does_not_have(tiny_models):
     with user_error("resid_post.9", "3-layer"):
         site_named(tiny_models["llama"], "layers.9")
     for name in ("layers.9.mlp", "layers.1.attention", "words", "mlp"):  # of the last it has three
-        with user_error(name, "modules of that name"):
+        with user_error(name, "modules of the name"):
             site_named(tiny_models["llama"], name)
     with user_error("model.layers.1.mlp.act_fn", "no site"):  # the gate alone, not what it lets through
         site_named(tiny_models["llama"], "model.layers.1.mlp.act_fn")

@@ -88,14 +88,14 @@ def test_every_error_names_the_file(found, model, tmp_path):
 def test_at_overrides_what_a_file_says_and_a_warning_says_so(found, model, tmp_path, caplog):
     mid = write(tmp_path / "mid", "sae_weights.safetensors", *of_width(32, "blocks.1.hook_resid_mid"))
     hugging_face = write(tmp_path / "hf", "sae_weights.safetensors", *of_width(32, "gpt_neox.layers.1"))
-    with user_error(str(mid), "hook_resid_mid", "--at"):
+    with user_error(str(mid), "resid_mid.1", "side by side", "--at"):
         import_set([mid], model, TEXT)
     assert list(import_set([hugging_face], model, TEXT).dictionaries) == [Site(1)] and not caplog.records
     elsewhere = [Site(0), Site(1), Site(2)]
     assert list(import_set([found[0], mid, hugging_face], model, TEXT, elsewhere).dictionaries) == elsewhere
     first, second, third = [record.getMessage() for record in caplog.records]
     assert str(found[0]) in first and "belongs at resid_post.2" in first and "read at resid_post.0" in first
-    assert "hook_resid_mid" in second and "belongs at resid_post.1" in third
+    assert "resid_mid.1" in second and "belongs at resid_post.1" in third
 
 
 def test_a_dictionary_of_the_hidden_layer(model, tmp_path):
