@@ -26,6 +26,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.errors import UserError
 from sae_core.files import read_json, user_path, write_json
+from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Site
@@ -82,7 +83,7 @@ class Saes(DictionarySet):
 
     def at(self, site: str | Site) -> Autoencoder:
         """The dictionary of a site, `"resid_post.5"`; raises `UserError` that names the nearest where there is none."""
-        return super().at(Site.parse(site) if isinstance(site, str) else site)
+        return super().at(parse_site(site) if isinstance(site, str) else site)
 
     def __getitem__(self, name: FeatureName) -> Feature:
         """The feature of that name; raises `UserError` where its site has no dictionary, or not so many latents."""

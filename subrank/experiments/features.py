@@ -17,6 +17,7 @@ from circuits.features.survey import Survey
 from editing.set_quality import SetQuality
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_json, write_text
+from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.seeds import generator_for
@@ -129,7 +130,7 @@ def run_features(
 ) -> Features:
     """`features` with its settings made."""
     chosen = chosen_features(saes, names, settings)  # before anything slow
-    places = [Site.parse(settings.site)] if settings.site else sorted(saes.dictionaries)
+    places = [parse_site(settings.site)] if settings.site else sorted(saes.dictionaries)
     model = saes.on(model)
     settings = fitted(settings, model.block_weights, on_progress)
     contexts = saes.read(model, settings.text)

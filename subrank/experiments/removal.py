@@ -22,9 +22,9 @@ from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.errors import UserError
 from sae_core.files import user_path
+from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
-from sae_core.sites import Site
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.removal_page import removal_section
 from subrank.progress import shown
@@ -138,7 +138,7 @@ def run_remove(
 def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
     """How much to run, as set; raises `UserError` for a site without a dictionary."""
     few = max(8, settings.prompts // 2)
-    site = Site.parse(settings.site) if settings.site else None
+    site = parse_site(settings.site) if settings.site else None
     if site is not None:
         saes.at(site)
     config = RemovalConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos), site=site)

@@ -155,6 +155,14 @@ def test_nothing_is_trained_with_a_setting_that_nothing_reads(wrong, words):
     members_of(make(TrainSettings, {"kind": ("topk", "relu"), "k": 8, "l1": 5.0, "multi": 0.125}))
 
 
+def test_one_site_is_named_as_several_are():
+    for kind in (IOISettings, RemoveSettings, FeatureSettings):
+        assert make(kind, {"site": "blocks.3.mlp.hook_post"}).site == "blocks.3.mlp.hook_post"
+        with user_error("blocks.0.hook_resid_pre", "embedding", "resid_post.0"):
+            make(kind, {"site": "blocks.0.hook_resid_pre"})
+    assert make(ImportSettings, {"at": ("layers.3.mlp", "resid_pre.2")}).at == ("layers.3.mlp", "resid_pre.2")
+
+
 def test_quick_changes_what_is_not_given_and_nothing_else():
     """Also where the value that is given is the usual one."""
     quick, usual = make(EvaluateSettings, {"quick": True}), make(EvaluateSettings, {})
