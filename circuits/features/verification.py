@@ -2,7 +2,7 @@
 
     F1 = 2 hits / (tokens on which the feature is above its threshold + tokens on which the predicate is true)
 
-The threshold and the predicate are chosen on one half of the contexts, and F1 is that on the other half. The control
+The threshold and the predicate are chosen on every second context, and F1 is that on the others. The control
 is the same choice for the feature's activations on other contexts, position by position: what density and position
 alone give.
 """
@@ -18,7 +18,7 @@ from circuits.features.predicates import next_predicate, predicates
 from circuits.features.survey import Survey
 from sae_core.sites import FeatureId
 
-LEAST = 4
+LEAST = 8
 """Tokens on which a predicate must be true in each half to be considered."""
 
 
@@ -51,8 +51,7 @@ def verify(
     """
     claimed, model = claimed or {}, survey.model
     truths = predicates(model, contexts, [name.removeprefix(next_predicate("")) for name in claimed.values()])
-    half, content = len(contexts) // 2, model.content(contexts)
-    chosen, other = slice(0, half), slice(half, None)
+    content, chosen, other = model.content(contexts), slice(0, None, 2), slice(1, None, 2)
     often = {n: t for n, t in truths.items() if min(int(t[chosen].sum()), int(t[other].sum())) >= LEAST}
     if not features or not often:
         return []
