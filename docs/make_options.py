@@ -37,9 +37,11 @@ command takes them with spaces between (`-k 8 16`) and Python as a tuple (`k=(8,
 
 Every verb also takes `--out` (a folder for the results), `--device` and `--dtype` (the precision of the language model:
 `auto`, `float32`, `bfloat16` or `float16`; by default the checkpoint's on CUDA, else float32; in Python both are
-`sr.load_model`'s); those on a set take the folder of the set, and `--model` where the model has moved. `train` takes a
-MODEL and `--text`; `--cache DIR` keeps activations, `--resume` goes on from a checkpoint, `--save-every SECONDS` says
-how often there is one, `--config run.json` repeats a run. `circuit` takes `--target`, `remove` `--task`, `steer` and
+`sr.load_model`'s), and `--lm-batch` (contexts of a text that go through the language model together: less takes less
+memory, and changes numbers by rounding only); the model runs on one device. Those on a set take the folder of the set,
+and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
+goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run.
+`circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`.
 
 Defaults that are less "for large models" fall, from what they are for a model of 10 million weights in its blocks

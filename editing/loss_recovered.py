@@ -162,7 +162,7 @@ def splice_costs(
 ) -> dict[Site, SpliceCost]:
     """What each dictionary costs, alone, at all content positions; BOS keeps its activation."""
     sums = {site: torch.zeros(3, dtype=torch.float64) for site in dictionaries}
-    for tokens in contexts.split(at_once):
+    for tokens in contexts.split(model.at_once(at_once)):
         chunk = EditedContexts(model, tokens, dictionaries)
         for site, dictionary in dictionaries.items():
             zeroed = chunk.constant(site, outlier_norm_of(dictionary))
@@ -192,6 +192,7 @@ def splice_reports(
     limits = limits_of(sets.values())
     sums: dict[Site, Any] = dict.fromkeys(sharing, 0.0)
     hurt: dict[tuple[str, Site], list[Hurt]] = {(name, site): [] for site, names in sharing.items() for name in names}
+    at_once = model.at_once(at_once)
     for number, tokens in enumerate(contexts.split(at_once)):
         chunk = EditedContexts(model, tokens, sharing)
         for site, names in sharing.items():

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Survey:
         if not content.any():
             raise UserError("the text holds no tokens but special ones; give another text")
         wanted = [*self.dictionaries] if sites is None else sorted(sites)
+        chunks = replace(chunks, contexts=self.model.at_once(chunks.contexts))
         announced = chunks.stages(len(contexts))
         stages = Stages(on_progress, len(announced))
         try:
@@ -116,7 +118,7 @@ class Survey:
             few = torch.arange(len(contexts)) < _FEWEST
             chosen = contexts[sampled if int(sampled.sum()) >= _FEWEST else sampled | few]
         total = torch.zeros(self.model.d_model, dtype=torch.float64)
-        for tokens in chosen.split(chunks.contexts):
+        for tokens in chosen.split(self.model.at_once(chunks.contexts)):
             total += self._ends_of(tokens, chunks).sum(0)
         self._write()
         return (total / self.model.content(chosen).sum()).float().to(self.model.device)

@@ -93,7 +93,7 @@ def read_features(
     sums = {site: torch.zeros(2, model.d_in(site), dtype=torch.float64) for site in latents}
     counts = {site: torch.zeros(2, 1, dtype=torch.float64) for site in latents}
     final, n_tokens, f = torch.zeros(model.d_model, dtype=torch.float64), 0, []
-    for chunk in contexts.split(at_once):
+    for chunk in contexts.split(model.at_once(at_once)):
         content = model.content(chunk).to(model.device)
         recorded = model.record(chunk, {*latents, last})
         n_tokens += int(content.sum())

@@ -177,7 +177,7 @@ def spread(content: Bool[Tensor, "contexts pos"], *, generator: torch.Generator)
 
 def seconds_per_token(model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: tuple[Site, ...]) -> float:
     """How long the model takes for one token of a context, measured on as many contexts as it takes at once."""
-    few = contexts[: _contexts_at_once(model, contexts.shape[1])]
+    few = contexts[: model.at_once(_contexts_at_once(model, contexts.shape[1]))]
     harvest(model, few[:1], sites)  # what happens only once
     begun = time.perf_counter()
     harvest(model, few, sites)
@@ -218,7 +218,7 @@ def harvest(
     """
     content, rows, start = model.content(contexts), {}, 0
     buffers = {} if buffers is None else buffers
-    at_once = at_once or _contexts_at_once(model, contexts.shape[1])
+    at_once = at_once or model.at_once(_contexts_at_once(model, contexts.shape[1]))
     n_tokens = int(content.sum())
     for chunk, mask in zip(contexts.split(at_once), content.split(at_once), strict=True):
         places = mask.flatten().nonzero().squeeze(-1).to(model.device)

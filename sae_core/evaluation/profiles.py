@@ -59,7 +59,7 @@ def profiles(
             limit = outlier_norm_of(dictionary)
             count = counts.setdefault(site, {}).setdefault(limit, SiteCount(cells, limit, codes_at_once))
             count.include(dictionary)
-    for rows in _chunks(len(contexts), at_once):
+    for rows in _chunks(len(contexts), model.at_once(at_once)):
         kept, place = content[rows], cells.place[rows][content[rows]]
         first, spot = (kept & (kept.cumsum(-1) == 1))[kept], kept.nonzero() + torch.tensor([int(rows[0]), 0])
         for site, h in model.record(contexts[rows], [*counts]).items():

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_core import checks
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
 from sae_core.model.checkpoint import load_checkpoint
@@ -58,6 +59,9 @@ class LanguageModel(Vocabulary):
     _widths: Mapping[Site, int] = MappingProxyType({})
     fused_from: int | None = None
     """Positions from which on attention is computed in one step; None: never (`fused.py`)."""
+
+    lm_batch: int | None = None
+    """Contexts that go through the model together where a text is read; None: as many as each kind of reading takes."""
 
     def __init__(self, bridge: Any, tokenizer: Any, *, bos_id: int | None, name: str):
         super().__init__(tokenizer, bos_id=bos_id)
@@ -210,6 +214,10 @@ class LanguageModel(Vocabulary):
         handle = self._points[site].add_hook(function)
         return partial(_detach, self._points[site], handle)
 
+    def at_once(self, usual: int) -> int:
+        """Contexts that go through the model together: `lm_batch`, or else the usual number."""
+        return self.lm_batch or usual
+
     @property
     def block_weights(self) -> int:
         """How large the model is: the weights of its blocks, about, 12 n_layers d_model^2."""
@@ -246,14 +254,19 @@ def _detach(point: Any, handle: Any) -> None:
     point.fwd_hooks.remove(handle)
 
 
-def load_model(name: str | Path, *, device: str | None = None, dtype: str = "auto") -> LanguageModel:
+def load_model(
+    name: str | Path, *, device: str | None = None, dtype: str = "auto", lm_batch: int | None = None
+) -> LanguageModel:
     """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
 
     A name with a path separator that exists, and every `Path`, is a directory and never looked for on the network.
-    `dtype` is the model's precision (`precision.Precision`); activations are handed out in float32 at least. What its
+    `dtype` is the model's precision (`precision.Precision`); activations are handed out in float32 at least. `lm_batch`
+    contexts of a text go through it together, by default 16 or 32, or as many as its processor takes well. What its
     family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, for a checkpoint whose
     weights or tokenizer are not complete, and within seconds where the hub does not answer.
     """
+    if lm_batch is not None:
+        checks.whole("lm_batch", lm_batch, 1)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = model_source(name)
 
@@ -270,7 +283,7 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
         full = str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
         model = LanguageModel(bridge, tokenizer, bos_id=bos_id, name=full)
         model.unfit, model._widths = probe(model)
-        model.fused_from = fused_from(model)
+        model.fused_from, model.lm_batch = fused_from(model), lm_batch
         for stream, reason in {site.stream: reason for site, reason in model.unfit.items()}.items():
             if stream is not Stream.RESID_MID:  # which no block needs to have
                 logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)

@@ -38,7 +38,7 @@ def model_of(name: str, options: argparse.Namespace) -> "LanguageModel":
             raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return load_model(name, device=device, dtype=options.dtype)
+    return load_model(name, device=device, dtype=options.dtype, lm_batch=options.lm_batch)
 
 
 def sets_of(folders: Sequence[Path]) -> "dict[str, Saes]":

@@ -52,6 +52,8 @@ class Verbs:
             default="auto",
             help="precision of the language model (default: auto: on CUDA the checkpoint's, elsewhere float32)",
         )
+        together = "contexts of a text that go through the language model together; less takes less memory"
+        parser.add_argument("--lm-batch", type=int, default=None, metavar="N", help=together)
         add_settings(parser, settings)
         return parser
 
