@@ -12,11 +12,11 @@ from subrank.result import Provenance
 
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])
 def test_the_model_computes_in_the_precision_that_is_named_and_results_say_so(checkpoints, dtype, expected):
-    model = model_of(str(checkpoints["llama"]), Namespace(device="cpu", dtype=dtype))
+    model = model_of(str(checkpoints["llama"]), Namespace(device="cpu", dtype=dtype, lm_batch=None))
     assert model.dtype is getattr(torch, expected)
     assert Provenance.of("ioi", model, {}).dtype == expected
 
 
 def test_a_device_that_there_is_not():
     with user_error("--device abacus"):
-        model_of("storybook", Namespace(device="abacus", dtype="auto"))
+        model_of("storybook", Namespace(device="abacus", dtype="auto", lm_batch=None))
