@@ -38,9 +38,10 @@ Latents = Sequence[int | FeatureId] | Int[Tensor, "k"]
 class FeaturePatch:
     """Move chosen latents to `target`, each along its own direction.
 
-        h  ->  h + sum_{i in latents} (target_i - f_i(h)) d_i
+        h  ->  h + sum_{i in latents} s_i (target_i - f_i(h)) d_i
 
-    A zero target ablates, a constant clamps, another run's codes patch.
+    A zero target ablates, a constant clamps, another run's codes patch. The strengths s_i are 1 unless they are given:
+    2 pushes a latent as far past its target as it was before it.
     """
 
     site: Site
@@ -49,9 +50,12 @@ class FeaturePatch:
     target: Float[Tensor, "#batch #pos n"]
     """A value for each of the latents; `UserError` if there are more or fewer."""
     mask: Mask = None
+    strengths: Float[Tensor, "*#batch k"] | None = None
 
     def __post_init__(self):
         _check_latents(self.site, self.dictionary, self.latents)
+        if self.strengths is not None and self.strengths.shape[-1] != len(self.latents):
+            raise UserError(f"{len(self.latents)} latents of {self.site} cannot take {len(self.strengths)} strengths")
         if self.target.shape[-1] != len(self.latents):
             raise UserError(f"{len(self.latents)} latents of {self.site} cannot take {self.target.shape[-1]} values")
 
@@ -59,6 +63,7 @@ class FeaturePatch:
         if ended(self.target, h):
             return h
         change = self.target - codes(self.site, self.dictionary, h)[..., self.latents]
+        change = change if self.strengths is None else self.strengths * change
         return where_inlier(self.dictionary, self.mask, h + change @ self.dictionary.directions[self.latents], h)
 
     def reach(self, h: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:

@@ -53,7 +53,8 @@ def edited(card, t, h):
         raise ValueError(f"unknown kind of edit {card['kind']!r}")
     latents = t["latents"]
     codes, directions = encode(card["dictionary"], t, h)
-    return spared(card["dictionary"], h + (t["target"] - codes[..., latents]) @ directions[latents], h)
+    change = t.get("strengths", 1.0) * (t["target"] - codes[..., latents])
+    return spared(card["dictionary"], h + change @ directions[latents], h)
 
 
 def spared(card, changed, h):

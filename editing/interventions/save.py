@@ -86,6 +86,7 @@ def describe_edit(edit: Intervention) -> tuple[Card, dict[str, Tensor]]:
         dictionary, tensors = describe(edit.dictionary)
         tensors = {_DICTIONARY + name: tensor for name, tensor in tensors.items()}
         tensors |= {"latents": edit.latents, "target": edit.target}
+        tensors |= {} if edit.strengths is None else {"strengths": edit.strengths}
         return card | {"kind": "features", "dictionary": dictionary}, tensors
     raise UserError(f"a {type(edit).__name__} of {edit.site} cannot be saved; feature patches and erasures can")
 
@@ -104,7 +105,7 @@ def _restore_edit(card: Card, tensors: dict[str, Tensor]) -> Intervention:
     if kind != "features":
         raise ValueError(f"unknown kind of edit {kind!r}")
     dictionary = restore(card["dictionary"], _below(_DICTIONARY, tensors))
-    return FeaturePatch(site, dictionary, tensors["latents"], tensors["target"])
+    return FeaturePatch(site, dictionary, tensors["latents"], tensors["target"], strengths=tensors.get("strengths"))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

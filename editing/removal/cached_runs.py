@@ -6,6 +6,7 @@ position, and latent activations are made for some rows at a time.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -200,18 +201,30 @@ class PromptRuns:
         scores = self.scores_of_rows(which, lambda part: factor[part] * change[which[part]])
         return scores.unflatten(0, (-1, len(change)))
 
-    def gradient(self, weights: Float[Tensor, "batch"]) -> Float[Tensor, "batch pos d"]:
-        """d/dx sum_b weights_b score_b, the gradient of a weighted sum of the scores by the activation."""
+    def scores_and_gradients(
+        self, change: Float[Tensor, "batch pos d"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch pos d"]]:
+        """The score of every prompt under `change`, and each score's gradient by the activation there."""
 
-        def gradient_of(which: Tensor) -> Tensor:
-            with torch.enable_grad():
-                change = torch.zeros_like(self.x[which]).requires_grad_()
-                total = (self._scores(which, change) * weights[which]).sum()
-            return torch.autograd.grad(total, change)[0]
+        parts = (self._scores_and_gradients(which, change) for which in self._all_prompts.split(self._graphs_at_once))
+        scores, gradients = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(gradients)
 
-        # measured apart from `at_once`: a pass with its graph takes more memory than one without
-        at_once = measure_rows_that_fit(lambda n: gradient_of(self._all_prompts[:n]), budget_on(self.x.device))
-        return torch.cat([gradient_of(which) for which in self._all_prompts.split(at_once)])
+    def _scores_and_gradients(self, which: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            changed = change[which].detach().requires_grad_()
+            scores = self._scores(which, changed)
+            total = scores.sum()  # each score is of its own prompt alone: the gradient holds them all
+        return scores.detach(), torch.autograd.grad(total, changed)[0]
+
+    @cached_property
+    def _graphs_at_once(self) -> int:
+        """Prompts that fit into memory with their graph, which takes more than `at_once` was measured with."""
+
+        def run(n: int) -> Tensor:
+            return self._scores_and_gradients(self._all_prompts[:n], torch.zeros_like(self.x))[1]
+
+        return measure_rows_that_fit(run, budget_on(self.x.device))
 
     def _scores(self, which: Int[Tensor, "rows"], change: Float[Tensor, "rows pos d"]) -> Float[Tensor, "rows"]:
         logits = self.resumed.logits_changed if self.suffix is None else self.suffix.logits

@@ -33,10 +33,8 @@ class Damage:
     """Mean rise of the cross-entropy of the next token, nats per token."""
     edit_size: float
     """Mean |x' - x| over the content tokens, added up over the edits."""
-    kl_sums: tuple[float, ...]
-    """Sum of the KL over the counted tokens of each context."""
-    counts: tuple[float, ...]
-    """Counted tokens of each context."""
+    resamples: tuple[float, ...] = ()
+    """The mean KL in each bootstrap resample of the contexts, the same for all edits of a text and seed."""
 
 
 class DamageText:
@@ -88,14 +86,33 @@ class DamageText:
         for row, values in zip(sums, per_token, strict=True):
             row.index_add_(0, self._context, values)
         totals, resamples = sums.sum(1).tolist(), sums @ resampled(torch.arange(n), seed).T
-        kl_sums, counts = (tuple(row.tolist()) for row in sums[:2])
+        means = resamples[0] / resamples[1].clamp_min(1e-12)
         return Damage(
-            kl=estimate_from(totals[0] / totals[1], resamples[0] / resamples[1].clamp_min(1e-12)),
+            kl=estimate_from(totals[0] / totals[1], means),
             rise=estimate_from(totals[2] / max(totals[3], 1.0), resamples[2] / resamples[3].clamp_min(1e-12)),
             edit_size=sum(edited.sizes),
-            kl_sums=kl_sums,
-            counts=counts,
+            resamples=tuple(means.tolist()),
         )
+
+    def second_order(self, edits: Sequence[Intervention]) -> Float[Tensor, "n n"]:
+        """G with KL(unedited || all edits at strengths a) = a^T G a / 2 to second order, nats per token.
+
+            G_ij = mean over counted tokens of Cov_p(D_i, D_j),   D_i the change of the logits under edit i alone
+
+        p is the unedited model's distribution: the Hessian of the KL by the logits is its covariance. One run of the text
+        for each edit.
+        """
+        finals = [self.runs.edited([edit]).final[self.counted] for edit in edits]
+        gram = torch.zeros(len(edits), len(edits), dtype=torch.float64)
+        for part in torch.arange(len(self._final)).split(
+            max(1, self._logits_at_once // (len(edits) * self.model.n_vocab))
+        ):
+            clean = self.model.unembed(self._final[part])
+            p = clean.softmax(-1)
+            changes = torch.stack([self.model.unembed(final[part]) - clean for final in finals])  # [n tokens vocab]
+            centred = ((changes - (p * changes).sum(-1, keepdim=True)) * p.sqrt()).flatten(1)
+            gram += (centred @ centred.T).double().cpu()
+        return gram / len(self._final)
 
     def kl(self, edits: Sequence[Intervention]) -> float:
         """Mean KL(unedited || edited) per counted token, nats."""

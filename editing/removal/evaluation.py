@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.interventions.compose import unscaled
-from editing.metrics import bootstrap_estimate
+from editing.interventions.patch import FeaturePatch
+from editing.metrics import bootstrap_estimate, weighted_aurocs
 from editing.removal.cached_runs import TokenRuns, ablated_latents, up_to_end
 from editing.removal.class_scores import answer_probabilities, scores_of
 from editing.removal.damage_text import Damage, DamageText
@@ -27,8 +28,6 @@ from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import FeatureId, Site
 
-GONE = 0.05
-"""The capability is gone if the AUROC is within this of 0.5."""
 EVERYWHERE = "all layers"
 UNCHANGED = Estimate(0.0)
 
@@ -38,13 +37,12 @@ class Method(StrEnum):
 
     NONE = "no edit"
     FEATURES = "features"
-    PLAIN = "features, plain ablation"
+    PLAIN = "features, set to zero"
+    MEAN = "features, set to their mean"
+    RESAMPLED = "features, resampled"
     LEACE = "LEACE"
     MEANS = "mean difference"
     ORTHOGONAL = "orthogonal projection"
-    LEACE_TUNED = "LEACE, tuned"
-    MEANS_TUNED = "mean difference, tuned"
-    ORTHOGONAL_TUNED = "orthogonal projection, tuned"
     RANDOM_FEATURES = "random features"
     RANDOM_DIRECTIONS = "random directions"
 
@@ -67,7 +65,10 @@ class Removal:
     edit_size: float
     """Mean |x' - x| over the content tokens of the text, added up over the edited sites."""
     features: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = ()
+    """Of each feature, beside the strength of the whole."""
     strength: float = 1.0
+    """Of the fitted edit."""
     gap: Estimate = UNCHANGED
     """Mean of P(right answer) - P(wrong answer)."""
     rise: Estimate = UNCHANGED
@@ -82,17 +83,19 @@ class Removal:
     """Of a mean over random draws, the AUROC of each."""
 
     @property
-    def gone(self) -> bool:
-        """Whether the AUROC is at chance; of random draws, that of each."""
-        return all(abs(area - 0.5) <= GONE for area in self.draws or (self.auroc.value,))
+    def left(self) -> float:
+        """Capability left, 2 |AUROC - 0.5|; of random draws, the mean of each draw's."""
+        areas = self.draws or (self.auroc.value,)
+        return sum(2 * abs(area - 0.5) for area in areas) / len(areas)
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A removal, and its damage context by context, to compare methods on the same text."""
+    """A removal, its damage, and the AUROC in every bootstrap resample, the same for all methods."""
 
     removal: Removal
     damage: Damage
+    auroc_resamples: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +174,15 @@ class Evaluator:
             damage=damage.kl,
             edit_size=damage.edit_size,
             features=tuple(str(FeatureId(edit.site, j)) for edit in edits for j in ablated_latents(edit)),
+            strengths=tuple(strength for edit in edits for strength in _strengths(edit)),
             strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),
             gap=bootstrap_estimate(right - wrong, weights),
             rise=damage.rise,
         )
-        return Evaluated(removal, damage)
+        areas = weighted_aurocs(scores.double(), prompts.positive, weights)
+        # a resample without one of the classes says nothing: there the AUROC is taken to be that of all prompts
+        areas = torch.where(areas.isnan(), torch.tensor(removal.auroc.value).double(), areas)
+        return Evaluated(removal, damage, tuple(areas.tolist()))
 
     def _probe(self, ends: Float[Tensor, "batch d"], halves: Bool[Tensor, "batch"]) -> Estimate:
         """The mean of the AUROCs of two probes, each fitted on one half of the prompts and read on the other."""
@@ -184,6 +191,14 @@ class Evaluator:
         for half in (halves, ~halves):
             scores[~half] = probe_scores(ends[half], positive[half], ends[~half])
         return mean_auroc(self.test.prompts, (halves, ~halves), scores, self.test.weights)
+
+
+def _strengths(edit: Intervention) -> list[float]:
+    """How strongly each of its features is ablated."""
+    inner, _ = unscaled(edit)
+    if not isinstance(inner, FeaturePatch):
+        return []
+    return [1.0] * len(inner.latents) if inner.strengths is None else inner.strengths.tolist()
 
 
 def probe_scores(
@@ -201,12 +216,12 @@ def probe_scores(
 def mean_over_draws(draws: Sequence[Evaluated]) -> Evaluated:
     """The mean over random draws, without their features; intervals run from the lowest end to the highest.
 
-    The AUROC of each draw is kept in `Removal.draws`: AUROCs on either side of 0.5 average to 0.5, and the capability
-    counts as gone only where each draw removes it. A single draw is returned as it is.
+    The AUROC of each draw is kept in `Removal.draws`: AUROCs on either side of 0.5 average to 0.5. A single draw is
+    returned as it is.
     """
     first = draws[0]
     if len(draws) == 1:
-        return replace(first, removal=replace(first.removal, features=()))
+        return replace(first, removal=replace(first.removal, features=(), strengths=()))
     removals, damages = [draw.removal for draw in draws], [draw.damage for draw in draws]
     transfers = {name: [removal.transfer[name] for removal in removals] for name in first.removal.transfer}
     removal = replace(
@@ -214,10 +229,10 @@ def mean_over_draws(draws: Sequence[Evaluated]) -> Evaluated:
         **_means(removals),
         transfer={name: _mean_estimate(estimates) for name, estimates in transfers.items()},
         features=(),
+        strengths=(),
         draws=tuple(removal.auroc.value for removal in removals),
     )
-    kl_sums = tuple(_mean(sums) for sums in zip(*(damage.kl_sums for damage in damages), strict=True))
-    return Evaluated(removal, replace(first.damage, **_means(damages), kl_sums=kl_sums))
+    return replace(first, removal=removal, damage=replace(first.damage, **_means(damages)))
 
 
 def _means(results: Sequence[Removal] | Sequence[Damage]) -> dict[str, Any]:

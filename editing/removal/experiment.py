@@ -2,24 +2,26 @@
 
 The experiment, in order (each line is a file):
 
-    capability          balanced prompts of two classes; capability = AUROC of logit(yes) - logit(no), gone if
-                        it is within 0.05 of 0.5
-    site_and_strength   at every site a greedy search (feature_search) for features, and a strength, that leave the
-                        classes least apart on selection prompts, under a budget of damage (damage_text): KL per token
-                        from the unedited model on text where it gives the task's tokens less than 1%
-    compared_edits      LEACE and two projections along the difference of the class means, fitted on all prompts that
-                        are not for the test; random features of like density and random directions, scaled to the
-                        same edit size; all of them at all layers at once as well
-    evaluation          every method at every site on test prompts and test text that nothing was chosen or fitted on:
-                        AUROC, over all prompts and within single sentences; transfer tasks; probes; damage
-    comparisons         AUROC against damage at all strengths; damage of the features beside that of LEACE
-    result              the figures, and the outcome in words
+    capability     balanced prompts of two classes; capability = 2 |AUROC of logit(yes) - logit(no) - 0.5|
+    feature_fit    at every site features, and a strength for each, that bring the classes together on selection prompts
+                   at little damage (damage_text): KL per token from the unedited model, on text where it gives the
+                   task's tokens less than 1%
+    erasers        LEACE and two projections along the difference of the class means, each fitted where it works best
+    choosing       how many features, which site and which strengths: what removes 80 % on check prompts at least damage
+    random_edits   random features of like density and random directions, scaled to the same edit size
+    joint_features, erasers    features and erasers at all layers at once
+    evaluation     every method at every site on test prompts and test text that nothing was chosen or fitted on: AUROC,
+                   over all prompts and within single sentences; transfer tasks; probes; damage
+    curve          the same at rising strengths: the damage at 50, 80 and 90 % removed
+    comparisons    the damage of the features beside that of every other method
+    result         the figures, and the outcome in words
 
 Every method edits the same site at the same positions, all content tokens.
 Erasers: LEACE (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form"); the comparison is that of
 Cunningham et al. 2023, "Sparse autoencoders find highly interpretable features in language models".
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -27,28 +29,24 @@ from jaxtyping import Int
 from torch import Tensor
 
 from editing.interventions.compose import Scaled
-from editing.interventions.erase import Erasure
+from editing.interventions.patch import ablate, mean_ablate
 from editing.removal.cached_runs import REMOVABLE, ablated_latents
 from editing.removal.capability import Capability
+from editing.removal.choosing import Choice, EditSearch
 from editing.removal.class_scores import model_score
-from editing.removal.compared_edits import (
-    edits_at_all_layers,
-    fit_erasers,
-    random_edits,
-    scaled_to_sizes,
-    tuned_erasers,
-)
-from editing.removal.comparisons import Frontier, LeaceComparison
+from editing.removal.comparisons import Comparison, compared
 from editing.removal.config import FEWEST_CONTEXTS, RemovalConfig
+from editing.removal.curve import SHARES, Curve, MeasuredCurve
 from editing.removal.damage_text import DamageText
-from editing.removal.evaluation import Evaluated, Evaluator, Method, mean_over_draws
+from editing.removal.erasers import FittedEraser, best_erasers, best_scrubbing
+from editing.removal.evaluation import Evaluated, Evaluator, Method, Removal, mean_over_draws
+from editing.removal.joint_features import joint_features
+from editing.removal.random_edits import Resampled, random_edits, scaled_to_sizes
 from editing.removal.resampling import resampling_scheme
 from editing.removal.result import RemovalResult
-from editing.removal.site_and_strength import EditSearch
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
-from sae_core.outliers import limits_of
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import Site, Stream
 
@@ -76,29 +74,27 @@ def remove(
         DamageText(model, half, task.task_tokens) for half in split_text(contexts[: config.text_contexts])
     )
     search = EditSearch(model, task, dictionaries, text_to_choose, config)
-    edits, best = search.at(sites, stages)
-    measured = _Measurements(search, edits, best, text_to_report)
+    choices, best = search.at(sites, stages)
+    measured = _Measurements(search, choices, best, text_to_report)
     measured.run(sites, stages)
-    methods = {site: [e.removal for e in evaluated.values()] for site, evaluated in measured.at.items()}
-    gone = [removal for removal in methods[best] if removal.gone]
     return RemovalResult(
         own=score,
         own_auroc=auroc,
         site=str(best),
-        methods=tuple(methods[best]),
-        elsewhere=tuple(removal for site in methods if site != best for removal in methods[site]),
-        best=min(gone, key=lambda removal: removal.damage.value).method if gone else None,
+        methods=tuple(measured.rows[best]),
+        elsewhere=tuple(row for site, rows in measured.rows.items() if site != best for row in rows),
         unedited=measured.unedited.removal,
-        everywhere=tuple(evaluated.removal for evaluated in measured.everywhere.values()),
-        frontiers=tuple(measured.frontiers),
-        comparisons=measured.comparisons(),
+        share=min(SHARES, key=lambda share: abs(share - config.share)),
+        everywhere=tuple(measured.everywhere),
+        curves=tuple(measured.curves),
+        comparisons=tuple(measured.comparisons),
         task=task.name,
         answers=task.answers,
         example=task.example,
         notes=task.notes,
         resampled=resampling_scheme(task.test),
         budget=config.budget,
-        edits=(edits[best],),
+        edits=(Scaled(choices[best].edit, choices[best].reach.strength),),
     )
 
 
@@ -123,8 +119,8 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
 
 
 def _n_stages(sites: list[Site]) -> int:
-    """The model's score; choosing and measuring at each site, choosing again, the frontier; all layers at once."""
-    return 2 * len(sites) + 3 + _has_several_layers(sites)
+    """The model's score; choosing and measuring at each site; all layers at once."""
+    return 2 * len(sites) + 1 + _has_several_layers(sites)
 
 
 def _has_several_layers(sites: list[Site]) -> bool:
@@ -137,13 +133,9 @@ def _has_several_layers(sites: list[Site]) -> bool:
 class _Measurements:
     """The chosen edits and what they are compared with, on the test prompts and the test text."""
 
-    def __init__(self, search: EditSearch, edits: dict[Site, Scaled], best: Site, text: DamageText):
-        self.search, self.edits, self.best, self.text = search, edits, best, text
+    def __init__(self, search: EditSearch, choices: dict[Site, Choice], best: Site, text: DamageText):
+        self.search, self.choices, self.best, self.text = search, choices, best, text
         self.task, self.config = search.task, search.config
-        self.erasers: dict[Site, dict[Method, Erasure]] = {site: {} for site in edits}
-        if self.task.concept:
-            limits = limits_of([search.dictionaries])
-            self.erasers = fit_erasers(search.model, list(edits), self.task.fitting, limits)
         self.evaluator = Evaluator(
             search.model,
             self.task.test,
@@ -152,77 +144,93 @@ class _Measurements:
             transfers=self.task.transfers,
             halves=self.task.test.halves() if self.task.concept else None,
         )
-        unedited = self.evaluator.evaluate([Scaled(edits[best].edit, 0.0)], Method.NONE)
-        self.unedited = replace(unedited, removal=replace(unedited.removal, features=(), strength=0.0))
-        self.at: dict[Site, dict[Method, Evaluated]] = {}
-        self.everywhere: dict[Method, Evaluated] = {}
-        self.frontiers: list[Frontier] = []
+        unedited = self.evaluator.evaluate([Scaled(choices[best].edit, 0.0)], Method.NONE)
+        self.unedited = replace(unedited, removal=replace(unedited.removal, features=(), strengths=(), strength=0.0))
+        self.rows: dict[Site, list[Removal]] = {}
+        self.everywhere: list[Removal] = []
+        self.curves: list[Curve] = []
+        self.comparisons: list[Comparison] = []
 
     def run(self, sites: list[Site], stages: Stages) -> None:
-        """Fill `at`, `everywhere` and `frontiers`; a stage for each site, for the frontier and for all layers."""
+        """Fill the rows, curves and comparisons; a stage for each site, and one for all layers."""
         for site in sites:
-            if site in self.edits:
+            if site in self.choices:
                 stages.begin(f"{self.task.name}: measuring at {site}")
-                self.at[site] = self._at_best(stages) if site == self.best else self._at(site)
+                self.rows[site] = self._at(site)
             else:
                 stages.begin(f"{self.task.name}: {site} is skipped, no feature supports the task within the budget")
-        residual = {site: edit for site, edit in self.edits.items() if site.stream is Stream.RESID_POST}
+        residual = {site: choice for site, choice in self.choices.items() if site.stream is Stream.RESID_POST}
         if _has_several_layers(sites):
             stages.begin(f"{self.task.name}: all layers at once")
         if len(residual) > 1:
             self.everywhere = self._at_all_layers(residual)
 
-    def comparisons(self) -> tuple[LeaceComparison, ...]:
-        """Features beside LEACE, site by site and then at all layers at once, wherever there are both."""
-        rows = [*(self.at[site] for site in sorted(self.at)), self.everywhere]
-        both = [row for row in rows if Method.FEATURES in row and Method.LEACE in row]
-        return tuple(LeaceComparison.of(row[Method.FEATURES], row[Method.LEACE], self.config.seed) for row in both)
+    def _at(self, site: Site) -> list[Removal]:
+        """All methods at one site; at the chosen one further ways to ablate the features, and several random draws."""
+        choice = self.choices[site]
+        erasers = best_erasers(self.search, site) if self.task.concept else {}
+        curves = {Method.FEATURES: self._curve(Method.FEATURES, [choice.edit], choice.reach.strength)}
+        if site == self.best:
+            for method, edit in self._variants(site).items():
+                curves[method] = self._curve(method, [edit], self.search.reach_on_check(site, edit).strength)
+        for method, eraser in erasers.items():
+            curves[method] = self._eraser_curve(method, eraser)
+        rows = self._kept(curves)
+        draws = self.config.random_draws if site == self.best else 1
+        size = rows[0].edit_size  # of the features' edit on the reported text
+        drawn = [self._random(site, size, draw) for draw in range(draws)]
+        for method in drawn[0]:
+            evaluated = [self.evaluator.capability_and_damage([draw[method]], method) for draw in drawn]
+            rows.append(mean_over_draws(evaluated).removal)
+        return rows
 
-    def _at(self, site: Site) -> dict[Method, Evaluated]:
-        """Features and erasers, and random edits without transfer tasks and probes."""
-        evaluated = self._evaluated({Method.FEATURES: self.edits[site], **self.erasers[site]})
-        # scaled to the size that the features' edit has on the reported text
-        for method, edit in self._random(site, evaluated[Method.FEATURES].removal.edit_size).items():
-            evaluated[method] = mean_over_draws([self.evaluator.capability_and_damage([edit], method)])
-        return evaluated
-
-    def _at_best(self, stages: Stages) -> dict[Method, Evaluated]:
-        """Features and erasers also at strength 1 and with a strength; several random draws; and all frontiers."""
-        site = self.best
-        edits: dict[Method, Intervention] = {Method.FEATURES: self.edits[site], **self.erasers[site]}
-        evaluated = self._evaluated(edits)
-        variants: dict[Method, Intervention] = {Method.PLAIN: self.edits[site].edit}
+    def _at_all_layers(self, residual: dict[Site, Choice]) -> list[Removal]:
+        edits, reach = joint_features(self.search, residual)
+        curves = {Method.FEATURES: self._curve(Method.FEATURES, edits, reach.strength)}
         if self.task.concept:
-            variants |= tuned_erasers(self.search, site, self.erasers[site])
-        evaluated |= self._evaluated(variants)
-        # the frontier of a random method is that of its first draw: a mean over draws has no single edit to scale
-        size, curves = evaluated[Method.FEATURES].removal.edit_size, dict(evaluated)
-        draws = [self._random(site, size, draw) for draw in range(self.config.random_draws)]
-        for method in draws[0]:
-            drawn = [self.evaluator.evaluate([draw[method]], method) for draw in draws]
-            evaluated[method], curves[method] = mean_over_draws(drawn), drawn[0]
-        stages.begin(f"{self.task.name}: weaker and stronger edits at {site}")
-        self._add_frontiers({method: [edit] for method, edit in (edits | draws[0]).items()}, curves)
-        return evaluated
+            for method, eraser in best_scrubbing(self.search, sorted(residual)).items():
+                curves[method] = self._eraser_curve(method, eraser)
+        rows = self._kept(curves)
+        sizes = self.text.runs.edited([Scaled(edit, reach.strength) for edit in edits]).sizes
+        random = [self._unscaled_random(edit.site) for edit in edits]
+        for method in random[0]:
+            drawn = scaled_to_sizes([at_site[method] for at_site in random], sizes, self.text.runs)
+            rows.append(self.evaluator.capability_and_damage(drawn, method).removal)
+        return rows
 
-    def _at_all_layers(self, residual: dict[Site, Scaled]) -> dict[Method, Evaluated]:
-        methods = edits_at_all_layers(self.search, residual, self.text.runs)
-        evaluated = {method: self.evaluator.evaluate(edits, method) for method, edits in methods.items()}
-        drawn = [method for method in (Method.FEATURES, Method.LEACE) if method in methods]
-        self._add_frontiers({method: methods[method] for method in drawn}, evaluated)
-        return evaluated
+    def _variants(self, site: Site) -> dict[Method, Intervention]:
+        """The features set to zero, to their mean, and to their values on other tokens, all alike."""
+        latents, dictionary = ablated_latents(self.choices[site].edit), self.search.dictionaries[site]
+        x = self.search.text.runs.at(site)[0][self.search.text.runs.mask]
+        return {
+            Method.PLAIN: ablate(site, dictionary, latents),
+            Method.MEAN: mean_ablate(site, dictionary, latents, x),
+            Method.RESAMPLED: Resampled(site, dictionary, tuple(latents), x, self.config.seed),
+        }
 
-    def _evaluated(self, edits: dict[Method, Intervention]) -> dict[Method, Evaluated]:
-        return {method: self.evaluator.evaluate([edit], method) for method, edit in edits.items()}
+    def _eraser_curve(self, method: Method, eraser: FittedEraser) -> tuple[Evaluated, MeasuredCurve]:
+        return self._curve(method, eraser.edits, eraser.reach.strength, place=eraser.place)
 
-    def _random(self, site: Site, size: float, draw: int = 0) -> dict[Method, Scaled]:
+    def _curve(
+        self, method: Method, edits: Sequence[Intervention], strength: float, *, place: str = ""
+    ) -> tuple[Evaluated, MeasuredCurve]:
+        """A method at its strength, and its curve."""
+        evaluated = self.evaluator.evaluate([Scaled(edit, strength) for edit in edits], method)
+        known = {0.0: self.unedited, strength: evaluated}
+        return evaluated, MeasuredCurve.of(self.evaluator, edits, known, self.config.strengths, place=place)
+
+    def _kept(self, curves: dict[Method, tuple[Evaluated, MeasuredCurve]]) -> list[Removal]:
+        """The rows of the methods, whose curves and comparisons are kept."""
+        measured = {method: curve for method, (_, curve) in curves.items()}
+        self.curves += [curve.curve for curve in measured.values()]
+        self.comparisons += compared(measured)
+        return [evaluated.removal for evaluated, _ in curves.values()]
+
+    def _random(self, site: Site, size: float, draw: int) -> dict[Method, Scaled]:
         """Random edits of the size of the features' edit."""
-        latents, dictionary = ablated_latents(self.edits[site]), self.search.dictionaries[site]
-        edits = random_edits(site, dictionary, latents, self.search.text.runs, seed=self.config.seed, draw=draw)
+        edits = self._unscaled_random(site, draw)
         return {method: scaled_to_sizes([edit], [size], self.text.runs)[0] for method, edit in edits.items()}
 
-    def _add_frontiers(self, edits: dict[Method, list[Intervention]], evaluated: dict[Method, Evaluated]) -> None:
-        """A curve for each method; at strengths 0 and 1 it has been evaluated already."""
-        for method, parts in edits.items():
-            known = {0.0: self.unedited, 1.0: evaluated[method]}
-            self.frontiers.append(Frontier.of(self.evaluator, method, parts, self.config.strengths, known))
+    def _unscaled_random(self, site: Site, draw: int = 0) -> dict[Method, Intervention]:
+        latents, dictionary = ablated_latents(self.choices[site].edit), self.search.dictionaries[site]
+        return random_edits(site, dictionary, latents, self.search.text.runs, seed=self.config.seed, draw=draw)

@@ -1,18 +1,15 @@
-"""What comes out of a removal: figures of every method at every site, and the outcome in words."""
+"""What comes out of a removal: figures and curves of every method at every site, and the outcome in words."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from editing.removal.comparisons import Frontier, LeaceComparison, verdict
+from editing.removal.comparisons import Comparison, verdict
 from editing.removal.config import RemovalConfig
-from editing.removal.evaluation import GONE, Removal
+from editing.removal.curve import Curve, Needed
+from editing.removal.evaluation import Method, Removal
 from editing.tasks.score import TaskScore
 from sae_core.codec import to_plain
 from sae_core.model.language_model import Intervention
-
-HIDDEN = 0.15
-"""A group-conditional AUROC further above 0.5 is mentioned in the outcome: within a sentence there are some dozen
-prompts, and chance alone leaves it a little above 0.5."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +22,19 @@ class RemovalResult:
     site: str
     """The chosen site."""
     methods: tuple[Removal, ...]
-    """The methods at the chosen site."""
+    """The methods at the chosen site, each at the strength that was chosen for it."""
     elsewhere: tuple[Removal, ...]
     """The methods at the sites that were not chosen."""
-    best: str | None
-    """The method with the least damage of those that remove the capability; None if none does."""
-    unedited: Removal | None = None
+    unedited: Removal
     """The same figures without an edit, those of the probe and the transfer tasks included."""
+    share: float = RemovalConfig.share
+    """Of the capability, for whose removal sites and strengths were chosen: one of `SHARES`, or the nearest of them."""
     everywhere: tuple[Removal, ...] = ()
     """The methods applied at every layer at once."""
-    frontiers: tuple[Frontier, ...] = ()
-    comparisons: tuple[LeaceComparison, ...] = ()
-    """Features beside LEACE, site by site; none where the classes are no concept."""
+    curves: tuple[Curve, ...] = ()
+    """At every site and at all layers at once."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Features beside every other method, site by site."""
     task: str = "pronouns"
     answers: tuple[str, str] = ("she", "he")
     example: str = ""
@@ -48,32 +46,56 @@ class RemovalResult:
     edits: tuple[Intervention, ...] = field(default=(), repr=False, compare=False)
     """The features' edit at the chosen site, without mask."""
 
+    def curves_at(self, site: str) -> dict[Method, Curve]:
+        """The curves of one site, by method."""
+        return {curve.method: curve for curve in self.curves if curve.site == site}
+
+    def rival(self) -> Method | None:
+        """The method that does least damage at the chosen site besides the features, of those that reach the share."""
+        needed = {each.rival: each.other for each in self._here() if each.rival in RIVALS and each.other.damage}
+        return min(needed, key=lambda method: _damage(needed[method]), default=None)
+
     def sentence(self) -> str:
-        """The outcome at the chosen site in words."""
-        if self.best is None:
-            closest = min(self.methods, key=lambda method: abs(method.auroc.value - 0.5))
-            return (
-                f"At {self.site} no method removes the capability (AUROC within {GONE} of 0.5); closest comes "
-                f"“{closest.method}”, with AUROC {closest.auroc.value:.2f} at {closest.damage.value:.4f} nats per token"
-            )
-        best = next(method for method in self.methods if method.method == self.best)
-        others = [method for method in self.methods if method.gone and method is not best]
-        beside = "; ".join(f"“{method.method}” needs {method.damage.value:.4f}" for method in others)
-        left = best.within.value
-        hidden = f", though within single sentences an AUROC of {left:.2f} is left" if left > 0.5 + HIDDEN else ""
-        return (
-            f"At {self.site} “{best.method}” removes the capability with the least damage, {best.damage.value:.4f} "
-            f"nats per token{hidden}; {beside or 'no other method removes it'}"
-        )
+        """The outcome at the chosen site: 80 % removed at so many nats per token, and what LEACE and the best rival need."""
+        here = {each.rival: each for each in self._here()}
+        features = self.curves_at(self.site)[Method.FEATURES].at(self.share)
+        begin = f"At {self.site} ablating features "
+        if features.damage is None:
+            features_row = next(row for row in self.methods if row.method is Method.FEATURES)
+            sentence = f"{begin}never removes {self.share:.0%} of the capability ({features_row.left:.0%} is left)"
+        else:
+            sentence = f"{begin}removes {self.share:.0%} of the capability at {features} nats per token"
+        if Method.LEACE in here:
+            sentence += f"; LEACE at its best {_at(here[Method.LEACE].other)}"
+        rival = self.rival()
+        if rival not in (None, Method.LEACE):
+            sentence += f", {rival} {_at(here[rival].other)}"
+        return sentence
 
     def verdict(self) -> str:
-        """Whether features remove the capability with less damage than LEACE at the same site, in sentences."""
-        return verdict(self.comparisons)
+        """At how many sites features need less damage than the best LEACE, and than the mean difference."""
+        if not any(each.rival is Method.LEACE for each in self.comparisons):
+            return verdict(self.comparisons, Method.LEACE, self.share)
+        sentences = (verdict(self.comparisons, rival, self.share) for rival in (Method.LEACE, Method.MEANS))
+        return ". ".join(sentences)
+
+    def _here(self) -> list[Comparison]:
+        return [each for each in self.comparisons if each.site == self.site and each.share == self.share]
 
     def to_json(self) -> dict[str, Any]:
         """All figures, and the outcome in words, without the edits; `from_plain(RemovalResult, ...)` reads it back."""
         plain = to_plain(replace(self, edits=()))
         del plain["edits"]
-        for row, frontier in zip(plain["frontiers"], self.frontiers, strict=True):
-            row["damage_when_gone"] = frontier.damage_when_gone()
         return plain | {"sentence": self.sentence(), "verdict": self.verdict()}
+
+
+RIVALS = (Method.LEACE, Method.MEANS, Method.ORTHOGONAL)
+"""What features are compared with; random edits are controls."""
+
+
+def _damage(needed: Needed) -> float:
+    return float("inf") if needed.damage is None else needed.damage.value
+
+
+def _at(needed: Needed) -> str:
+    return "never" if needed.damage is None else f"at {needed}"

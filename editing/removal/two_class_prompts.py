@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class TwoClassPrompts:
     group: Int[Tensor, "batch"]
     """The last sentence of a prompt, or its template: the groups of the group-conditional AUROC."""
     template: Int[Tensor, "batch"]
+    concept: Bool[Tensor, "batch pos"]
+    """The tokens that say which class it is: the last of each name, or those in which a pair's prompts differ."""
     name: Int[Tensor, "batch"] | None = None
     """The name in a prompt, where every name occurs in many templates; None where prompts share only templates."""
 
@@ -35,7 +38,17 @@ class TwoClassPrompts:
     def of_pronouns(cls, prompts: PronounPrompts) -> "TwoClassPrompts":
         """Prompts about names, of which the female ones are the positive class."""
         she, he = (torch.full_like(prompts.end, token) for token in (prompts.she, prompts.he))
-        return cls(prompts.tokens, prompts.end, prompts.female, she, he, prompts.sentence, prompts.groups, prompts.name)
+        return cls(
+            tokens=prompts.tokens,
+            end=prompts.end,
+            positive=prompts.female,
+            yes=she,
+            no=he,
+            group=prompts.sentence,
+            template=prompts.groups,
+            concept=prompts.mentions,
+            name=prompts.name,
+        )
 
     @classmethod
     def of_pairs(cls, pairs: PromptPairs, positive: Bool[Tensor, "pairs"] | None = None) -> "TwoClassPrompts":
@@ -51,6 +64,9 @@ class TwoClassPrompts:
             return torch.stack([clean, corrupted], 1).flatten(0, 1)
 
         shared = {"end": pairs.end, "yes": yes, "no": no, "group": pairs.groups, "template": pairs.groups}
+        shared["concept"] = (pairs.clean != pairs.corrupted) & (
+            torch.arange(pairs.clean.shape[1]) <= pairs.end[:, None]
+        )
         return cls(
             tokens=alternate(pairs.clean, pairs.corrupted),
             positive=alternate(positive, ~positive),
@@ -95,14 +111,15 @@ class TwoClassPrompts:
         return half if min(int(count.sum()) for count in counts) >= FEWEST else None
 
 
-_FIELDS = ("tokens", "end", "positive", "yes", "no", "group", "template")
+_FIELDS = ("tokens", "concept", "end", "positive", "yes", "no", "group", "template")
 
 
 def together(parts: Sequence[TwoClassPrompts]) -> TwoClassPrompts:
     """Several sets of prompts as one, interleaved and without names; shorter rows are padded with their last token."""
     width = max(part.tokens.shape[1] for part in parts)
     tokens = [torch.cat([p.tokens, p.tokens[:, -1:].expand(-1, width - p.tokens.shape[1])], 1) for p in parts]
+    concept = [F.pad(p.concept, (0, width - p.concept.shape[1])) for p in parts]
     # interleaved by relative position, so that the first n prompts hold each part in its proportion
     order = torch.cat([torch.arange(len(part)) / len(part) for part in parts]).argsort(stable=True)
-    rest = {field: torch.cat([getattr(part, field) for part in parts]) for field in _FIELDS[1:]}
-    return TwoClassPrompts(torch.cat(tokens), **rest).rows(order)
+    rest = {field: torch.cat([getattr(part, field) for part in parts]) for field in _FIELDS[2:]}
+    return TwoClassPrompts(torch.cat(tokens), concept=torch.cat(concept), **rest).rows(order)

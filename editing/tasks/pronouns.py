@@ -93,6 +93,8 @@ class PronounPrompts:
     """The template of each prompt: prompts that share one are not independent."""
     name: Int[Tensor, "batch"]
     """The name of each prompt: prompts that share one are not independent either."""
+    mentions: Bool[Tensor, "batch pos"]
+    """The last token of each mention of the name."""
 
     def __len__(self) -> int:
         return len(self.end)
@@ -161,7 +163,17 @@ def pronoun_prompts(
     female = torch.tensor([is_female for _, is_female in drawn])
     sentence = torch.tensor([case.template.sentence for case, _ in drawn])
     groups, people = numbered(case.template for case, _ in drawn), numbered(case.name for case, _ in drawn)
-    return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups, people)
+    mentions = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, (case, _) in zip(mentions, drawn, strict=True):
+        row[_ends_of_mentions(model, case, prepend_bos)] = True
+    return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups, people, mentions)
+
+
+def _ends_of_mentions(model: LanguageModel, case: _Case, prepend_bos: bool) -> list[int]:
+    """Where each mention of the name ends: the text up to there has so many tokens."""
+    pieces = case.template.text.split("{N}")
+    heads = ["{N}".join(pieces[: i + 1]).format(N=case.name) + case.name for i in range(len(pieces) - 1)]
+    return [len(model.with_bos(model.to_ids(head), prepend=prepend_bos)) - 1 for head in heads]
 
 
 def pronoun_pairs(

@@ -135,7 +135,9 @@ class World:
         name = torch.arange(n_names).repeat(n_templates) + first
         tokens = torch.stack([0 * name, N_NAMES + 1 + template, name + 1, N_NAMES + 8 + template], 1)
         end, yes, no = (torch.full_like(name, value) for value in (3, YES, NO))
-        return TwoClassPrompts(tokens, end, name % 2 == 0, yes, no, template, template, name)
+        return TwoClassPrompts(
+            tokens, end, name % 2 == 0, yes, no, template, template, tokens == name[:, None] + 1, name
+        )
 
     def capability(self, **fields) -> Capability:
         selection, check, both = self.prompts(0, 8), self.prompts(8, 8), self.prompts(0, 16)

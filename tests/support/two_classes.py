@@ -16,7 +16,7 @@ def two_classes(
     n, zeros = len(group), torch.zeros_like(group)
     tokens = torch.zeros(n, 2, dtype=torch.long)
     return TwoClassPrompts(
-        tokens, zeros, positive, zeros, zeros + 1, group, group if template is None else template, name
+        tokens, zeros, positive, zeros, zeros + 1, group, group if template is None else template, tokens == 0, name
     )
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import close
+from editing.removal.compared_edits import ERASERS, fit_erasers, fit_layer_by_layer, scaled_to_sizes
 from handmade import random_topk
 from removal_world import LAST
 
 from editing.interventions.erase import fit_leace
 from editing.interventions.patch import ablate
 from editing.removal.cached_runs import PromptRuns, up_to_end
-from editing.removal.compared_edits import ERASERS, fit_erasers, fit_layer_by_layer, scaled_to_sizes
 from editing.removal.evaluation import Method
 from editing.tasks.pairs import at_end
 from sae_core.sites import Site

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import close
+from editing.removal.compared_edits import density_on
+from editing.removal.feature_search import choose_features
 from handmade import random_topk
 from removal_world import LAST, MIDDLE, holds_its_value, plain_damage
 from tiny import user_error
@@ -13,9 +15,7 @@ from editing.interventions.compose import Scaled
 from editing.interventions.erase import fit_leace
 from editing.interventions.patch import ablate
 from editing.removal.cached_runs import PromptRuns
-from editing.removal.compared_edits import density_on
 from editing.removal.damage_text import DamageText
-from editing.removal.feature_search import choose_features
 from editing.tasks.pairs import at_end
 from sae_core.data.activations import harvest
 

@@ -5,6 +5,7 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 from comparing import close
+from editing.removal.compared_edits import fit_erasers
 from removal_world import CONFIG, LAST, MIDDLE, MLP, evaluated, holds_its_value, plain_damage, plain_scores
 
 from editing.interventions.compose import Scaled
@@ -12,7 +13,6 @@ from editing.interventions.patch import ablate, clamp
 from editing.metrics import auroc
 from editing.removal.cached_runs import PromptRuns
 from editing.removal.capability import capability_of
-from editing.removal.compared_edits import fit_erasers
 from editing.removal.evaluation import Evaluator, Method, mean_over_draws, probe_scores
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.baselines import Basis

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from editing.removal.compared_edits import ERASERS
 from handmade import Zero
 from removal_world import CONFIG, LAST, MIDDLE, D, World, holds_its_value, named
 from tiny import user_error
 
 from editing.removal.capability import NO_CONCEPT, capability_of
-from editing.removal.compared_edits import ERASERS
 from editing.removal.evaluation import GONE, Method
 from editing.removal.experiment import remove, split_text
 from editing.removal.result import RemovalResult

@@ -1,11 +1,11 @@
 """The greedy search: each step against a plain loop."""
 
 import pytest
+from editing.removal.feature_search import choose_features, standardised_gap
 from handmade import random_topk
 from removal_world import MIDDLE
 
 from editing.interventions.patch import ablate
-from editing.removal.feature_search import choose_features, standardised_gap
 
 
 @pytest.mark.slow

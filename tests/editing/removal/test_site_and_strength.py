@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from editing.removal.compared_edits import fit_erasers
+from editing.removal.feature_search import choose_features
+from editing.removal.site_and_strength import GRID, affordable_strength, best_strength, largest_affordable
 from removal_world import MIDDLE
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
 from editing.removal.class_scores import auroc_distance
-from editing.removal.compared_edits import fit_erasers
-from editing.removal.feature_search import choose_features
-from editing.removal.site_and_strength import GRID, affordable_strength, best_strength, largest_affordable
 
 
 @pytest.mark.slow

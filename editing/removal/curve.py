@@ -1,0 +1,174 @@
+"""Capability left against damage along the strength of an edit, and the damage at which a share of it is gone.
+
+Capability left is 2 |AUROC - 0.5|: 1 where the classes are told apart, 0 where they are not, and 1 again for an edit that
+turns every answer round. A share p of it is removed at the least strength at which 1 - p of the unedited model's is left.
+Between two strengths that were run the AUROC and the root of the damage are taken to be straight lines in the strength
+(a KL grows with the square of a small change).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editing.interventions.compose import Scaled
+from editing.metrics import interval
+from editing.removal.config import STRENGTHS
+from editing.removal.evaluation import EVERYWHERE, Evaluated, Evaluator, Method
+from sae_core.estimate import Estimate
+from sae_core.model.language_model import Intervention
+
+SHARES = (0.5, 0.8, 0.9)
+"""Of the capability, at whose removal methods are compared."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One strength of one method."""
+
+    strength: float
+    """As a multiple of the fitted edit."""
+    auroc: Estimate
+    left: Estimate
+    """Capability left, 2 |AUROC - 0.5|."""
+    within: Estimate
+    """Group-conditional AUROC (`Removal.within`)."""
+    accuracy: Estimate
+    gap: Estimate
+    """Mean of P(right answer) - P(wrong answer)."""
+    damage: Estimate
+    """Nats per token."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The damage at which a share of the capability is removed."""
+
+    share: float
+    damage: Estimate | None
+    """Nats per token; its interval is over the resamples in which the share is reached. None: it is never reached."""
+    reached: float
+    """Of the bootstrap resamples of prompts and text, those in which the share is reached."""
+
+    def __str__(self) -> str:
+        return "never" if self.damage is None else format(self.damage.value, ".2g")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Capability left against damage, for one method at one site, in order of strength from 0."""
+
+    method: Method
+    site: str
+    points: tuple[CurvePoint, ...]
+    needed: tuple[Needed, ...]
+    """At 50, 80 and 90 % removed."""
+    place: str = ""
+    """The tokens on which an eraser was fitted; of three places the best on the prompts for choosing."""
+
+    def at(self, share: float) -> Needed:
+        """What it takes to remove that share; raises `KeyError` for one that was not asked for."""
+        return {needed.share: needed for needed in self.needed}[share]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCurve:
+    """A curve, and the damages needed in every bootstrap resample, by share; infinite where it is not reached."""
+
+    curve: Curve
+    resamples: Mapping[float, Float[np.ndarray, "resamples"]]
+
+    @classmethod
+    def of(
+        cls,
+        evaluator: Evaluator,
+        edits: Sequence[Intervention],
+        known: Mapping[float, Evaluated],
+        strengths: Sequence[float] = STRENGTHS,
+        *,
+        place: str = "",
+    ) -> "MeasuredCurve":
+        """The curve of edits that are scaled together; `known` holds the unedited model's figures, at strength 0.
+
+        And what else is known already, by strength.
+        """
+        evaluated = dict(known)
+        method = evaluated[max(evaluated)].removal.method
+        for strength in strengths:
+            if strength not in evaluated:
+                scaled = [Scaled(edit, strength) for edit in edits]
+                evaluated[strength] = evaluator.capability_and_damage(scaled, method)
+        order = sorted(evaluated)
+        rows = [evaluated[strength] for strength in order]
+        areas = np.array([[row.removal.auroc.value, *row.auroc_resamples] for row in rows])
+        damages = np.array([[row.removal.damage.value, *row.damage.resamples] for row in rows])
+        needed, resamples = [], {}
+        for share in SHARES:
+            value, *rest = damage_needed(np.array(order), areas, damages, share)
+            resamples[share] = np.array(rest)
+            needed.append(_needed(share, value, resamples[share]))
+        points = tuple(_point(s, row) for s, row in zip(order, rows, strict=True))
+        site = str(edits[0].site) if len(edits) == 1 else EVERYWHERE
+        return cls(Curve(method, site, points, tuple(needed), place), resamples)
+
+
+def capability_left(auroc: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """2 |AUROC - 0.5|."""
+    return 2 * (auroc - 0.5).abs()
+
+
+def strength_needed(
+    strengths: Float[np.ndarray, "points"], aurocs: Float[np.ndarray, "points n"], share: float
+) -> Float[np.ndarray, "n"]:
+    """The least strength at which `share` is removed, of each column; infinite where none of those run does.
+
+    `strengths` ascend from 0, the unedited model. An edit may pass through 0.5 between two strengths: what counts is the
+    distance from 0.5 on the side on which the unedited model lies.
+    """
+    side = np.sign(aurocs[0] - 0.5)
+    distance = side * (aurocs - 0.5) - (1 - share) * np.abs(aurocs[0] - 0.5)
+    needed = np.full(aurocs.shape[1], np.inf)
+    for i in range(len(strengths) - 1, 0, -1):  # the least is written last
+        before, after = distance[i - 1], distance[i]
+        passes = (before > 0) & (after <= 0)
+        fraction = before / np.where(passes, before - after, 1.0)
+        needed = np.where(passes, strengths[i - 1] + fraction * (strengths[i] - strengths[i - 1]), needed)
+    return needed
+
+
+def damage_needed(
+    strengths: Float[np.ndarray, "points"],
+    aurocs: Float[np.ndarray, "points n"],
+    damages: Float[np.ndarray, "points n"],
+    share: float,
+) -> Float[np.ndarray, "n"]:
+    """The damage at that strength, of each column; infinite where the share is not reached."""
+    needed = strength_needed(strengths, aurocs, share)
+    roots = np.sqrt(np.maximum(damages, 0.0))
+    at = [
+        np.interp(s, strengths, root) ** 2 if np.isfinite(s) else np.inf
+        for s, root in zip(needed, roots.T, strict=True)
+    ]
+    return np.array(at)
+
+
+def _needed(share: float, value: float, resamples: Float[np.ndarray, "resamples"]) -> Needed:
+    finite = resamples[np.isfinite(resamples)]
+    reached = len(finite) / max(1, len(resamples))
+    if not np.isfinite(value):
+        return Needed(share, None, reached)
+    low, high = interval(torch.from_numpy(finite)).tolist() if len(finite) else (value, value)
+    return Needed(share, Estimate(float(value), low, high), reached)
+
+
+def _point(strength: float, row: Evaluated) -> CurvePoint:
+    removal = row.removal
+    resamples = capability_left(torch.tensor(row.auroc_resamples))
+    value = capability_left(torch.tensor(removal.auroc.value)).item()
+    # a distance is larger in a resample by as much as chance adds: the basic bootstrap, as for `within`
+    high, low = (min(1.0, max(0.0, 2 * value - end)) for end in interval(resamples).tolist())
+    left = Estimate(value, min(low, value), max(high, value))
+    return CurvePoint(strength, removal.auroc, left, removal.within, removal.accuracy, removal.gap, removal.damage)
