@@ -24,8 +24,8 @@ class Comparison:
     features: Needed
     other: Needed
     less: float
-    """Share of the bootstrap resamples of prompts and text, the same for both, in which the features need less damage than the
-    other method; one that does not reach the share needs more than any that does."""
+    """Share of the bootstrap resamples of prompts and text, the same for both, in which the features need less damage
+    than the other method; one that does not reach the share needs more than any that does."""
 
     @property
     def better(self) -> bool:

@@ -1,9 +1,9 @@
 """Capability left against damage along the strength of an edit, and the damage at which a share of it is gone.
 
-Capability left is 2 |AUROC - 0.5|: 1 where the classes are told apart, 0 where they are not, and 1 again for an edit that
-turns every answer round. A share p of it is removed at the least strength at which 1 - p of the unedited model's is left.
-Between two strengths that were run the AUROC and the root of the damage are taken to be straight lines in the strength
-(a KL grows with the square of a small change).
+Capability left is 2 |AUROC - 0.5|: 1 where the classes are told apart, 0 where they are not, and 1 again for an edit
+that turns every answer round. A share p of it is removed at the least strength at which 1 - p of the unedited model's
+is left. Between two strengths that were run the AUROC and the root of the damage are taken to be straight lines in the
+strength (a KL grows with the square of a small change).
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,8 +125,8 @@ def strength_needed(
 ) -> Float[np.ndarray, "n"]:
     """The least strength at which `share` is removed, of each column; infinite where none of those run does.
 
-    `strengths` ascend from 0, the unedited model. An edit may pass through 0.5 between two strengths: what counts is the
-    distance from 0.5 on the side on which the unedited model lies.
+    `strengths` ascend from 0, the unedited model. An edit may pass through 0.5 between two strengths: what counts is
+    the distance from 0.5 on the side on which the unedited model lies.
     """
     side = np.sign(aurocs[0] - 0.5)
     distance = side * (aurocs - 0.5) - (1 - share) * np.abs(aurocs[0] - 0.5)

@@ -99,8 +99,8 @@ class DamageText:
 
             G_ij = mean over counted tokens of Cov_p(D_i, D_j),   D_i the change of the logits under edit i alone
 
-        p is the unedited model's distribution: the Hessian of the KL by the logits is its covariance. One run of the text
-        for each edit.
+        p is the unedited model's distribution: the Hessian of the KL by the logits is its covariance. One run of the
+        text for each edit.
         """
         finals = [self.runs.edited([edit]).final[self.counted] for edit in edits]
         gram = torch.zeros(len(edits), len(edits), dtype=torch.float64)

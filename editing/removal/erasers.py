@@ -1,8 +1,8 @@
 """Erasers of a concept in their best form: LEACE, and two projections along the difference of the class means.
 
-Each is fitted on three choices of tokens: the prompts' last ones, the mentions of the concept (a name's last token), and every
-token from the first mention on. The best of the three is taken, by what it does to prompts on which it was not fitted and
-to the text for choosing (`Reach`); it is then fitted again on all prompts that are not for the test.
+Each is fitted on three choices of tokens: the prompts' last ones, the mentions of the concept (a name's last token),
+and every token from the first mention on. The best of the three is taken, by what it does to prompts on which it was
+not fitted and to the text for choosing (`Reach`); it is then fitted again on all prompts that are not for the test.
 """
 
 import math

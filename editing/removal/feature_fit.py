@@ -4,13 +4,14 @@
 
     minimise over a     mean_g (gap_g(a) / gap)^2  +  10 a^T G a  +  0.0001 |a|^2
 
-gap_g is the mean score of the positive prompts of a group g minus that of the negative, gap the mean of their absolute values
-unedited, and a^T G a / 2 the damage to other text at second order (`DamageText.second_order`). The gaps are linearised where
-the last step ended (Gauss-Newton), so that every step is a bounded least-squares problem, solved exactly. Features are added
-one by one, each time the one with which the linearised problem has the least minimum (orthogonal matching pursuit).
+gap_g is the mean score of the positive prompts of a group g minus that of the negative, gap the mean of their absolute
+values unedited, and a^T G a / 2 the damage to other text at second order (`DamageText.second_order`). The gaps are
+linearised where the last step ended (Gauss-Newton), so that every step is a bounded least-squares problem, solved
+exactly. Features are added one by one, each time the one with which the linearised problem has the least minimum
+(orthogonal matching pursuit).
 
-The weight 10 was tried on storybook beside 1 and 100: at 80 % removed it did the least damage or nearly so at each of three
-sites; strengths below 0, which would amplify features of the other class, are not allowed.
+The weight 10 was tried on storybook beside 1 and 100: best at resid_post.1, as good as any at resid_post.2. Strengths
+below 0 are not allowed: they would amplify features of the other class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ class AtSite:
 
 @dataclass(frozen=True, eq=False)
 class AtSites:
-    """Features of several sites, ablated together; the whole model is run, and codes above see what was ablated below."""
+    """Features of several sites, ablated together; codes at the upper sites see what was ablated below."""
 
     model: LanguageModel
     prompts: TwoClassPrompts
@@ -208,9 +209,9 @@ def _gaps(prompts: TwoClassPrompts, values: Float[Tensor, "batch *n"]) -> Float[
 def shortlist(runs: PromptRuns, dictionary: Dictionary, most: int) -> list[int]:
     """The `most` features whose ablation closes the gap between the classes most at first order.
 
-    With f_j the latent activations and d_j the directions, ablating feature j lowers  gap = mean of the positive scores -
-    mean of the negative scores  by  sum over prompts and positions of w f_j (d_j . d score / dx),  w = 1 / n_positive or
-    -1 / n_negative, to first order. Features that do not close it are left out.
+    With f_j the latent activations and d_j the directions, ablating feature j lowers  gap = mean of the positive scores
+    - mean of the negative scores  by  sum over prompts and positions of w f_j (d_j . d score / dx),  w = 1 / n_positive
+    or -1 / n_negative, to first order. Features that do not close it are left out.
     """
     positive = runs.prompts.positive.to(runs.x.device)
     scores, gradients = runs.scores_and_gradients(torch.zeros_like(runs.x))

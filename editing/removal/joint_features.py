@@ -11,10 +11,11 @@ from sae_core.sites import Site
 
 @torch.no_grad()
 def joint_features(search: EditSearch, choices: dict[Site, Choice]) -> tuple[list[FeaturePatch], Reach]:
-    """The ablation of each site's features, lowest site first, with strengths that suit each other; and how far it goes.
+    """The ablation of each site's features, lowest site first, with strengths that suit each other; and how far it
+    goes.
 
-    They start from each site's strengths there, divided by the number of sites, and are fitted on the prompts on which the
-    features were chosen. The strength of the whole is the one that is best on selection and check prompts.
+    They start from each site's strengths there, divided by the number of sites, and are fitted on the prompts on which
+    the features were chosen. The strength of the whole is the one that is best on selection and check prompts.
     """
     edits = [choices[site].edit for site in sorted(choices)]
     units = [ablate(edit.site, edit.dictionary, [latent]) for edit in edits for latent in edit.latents.tolist()]

@@ -81,7 +81,7 @@ def scaled_to_sizes(edits: Sequence[Intervention], sizes: Sequence[float], runs:
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Features set to what they are on other tokens, drawn anew for every shape of activation, always in the same way."""
+    """Features set to what they are on other tokens, drawn for every shape of activation, always the same."""
 
     site: Site
     dictionary: Dictionary

@@ -56,7 +56,7 @@ class RemovalResult:
         return min(needed, key=lambda method: _damage(needed[method]), default=None)
 
     def sentence(self) -> str:
-        """The outcome at the chosen site: 80 % removed at so many nats per token, and what LEACE and the best rival need."""
+        """The outcome at the chosen site: what it takes to remove the share, beside LEACE and the best rival."""
         here = {each.rival: each for each in self._here()}
         features = self.curves_at(self.site)[Method.FEATURES].at(self.share)
         begin = f"At {self.site} ablating features "
