@@ -32,7 +32,8 @@ from sae_core.progress import Stages
 from sae_core.sites import Site
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""Strengths at which an edit is tried; between them the AUROC is taken to be a straight line."""
+"""Strengths at which an edit is tried first; then where a straight line between two of them says."""
+REFINEMENTS = 3
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of features that are tried."""
 LEAST = 0.05
@@ -163,15 +164,29 @@ class EditSearch:
         damage: Callable[[float], float],
         budget: float,
     ) -> Reach:
-        areas = aurocs(torch.cat([unedited[None], scores(GRID)]), prompts.positive).numpy()
-        strength = strength_needed(np.array([0.0, *GRID]), areas[:, None], self.config.share)[0]
-        reached = bool(np.isfinite(strength))
-        if not reached:
-            strength = GRID[int(np.abs(areas[1:] - 0.5).argmin())]
+        areas = dict(zip((0.0, *GRID), _areas(prompts, torch.cat([unedited[None], scores(GRID)])), strict=True))
+
+        def removed(strength: float) -> float:
+            return 1 - abs(areas[strength] - 0.5) / max(abs(areas[0.0] - 0.5), 1e-9)
+
+        for _ in range(REFINEMENTS):
+            order = sorted(areas)
+            strength = strength_needed(np.array(order), np.array([[areas[s]] for s in order]), self.config.share)[0]
+            strength = round(float(strength), 4)
+            if not np.isfinite(strength) or strength in areas:
+                break
+            areas[strength] = _areas(prompts, scores([strength]))[0]
+        enough = [s for s in sorted(areas) if s and removed(s) >= self.config.share]
+        strength = enough[0] if enough else max((s for s in areas if s), key=removed)
         affordable, cost = affordable_share(lambda share: damage(share * strength), budget)
-        strength = round(float(strength * affordable), 4)
-        left = abs(float(np.interp(strength, (0.0, *GRID), areas)) - 0.5) / max(abs(areas[0] - 0.5), 1e-9)
-        return Reach(strength, 1 - left, cost, reached and affordable == 1)
+        if affordable < 1:
+            strength = round(strength * affordable, 4)
+            areas[strength] = _areas(prompts, scores([strength]))[0]
+        return Reach(strength, removed(strength), cost, bool(enough) and affordable == 1)
+
+
+def _areas(prompts: TwoClassPrompts, scores: Float[Tensor, "strengths batch"]) -> list[float]:
+    return aurocs(scores, prompts.positive).tolist()
 
 
 def _ablation(site: Site, dictionary: Dictionary, latents: list[int], fitted: Fitted) -> FeaturePatch:

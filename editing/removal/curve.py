@@ -17,7 +17,7 @@ from torch import Tensor
 from editing.interventions.compose import Scaled
 from editing.metrics import interval
 from editing.removal.config import STRENGTHS
-from editing.removal.evaluation import EVERYWHERE, Evaluated, Evaluator, Method
+from editing.removal.evaluation import Evaluated, Evaluator, Method
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention
 
@@ -91,9 +91,9 @@ class MeasuredCurve:
         *,
         place: str = "",
     ) -> "MeasuredCurve":
-        """The curve of edits that are scaled together; `known` holds the unedited model's figures, at strength 0.
+        """The curve of edits that are scaled together.
 
-        And what else is known already, by strength.
+        `known` holds the unedited model's figures at strength 0, the method's at its own, and what else is known.
         """
         evaluated = dict(known)
         method = evaluated[max(evaluated)].removal.method
@@ -101,18 +101,24 @@ class MeasuredCurve:
             if strength not in evaluated:
                 scaled = [Scaled(edit, strength) for edit in edits]
                 evaluated[strength] = evaluator.capability_and_damage(scaled, method)
+        return cls.through(evaluated, place)
+
+    @classmethod
+    def through(cls, evaluated: Mapping[float, Evaluated], place: str = "") -> "MeasuredCurve":
+        """The curve through these evaluations, by strength; the largest tells the method and the site."""
         order = sorted(evaluated)
         rows = [evaluated[strength] for strength in order]
         areas = np.array([[row.removal.auroc.value, *row.auroc_resamples] for row in rows])
         damages = np.array([[row.removal.damage.value, *row.damage.resamples] for row in rows])
+        n = min(areas.shape[1], damages.shape[1])  # resamples of prompts may be fewer than those of text
         needed, resamples = [], {}
         for share in SHARES:
-            value, *rest = damage_needed(np.array(order), areas, damages, share)
+            value, *rest = damage_needed(np.array(order), areas[:, :n], damages[:, :n], share)
             resamples[share] = np.array(rest)
             needed.append(_needed(share, value, resamples[share]))
         points = tuple(_point(s, row) for s, row in zip(order, rows, strict=True))
-        site = str(edits[0].site) if len(edits) == 1 else EVERYWHERE
-        return cls(Curve(method, site, points, tuple(needed), place), resamples)
+        last = rows[-1].removal
+        return cls(Curve(last.method, last.site, points, tuple(needed), place), resamples)
 
 
 def capability_left(auroc: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

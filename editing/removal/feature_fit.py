@@ -16,7 +16,7 @@ below 0 are not allowed: they would amplify features of the other class.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ FAINT = 0.01
 """A feature of a smaller strength is left out."""
 
 
+@runtime_checkable
 class Ablations(Protocol):
     """Some features that can be ablated at strengths `a`, and what that makes of the scores of prompts."""
 

@@ -25,13 +25,14 @@ LAST, MIDDLE, MLP = Site(5), Site(3), Site(1, Stream.MLP_OUT)
 CONFIG = RemovalConfig(
     selection_prompts=32,
     test_prompts=48,
-    greedy_prompts=32,
+    fit_prompts=32,
+    eraser_prompts=192,
     shortlist=6,
     max_features=2,
     text_contexts=8,
     random_draws=1,
     budget=2.0,
-    strengths=(0.0, 0.5, 1.0),
+    strengths=(0.5, 1.0),
 )
 YES, NO, N_NAMES, D = 57, 58, 36, 12
 
@@ -72,11 +73,14 @@ def plain_damage(model, text: torch.Tensor, *edits, limit: float = 0.01) -> tupl
     return sum(kl) / len(kl), sum(rise) / len(rise)
 
 
-def evaluated(method: Method, area: float, kl: list[float]) -> Evaluated:
-    """An evaluation with this AUROC, and contexts of one counted token with this damage each."""
+def evaluated(
+    method: Method, area: float, kl: list[float], *, areas: list[float] = (), site: str = "resid_post.1"
+) -> Evaluated:
+    """An evaluation with this AUROC and damage, which in the bootstrap resamples are `areas` and `kl`."""
     mean, unknown = Estimate(sum(kl) / len(kl)), Estimate(0.5)
-    removal = Removal(method, "resid_post.1", Estimate(area, area, area), unknown, 1.0, unknown, mean, 1.0)
-    return Evaluated(removal, Damage(mean, Estimate(0.0), 1.0, tuple(kl), (1.0,) * len(kl)))
+    removal = Removal(method, site, Estimate(area, area, area), unknown, 1.0, unknown, mean, 1.0)
+    kl = kl * len(areas) if len(kl) == 1 else kl
+    return Evaluated(removal, Damage(mean, Estimate(0.0), 1.0, tuple(kl)), tuple(areas))
 
 
 class Editable(HandModel):

@@ -80,4 +80,9 @@ def test_the_gradient_is_that_of_the_scores(runs_at_middle):
     step = 1e-2 * along
     up, down = (few.scores(sign * step[None])[0] for sign in (1, -1))
     slope = ((up - down) * weights).sum().item() / 2e-2
-    assert (few.gradient(weights) * along).sum().item() == pytest.approx(slope, rel=0.02)
+    scores, gradients = few.scores_and_gradients(torch.zeros_like(few.x))
+    assert (weights[:, None, None] * gradients * along).sum().item() == pytest.approx(slope, rel=0.02)
+    close(scores, few.scores(torch.zeros_like(few.x)[None])[0], 1e-4)
+    elsewhere = few.scores_and_gradients(up_change := 0.5 * along)  # at another point: other scores, other slopes
+    close(elsewhere[0], few.scores(up_change[None])[0], 1e-4)
+    assert (elsewhere[1] - gradients).abs().max() > 1e-3

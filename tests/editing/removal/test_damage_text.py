@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import close
-from editing.removal.compared_edits import density_on
-from editing.removal.feature_search import choose_features
 from handmade import random_topk
 from removal_world import LAST, MIDDLE, holds_its_value, plain_damage
 from tiny import user_error
@@ -16,6 +14,8 @@ from editing.interventions.erase import fit_leace
 from editing.interventions.patch import ablate
 from editing.removal.cached_runs import PromptRuns
 from editing.removal.damage_text import DamageText
+from editing.removal.feature_fit import AtSite, shortlist
+from editing.removal.random_edits import density_on
 from editing.tasks.pairs import at_end
 from sae_core.data.activations import harvest
 
@@ -62,16 +62,40 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, text
     runs = PromptRuns.of(storybook, MIDDLE, task.selection.first(8))
     few_runs = replace(runs, codes_at_once=limits["codes_at_once"])
     codes.clear()
-    change, chosen = few_runs.change(edit), choose_features(few_runs, sae, few, 9.0, shortlist=4, most=2)
+    change, chosen = few_runs.change(edit), shortlist(few_runs, sae, 4)
+    problem = AtSite.of(few_runs, sae, chosen)
     assert max(codes) == 48
     close(change, runs.change(edit))
-    assert chosen == choose_features(runs, sae, text, 9.0, shortlist=4, most=2)
+    assert chosen == shortlist(runs, sae, 4)
+    close(problem.codes, AtSite.of(runs, sae, chosen).codes)
+    edits = [ablate(MIDDLE, sae, [latent]) for latent in chosen]
+    logits.clear()
+    close(few.second_order(edits), text.second_order(edits), 1e-6)
 
 
 def test_the_damage_of_text_lies_in_its_interval(text, components):
     damage = text.damage([ablate(MIDDLE, components[MIDDLE], list(range(60)))], 0)
     assert holds_its_value(damage.kl) and holds_its_value(damage.rise) and damage.kl.low < damage.kl.high
-    assert sum(damage.kl_sums) / sum(damage.counts) == pytest.approx(damage.kl.value)
+    assert len(damage.resamples) == 1000 and damage.kl.low < sum(damage.resamples) / 1000 < damage.kl.high
+
+
+def test_a_small_edit_does_the_damage_of_second_order(text, components):
+    """KL(unedited || edits at strengths a) -> a^T G a / 2, also for edits that work against each other."""
+    edits = [ablate(MIDDLE, components[MIDDLE], [j]) for j in (0, 1, 7)]
+    gram = text.second_order(edits)
+    close(gram, gram.T, 1e-9)
+    for a in ([0.1, 0.0, 0.0], [0.1, 0.1, -0.05]):
+        parts = [replace(edit, strengths=torch.tensor([strength])) for edit, strength in zip(edits, a, strict=True)]
+        together = replace(
+            parts[0],
+            latents=torch.cat([part.latents for part in parts]),
+            target=torch.cat([part.target for part in parts], -1),
+            strengths=torch.tensor(a),
+        )
+        a = torch.tensor(a).double()
+        assert text.kl([together]) == pytest.approx((a @ gram @ a / 2).item(), rel=0.1)
+    whole = ablate(MIDDLE, components[MIDDLE], [0, 1, 7])
+    assert text.kl([whole]) != pytest.approx(gram.sum().item() / 2, rel=0.02)  # control: a large edit is not
 
 
 def test_text_that_is_all_about_the_task_is_refused(storybook, contexts):

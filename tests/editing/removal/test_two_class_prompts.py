@@ -60,6 +60,6 @@ def test_classes_can_be_given():
 def test_sets_of_prompts_are_mixed_as_they_are_long():
     long = TwoClassPrompts.of_pairs(pairs_of([5] * 4, [6] * 4))
     short = TwoClassPrompts.of_pairs(pairs_of([7, 7], [8, 8])).rows(slice(0, 2))
-    both = together([long, replace(short, tokens=short.tokens[:, :2])])
+    both = together([long, replace(short, tokens=short.tokens[:, :2], concept=short.concept[:, :2])])
     assert len(both) == 10 and both.yes[:5].tolist().count(7) == 1 and both.name is None
     assert torch.equal(both.tokens[both.yes == 7][:, 1:], short.tokens[:, 1:2].expand(-1, 2))

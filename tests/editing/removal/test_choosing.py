@@ -1,0 +1,83 @@
+"""Strengths: the least that removes the share, and the budget."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comparing import close
+from removal_world import CONFIG, MIDDLE
+
+from editing.interventions.compose import Scaled
+from editing.interventions.patch import ablate
+from editing.metrics import aurocs
+from editing.removal.cached_runs import PromptRuns
+from editing.removal.choosing import EditSearch, affordable_share, largest_affordable
+from editing.removal.erasers import Place, fit_erasers
+from editing.removal.evaluation import Method
+
+
+@pytest.fixture(scope="module")
+def search(storybook, task, text, components) -> EditSearch:
+    return EditSearch(storybook, task, components, text, CONFIG)
+
+
+@pytest.mark.slow
+def test_the_strength_is_the_least_that_removes_the_share(search, task, runs_at_middle):
+    """Against a fine grid run strength by strength; what is returned was run, and does remove the share."""
+    eraser = fit_erasers(search.model, MIDDLE, task.tuning)[Method.LEACE, Place.ENDS]
+    grid = torch.linspace(0.02, 2, 100)
+    change = runs_at_middle.change(eraser)
+    areas = aurocs(runs_at_middle.scores_at(grid, change), runs_at_middle.prompts.positive)
+    for share in (0.5, 0.8):
+        reach = replace(search, config=replace(CONFIG, share=share)).reach(runs_at_middle, eraser)
+        least = grid[(2 * (areas - 0.5).abs() <= 1 - share + 1e-6).nonzero()[0]].item()
+        assert reach.reached and reach.removed >= share and abs(reach.strength - least) < 0.12
+        assert reach.damage == pytest.approx(search.text.kl([Scaled(eraser, reach.strength)]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_never_removes_the_share_is_given_where_it_removes_most(search, runs_at_middle, components):
+    reach = search.reach(runs_at_middle, ablate(MIDDLE, components[MIDDLE], [120]))
+    assert not reach.reached and reach.removed < 0.5 and reach.rank()[0]
+
+
+def test_edits_at_several_sites_reach_as_far_as_at_one(search, runs_at_middle, components):
+    edit = ablate(MIDDLE, components[MIDDLE], list(range(40)))
+    alone, together = search.reach(runs_at_middle, edit), search.reach_together(runs_at_middle.prompts, [edit])
+    assert alone.strength == pytest.approx(together.strength, abs=0.01)
+    assert alone.damage == pytest.approx(together.damage, rel=0.05)
+
+
+def test_a_strength_that_costs_too_much_is_lowered(search, text, runs_at_middle, components):
+    edit = ablate(MIDDLE, components[MIDDLE], list(range(20)))
+    free = search.reach(runs_at_middle, edit)
+    budget = free.damage / 3
+    within = search.reach(runs_at_middle, edit, budget)
+    assert within.damage <= budget and within.strength < free.strength and not within.reached
+    close(torch.tensor(text.kl([Scaled(edit, within.strength)])), torch.tensor(within.damage), 1e-4)
+    assert text.kl([Scaled(edit, within.strength + 0.03 * free.strength)]) > budget
+    assert affordable_share(lambda share: share**2, 4.0) == (1.0, 1.0)
+
+
+def test_features_are_chosen_fitted_and_kept_within_the_budget(search, components, task, text):
+    """Control: a budget of nothing leaves nothing."""
+    choice = search._choice(MIDDLE)
+    assert choice.edit.strengths is not None and 1 <= len(choice.edit.latents) <= CONFIG.max_features
+    assert choice.reach.damage <= CONFIG.budget and choice.reach.removed > 0.05
+    scores = PromptRuns.of(search.model, MIDDLE, task.check)
+    left = scores.scores(scores.change(Scaled(choice.edit, choice.reach.strength))[None])
+    assert 2 * (aurocs(left, task.check.positive) - 0.5).abs().item() < 1
+    assert replace(search, config=replace(CONFIG, budget=1e-12))._choice(MIDDLE) is None
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [lambda s: s, lambda s: s**3, lambda s: s**0.3, lambda s: float(s > 0.37)],
+    ids=("linear", "cubic", "root", "step"),
+)
+def test_the_largest_affordable_share_is_found_in_few_runs(cost):
+    for most in (0.01, 0.2, 0.7, 0.999, 1.0):
+        run = []
+        share, share_cost = largest_affordable(lambda s, run=run: run.append(s) or cost(s), most)
+        assert share_cost == cost(share) <= most and (share == 1.0 or cost(share + 0.0101) > most)
+        assert len(run) <= 40
