@@ -32,7 +32,7 @@ class Comparison:
         """Whether the features remove the share, and with less damage."""
         if self.features.damage is None:
             return False
-        return self.other.damage is None or self.features.damage.value < self.other.damage.value
+        return self.other.damage is None or self.features.damage < self.other.damage
 
     @property
     def clearly(self) -> bool:
@@ -44,7 +44,7 @@ class Comparison:
         """How many times the features' damage the other method's is; None where either never reaches the share."""
         if self.features.damage is None or self.other.damage is None:
             return None
-        return self.other.damage.value / max(self.features.damage.value, 1e-12)
+        return self.other.damage / max(self.features.damage, 1e-12)
 
 
 def compared(curves: Mapping[Method, MeasuredCurve]) -> tuple[Comparison, ...]:

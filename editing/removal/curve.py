@@ -48,13 +48,24 @@ class Needed:
     """The damage at which a share of the capability is removed."""
 
     share: float
-    damage: Estimate | None
-    """Nats per token; its interval is over the resamples in which the share is reached. None: it is never reached."""
+    damage: float | None
+    """Nats per token; None: the share is never reached."""
+    low: float | None
+    """Of the 95% interval over bootstrap resamples of prompts and text; None: it is not reached."""
+    high: float | None
     reached: float
-    """Of the bootstrap resamples of prompts and text, those in which the share is reached."""
+    """Of the resamples, those in which the share is reached."""
 
     def __str__(self) -> str:
-        return "never" if self.damage is None else format(self.damage.value, ".2g")
+        return _shown(self.damage)
+
+    def interval(self) -> str:
+        """`[0.0011, never]`."""
+        return f"[{_shown(self.low)}, {_shown(self.high)}]"
+
+
+def _shown(damage: float | None) -> str:
+    return "never" if damage is None else format(damage, ".2g")
 
 
 @dataclass(frozen=True)
@@ -162,12 +173,10 @@ def damage_needed(
 
 
 def _needed(share: float, value: float, resamples: Float[np.ndarray, "resamples"]) -> Needed:
-    finite = resamples[np.isfinite(resamples)]
-    reached = len(finite) / max(1, len(resamples))
-    if not np.isfinite(value):
-        return Needed(share, None, reached)
-    low, high = interval(torch.from_numpy(finite)).tolist() if len(finite) else (value, value)
-    return Needed(share, Estimate(float(value), low, high), reached)
+    # the order statistics themselves: between a damage and never there is nothing to interpolate
+    low, high = np.quantile(resamples, [0.025, 0.975], method="inverted_cdf") if len(resamples) else (value, value)
+    value, low, high = (float(each) if np.isfinite(each) else None for each in (value, low, high))
+    return Needed(share, value, low, high, float(np.isfinite(resamples).mean()) if len(resamples) else 0.0)
 
 
 def _point(strength: float, row: Evaluated) -> CurvePoint:

@@ -95,7 +95,8 @@ class AtSites:
             with self.model.hooks(*with_strengths(self.edits, copies[:, None], mask)):
                 final = self.model.record(prompts.tokens, [last])[last]
             scores = scores_of(prompts, self.model.unembed(at_end(final, prompts.end)))
-        return scores.detach(), torch.autograd.grad(scores.sum(), copies)[0]
+            total = scores.sum()
+        return scores.detach(), torch.autograd.grad(total, copies)[0]
 
 
 def with_strengths(

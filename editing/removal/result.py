@@ -52,8 +52,12 @@ class RemovalResult:
 
     def rival(self) -> Method | None:
         """The method that does least damage at the chosen site besides the features, of those that reach the share."""
-        needed = {each.rival: each.other for each in self._here() if each.rival in RIVALS and each.other.damage}
-        return min(needed, key=lambda method: _damage(needed[method]), default=None)
+        needed = {
+            each.rival: each.other.damage
+            for each in self._here()
+            if each.rival in RIVALS and each.other.damage is not None
+        }
+        return min(needed, key=lambda method: needed[method], default=None)
 
     def sentence(self) -> str:
         """The outcome at the chosen site: what it takes to remove the share, beside LEACE and the best rival."""
@@ -91,10 +95,6 @@ class RemovalResult:
 
 RIVALS = (Method.LEACE, Method.MEANS, Method.ORTHOGONAL)
 """What features are compared with; random edits are controls."""
-
-
-def _damage(needed: Needed) -> float:
-    return float("inf") if needed.damage is None else needed.damage.value
 
 
 def _at(needed: Needed) -> str:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editing.removal.compared_edits import ERASERS
 from handmade import Zero
 from removal_world import CONFIG, LAST, MIDDLE, D, World, holds_its_value, named
 from tiny import user_error
 
 from editing.removal.capability import NO_CONCEPT, capability_of
+from editing.removal.erasers import ERASERS
 from editing.removal.evaluation import Method
 from editing.removal.experiment import remove, split_text
 from editing.removal.result import RemovalResult
@@ -96,9 +96,8 @@ def test_a_curve_begins_at_the_unedited_model_and_passes_through_the_method(resu
 def test_what_is_compared_is_read_off_the_curves(result):
     for each in result.comparisons:
         curves = result.curves_at(each.site)
-        assert each.features == curves[Method.FEATURES].at(each.share) and each.other == curves[each.rival].at(
-            each.share
-        )
+        assert each.features == curves[Method.FEATURES].at(each.share)
+        assert each.other == curves[each.rival].at(each.share)
     assert {each.share for each in result.comparisons} == {0.5, 0.8, 0.9}
 
 
