@@ -5,7 +5,7 @@ which check prompts, on which nothing was fitted, lose it, and the damage there 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
@@ -97,22 +97,26 @@ class EditSearch:
     def _choice(self, site: Site) -> Choice | None:
         """The number of features that is best on the check prompts, fitted again on selection and check prompts.
 
-        At the strength that is best on both together; `reach` is that on the check prompts for the first fit.
+        Set to zero or at their fitted strengths, whichever is better; at the strength of the whole that is best on both
+        together. `reach` is that on the check prompts.
         """
-        runs = PromptRuns.of(self.model, site, self.task.selection).first(self.config.fit_prompts)
+        runs, budget = (
+            PromptRuns.of(self.model, site, self.task.selection).first(self.config.fit_prompts),
+            self.config.budget,
+        )
         check = runs.on(self.task.check)
-        fits = self._fits(runs, SIZES)
-        budget = self.config.budget
-        reaches = [self.reach(check, edit, budget) for edit in fits]
+        candidates = [(edit, plain) for edit in self._fits(runs, SIZES) for plain in (False, True)]
+        reaches = [self.reach(check, set_to_zero(edit) if plain else edit, budget) for edit, plain in candidates]
         usable = [i for i, reach in enumerate(reaches) if reach.removed >= LEAST]
         if not usable:
             return None
         best = min(usable, key=lambda i: reaches[i].rank())
+        edit, plain = candidates[best]
         again = runs.on(self.task.choosing.first(2 * self.config.fit_prompts))
-        edit = (self._fits(again, [len(fits[best].latents)]) or [fits[best]])[-1]
+        edit = (self._fits(again, [len(edit.latents)]) or [edit])[-1]
+        edit = set_to_zero(edit) if plain else edit
         strength = self.reach(runs.on(self.task.choosing), edit, budget).strength
-        reach = reaches[best]
-        return Choice(edit, Reach(strength, reach.removed, reach.damage, reach.reached))
+        return Choice(edit, replace(reaches[best], strength=strength))
 
     def _fits(self, runs: PromptRuns, sizes: Sequence[int]) -> list[FeaturePatch]:
         """The best ablations of these numbers of features."""
@@ -192,6 +196,11 @@ def _areas(prompts: TwoClassPrompts, scores: Float[Tensor, "strengths batch"]) -
 def _ablation(site: Site, dictionary: Dictionary, latents: list[int], fitted: Fitted) -> FeaturePatch:
     edit = ablate(site, dictionary, [latents[column] for column in fitted.columns])
     return with_strengths([edit], fitted.strengths.to(dictionary.directions))[0]
+
+
+def set_to_zero(edit: FeaturePatch) -> FeaturePatch:
+    """The same features, each at strength 1."""
+    return replace(edit, strengths=torch.ones(len(edit.latents)).to(edit.target))
 
 
 def affordable_share(damage: Callable[[float], float], budget: float) -> tuple[float, float]:

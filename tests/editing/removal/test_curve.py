@@ -45,16 +45,16 @@ def test_a_curve_says_how_often_a_share_is_reached():
     """In two of four resamples the second strength leaves too much."""
     rows = {
         0.0: evaluated(Method.NONE, 1.0, [0.0], areas=[1.0] * 4),
-        1.0: evaluated(Method.FEATURES, 0.55, [0.04], areas=[0.5, 0.52, 0.7, 0.74]),
+        1.0: evaluated(Method.FEATURES, 0.545, [0.04], areas=[0.5, 0.52, 0.7, 0.74]),
     }
     curve = MeasuredCurve.through(rows).curve
     assert [each.share for each in curve.needed] == list(SHARES) and curve.method == Method.FEATURES
     half, most, nearly = curve.needed
     assert half.reached == 1.0 and most.reached == 0.5 and nearly.reached == 0.5
-    assert half.low < half.damage < half.high and half.damage == pytest.approx(0.04 * (0.25 / 0.45) ** 2)
+    assert half.low < half.damage < half.high and half.damage == pytest.approx(0.04 * (0.25 / 0.455) ** 2)
     assert most.low < most.damage and most.high is None and most.interval().endswith(", never]")
-    assert nearly.damage == pytest.approx(0.04 * (0.45 / 0.45) ** 2)
-    assert [point.left.value for point in curve.points] == pytest.approx([1.0, 0.1])
+    assert nearly.damage == pytest.approx(0.04 * (0.45 / 0.455) ** 2)
+    assert [point.left.value for point in curve.points] == pytest.approx([1.0, 0.09])
     never = MeasuredCurve.through(rows | {1.0: evaluated(Method.FEATURES, 0.9, [0.04], areas=[0.9] * 4)}).curve.at(0.8)
     assert never.damage is None and never.reached == 0.0 and str(never) == "never"
     plain = json.loads(json.dumps(to_plain(curve), allow_nan=False))

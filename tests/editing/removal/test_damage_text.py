@@ -64,7 +64,7 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, text
     codes.clear()
     change, chosen = few_runs.change(edit), shortlist(few_runs, sae, 4)
     problem = AtSite.of(few_runs, sae, chosen)
-    assert max(codes) == 48
+    assert max(codes) <= 48
     close(change, runs.change(edit))
     assert chosen == shortlist(runs, sae, 4)
     close(problem.codes, AtSite.of(runs, sae, chosen).codes)
@@ -79,23 +79,20 @@ def test_the_damage_of_text_lies_in_its_interval(text, components):
     assert len(damage.resamples) == 1000 and damage.kl.low < sum(damage.resamples) / 1000 < damage.kl.high
 
 
-def test_a_small_edit_does_the_damage_of_second_order(text, components):
+def test_small_edits_do_the_damage_of_second_order(text, components):
     """KL(unedited || edits at strengths a) -> a^T G a / 2, also for edits that work against each other."""
-    edits = [ablate(MIDDLE, components[MIDDLE], [j]) for j in (0, 1, 7)]
+    whole, small = ablate(MIDDLE, components[MIDDLE], [2, 5, 7]), 0.03
+    edits = [
+        replace(ablate(MIDDLE, components[MIDDLE], [j]), strengths=torch.tensor([small]))
+        for j in whole.latents.tolist()
+    ]
     gram = text.second_order(edits)
-    close(gram, gram.T, 1e-9)
-    for a in ([0.1, 0.0, 0.0], [0.1, 0.1, -0.05]):
-        parts = [replace(edit, strengths=torch.tensor([strength])) for edit, strength in zip(edits, a, strict=True)]
-        together = replace(
-            parts[0],
-            latents=torch.cat([part.latents for part in parts]),
-            target=torch.cat([part.target for part in parts], -1),
-            strengths=torch.tensor(a),
-        )
-        a = torch.tensor(a).double()
-        assert text.kl([together]) == pytest.approx((a @ gram @ a / 2).item(), rel=0.1)
-    whole = ablate(MIDDLE, components[MIDDLE], [0, 1, 7])
-    assert text.kl([whole]) != pytest.approx(gram.sum().item() / 2, rel=0.02)  # control: a large edit is not
+    close(gram, gram.T, 1e-12)
+    for a in ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 1.0, -1.0]):
+        together = replace(whole, strengths=small * torch.tensor(a))
+        expected = (torch.tensor(a).double() @ gram @ torch.tensor(a).double() / 2).item()
+        assert text.kl([together]) == pytest.approx(expected, rel=0.05)
+    assert text.kl([whole]) != pytest.approx(gram.sum().item() / 2 / small**2, rel=0.05)  # control: a large edit
 
 
 def test_text_that_is_all_about_the_task_is_refused(storybook, contexts):

@@ -11,7 +11,7 @@ from tiny import user_error
 
 from editing.removal.capability import NO_CONCEPT, capability_of
 from editing.removal.erasers import ERASERS
-from editing.removal.evaluation import Method
+from editing.removal.evaluation import EVERYWHERE, Method
 from editing.removal.experiment import remove, split_text
 from editing.removal.result import RemovalResult
 from editing.tasks.pairs import at_end
@@ -184,6 +184,7 @@ def test_a_direction_that_carries_most_of_pronouns_is_found_and_ablated(storyboo
 def test_pairs_of_many_answers_are_no_concept_and_can_be_removed(storybook, components, contexts):
     task = capability_of("brackets", storybook, replace(CONFIG, selection_prompts=24, test_prompts=32), most=48)
     assert not task.concept and "pairs of answers" in task.notes[-1]
-    result = remove(storybook, task, {MIDDLE: components[MIDDLE]}, contexts, CONFIG)
+    more = replace(CONFIG, shortlist=24, max_features=16)
+    result = remove(storybook, task, {MIDDLE: components[MIDDLE]}, contexts, more)
     assert result.task == "brackets" and result.own_auroc > 0.9 and Method.LEACE not in named(result)
     assert result.resampled == "templates, then prompts" and NO_CONCEPT[-40:] in result.notes[-1]

@@ -86,7 +86,7 @@ def test_a_step_is_the_minimum_of_its_bounded_problem(few):
         return objective.value(gaps + slopes @ (b - a), b)
 
     assert value == pytest.approx(linear(best)) and ((best >= 0) & (best <= MOST)).all()
-    assert best[[1, 4]].tolist() == [0.0, 0.0] and (best[chosen] == 0).any() and best.max() > 1
+    assert best[[1, 4]].tolist() == [0.0, 0.0] and best[chosen].min() < 1e-9 and best.max() > 1
     for _ in range(300):
         other = torch.zeros_like(best)
         other[chosen] = MOST * torch.rand(4, generator=g).double() ** 2
