@@ -165,8 +165,8 @@ class PromptRuns:
         """The runs of other prompts at the same site, about as long, so that as many fit into memory."""
         model = self.resumed.model
         resumed = ResumedRun(model, prompts.tokens, prompts.end, self.site.layer, [self.site])
-        mask = up_to_end(model, prompts)
-        return replace(self, resumed=resumed, suffix=None, prompts=prompts, x=resumed.recorded[self.site], mask=mask)
+        suffix, x = suffix_run(model, resumed.tokens, resumed.end, self.site.layer), resumed.recorded[self.site]
+        return replace(self, resumed=resumed, suffix=suffix, prompts=prompts, x=x, mask=up_to_end(model, prompts))
 
     def first(self, n: int) -> "PromptRuns":
         """The runs of the first `n` prompts only."""

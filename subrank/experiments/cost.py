@@ -15,6 +15,7 @@ from torch import Tensor
 from editing.ioi.config import IOIConfig
 from editing.ioi.curve import curve_counts
 from editing.ioi.feature_selection import Selector
+from editing.removal.config import RemovalConfig
 from editing.set_quality import N_SPLICED
 from editing.steering.held_out import PLACES
 from sae_core.dictionaries.dictionary import Dictionary
@@ -28,6 +29,8 @@ Parts = Mapping[str, Work]
 """Work by what it is, in words."""
 IOI_TOKENS = 20
 """Tokens of a prompt, about."""
+PROMPT_TOKENS = 12
+"""Tokens of a prompt of two classes, about."""
 RUN_AGAIN = 0.4
 """Of the tokens of all prompts at all points of a curve those that are run: where a feature differs, and behind it."""
 PATTERN_TOKENS, DROP_CONTEXTS = 25_000, 64
@@ -159,4 +162,29 @@ def steer_parts(model: LanguageModel, layer: int, n_read: int, sizes: Doses, len
         f"{sizes.strengths} strengths and controls on {sizes.contexts} contexts": Work(
             doses, 4 * sizes.contexts * PLACES * edits
         ),
+    }
+
+
+def removal_parts(model: LanguageModel, config: RemovalConfig, sites: Sequence[Site], n_fitting: int, length: int) -> Parts:
+    """Per site with A = L - 1 - l blocks above, n prompts of p tokens and half a text of c T tokens:
+
+    features: (features + 5 sizes) fits forward and back, twice; the shortlist on the text, twice; each size tried at
+    10 strengths. Erasers: 9 tried at 10 strengths. Curves: 4 methods at every strength, on test prompts and text. All
+    layers at once: the same with L in place of A.
+    """
+    half = config.text_contexts // 2 * length
+    sizes = max(1, config.max_features.bit_length())
+    fits = 3 * config.fit_prompts * (config.max_features + 5 * sizes + 2 * 5)
+    tried = 10 * config.selection_prompts * (RUN_AGAIN * 2 * sizes + 9)
+    curves = 4 * (1 + len(config.strengths)) * PROMPT_TOKENS * config.test_prompts
+    texts = 4 * (1 + len(config.strengths)) + 9 + 2 * sizes
+    several = sum(site.stream is Stream.RESID_POST for site in sites) > 1
+    choose, measure = Work(), Work()
+    for depth in [model.n_layers - 1 - site.layer for site in sites] + [model.n_layers] * several:
+        choose += Work((PROMPT_TOKENS * (fits + tried) + 2 * config.shortlist * half) * depth, 2 * config.shortlist * half)
+        choose += Work(2 * min(n_fitting, config.eraser_prompts) * PROMPT_TOKENS * (model.n_layers - depth))
+        measure += Work((curves + texts * half) * depth, 2 * texts * half)
+    return {
+        f"features and erasers chosen at {len(sites)} sites": choose,
+        f"curves on {config.test_prompts} prompts and {config.text_contexts // 2} contexts": measure,
     }
