@@ -4,7 +4,7 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of
@@ -23,6 +23,29 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     """Declare the verb."""
     verbs.add("demo", run, DemoSettings, "./demo")
+
+
+MINUTES = {
+    "selection_prompts": 96,
+    "fit_prompts": 48,
+    "test_prompts": 160,
+    "text_contexts": 32,
+    "shortlist": 12,
+    "max_features": 8,
+    "random_draws": 1,
+    "strengths": (0.5, 0.8, 1.0, 1.5, 2.0),
+}
+"""Of the removal in a demo of a few minutes."""
+QUICK = MINUTES | {
+    "selection_prompts": 16,
+    "fit_prompts": 8,
+    "test_prompts": 16,
+    "eraser_prompts": 128,
+    "text_contexts": 8,
+    "shortlist": 6,
+    "max_features": 4,
+    "strengths": (0.5, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,7 @@ def plan_of(settings: DemoSettings) -> Plan:
         seed=seed,
         quick=settings.quick,
     )
+<<<<<<< HEAD
     if settings.quick:
         removal = RemovalConfig(
             selection_prompts=16,
@@ -88,6 +112,13 @@ def plan_of(settings: DemoSettings) -> Plan:
     if settings.prompts is not None:
         patching = replace(patching, prompts=settings.prompts)
     return Plan(patching, circuit, removal)
+=======
+    sizes: dict[str, Any] = QUICK if settings.quick else MINUTES
+    if settings.prompts is not None and not settings.quick:
+        sizes = {"test_prompts": settings.prompts, "selection_prompts": max(8, settings.prompts // 2)}
+    removal = RemovalConfig(seed=seed, **sizes)
+    return Plan(IOISettings(prompts=settings.prompts, seed=seed, quick=settings.quick), circuit, removal)
+>>>>>>> 6dc5919 (The page of removal by curves (in work))
 
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Removal(Result):
-    """Capability left and damage done, by features and beside LEACE, mean difference and random controls."""
+    """What it costs to remove a capability by features, beside LEACE, the mean difference and random controls."""
 
     verb: ClassVar[str] = "remove"
     result: RemovalResult
@@ -67,7 +67,7 @@ class Removal(Result):
         return [f"{result.task}: {result.own.sentence()}", result.sentence(), result.verdict()]
 
     def figures(self) -> "dict[str, Figure]":
-        return {"frontier": removal_figure(self.result)}
+        return {"curves": removal_figure(self.result)}
 
     def section(self) -> Markup:
         """The page without the dictionaries."""
@@ -104,7 +104,7 @@ def remove(
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Removal:
-    """A capability taken away by ablating features under a budget of damage, beside LEACE and other erasers.
+    """A capability taken away by ablating features at little damage, beside LEACE and other erasers at their best.
 
     `task` is pronouns, possessives, brackets, ioi, or a .jsonl file of pairs.
     """
@@ -143,9 +143,10 @@ def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
         saes.at(site)
     config = RemovalConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos), site=site)
     sizes = {"text_contexts": settings.contexts, "shortlist": settings.shortlist, "max_features": settings.features}
+    sizes |= {"test_prompts": settings.prompts, "selection_prompts": few}
     if settings.quick:
-        sizes |= {"greedy_prompts": 8, "random_draws": 1}
-    return replace(config, test_prompts=settings.prompts, selection_prompts=few, budget=settings.budget, **sizes)
+        sizes |= {"fit_prompts": 8, "eraser_prompts": 128, "random_draws": 1}
+    return replace(config, share=settings.share, budget=settings.budget, **sizes)
 
 
 def write_edit(folder: Path, model: LanguageModel, edits: list) -> list[str]:

@@ -1,21 +1,26 @@
-"""The page of `subrank remove`: capability left and damage done, per method."""
+"""The page of `subrank remove`: what each method needs to remove a capability, and what it leaves and costs."""
 
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from editing.removal.evaluation import GONE, Method, Removal
+from editing.removal.comparisons import Comparison
+from editing.removal.curve import SHARES, Needed
+from editing.removal.evaluation import Method, Removal
 from editing.removal.figure import removal_figure
 from editing.removal.result import RemovalResult
+from sae_core.estimate import Estimate
 from sae_core.sites import Site
-from subrank.pages.page import MISSING, Cell, Table, estimate_cell, figure, render, yes_or_no
+from subrank.pages.page import MISSING, Cell, Table, estimate_cell, figure, render
+
+RIVALS = (Method.LEACE, Method.MEANS)
+"""What the features are compared with, site by site."""
 
 
 def removal_section(result: RemovalResult) -> Markup:
-    """Capability left and damage done, at the chosen site, per layer and over all layers."""
-    features = next(m for m in result.methods if m.method == Method.FEATURES)
-    methods = (*([result.unedited] if result.unedited else []), *result.methods)
-    best = next((i for i, m in enumerate(methods) if m.method == result.best), None)
+    """Damage needed and capability left, at the chosen site, per site and over all layers."""
+    features = next(row for row in result.methods if row.method is Method.FEATURES)
+    weights = zip(features.features, features.strengths or (1.0,) * len(features.features), strict=True)
     return render(
         "removal.html",
         model_score=f"{result.own.sentence()}; AUROC {result.own_auroc:.3f}",
@@ -23,32 +28,87 @@ def removal_section(result: RemovalResult) -> Markup:
         answers=result.answers,
         budget=f"{result.budget:g}",
         site=result.site,
-        features=", ".join(features.features),
-        strength=f"{features.strength:g}",
-        methods=_methods_table(methods, best),
+        share=f"{result.share:.0%}",
+        features=", ".join(f"{feature} ({weight:.2f})" for feature, weight in weights),
+        strength=f"{features.strength:.3g}",
         outcome=result.sentence(),
-        comparisons=_comparison_table(result),
+        needed=_needed_table(result, result.site),
         verdict=result.verdict(),
+        comparisons=_comparison_table(result),
+        methods=_methods_table(result, (result.unedited, *result.methods)),
         notes=result.notes,
         plot=figure(removal_figure(result)),
-        gone=_gone_table(result),
         layers=_layers_table(result) if result.elsewhere else None,
-        everywhere=_methods_table(result.everywhere) if result.everywhere else None,
+        needed_everywhere=_needed_table(result, result.everywhere[0].site) if result.everywhere else None,
+        everywhere=_methods_table(result, result.everywhere) if result.everywhere else None,
         resampled=result.resampled,
-        transfer=" / ".join(result.unedited.transfer) if result.unedited else "",
-        near=GONE,
+        transfer=" / ".join(result.unedited.transfer),
     )
 
 
-def _methods_table(methods: Sequence[Removal], best: int | None = None) -> Table:
+# ---- damage needed ---------------------------------------------------------------------------------
+
+
+def _needed_table(result: RemovalResult, site: str) -> Table | None:
+    """The damage at which each method removes each share; the row that needs least for the wanted share is marked."""
+    curves = [*result.curves_at(site).values()]
+    damages = [curve.at(result.share).damage for curve in curves]
+    reached = [i for i, damage in enumerate(damages) if damage is not None]
+    rows = [(curve.method, curve.place or MISSING, *map(_needed_cell, curve.needed)) for curve in curves]
+    head = ("method", "fitted on", *(f"{share:.0%} removed" for share in SHARES))
+    return Table(head, rows, min(reached, key=lambda i: damages[i].value, default=None)) if rows else None
+
+
+def _needed_cell(needed: Needed) -> Cell:
+    """The damage with its interval, or never; and how often resampled prompts and text say that it is reached."""
+    damage, often = needed.damage, f"reached in {needed.reached:.0%}"
+    if damage is None:
+        return Cell("never", often if needed.reached else "")
+    cell = estimate_cell(damage, ".2g")
+    return cell if needed.reached == 1 else Cell(cell.text, f"{cell.small}\n{often}")
+
+
+def _comparison_table(result: RemovalResult) -> Table | None:
+    """Features beside LEACE and the mean difference at the wanted share, a row to a site."""
+    rows: dict[str, dict[Method, Comparison]] = {}
+    for each in result.comparisons:
+        if each.share == result.share and each.rival in RIVALS:
+            rows.setdefault(each.site, {})[each.rival] = each
+    head = ["site", "features"]
+    for rival in RIVALS:
+        head += [str(rival), "features: times less"]
+    cells = []
+    for site, rivals in rows.items():
+        row: list[str | Cell] = [site, _needed_cell(next(iter(rivals.values())).features)]
+        for rival in RIVALS:
+            row += _rival_cells(rivals[rival]) if rival in rivals else (MISSING, MISSING)
+        cells.append(row)
+    return Table(head, cells) if rows else None
+
+
+def _rival_cells(comparison: Comparison) -> tuple[Cell, Cell]:
+    """What the rival needs, fitted where; and how many times less the features need, clearly or not."""
+    needed, times = _needed_cell(comparison.other), comparison.times
+    said = "clearly less" if comparison.clearly else "less, not clearly" if comparison.better else "not less"
+    ratio = MISSING if times is None else f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+    return (
+        Cell(needed.text, f"{needed.small}\n{comparison.place}".strip()),
+        Cell(ratio, f"{said}\nin {comparison.less:.0%}"),
+    )
+
+
+# ---- every figure ----------------------------------------------------------------------------------
+
+
+def _methods_table(result: RemovalResult, methods: Sequence[Removal]) -> Table:
     head = (
-        *("method", "strength", "AUROC", "within sentences", "accuracy", "P(right) − P(wrong)", "P(both)", "transfer"),
-        *("probe: site, last layer", "damage (nats/token)", "cross-entropy", "edit size", "gone"),
+        *("method", "strength", "capability left", "AUROC", "within sentences", "accuracy", "P(right) − P(wrong)"),
+        *("P(both)", "transfer", "probe: site, last layer", "damage (nats/token)", "cross-entropy", "edit size"),
     )
-    return Table(head, [_method_row(method) for method in methods], best, wide=True)
+    return Table(head, [_method_row(row, _left(result, row)) for row in methods], wide=True)
 
 
-def _method_row(removal: Removal) -> tuple[str | Cell, ...]:
+def _method_row(removal: Removal, left: Estimate | float) -> tuple[str | Cell, ...]:
     auroc = estimate_cell(removal.auroc, ".2f")
     if removal.draws:
         auroc = Cell(auroc.text, f"{auroc.small}\n{', '.join(f'{area:.2f}' for area in removal.draws)}".strip())
@@ -56,6 +116,7 @@ def _method_row(removal: Removal) -> tuple[str | Cell, ...]:
     return (
         removal.method,
         f"{removal.strength:.2f}",
+        estimate_cell(left, ".2f"),
         auroc,
         estimate_cell(removal.within, ".2f"),
         estimate_cell(removal.accuracy, ".2f"),
@@ -63,45 +124,25 @@ def _method_row(removal: Removal) -> tuple[str | Cell, ...]:
         f"{removal.answer_mass:.2f}",
         " / ".join(f"{area.value:.2f}" for area in removal.transfer.values()) or MISSING,
         " / ".join(probes),
-        estimate_cell(removal.damage, ".4f"),
+        estimate_cell(removal.damage, ".2g"),
         f"{removal.rise.value:+.4f}",
         f"{removal.edit_size:.2f}",
-        yes_or_no(removal.gone),
     )
 
 
-def _comparison_table(result: RemovalResult) -> Table | None:
-    """Features beside LEACE, site by site."""
-    rows = [
-        (
-            comparison.site,
-            yes_or_no(comparison.features_gone),
-            yes_or_no(comparison.leace_gone),
-            estimate_cell(comparison.saved, "+.4f"),
-        )
-        for comparison in result.comparisons
-    ]
-    head = ("site", "features gone", "LEACE gone", "damage that the features save (nats/token)")
-    return Table(head, rows) if rows else None
-
-
-def _gone_table(result: RemovalResult) -> Table | None:
-    """Each method's damage at the strength at which the capability goes."""
-    rows = []
-    for frontier in result.frontiers:
-        damage = frontier.damage_when_gone()
-        rows.append((frontier.method, frontier.site, "never" if damage is None else f"{damage:.5f}"))
-    return Table(("method", "site", "nats/token"), rows) if rows else None
+def _left(result: RemovalResult, removal: Removal) -> Estimate | float:
+    """Capability left, with its interval where the method has a curve."""
+    curve = result.curves_at(removal.site).get(removal.method)
+    if curve is None:
+        return removal.left
+    return min(curve.points, key=lambda point: abs(point.strength - removal.strength)).left
 
 
 def _layers_table(result: RemovalResult) -> Table:
-    """AUROC and damage, a row to a site and a column to a method."""
+    """Capability left and damage, a row to a site and a column to a method."""
     removals = (*result.methods, *result.elsewhere)
     names = list(dict.fromkeys(removal.method for removal in result.elsewhere))
-    cells = {
-        (removal.site, removal.method): f"{removal.auroc.value:.2f} / {removal.damage.value:.4f}"
-        for removal in removals
-    }
+    cells = {(row.site, row.method): f"{row.left:.2f} / {row.damage.value:.2g}" for row in removals}
     sites = sorted({Site.parse(removal.site) for removal in removals})
     rows = [(str(site), *(cells.get((str(site), name), MISSING) for name in names)) for site in sites]
     return Table(("site", *names), rows)

@@ -10,10 +10,18 @@ from subrank.settings.fields import Settings, setting, site_or_stream
 Selector = Literal["attribution", "greedy", "threshold", "random"]
 Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
 
+SHARES = (0.5, 0.8, 0.9)
+"""Of a capability: removals are compared where these are removed (`editing.removal.curve`, which loads torch)."""
+
 
 def _all_or_place(name: str) -> None:
     if name != "all":
         site_or_stream(name)
+
+
+def _share(value: float) -> None:
+    if value not in SHARES:
+        raise UserError(f"--share must be one of {', '.join(map(str, SHARES))}; got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class IOISettings(Settings):
 
 @dataclass(frozen=True)
 class RemoveSettings(Settings):
-    """Where to edit, on how many prompts, and how much damage is allowed."""
+    """Where to edit, how much to remove, on how many prompts, and how much damage is allowed."""
 
     site: str | None = setting(None, reads=parse_site)
     """where to edit; by default chosen on selection prompts"""
@@ -69,12 +77,14 @@ class RemoveSettings(Settings):
     """test prompts; half as many to choose the edit"""
     contexts: int = setting(48, least=8, quick=8)
     """held-out contexts on which damage is measured; the first half to choose the edit by"""
+    share: float = setting(0.8, reads=_share)
+    """share of the capability that sites and strengths are chosen to remove: 0.5, 0.8 or 0.9"""
     shortlist: int = setting(16, least=1, quick=6)
-    """features that are tried one by one"""
+    """features whose effect on other text is measured before some are chosen"""
     features: int = setting(16, least=1, quick=4)
-    """features that are ablated together, at most"""
+    """features that are ablated together at a site, at most"""
     budget: float = 0.05
-    """nats per token that an edit may cost on the text for choosing it"""
+    """nats per token that features may cost on the text for choosing them"""
     text: str | None = None
     """another text than the one trained on"""
     seed: int = setting(0, least=0)
