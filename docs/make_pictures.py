@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 
 import subrank as sr
+from editing.removal.evaluation import Method
+from editing.removal.result import RemovalResult
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = "chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
@@ -44,16 +46,7 @@ def table(demo: Path) -> list[str]:
             what = f"IOI, {names[result['corruption']]}, {result['site']}: KL after {n} directions"
             before = f" ({kl(result, 'dictionary', 0):.2f} before)"
             rows.append(f"| {what}{before} | {kl(result, 'dictionary', n):.2f} | {beside} |")
-    removal = sr.load_result(demo / "remove").to_dict()["removal"]
-    for where, methods in ((removal["site"], removal["methods"]), ("all layers at once", removal["everywhere"])):
-        shown = {m["method"]: m for m in methods}
-        texts = {
-            name: f"{_value(m['auroc']):.2f}, {_value(m['damage']):.4f}"
-            for name, m in shown.items()
-            if name in ("features", "LEACE", "mean difference")
-        }
-        beside = ", ".join(f"{name} {text}" for name, text in texts.items() if name != "features")
-        rows.append(f"| pronouns, {where}: AUROC left, damage in nats per token | {texts['features']} | {beside} |")
+    rows += removal_rows(sr.load_result(demo / "remove").result)
     circuit = sr.load_result(demo / "circuit")
     reached = circuit.evaluation.reached[min(1, len(circuit.evaluation.reached) - 1)]
     what = f"the circuit of {circuit.target}, {len(reached.sites)} layers left to its {reached.n_members} nodes"
@@ -62,8 +55,20 @@ def table(demo: Path) -> list[str]:
     return rows
 
 
-def _value(number) -> float:
-    return number["value"] if isinstance(number, dict) else number
+def removal_rows(result: RemovalResult) -> list[str]:
+    """What a removal needs and leaves, at the chosen site and at all layers at once."""
+    rows = []
+    for where in filter(None, (result.methods, result.everywhere)):
+        curves, site = result.curves_at(where[0].site), where[0].site
+        needed = {curve.method: str(curve.at(result.share)) for curve in curves.values()}
+        left = {row.method: f"{row.left:.2f}, {row.damage.value:.2g}" for row in where}
+        for what, texts in (
+            (f"damage at {result.share:.0%} removed, nats per token", needed),
+            ("capability left, damage at the chosen strength", left),
+        ):
+            beside = ", ".join(f"{name} {texts[name]}" for name in (Method.LEACE, Method.MEANS) if name in texts)
+            rows.append(f"| pronouns, {site}: {what} | {texts[Method.FEATURES]} | {beside} |")
+    return rows
 
 
 if __name__ == "__main__":

@@ -53,19 +53,16 @@ def _needed_table(result: RemovalResult, site: str) -> Table | None:
     """The damage at which each method removes each share; the row that needs least for the wanted share is marked."""
     curves = [*result.curves_at(site).values()]
     damages = [curve.at(result.share).damage for curve in curves]
-    reached = [i for i, damage in enumerate(damages) if damage is not None]
+    reached = {i: damage for i, damage in enumerate(damages) if damage is not None}
     rows = [(curve.method, curve.place or MISSING, *map(_needed_cell, curve.needed)) for curve in curves]
     head = ("method", "fitted on", *(f"{share:.0%} removed" for share in SHARES))
-    return Table(head, rows, min(reached, key=lambda i: damages[i].value, default=None)) if rows else None
+    return Table(head, rows, min(reached, key=lambda i: reached[i], default=None)) if rows else None
 
 
 def _needed_cell(needed: Needed) -> Cell:
     """The damage with its interval, or never; and how often resampled prompts and text say that it is reached."""
-    damage, often = needed.damage, f"reached in {needed.reached:.0%}"
-    if damage is None:
-        return Cell("never", often if needed.reached else "")
-    cell = estimate_cell(damage, ".2g")
-    return cell if needed.reached == 1 else Cell(cell.text, f"{cell.small}\n{often}")
+    often = "" if needed.reached in (0, 1) else f"\nreached in {needed.reached:.0%}"
+    return Cell(str(needed), f"{needed.interval()}{often}" if needed.reached else "")
 
 
 def _comparison_table(result: RemovalResult) -> Table | None:

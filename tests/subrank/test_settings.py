@@ -100,6 +100,7 @@ def test_a_value_gets_the_type_of_its_field():
         (TrainSettings, {"sites": ("resid_pst",)}, ("'resid_pst'", "resid_post")),
         (IOISettings, {"sites": ("all", "nowhere")}, ("'nowhere'",)),
         (RemoveSettings, {"site": "resid_post"}, ("'resid_post'", "resid_post.3")),
+        (RemoveSettings, {"share": 0.7}, ("--share", "0.5, 0.8, 0.9", "0.7")),
         (ImportSettings, {"at": ("resid_post.x",)}, ("'resid_post.x'",)),
         (TrainSettings, {"memory": 1e300}, ("--memory", "at most")),
     ],

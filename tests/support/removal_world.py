@@ -9,6 +9,7 @@ from handmade import HandModel
 
 from editing.removal.capability import Capability
 from editing.removal.config import RemovalConfig
+from editing.removal.curve import MeasuredCurve
 from editing.removal.damage_text import Damage
 from editing.removal.evaluation import Evaluated, Method, Removal
 from editing.removal.experiment import remove
@@ -81,6 +82,14 @@ def evaluated(
     removal = Removal(method, site, Estimate(area, area, area), unknown, 1.0, unknown, mean, 1.0)
     kl = kl * len(areas) if len(kl) == 1 else kl
     return Evaluated(removal, Damage(mean, Estimate(0.0), 1.0, tuple(kl)), tuple(areas))
+
+
+def measured(
+    method: Method, *rows: tuple[float, float, float], site: str = "resid_post.1", place: str = ""
+) -> MeasuredCurve:
+    """A curve through rows of strength, AUROC and damage, the same in every resample."""
+    points = {strength: evaluated(method, area, [kl], areas=[area] * 4, site=site) for strength, area, kl in rows}
+    return MeasuredCurve.through(points, place)
 
 
 class Editable(HandModel):

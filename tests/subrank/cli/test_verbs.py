@@ -129,7 +129,10 @@ def test_remove_reports_every_method_on_the_same_site(trained_set, tmp_path, cap
     assert {"features", "LEACE", "mean difference", "random features"} <= methods.keys()
     assert {method["site"] for method in removal["methods"]} == {"resid_post.5"}
     assert methods["random features"]["edit_size"] == pytest.approx(methods["features"]["edit_size"], rel=0.02)
-    assert removal["own_auroc"] > 0.99 and removal["sentence"] in printed
+    assert removal["own_auroc"] > 0.99 and removal["sentence"] in printed and removal["verdict"] in printed
+    needed = {curve["method"]: [each["share"] for each in curve["needed"]] for curve in removal["curves"]}
+    assert needed["features"] == needed["LEACE"] == [0.5, 0.8, 0.9]
+    assert {each["rival"] for each in removal["comparisons"]} >= {"LEACE", "mean difference", "features, set to zero"}
 
 
 def test_steer_shows_texts_side_by_side(storybook_set, tmp_path, capsys):
@@ -162,7 +165,7 @@ def test_steer_chooses_a_feature_and_prompts_itself(storybook_set, tmp_path, cap
 
 
 def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set, tmp_path, capsys):
-    few = RemovalConfig(8, 8, 8, 3, max_features=2, text_contexts=8, random_draws=1, strengths=(0.0, 1.0), site=Site(5))
+    few = RemovalConfig(8, 8, 8, 3, max_features=2, text_contexts=8, random_draws=1, strengths=(0.5, 1.0), site=Site(5))
     patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca")
     folder = shutil.copytree(storybook_set, tmp_path / "dictionaries")
     circuit = CircuitSettings(contexts=100, max_targets=1, null=5, held=20, draws=0, cards=8, cover=1)

@@ -5,6 +5,8 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from removal_world import measured
+
 from circuits.graph import Edge, FeatureGraph, Node
 from editing.ioi.curve import Curve, PatchingPoint
 from editing.ioi.result import IOIResult
@@ -48,13 +50,13 @@ def ioi() -> IOIResult:
     return IOIResult(Corruption.IO, OWN, "resid_post.1", {"resid_post.1": 0.3}, curves, floors, ("names",), 8, 16)
 
 
-def removal(*, gone: bool) -> RemovalResult:
-    methods = (
-        (Method.FEATURES, "resid_post.1", Estimate(0.5 if gone else 0.9), Estimate(0.6), 1.0, Estimate(0.5)),
-        (Method.LEACE, "resid_post.1", Estimate(0.8), Estimate(0.8), 1.0, Estimate(0.7)),
+def removal(auroc: float) -> RemovalResult:
+    """With features that leave this AUROC."""
+    row = Removal(
+        Method.FEATURES, "resid_post.1", Estimate(auroc), Estimate(0.6), 1.0, Estimate(0.5), Estimate(0.01), 1.0
     )
-    methods = (Removal(*methods[0], Estimate(0.01), 1.0, ("1_2",), 1.2), Removal(*methods[1], Estimate(0.02), 2.0))
-    return RemovalResult(OWN, 0.6, "resid_post.1", methods, (), Method.FEATURES if gone else None)
+    curves = (measured(Method.FEATURES, (0.0, 0.99, 0.0), (1.0, auroc, 0.01)).curve,)
+    return RemovalResult(OWN, 0.99, "resid_post.1", (row,), (), replace(row, method=Method.NONE), curves=curves)
 
 
 def test_tokens_are_escaped():
@@ -64,7 +66,7 @@ def test_tokens_are_escaped():
 
 
 def test_every_section_opens_with_the_models_own_score():
-    for part in (ioi_section([ioi()]), removal_section(removal(gone=True))):
+    for part in (ioi_section([ioi()]), removal_section(removal(0.5))):
         assert "does not do this task" in part and part.index("does not do this task") < part.index("<table")
     assert "share their names" in ioi_section([ioi()])
 
@@ -75,10 +77,10 @@ def test_curves_are_tabled_with_the_probability_of_the_answer():
     assert "positions S2, -1" in page and "all positions" in ioi_section([ioi()])
 
 
-def test_the_best_method_is_marked_only_if_there_is_one():
-    assert 'class="best"' in removal_section(removal(gone=True))
-    without = removal_section(removal(gone=False))
-    assert 'class="best"' not in without and "o method removes the capability" in without
+def test_the_method_of_least_damage_is_marked_only_if_one_removes_the_share():
+    assert 'class="best"' in removal_section(removal(0.5))
+    without = removal_section(removal(0.9))
+    assert 'class="best"' not in without and "features never removes 80% of the capability" in without
 
 
 def test_a_drawing_is_set_into_the_page_without_its_own_size():
@@ -134,7 +136,7 @@ def test_every_file_of_the_pages_is_part_of_the_package():
 def test_the_demo_links_to_the_pages_that_are_there(tmp_path):
     (tmp_path / "circuit" / "explore").mkdir(parents=True)
     (tmp_path / "circuit" / "explore" / "index.html").write_text("")
-    circuit, removed = circuit_section(graph(), None), removal_section(removal(gone=True))
+    circuit, removed = circuit_section(graph(), None), removal_section(removal(0.5))
     demo_page(tmp_path / "index.html", [circuit, ioi_section([]), circuit, removed], 1.25)
     page = (tmp_path / "index.html").read_text()
     links = set(re.findall(r'href="([^"]+)"', page))

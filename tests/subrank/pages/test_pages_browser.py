@@ -3,6 +3,7 @@
 import pytest
 from chromium import Page
 from explorer_pages import example, example_cards
+from removal_world import measured
 
 from editing.removal.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
@@ -52,7 +53,8 @@ def report(tmp_path):
         features=("1_2",), transfer={"her or his": Estimate(0.9), "a longer form": Estimate(0.8)}, **wide,
     )  # fmt: skip
     score = TaskScore(Estimate(0.99, 0.99, 0.99), 0.98, Estimate(5.0, 5.0, 5.0), 64)
-    removed = RemovalResult(score, 0.99, "resid_post.1", (features,), (), None)
+    curves = (measured(Method.FEATURES, (0.0, 1.0, 0.0), (1.0, 0.5, 0.01)).curve,)
+    removed = RemovalResult(score, 0.99, "resid_post.1", (features,), (), features, curves=curves)
     facts = {"targets_asked": 1, "pairs_run": 2, "exhaustive": True}
     graph = example()
     graph = type(graph)(graph.target, graph.nodes, graph.edges, facts)
