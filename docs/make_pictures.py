@@ -61,10 +61,10 @@ def removal_rows(result: RemovalResult) -> list[str]:
     for where in filter(None, (result.methods, result.everywhere)):
         curves, site = result.curves_at(where[0].site), where[0].site
         needed = {curve.method: str(curve.at(result.share)) for curve in curves.values()}
-        left = {row.method: f"{row.left:.2f}, {row.damage.value:.2g}" for row in where}
+        left = {row.method: f"{row.left:.2f} at {row.damage.value:.2g}" for row in where}
         for what, texts in (
             (f"damage at {result.share:.0%} removed, nats per token", needed),
-            ("capability left, damage at the chosen strength", left),
+            ("capability left at the chosen strength, and at what damage", left),
         ):
             beside = ", ".join(f"{name} {texts[name]}" for name in (Method.LEACE, Method.MEANS) if name in texts)
             rows.append(f"| pronouns, {site}: {what} | {texts[Method.FEATURES]} | {beside} |")

@@ -60,9 +60,10 @@ def _needed_table(result: RemovalResult, site: str) -> Table | None:
 
 
 def _needed_cell(needed: Needed) -> Cell:
-    """The damage with its interval, or never; and how often resampled prompts and text say that it is reached."""
+    """The damage with its interval, or never; and in how many resamples of prompts and text the share is reached."""
+    interval = "" if needed.low is None else needed.interval()
     often = "" if needed.reached in (0, 1) else f"\nreached in {needed.reached:.0%}"
-    return Cell(str(needed), f"{needed.interval()}{often}" if needed.reached else "")
+    return Cell(str(needed), f"{interval}{often}".strip())
 
 
 def _comparison_table(result: RemovalResult) -> Table | None:
@@ -87,7 +88,7 @@ def _rival_cells(comparison: Comparison) -> tuple[Cell, Cell]:
     """What the rival needs, fitted where; and how many times less the features need, clearly or not."""
     needed, times = _needed_cell(comparison.other), comparison.times
     said = "clearly less" if comparison.clearly else "less, not clearly" if comparison.better else "not less"
-    ratio = MISSING if times is None else f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+    ratio = MISSING if times is None else f"{float(f'{times:.2g}'):,.0f}" if times >= 10 else f"{times:.2g}"
     return (
         Cell(needed.text, f"{needed.small}\n{comparison.place}".strip()),
         Cell(ratio, f"{said}\nin {comparison.less:.0%}"),

@@ -21,7 +21,7 @@ from sae_core.sites import Site
 from sae_core.storage import load_set
 from sae_core.training.config import TrainConfig
 from sae_core.training.run import Run
-from subrank.cli.demo import Plan, prepare_demo, run_demo
+from subrank.cli.demo import Plan, plan_of, prepare_demo, run_demo
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
 from subrank.settings.experiments import IOISettings
@@ -164,8 +164,14 @@ def test_steer_chooses_a_feature_and_prompts_itself(storybook_set, tmp_path, cap
     assert result["dose_response"]["features"][0].startswith("5_") and len(result["texts"]) == 4
 
 
+def test_a_demo_removes_on_fewer_prompts_when_it_is_quick_and_on_as_many_as_asked():
+    quick, usual, asked = (plan_of(DemoSettings(**how)).removal for how in ({"quick": True}, {}, {"prompts": 500}))
+    assert quick.test_prompts < usual.test_prompts < asked.test_prompts == 2 * asked.selection_prompts == 500
+
+
 def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set, tmp_path, capsys):
-    few = RemovalConfig(8, 8, 8, 3, max_features=2, text_contexts=8, random_draws=1, strengths=(0.5, 1.0), site=Site(5))
+    sizes = {"eraser_prompts": 16, "shortlist": 3, "max_features": 2, "text_contexts": 8, "random_draws": 1}
+    few = RemovalConfig(8, 8, 8, strengths=(0.5, 1.0), site=Site(5), **sizes)
     patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca")
     folder = shutil.copytree(storybook_set, tmp_path / "dictionaries")
     circuit = CircuitSettings(contexts=100, max_targets=1, null=5, held=20, draws=0, cards=8, cover=1)
