@@ -71,10 +71,16 @@ class RemovalResult:
             sentence = f"{begin}removes {self.share:.0%} of the capability at {features} nats per token"
         if Method.LEACE in here:
             sentence += f"; LEACE at its best {_at(here[Method.LEACE].other)}"
+        row = next(row for row in self.methods if row.method is Method.FEATURES)
+        if row.transfer:
+            left = ", ".join(f"{2 * abs(area.value - 0.5):.0%} of {name}" for name, area in row.transfer.items())
+            after = f". Of other forms of the task the features leave {left}"
+        else:
+            after = ""
         rival = self.rival()
         if rival not in (None, Method.LEACE):
             sentence += f", {rival} {_at(here[rival].other)}"
-        return sentence
+        return sentence + after
 
     def verdict(self) -> str:
         """At how many sites features need less damage than the best LEACE, and than the mean difference."""

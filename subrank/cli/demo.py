@@ -80,45 +80,13 @@ def plan_of(settings: DemoSettings) -> Plan:
         seed=seed,
         quick=settings.quick,
     )
-<<<<<<< HEAD
-    if settings.quick:
-        removal = RemovalConfig(
-            selection_prompts=16,
-            greedy_prompts=8,
-            test_prompts=16,
-            text_contexts=8,
-            shortlist=6,
-            max_features=4,
-            random_draws=1,
-            strengths=(0.0, 0.5, 1.0),
-            seed=seed,
-        )
-    elif settings.prompts is None:
-        removal = RemovalConfig(
-            selection_prompts=96,
-            greedy_prompts=48,
-            test_prompts=160,
-            text_contexts=32,
-            shortlist=12,
-            max_features=8,
-            random_draws=1,
-            strengths=(0.0, 0.5, 0.8, 1.0, 1.25),
-            seed=seed,
-        )
-    else:
-        half = max(8, settings.prompts // 2)
-        removal = RemovalConfig(seed=seed, test_prompts=settings.prompts, selection_prompts=half)
-    patching = IOISettings(seed=seed, quick=settings.quick)
-    if settings.prompts is not None:
-        patching = replace(patching, prompts=settings.prompts)
-    return Plan(patching, circuit, removal)
-=======
     sizes: dict[str, Any] = QUICK if settings.quick else MINUTES
     if settings.prompts is not None and not settings.quick:
         sizes = {"test_prompts": settings.prompts, "selection_prompts": max(8, settings.prompts // 2)}
-    removal = RemovalConfig(seed=seed, **sizes)
-    return Plan(IOISettings(prompts=settings.prompts, seed=seed, quick=settings.quick), circuit, removal)
->>>>>>> 6dc5919 (The page of removal by curves (in work))
+    patching = IOISettings(seed=seed, quick=settings.quick)
+    if settings.prompts is not None:
+        patching = replace(patching, prompts=settings.prompts)
+    return Plan(patching, circuit, RemovalConfig(seed=seed, **sizes))
 
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:

@@ -165,7 +165,9 @@ def steer_parts(model: LanguageModel, layer: int, n_read: int, sizes: Doses, len
     }
 
 
-def removal_parts(model: LanguageModel, config: RemovalConfig, sites: Sequence[Site], n_fitting: int, length: int) -> Parts:
+def removal_parts(
+    model: LanguageModel, config: RemovalConfig, sites: Sequence[Site], n_fitting: int, length: int
+) -> Parts:
     """Per site with A = L - 1 - l blocks above, n prompts of p tokens and half a text of c T tokens:
 
     features: (features + 5 sizes) fits forward and back, twice; the shortlist on the text, twice; each size tried at
@@ -180,8 +182,9 @@ def removal_parts(model: LanguageModel, config: RemovalConfig, sites: Sequence[S
     texts = 4 * (1 + len(config.strengths)) + 9 + 2 * sizes
     several = sum(site.stream is Stream.RESID_POST for site in sites) > 1
     choose, measure = Work(), Work()
+    listed = 2 * config.shortlist * half
     for depth in [model.n_layers - 1 - site.layer for site in sites] + [model.n_layers] * several:
-        choose += Work((PROMPT_TOKENS * (fits + tried) + 2 * config.shortlist * half) * depth, 2 * config.shortlist * half)
+        choose += Work((PROMPT_TOKENS * (fits + tried) + listed) * depth, listed)
         choose += Work(2 * min(n_fitting, config.eraser_prompts) * PROMPT_TOKENS * (model.n_layers - depth))
         measure += Work((curves + texts * half) * depth, 2 * texts * half)
     return {

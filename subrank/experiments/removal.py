@@ -13,6 +13,7 @@ from torch import Tensor
 from editing.interventions.compose import spare_bos
 from editing.interventions.hook_export import export_hook
 from editing.interventions.save import save_edit
+from editing.removal.cached_runs import REMOVABLE
 from editing.removal.capability import capability_of
 from editing.removal.config import RemovalConfig
 from editing.removal.experiment import remove as remove_capability
@@ -25,6 +26,7 @@ from sae_core.files import user_path
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
+from subrank.experiments.cost import announce, removal_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.removal_page import removal_section
 from subrank.progress import shown
@@ -32,6 +34,7 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, a_set
 from subrank.settings.experiments import RemoveSettings
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import fitted
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -111,6 +114,7 @@ def remove(
     chosen = make(RemoveSettings, settings)
     a_set(saes)
     with shown("remove", progress, on_progress) as report:
+        chosen = fitted(chosen, saes.on(model).block_weights, report)
         return run_remove(model, saes, task, chosen, removal_config(chosen, saes), report)
 
 
@@ -128,6 +132,9 @@ def run_remove(
     contexts = saes.read(model, settings.text)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     text = contexts.held_out
+    sites = [config.site] if config.site else [site for site in saes.dictionaries if site.stream in REMOVABLE]
+    parts = removal_parts(model, config, sites, len(capability.fitting), text.shape[1])
+    announce(model, {saes.model: saes.dictionaries}, parts, on_progress)
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
     ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say
@@ -143,9 +150,11 @@ def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:
         saes.at(site)
     config = RemovalConfig(seed=settings.seed, prepend_bos=bool(saes.text.prepend_bos), site=site)
     sizes = {"text_contexts": settings.contexts, "shortlist": settings.shortlist, "max_features": settings.features}
-    sizes |= {"test_prompts": settings.prompts, "selection_prompts": few}
+    # three eighths of the test prompts to fit features on, four times as many to fit erasers on
+    sizes |= {"test_prompts": settings.prompts, "selection_prompts": few, "eraser_prompts": 4 * settings.prompts}
+    sizes |= {"fit_prompts": max(8, 3 * settings.prompts // 8)}
     if settings.quick:
-        sizes |= {"fit_prompts": 8, "eraser_prompts": 128, "random_draws": 1}
+        sizes |= {"random_draws": 1}
     return replace(config, share=settings.share, budget=settings.budget, **sizes)
 
 

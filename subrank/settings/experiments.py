@@ -73,15 +73,15 @@ class RemoveSettings(Settings):
 
     site: str | None = setting(None, reads=parse_site)
     """where to edit; by default chosen on selection prompts"""
-    prompts: int = setting(256, least=8, quick=26)
+    prompts: int = setting(256, least=8, quick=26, large=64)
     """test prompts; half as many to choose the edit"""
-    contexts: int = setting(48, least=8, quick=8)
+    contexts: int = setting(48, least=8, quick=8, large=16)
     """held-out contexts on which damage is measured; the first half to choose the edit by"""
     share: float = setting(0.8, reads=_share)
     """share of the capability that sites and strengths are chosen to remove: 0.5, 0.8 or 0.9"""
-    shortlist: int = setting(16, least=1, quick=6)
+    shortlist: int = setting(16, least=1, quick=6, large=12)
     """features whose effect on other text is measured before some are chosen"""
-    features: int = setting(16, least=1, quick=4)
+    features: int = setting(16, least=1, quick=4, large=8)
     """features that are ablated together at a site, at most"""
     budget: float = 0.05
     """nats per token that features may cost on the text for choosing them"""
