@@ -175,8 +175,12 @@ def damage_needed(
 def _needed(share: float, value: float, resamples: Float[np.ndarray, "resamples"]) -> Needed:
     # the order statistics themselves: between a damage and never there is nothing to interpolate
     low, high = np.quantile(resamples, [0.025, 0.975], method="inverted_cdf") if len(resamples) else (value, value)
-    value, low, high = (float(each) if np.isfinite(each) else None for each in (value, low, high))
-    return Needed(share, value, low, high, float(np.isfinite(resamples).mean()) if len(resamples) else 0.0)
+    reached = float(np.isfinite(resamples).mean()) if len(resamples) else 0.0
+    return Needed(share, _reached(value), _reached(low), _reached(high), reached)
+
+
+def _reached(damage: float) -> float | None:
+    return float(damage) if np.isfinite(damage) else None
 
 
 def _point(strength: float, row: Evaluated) -> CurvePoint:
