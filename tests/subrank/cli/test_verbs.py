@@ -170,8 +170,8 @@ def test_a_demo_removes_on_fewer_prompts_when_it_is_quick_and_on_as_many_as_aske
 
 
 def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set, tmp_path, capsys):
-    sizes = {"eraser_prompts": 16, "shortlist": 3, "max_features": 2, "text_contexts": 8, "random_draws": 1}
-    few = RemovalConfig(8, 8, 8, strengths=(0.5, 1.0), site=Site(5), **sizes)
+    sizes = {"eraser_prompts": 16, "shortlist": 8, "max_features": 4, "text_contexts": 8, "random_draws": 1}
+    few = RemovalConfig(16, 8, 16, budget=2.0, strengths=(0.5, 1.0), site=Site(5), **sizes)
     patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca")
     folder = shutil.copytree(storybook_set, tmp_path / "dictionaries")
     circuit = CircuitSettings(contexts=100, max_targets=1, null=5, held=20, draws=0, cards=8, cover=1)
