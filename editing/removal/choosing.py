@@ -31,7 +31,7 @@ from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.progress import Stages
 from sae_core.sites import Site
 
-GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Strengths at which an edit is tried first; then where a straight line between two of them says."""
 REFINEMENTS = 3
 SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -85,11 +85,6 @@ def verdict(comparisons: Sequence[Comparison], rival: Method, share: float) -> s
     ]
     for each in chosen:
         if each.site == EVERYWHERE:
-            sentences.append(
-                f"At all layers at once features need {_needs(each.features)}, {rival} {_needs(each.other)}"
-            )
+            needed = f"features {each.features}, {rival} {each.other}"
+            sentences.append(f"At all layers at once (nats per token): {needed}")
     return ". ".join(sentences)
-
-
-def _needs(needed: Needed) -> str:
-    return "never get there" if needed.damage is None else f"{needed} nats per token"

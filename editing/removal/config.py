@@ -6,7 +6,7 @@ from math import isfinite
 from sae_core.errors import UserError
 from sae_core.sites import Site
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 FEWEST_CONTEXTS = 4
 """Of the text to choose by and of the text to report on, each: an interval over fewer contexts says nothing."""
 

@@ -33,7 +33,7 @@ MINUTES = {
     "shortlist": 12,
     "max_features": 8,
     "random_draws": 1,
-    "strengths": (0.5, 0.8, 1.0, 1.5, 2.0),
+    "strengths": (0.5, 0.8, 1.0, 1.5, 2.0, 3.0),
 }
 """Of the removal in a demo of a few minutes."""
 QUICK = MINUTES | {
