@@ -26,6 +26,7 @@ from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.sites import FeatureId
 from subrank.experiments.circuit_explorer import Explored
 from subrank.experiments.circuit_result import CircuitResult
+from subrank.experiments.cost import Scoring, announce, circuit_parts
 from subrank.progress import shown
 from subrank.result import Provenance
 from subrank.saes import FeatureName, Saes, a_set
@@ -78,11 +79,16 @@ def run_circuit(
         request = replace(request, prompts=tuple(as_chat(model, line, reply=True) for line in request.prompts))
     check_request(model, saes, request)  # before anything slow
     read = saes.read(model, settings.text)
-    quality = saes.measured(model, read, settings.text, on_progress)
     searched, held = read.apart(settings.contexts, settings.held)
+    survey = saes.survey(model)
+    if not settings.nodes:  # how many sets of features pruning tries shows only at its end
+        sizes = scoring_sizes(settings, model, survey.n_unread(searched) + survey.n_unread(held))
+        parts = circuit_parts(model, saes.dictionaries, discovery_config(settings), sizes, saes.text.n_ctx)
+        announce(model, {"": saes.dictionaries}, parts, on_progress, about="at most about")
+    quality = saes.measured(model, read, settings.text, on_progress)
     stages = Stages(on_progress)
     stages.begin(f"looking at every feature on {len(searched)} contexts")
-    atlas = atlas_of(saes.survey(model), searched, top=max(64, 4 * settings.examples))
+    atlas = atlas_of(survey, searched, top=max(64, 4 * settings.examples))
     resolved = resolve(model, saes, atlas, request, discovery_config(settings))
     for line in facts(resolved):
         stages.begin(line)
@@ -138,6 +144,23 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
     return replace(config, max_targets=most)
 
 
+def repetitions(settings: CircuitSettings, model: LanguageModel) -> dict[str, int]:
+    """On how many draws a circuit is discovered again, and with how many random ones it is compared."""
+    few = model.block_weights >= LARGE
+    usual = 0 if settings.quick else FEW_DRAWS if few else DRAWS
+    n_draws = usual if settings.draws is None else settings.draws
+    return {"n_draws": n_draws, "n_random": FEW_RANDOM if few else RANDOM}
+
+
+def scoring_sizes(settings: CircuitSettings, model: LanguageModel, n_read: int) -> Scoring:
+    """What is made of the circuit, by number, where `n_read` contexts of the search are read now."""
+    again = repetitions(settings, model) if settings.held else dict.fromkeys(("n_draws", "n_random"), 0)
+    n_contexts = n_read + settings.cards + settings.cards // 4
+    return Scoring(
+        n_contexts, settings.cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0
+    )
+
+
 def facts(resolved: ResolvedRequest) -> Iterator[str]:
     """What a target that is read from the logits is on its prompts."""
     examples = resolved.examples
@@ -190,12 +213,7 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    few = resolved.search.model.block_weights >= LARGE
-    usual = 0 if settings.quick else FEW_DRAWS if few else DRAWS
-    numbers = {
-        "n_draws": usual if settings.draws is None else settings.draws,
-        "n_random": FEW_RANDOM if few else RANDOM,
-    }
+    numbers = repetitions(settings, resolved.search.model)
     atlas = atlas_of(resolved.atlas.survey, held, top=max(64, 2 * resolved.search.config.n_examples))
     try:
         return evaluate_circuit(resolved, circuit, atlas, **numbers, on_progress=on_progress), ()

@@ -7,11 +7,14 @@ Symbols: L blocks of the model, T tokens of a context, S sites, l the block of a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.discovery.edges import AUDIT, LISTED, SearchMode
+from circuits.discovery.target_causes import DiscoveryConfig, Reach
+from circuits.effects.screens import IG_STEPS
 from editing.ioi.config import IOIConfig
 from editing.ioi.curve import curve_counts
 from editing.ioi.feature_selection import Selector
@@ -37,12 +40,12 @@ PATTERN_TOKENS, DROP_CONTEXTS = 25_000, 64
 """Tokens run to find a feature's patterns, about, and contexts in which it is ablated for a full card."""
 
 
-def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProgress) -> None:
+def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProgress, *, about: str = "about") -> None:
     """Say how long the parts take together, by a second's measurement, and what they are."""
     dictionaries = chain.from_iterable(by_site.values() for by_site in sets.values())
     speed = measured_speed(model, dictionaries)
     seconds = sum(speed.seconds(work) for work in parts.values())
-    on_progress(Progress(f"about {duration(seconds)}: {'; '.join(parts)}", 0, None))
+    on_progress(Progress(f"{about} {duration(seconds)}: {'; '.join(parts)}", 0, None))
 
 
 def pass_over(model: LanguageModel, contexts: int, length: int, sites: Sequence[Site] = ()) -> Work:
@@ -135,6 +138,60 @@ def feature_parts(
     card = Work(PATTERN_TOKENS * (mean + 1) + drops * (2 * model.n_layers - mean), 2 * 256, PATTERN_TOKENS / 16)
     read = pass_over(model, contexts, length, list(sites)) + Work(logits=n_latents)
     return {f"all features on {contexts} contexts not read so far": read, f"{n_full} full cards": card * n_full}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How much of a circuit is read, scored and shown."""
+
+    contexts: int
+    """Read for all of it, and not read before."""
+    cover: int
+    draws: int
+    n_random: int
+    has_cards: bool
+
+
+def circuit_parts(
+    model: LanguageModel, sites: Mapping[Site, Dictionary], config: DiscoveryConfig, sizes: Scoring, length: int
+) -> Parts:
+    """At most, where every target is searched and keeps all that it may; with E examples, contexts of T tokens:
+
+    N T max(l + 1) blocks; per target and site g blocks below the ablations (`_search`); draws repeat them without
+    random directions; circuits, the random ones and those without one member, at 2 E prompts, from the lowest of the
+    covered sites on, under two ablations with errors kept and ablated; a full card per member.
+    """
+    layers = sorted({site.layer for site in sites})
+    gaps = [max(1, b - a) for a, b in pairwise(layers)] or [1]
+    searched = [max(1, layers[-1] - layer) for layer in layers] if config.reach is Reach.ALL else [max(gaps)]
+    n_latents = max(len(d.directions) for d in sites.values())
+    members = config.max_targets * (config.edges.keep or n_latents)
+    search, again = Work(), Work()
+    for gap in searched:
+        search += _search(config, gap, n_latents, length, config.edges.n_null) * config.max_targets
+        again += _search(config, gap, n_latents, length, 0) * config.max_targets * sizes.draws
+    circuits = 4 * (sizes.n_random + min(members, sizes.cover * n_latents))
+    scored = Work(RUN_AGAIN * circuits * 2 * config.n_examples * length * sizes.cover * max(gaps))
+    n_cards = members * sizes.has_cards
+    _, cards = feature_parts(model, sites, 0, n_cards, length).values()
+    parts = {f"{sizes.contexts} contexts read": pass_over(model, sizes.contexts, length, list(sites))}
+    parts[f"the causes of {config.max_targets} targets"] = search
+    parts[f"scored, and discovered again on {sizes.draws} draws"] = scored + again
+    return parts | {f"{n_cards} full cards": cards}
+
+
+def _search(config: DiscoveryConfig, gap: int, n_latents: int, length: int, n_null: int) -> Work:
+    """Causes of one target: E (n_latents + keep n_null) tokens at one position through one block; further away those
+    that are listed or audited, E T / 2 tokens through all blocks between, and forward and back for the list."""
+    screen = 3 * IG_STEPS * config.n_examples * length * gap
+    if config.edges.search is SearchMode.FIRST_ORDER:
+        return Work(screen / IG_STEPS)
+    keep = config.edges.keep or LISTED
+    if gap == 1:
+        return Work(config.n_examples * (n_latents + keep * n_null))
+    if config.edges.search is SearchMode.EXHAUSTIVE:
+        return Work(config.n_examples * n_latents * length / 2 * gap)
+    return Work(screen + config.n_examples * (max(LISTED, 7 * keep) + AUDIT) * length / 2 * gap)
 
 
 @dataclass(frozen=True)

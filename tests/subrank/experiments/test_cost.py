@@ -1,6 +1,7 @@
 """What is said beforehand: counts are those of the passes that run, and a verb says them before it begins."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from planted import unchecked
 from random_saes import random_sae
 from tiny import random_tokens
 
+from circuits.discovery.edges import EdgeConfig, SearchMode
+from circuits.discovery.target_causes import DiscoveryConfig, Reach
 from editing.ioi.config import IOIConfig
 from editing.loss_recovered import splice_costs, splice_reports
 from sae_core.evaluation.profiles import profiles, quality
@@ -16,7 +19,9 @@ from sae_core.model.speed import Speed, Work, measured_speed
 from sae_core.sites import Site
 from subrank.experiments.cost import (
     Doses,
+    Scoring,
     announce,
+    circuit_parts,
     evaluate_parts,
     feature_parts,
     ioi_parts,
@@ -93,6 +98,26 @@ def test_more_work_counts_more(model):
     assert cards[2] - cards[1] == cards[1] - cards[0] > 0 and cards[0] == 100 * 30 * 3  # the text is read once
     doses = [total(steer_parts(model, 1, 10, Doses(n, 5, 4, 2), 30)) for n in (1, 6)]
     assert doses[0].blocks < doses[1].blocks and doses[0].steps == 10 and doses[1].steps == 35
+
+
+def test_the_most_a_circuit_costs_follows_its_settings(model):
+    saes = {site: random_sae(d_in=32) for site in SITES}
+    scoring = Scoring(contexts=100, cover=2, draws=0, n_random=0, has_cards=False)
+
+    def search(**changes) -> float:
+        return [*circuit_parts(model, saes, DiscoveryConfig(**changes), scoring, 30).values()][1].blocks
+
+    usual = search()
+    assert search(max_targets=30) == 2 * usual == search(n_examples=32) > 0
+    assert search(reach=Reach.ALL) > usual > search(edges=EdgeConfig(search=SearchMode.FIRST_ORDER)) > 0
+
+    def rest(**changes) -> list[float]:
+        read, _, scored, cards = circuit_parts(model, saes, DiscoveryConfig(), replace(scoring, **changes), 30).values()
+        return [read.blocks, scored.blocks, cards.blocks]
+
+    assert rest(cover=0) == [100 * 30 * 3, 0, 0]  # only the text is read
+    assert rest(contexts=200, cover=0) == [200 * 30 * 3, 0, 0]
+    assert rest(cover=0, draws=2)[1] > 0 and rest(n_random=20)[1] > rest()[1] and rest(has_cards=True)[2] > 0
 
 
 def test_work_adds_up_and_has_its_price():
