@@ -2,11 +2,13 @@
 
 Transformers fills a weight that it does not find with random numbers, and a tokenizer's class names a BOS that no file
 holds; both would give results of another model. What cannot be read as full matrices (quantised weights) is refused
-by name; LoRA adapters are merged into the model that they were trained on.
+by name; LoRA adapters are merged into the model that they were trained on. A GGUF file's weights, which may be
+rounded to a few bits, are made full matrices by Transformers.
 """
 
 import json
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,7 +21,7 @@ from sae_core.model.precision import Precision
 
 
 def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -> tuple[Any, Any, int | None]:
-    """(Transformers model, tokenizer, BOS) of a directory in Hugging Face layout, or of a hub name.
+    """(Transformers model, tokenizer, BOS) of a directory in Hugging Face layout, of a GGUF file, or of a hub name.
 
     Raises `UserError` for what is damaged, quantised, or lacks weights or a tokenizer.
     """
@@ -41,7 +43,8 @@ def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -
 def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source)
+    folder, file = _folder_and_file(source)
+    config = AutoConfig.from_pretrained(folder, **file)
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         how = dict(quantised).get("quant_method") or "quantization_config" if isinstance(quantised, dict) else quantised
@@ -52,9 +55,20 @@ def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
     exact = getattr(torch, dtype) if dtype != "auto" else "auto" if device.startswith("cuda") else torch.float32
     options: dict[str, Any] = {"config": config, "dtype": exact, "attn_implementation": "eager"}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_report` refuses them by name
-    model, report = cast(Any, AutoModelForCausalLM.from_pretrained(source, **options))
+    model, report = cast(Any, AutoModelForCausalLM.from_pretrained(folder, **options, **file))
     check_report(model, report, name)
     return model.to(device)
+
+
+def _folder_and_file(source: Path | str) -> tuple[Path | str, dict[str, str]]:
+    """Where Transformers finds a checkpoint: its directory, and which GGUF file there, if it is one."""
+    if not isinstance(source, Path) or source.suffix.lower() != ".gguf" or source.is_dir():
+        return source, {}
+    if find_spec("gguf") is None:
+        raise UserError(
+            f"{source} is a GGUF file; `pip install gguf` to have it read, or give the model it was made from"
+        )
+    return source.parent, {"gguf_file": source.name}
 
 
 def check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
@@ -122,7 +136,8 @@ def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
         source = model_source(json.loads(adapter.read_text())["base_model_name_or_path"])
     way_out = "put its tokenizer.json, or its vocabulary, beside the weights"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        folder, file = _folder_and_file(source)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **file)
     except Exception as error:  # a missing package, file or token, each with an error of its own
         raise UserError(f"the tokenizer of {name} could not be loaded; {way_out} ({_line(error)})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone

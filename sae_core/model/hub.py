@@ -12,25 +12,41 @@ STORYBOOK = Path(__file__).parents[1] / "storybook" / "model"
 
 
 def model_source(name: str | Path) -> Path | str:
-    """The directory to load a model from, or a hub name that answers.
+    """The directory or the `.gguf` file to load a model from, or a hub name that answers.
 
-    Raises `UserError` for a directory that is missing or holds no model, and where the hub does not answer.
+    Raises `UserError` for a directory that is missing or holds no model or several, and where the hub does not answer.
     """
     if name == "storybook":
         return STORYBOOK
     path = user_path(name)
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"{path} is not a language model: it has no config.json (Hugging Face layout is expected)")
+        if any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            return path
+        return _only_gguf(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
         return path
     looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    looks_local |= path.suffix.lower() == ".gguf"
     if looks_local or path.exists():
         beside = path.parent.glob("*/config.json") if path.parent.is_dir() else ()
         near = did_you_mean(path, [config.parent for config in beside])
         raise UserError(
-            f"no model directory {path}{near}; give 'storybook', a directory in Hugging Face layout, or a hub name"
+            f"no model directory {path}{near}; give 'storybook', a directory in Hugging Face layout, a .gguf file, or "
+            "a hub name"
         )
     return hub_source(str(name), kind="model")
+
+
+def _only_gguf(folder: Path) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{folder} holds several models: {names}; give one of these files")
+    if not files:
+        raise UserError(
+            f"{folder} is not a language model: it has no config.json (Hugging Face layout is expected), no .gguf"
+        )
+    return files[0]
 
 
 def hub_source(name: str, *, kind: str) -> Path | str:
