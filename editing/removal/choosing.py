@@ -18,7 +18,7 @@ from editing.interventions.patch import FeaturePatch, ablate
 from editing.metrics import aurocs
 from editing.removal.cached_runs import PromptRuns, TokenRuns, up_to_end
 from editing.removal.capability import Capability
-from editing.removal.class_scores import scores_of
+from editing.removal.class_scores import left_within, scores_of
 from editing.removal.config import RemovalConfig
 from editing.removal.curve import strength_needed
 from editing.removal.damage_text import DamageText
@@ -51,10 +51,16 @@ class Reach:
     damage: float
     """Nats per token."""
     reached: bool
+    within: float
+    """Capability left within single sentences (`left_within`)."""
 
-    def rank(self) -> tuple[bool, float]:
-        """Smaller is better: less damage among those that remove the share, else more removed."""
-        return not self.reached, self.damage if self.reached else -self.removed
+    def rank(self) -> tuple[bool, int, float]:
+        """Smaller is better: less damage among those that remove the share, else more removed.
+
+        Before the damage comes what is left within sentences, in steps of 0.25 (finer ones are noise): an edit can turn
+        the answers of some sentences round and leave the others, which cancels over all prompts and removes nothing.
+        """
+        return not self.reached, int(self.within / 0.25), self.damage if self.reached else -self.removed
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +192,8 @@ class EditSearch:
         if affordable < 1:
             strength = round(strength * affordable, 4)
             areas[strength] = _areas(prompts, scores([strength]))[0]
-        return Reach(strength, removed(strength), cost, bool(enough) and affordable == 1)
+        within = left_within(prompts, scores([strength]).cpu()).item()
+        return Reach(strength, removed(strength), cost, bool(enough) and affordable == 1, within)
 
 
 def _areas(prompts: TwoClassPrompts, scores: Float[Tensor, "strengths batch"]) -> list[float]:

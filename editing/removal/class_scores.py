@@ -6,7 +6,7 @@ AUROC, 0.5 + mean over groups of |AUROC_g - 0.5|, beside it. By chance alone it 
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from editing.metrics import auroc, aurocs
@@ -32,14 +32,10 @@ def answer_probabilities(
     return torch.where(positive, yes, no), torch.where(positive, no, yes)
 
 
-def auroc_distance(prompts: TwoClassPrompts, scores: Float[Tensor, "trials batch"]) -> Float[Tensor, "trials"]:
-    """Distance from chance, |AUROC - 0.5| + mean over groups of |AUROC - 0.5|: what edits are chosen to make small."""
-
-    def distance(part: Bool[Tensor, "batch"]) -> Float[Tensor, "trials"]:
-        return (aurocs(scores[:, part], prompts.positive[part]) - 0.5).abs()
-
-    within = torch.stack([distance(group) for group in prompts.groups_of_both_classes()]).mean(0)
-    return distance(torch.ones_like(prompts.positive)) + within
+def left_within(prompts: TwoClassPrompts, scores: Float[Tensor, "trials batch"]) -> Float[Tensor, "trials"]:
+    """Capability left within single groups: 2 mean over groups of |AUROC - 0.5|; by chance alone a little above 0."""
+    areas = [aurocs(scores[:, group], prompts.positive[group]) for group in prompts.groups_of_both_classes()]
+    return 2 * (torch.stack(areas) - 0.5).abs().mean(0)
 
 
 def model_score(model: LanguageModel, prompts: TwoClassPrompts) -> tuple[TaskScore, float]:

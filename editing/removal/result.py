@@ -72,11 +72,9 @@ class RemovalResult:
         if Method.LEACE in here:
             sentence += f"; LEACE at its best {_at(here[Method.LEACE].other)}"
         row = next(row for row in self.methods if row.method is Method.FEATURES)
-        if row.transfer:
-            left = ", ".join(f"{2 * abs(area.value - 0.5):.0%} of {name}" for name, area in row.transfer.items())
-            after = f". Of other forms of the task the features leave {left}"
-        else:
-            after = ""
+        left = [f"{2 * abs(row.within.value - 0.5):.0%} within single sentences"]
+        left += [f"{2 * abs(area.value - 0.5):.0%} of {name}" for name, area in row.transfer.items()]
+        after = f". The features leave {', '.join(left)}"
         rival = self.rival()
         if rival not in (None, Method.LEACE):
             sentence += f", {rival} {_at(here[rival].other)}"

@@ -11,7 +11,7 @@ from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
 from editing.metrics import aurocs
 from editing.removal.cached_runs import PromptRuns
-from editing.removal.choosing import EditSearch, affordable_share, largest_affordable
+from editing.removal.choosing import EditSearch, Reach, affordable_share, largest_affordable
 from editing.removal.erasers import Place, fit_erasers
 from editing.removal.evaluation import Method
 
@@ -57,6 +57,12 @@ def test_a_strength_that_costs_too_much_is_lowered(search, text, runs_at_middle,
     close(torch.tensor(text.kl([Scaled(edit, within.strength)])), torch.tensor(within.damage), 1e-4)
     assert text.kl([Scaled(edit, within.strength + 0.03 * free.strength)]) > budget
     assert affordable_share(lambda share: share**2, 4.0) == (1.0, 1.0)
+
+
+def test_an_edit_that_turns_some_sentences_round_ranks_behind_one_that_removes():
+    removes, turns = Reach(1.0, 0.8, 0.01, True, 0.2), Reach(1.0, 0.8, 1e-6, True, 0.7)
+    assert removes.rank() < turns.rank() < Reach(1.0, 0.6, 1e-6, False, 0.4).rank()
+    assert Reach(1.0, 0.8, 1e-3, True, 0.24).rank() < removes.rank()  # what is left within decides only in steps
 
 
 def test_features_are_chosen_fitted_and_kept_within_the_budget(search, components, task, text):

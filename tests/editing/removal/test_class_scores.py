@@ -7,19 +7,22 @@ import torch
 from two_classes import normal, two_classes
 
 from editing.metrics import auroc
-from editing.removal.class_scores import auroc_distance, model_score
+from editing.removal.class_scores import left_within, model_score
 from editing.removal.resampling import conditional_auroc
 from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pronouns import Form, Split, pronoun_prompts
 
 
-def test_the_distance_is_what_is_left_over_all_and_within_groups():
+def test_answers_turned_round_in_half_of_the_groups_cancel_over_all_prompts_and_not_within():
     positive, group = torch.arange(60) % 2 == 0, torch.arange(60) // 2 % 3
     prompts, scores = two_classes(positive, group), normal(240, 0).view(4, 60)
     weights = torch.full((1, 60), 1 / 60, dtype=torch.float64)
-    within = [conditional_auroc(prompts, row, weights).value - 0.5 for row in scores]
-    plainly = [abs(auroc(row, positive) - 0.5) + left for row, left in zip(scores, within, strict=True)]
-    assert auroc_distance(prompts, scores).tolist() == pytest.approx(plainly)
+    plainly = [2 * (conditional_auroc(prompts, row, weights).value - 0.5) for row in scores]
+    assert left_within(prompts, scores).tolist() == pytest.approx(plainly)
+    halves = torch.arange(60) // 2 % 2
+    turned = torch.where((halves == 0) == positive, 1.0, -1.0)
+    assert abs(auroc(turned, positive) - 0.5) < 0.05
+    assert left_within(two_classes(positive, halves), turned[None]).item() == 1.0
 
 
 @pytest.mark.parametrize("form", Form)
