@@ -177,17 +177,17 @@ def _suffixes(
 ) -> list[_Suffix]:
     """For each example the shortest suffix that keeps `KEPT` of its activation, where there is one."""
     options = [_options(contexts[row], content[row], end) for row, end in examples]
-    found: dict[int, _Suffix] = {}
+    shortest: dict[int, _Suffix] = {}
     for shorter, longest in zip((0, *_ROUNDS), _ROUNDS, strict=False):
-        tried = {i: texts[shorter:longest] for i, texts in enumerate(options) if i not in found}
+        tried = {i: texts[shorter:longest] for i, texts in enumerate(options) if i not in shortest}
         measured = iter(probe([before + tokens for texts in tried.values() for before, tokens in texts]).tolist())
         for i, texts in tried.items():
             row, end = examples[i]
             suffixes = [_Suffix(before, tokens, next(measured)) for before, tokens in texts]
             kept = (suffix for suffix in suffixes if suffix.activation >= KEPT * float(activation[row, end]))
             if suffix := next(kept, None):
-                found[i] = suffix
-    return [found[i] for i in sorted(found)]
+                shortest[i] = suffix
+    return [shortest[i] for i in sorted(shortest)]
 
 
 def _options(tokens: Tensor, content: Tensor, end: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

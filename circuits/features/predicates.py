@@ -45,7 +45,7 @@ def predicates(
     texts = [model.token_text(token) for token in distinct.tolist()]
     truths = {name: torch.tensor([test(text) for text in texts])[place] for name, test in _OF_TOKEN.items()}
     for beginning in dict.fromkeys([*_OF_NEXT, *next_texts]):
-        begins = torch.tensor([text.strip(" ").startswith(beginning) for text in texts])[place] & content
+        begins = torch.tensor([_begins(text, beginning) for text in texts])[place] & content
         truths[next_predicate(beginning)] = torch.cat([begins[:, 1:], torch.zeros_like(begins[:, :1])], 1)
     rows = [
         open_marks([texts[i] if inside else None for i, inside in zip(row, mask, strict=True)])
@@ -90,9 +90,13 @@ def next_token_ids(model: LanguageModel, beginning: str) -> list[int]:
 
     Many vocabularies have tokens such as `).` and `):`, in which a bracket closes, too.
     """
-    texts = ((token, model.token_text(token).lstrip(" ")) for token in range(model.n_vocab))
-    is_mark = not any(map(str.isalnum, beginning))
-    return [token for token, text in texts if text == beginning or (is_mark and text.startswith(beginning))]
+    return [token for token in range(model.n_vocab) if _begins(model.token_text(token), beginning)]
+
+
+def _begins(text: str, beginning: str) -> bool:
+    """One meaning for targets and predicates: "he" is not "help", and ")" is ")." too."""
+    text, is_mark = text.lstrip(" "), not any(map(str.isalnum, beginning))
+    return text == beginning or (is_mark and text.startswith(beginning))
 
 
 def next_predicate(beginning: str) -> str:

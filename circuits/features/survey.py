@@ -27,6 +27,7 @@ from sae_core.data.reading import left_out
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.digest import digest_of_dictionaries
 from sae_core.errors import UserError
+from sae_core.model.fingerprint import weights_digest
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import FeatureId, Site
@@ -239,14 +240,14 @@ class Survey:
         coded: list[tuple[CodedContexts, int]],
     ) -> Piece:
         device, n_latents = self.model.device, len(self.dictionaries[site].directions)
-        found = [(part.sites[site], row) for part, row in coded]
-        entries = [codes.codes.at(row) for codes, row in found]
+        codes_and_rows = [(part.sites[site], row) for part, row in coded]
+        entries = [codes.codes.at(row) for codes, row in codes_and_rows]
         size = tokens.shape[1] * n_latents
         key = torch.cat([key.long() + number * size for number, (key, _) in enumerate(entries)])
         value = torch.cat([value for _, value in entries]).to(device)
         f = value.new_zeros(len(tokens) * size).index_copy_(0, key.to(device), value)
         beyond = torch.zeros(n_latents, dtype=torch.float64)
-        for codes, row in found:
+        for codes, row in codes_and_rows:
             latent, total = codes.beyond.at(row)
             beyond.index_add_(0, latent.long(), total)
         return Piece(
@@ -255,9 +256,9 @@ class Survey:
             content.to(device),
             f.view(*tokens.shape, n_latents),
             beyond.to(device),
-            n_inliers=sum(int(codes.n_inliers[row]) for codes, row in found),
-            total=torch.stack([codes.total[row] for codes, row in found]).sum(0),
-            square=float(torch.stack([codes.square[row] for codes, row in found]).sum()),
+            n_inliers=sum(int(codes.n_inliers[row]) for codes, row in codes_and_rows),
+            total=torch.stack([codes.total[row] for codes, row in codes_and_rows]).sum(0),
+            square=float(torch.stack([codes.square[row] for codes, row in codes_and_rows]).sum()),
         )
 
 
@@ -267,6 +268,7 @@ def card_of(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> di
     return {
         "version": VERSION,
         "model": model.fingerprint(),
+        "weights": weights_digest(model.bridge.original_model),
         "precision": str(model.dtype),
         "dictionaries": digest_of_dictionaries(dictionaries),
         "tokens left out": hashlib.sha256(repr(beside).encode()).hexdigest()[:16],

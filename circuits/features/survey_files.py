@@ -1,9 +1,10 @@
 """A survey beside its set: files of coded contexts, and a card of everything that they depend on.
 
-A folder with `survey.json` and any number of `codes-DIGEST.safetensors`, each written whole. Files under another card,
-or that are damaged, are removed and what they held is read again: all of it can be.
+A folder with `survey.json` and any number of `codes-CARD-TOKENS.safetensors`, named by digests and each written whole.
+Files under another card, or that are damaged, are removed and what they held is read again: all of it can be.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ class SurveyFolder:
         except UserError as error:
             stored = {name: str(error) for name in self.card}
         other = [name for name in self.card if stored.get(name) != self.card[name]]
-        if other:
+        strangers = [path for path in files if not path.match(self._name("*"))]
+        if other or strangers:
+            other = other or ["origin"]
             log.warning(f"the survey in {self.folder} is of other {' and '.join(other)}: it is made anew")
             self._remove([*files, self.folder / CARD])
             return []
@@ -59,12 +62,16 @@ class SurveyFolder:
         try:
             if not (self.folder / CARD).is_file():
                 write_json(self.folder / CARD, dict(self.card))
-            name = FILES.replace("*", digest(contexts.tokens)[:16])
-            write_tensors(self.folder / name, contexts.tensors())
+            write_tensors(self.folder / self._name(digest(contexts.tokens)[:16]), contexts.tensors())
         except (OSError, UserError) as error:
             log.warning(f"what was read of the text is not kept: {self.folder} cannot be written ({error})")
             return False
         return True
+
+    def _name(self, tokens: str) -> str:
+        """Of a file of these contexts: two surveys of one folder never read each other's."""
+        card = hashlib.sha256(repr(sorted(self.card.items())).encode()).hexdigest()[:16]
+        return FILES.replace("*", f"{card}-{tokens}")
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:

@@ -65,7 +65,10 @@ class Reach:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The features' edit at a site, and what it did when it was chosen."""
+    """The features' edit at a site; `reach` is that of as many features fitted without the check prompts, on these.
+
+    But for its strength, which is the edit's own, by selection and check prompts together.
+    """
 
     edit: FeaturePatch
     reach: Reach

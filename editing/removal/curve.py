@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from editing.interventions.compose import Scaled
-from editing.metrics import interval
 from editing.removal.config import STRENGTHS
 from editing.removal.evaluation import Evaluated, Evaluator, Method
 from sae_core.estimate import Estimate
@@ -132,11 +129,6 @@ class MeasuredCurve:
         return cls(Curve(last.method, last.site, points, tuple(needed), place), resamples)
 
 
-def capability_left(auroc: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """2 |AUROC - 0.5|."""
-    return 2 * (auroc - 0.5).abs()
-
-
 def strength_needed(
     strengths: Float[np.ndarray, "points"], aurocs: Float[np.ndarray, "points n"], share: float
 ) -> Float[np.ndarray, "n"]:
@@ -184,10 +176,14 @@ def _reached(damage: float) -> float | None:
 
 
 def _point(strength: float, row: Evaluated) -> CurvePoint:
-    removal = row.removal
-    resamples = capability_left(torch.tensor(row.auroc_resamples))
-    value = capability_left(torch.tensor(removal.auroc.value)).item()
-    # a distance is larger in a resample by as much as chance adds: the basic bootstrap, as for `within`
-    high, low = (min(1.0, max(0.0, 2 * value - end)) for end in interval(resamples).tolist())
-    left = Estimate(value, min(low, value), max(high, value))
-    return CurvePoint(strength, removal.auroc, left, removal.within, removal.accuracy, removal.gap, removal.damage)
+    area = row.removal.auroc
+    return CurvePoint(
+        strength, area, left_of(area), row.removal.within, row.removal.accuracy, row.removal.gap, row.removal.damage
+    )
+
+
+def left_of(auroc: Estimate) -> Estimate:
+    """Capability left, with the interval of what the AUROC's interval allows: from 0 where that holds 0.5."""
+    ends = [2 * abs(end - 0.5) for end in (auroc.low, auroc.high)]
+    least = 0.0 if auroc.low <= 0.5 <= auroc.high else min(ends)
+    return Estimate(2 * abs(auroc.value - 0.5), least, max(ends))

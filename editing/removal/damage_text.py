@@ -19,6 +19,8 @@ from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
+TEXT_SEED = 10**6
+"""Added to the seed: contexts are drawn independently of prompts."""
 TASK_PROBABILITY = 0.01
 """Probability of the task's tokens together from which on a token of the text does not count."""
 
@@ -85,7 +87,7 @@ class DamageText:
         per_token = (kl, torch.ones_like(kl), rise, self._has_next.double().cpu())
         for row, values in zip(sums, per_token, strict=True):
             row.index_add_(0, self._context, values)
-        totals, resamples = sums.sum(1).tolist(), sums @ resampled(torch.arange(n), seed).T
+        totals, resamples = sums.sum(1).tolist(), sums @ resampled(torch.arange(n), TEXT_SEED + seed).T
         means = resamples[0] / resamples[1].clamp_min(1e-12)
         return Damage(
             kl=estimate_from(totals[0] / totals[1], means),

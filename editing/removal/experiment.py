@@ -94,6 +94,7 @@ def remove(
         notes=task.notes,
         resampled=resampling_scheme(task.test),
         budget=config.budget,
+        skipped=tuple(str(site) for site in sites if site not in choices),
         edits=(Scaled(choices[best].edit, choices[best].reach.strength),),
     )
 
@@ -163,7 +164,8 @@ class _Measurements:
         if _has_several_layers(sites):
             stages.begin(f"{self.task.name}: all layers at once")
         if len(residual) > 1:
-            self.everywhere = self._at_all_layers(residual)
+            layers = [site for site in sites if site.stream is Stream.RESID_POST]
+            self.everywhere = self._at_all_layers(residual, layers)
 
     def _at(self, site: Site) -> list[Removal]:
         """All methods at one site; at the chosen one further ways to ablate the features, and several random draws."""
@@ -184,11 +186,11 @@ class _Measurements:
             rows.append(mean_over_draws(evaluated).removal)
         return rows
 
-    def _at_all_layers(self, residual: dict[Site, Choice]) -> list[Removal]:
+    def _at_all_layers(self, residual: dict[Site, Choice], sites: list[Site]) -> list[Removal]:
         edits, reach = joint_features(self.search, residual)
         curves = {Method.FEATURES: self._curve(Method.FEATURES, edits, reach.strength)}
         if self.task.concept:
-            for method, eraser in best_scrubbing(self.search, sorted(residual)).items():
+            for method, eraser in best_scrubbing(self.search, sites).items():
                 curves[method] = self._eraser_curve(method, eraser)
         rows = self._kept(curves)
         sizes = self.text.runs.edited([Scaled(edit, reach.strength) for edit in edits]).sizes

@@ -1,6 +1,6 @@
 """How strongly to ablate which features, so that two classes of prompts come together at little damage.
 
-    x' = x - sum_j a_j f_j(x) d_j,      0 <= a_j <= 3
+    x' = x - sum_j a_j f_j(x) d_j,      0 <= a_j <= 3    (the whole is then scaled once more, `choosing.py`)
 
     minimise over a     mean_g (gap_g(a) / gap)^2  +  10 a^T G a  +  0.0001 |a|^2
 

@@ -6,7 +6,7 @@ from typing import Any
 from editing.removal.comparisons import Comparison, verdict
 from editing.removal.config import RemovalConfig
 from editing.removal.curve import Curve, Needed
-from editing.removal.evaluation import Method, Removal
+from editing.removal.evaluation import EVERYWHERE, Method, Removal
 from editing.tasks.score import TaskScore
 from sae_core.codec import to_plain
 from sae_core.model.language_model import Intervention
@@ -43,6 +43,8 @@ class RemovalResult:
     resampled: str = "templates, then prompts"
     """What is drawn with replacement for the intervals over prompts."""
     budget: float = RemovalConfig.budget
+    skipped: tuple[str, ...] = ()
+    """Sites at which no features support the task within the budget."""
     edits: tuple[Intervention, ...] = field(default=(), repr=False, compare=False)
     """The features' edit at the chosen site, without mask."""
 
@@ -70,22 +72,31 @@ class RemovalResult:
         else:
             sentence = f"{begin}removes {self.share:.0%} of the capability at {features} nats per token"
         if Method.LEACE in here:
-            sentence += f"; LEACE at its best {_at(here[Method.LEACE].other)}"
+            sentence += f"; LEACE there {_at(here[Method.LEACE].other)}{self._best_of(Method.LEACE)}"
         row = next(row for row in self.methods if row.method is Method.FEATURES)
         left = [f"{2 * abs(row.within.value - 0.5):.0%} within single sentences"]
         left += [f"{2 * abs(area.value - 0.5):.0%} of {name}" for name, area in row.transfer.items()]
         after = f". The features leave {', '.join(left)}"
         rival = self.rival()
         if rival not in (None, Method.LEACE):
-            sentence += f", {rival} {_at(here[rival].other)}"
+            sentence += f"; {rival} there {_at(here[rival].other)}{self._best_of(rival)}"
         return sentence + after
 
     def verdict(self) -> str:
         """At how many sites features need less damage than the best LEACE, and than the mean difference."""
         if not any(each.rival is Method.LEACE for each in self.comparisons):
             return verdict(self.comparisons, Method.LEACE, self.share)
-        sentences = (verdict(self.comparisons, rival, self.share) for rival in (Method.LEACE, Method.MEANS))
+        sentences = [verdict(self.comparisons, rival, self.share) for rival in (Method.LEACE, Method.MEANS)]
+        if self.skipped:
+            sentences.append(f"At {', '.join(self.skipped)} no features were found, and nothing was compared")
         return ". ".join(sentences)
+
+    def _best_of(self, rival: Method) -> str:
+        """Where a rival needs least by the test prompts themselves, which is in its favour; nothing if that is here."""
+        elsewhere = [curve for curve in self.curves if curve.method is rival and curve.site != EVERYWHERE]
+        reached = [curve for curve in elsewhere if curve.at(self.share).damage is not None]
+        best = min(reached, key=lambda curve: curve.at(self.share).damage or 0.0, default=None)
+        return "" if best is None or best.site == self.site else f" (its best: {best.at(self.share)} at {best.site})"
 
     def _here(self) -> list[Comparison]:
         return [each for each in self.comparisons if each.site == self.site and each.share == self.share]

@@ -110,7 +110,7 @@ class ActivationStream:
         n_content = self.model.content(self.tokens(block)).sum(1).cumsum(0)
         enough = int((n_content < _SPARE * steps * self.batch).sum()) + 1
         at_once = self._contexts_at_once  # passes are those of the whole block
-        return min(size, -(-max(enough, self.batch // _MEETING) // at_once) * at_once)
+        return min(size, -(-max(enough, -(-self.batch // _MEETING)) // at_once) * at_once)
 
     @property
     def _contexts_at_once(self) -> int:

@@ -57,6 +57,7 @@ class LanguageModel(Vocabulary):
     unfit: Mapping[Site, str] = MappingProxyType({})
     """Sites at which this family of models cannot be read or edited rightly, and why."""
     _widths: Mapping[Site, int] = MappingProxyType({})
+    _n_edits: int = 0
     fused_from: int | None = None
     """Positions from which on attention is computed in one step; None: never (`fused.py`)."""
 
@@ -115,12 +116,17 @@ class LanguageModel(Vocabulary):
         with ExitStack() as undo:
             for edit in interventions:
                 undo.callback(self._attach(self.check(edit.site), partial(_edited, edit)))
+                self._n_edits += 1
+                undo.callback(self._forget_edit)
             yield
 
     @property
     def edited(self) -> bool:
-        """Whether a forward pass now would be edited: inside `hooks`."""
-        return any(point.fwd_hooks for point in self._points.values())
+        """Whether a forward pass now would be edited: inside `hooks`. Hooks put on the model by hand are not seen."""
+        return self._n_edits > 0
+
+    def _forget_edit(self) -> None:
+        self._n_edits -= 1
 
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
         """Activations `[batch, pos, d_in]` at `sites`, from one forward pass without logits; float32 at least."""

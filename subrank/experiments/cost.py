@@ -228,16 +228,17 @@ def removal_parts(
     """Per site with A = L - 1 - l blocks above, n prompts of p tokens and half a text of c T tokens:
 
     features: (features + 5 sizes) fits forward and back, twice; the shortlist on the text, twice; each size tried at
-    10 strengths. Erasers: 9 tried at 10 strengths. Curves: 4 methods at every strength, on test prompts and text. All
-    layers at once: the same with L in place of A.
+    10 strengths. Erasers: 9 tried at 10 strengths. Curves: 4 methods at every strength, on test prompts and text, and 3
+    variants at one site. All layers at once: the same with L in place of A.
     """
     half = config.text_contexts // 2 * length
     sizes = max(1, config.max_features.bit_length())
     fits = 3 * config.fit_prompts * (config.max_features + 5 * sizes + 2 * 5)
     tried = 10 * config.selection_prompts * (RUN_AGAIN * 2 * sizes + 9)
-    curves = 4 * (1 + len(config.strengths)) * PROMPT_TOKENS * config.test_prompts
-    texts = 4 * (1 + len(config.strengths)) + 9 + 2 * sizes
     several = sum(site.stream is Stream.RESID_POST for site in sites) > 1
+    # three variants of the features and the random draws are at one site only
+    evaluations = (4 + 3 / (len(sites) + several)) * (1 + len(config.strengths)) + 2
+    curves, texts = evaluations * PROMPT_TOKENS * config.test_prompts, evaluations + 9 + 2 * sizes
     choose, measure = Work(), Work()
     listed = 2 * config.shortlist * half
     for depth in [model.n_layers - 1 - site.layer for site in sites] + [model.n_layers] * several:

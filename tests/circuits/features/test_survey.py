@@ -193,6 +193,31 @@ def test_what_an_edited_model_does_is_neither_kept_nor_answered_from_what_is(mod
     assert same(numbers(fresh, contexts), plain) and reads.n == 240
 
 
+def test_every_edit_is_seen_also_that_of_the_middle_of_a_block(tiny_models):
+    """An edit at resid_mid is no hook of the library's: once what it did was kept as the unedited model's."""
+    model = tiny_models["llama"]
+    site = Site(1, Stream.RESID_MID)
+    edit = ablate(site, random_topk(32, 40, 4), [2])
+    assert not model.edited
+    with model.hooks(edit):
+        assert model.edited
+        with model.hooks(edit):
+            pass
+        assert model.edited
+    with pytest.raises(KeyboardInterrupt), model.hooks(edit):
+        raise KeyboardInterrupt
+    assert not model.edited
+
+
+def test_two_surveys_of_one_folder_never_read_each_other(model, tmp_path, caplog):
+    """The second has made the card its own when the first writes once more."""
+    first, second = Survey(model, dictionaries(), tmp_path), Survey(model, dictionaries(seed=9), tmp_path)
+    numbers(second, text(8))
+    numbers(first, text(8, seed=5))
+    fresh = Survey(model, dictionaries(seed=9), tmp_path)
+    assert same(numbers(fresh, text(8, seed=5)), numbers(Survey(model, dictionaries(seed=9)), text(8, seed=5)))
+
+
 @pytest.mark.parametrize("damage", ["cut", "key", "missing", "card"])
 def test_a_damaged_file_is_read_again(model, tmp_path, monkeypatch, caplog, damage):
     whole = numbers(Survey(model, dictionaries(), tmp_path), text())

@@ -1,14 +1,16 @@
 """The damage at which a share of a capability is gone: where it is known in closed form."""
 
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 from removal_world import evaluated
 
-from editing.removal.curve import SHARES, Curve, MeasuredCurve, damage_needed, strength_needed
+from editing.removal.curve import SHARES, Curve, MeasuredCurve, damage_needed, left_of, strength_needed
 from editing.removal.evaluation import Method
 from sae_core.codec import from_plain, to_plain
+from sae_core.estimate import Estimate
 
 
 def needed(areas: list[float], share: float, strengths: list[float] | None = None) -> float:
@@ -59,3 +61,14 @@ def test_a_curve_says_how_often_a_share_is_reached():
     assert never.damage is None and never.reached == 0.0 and str(never) == "never"
     plain = json.loads(json.dumps(to_plain(curve), allow_nan=False))
     assert from_plain(Curve, plain) == curve
+
+
+def test_what_may_be_left_is_what_the_interval_of_the_auroc_allows():
+    """Once the interval of a capability that is gone was [0, 0]."""
+    expected = {
+        (0.5, 0.44, 0.58): (0.0, 0.0, 0.16),
+        (0.2, 0.1, 0.4): (0.6, 0.2, 0.8),
+        (0.95, 0.9, 1.0): (0.9, 0.8, 1.0),
+    }
+    for auroc, left in expected.items():
+        assert astuple(left_of(Estimate(*auroc))) == pytest.approx(left)

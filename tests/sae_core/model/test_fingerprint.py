@@ -3,6 +3,7 @@
 import pytest
 from tiny import random_tokens, write_tiny
 
+from sae_core.model.fingerprint import weights_digest
 from sae_core.model.language_model import load_model
 
 
@@ -37,3 +38,22 @@ def test_fingerprint_changes_with_the_architecture(tiny_models, kind, change, tm
     tokens = random_tokens(other.n_vocab, 1, 8)
     assert (other.logits(tokens) - tiny_models[kind].logits(tokens)).abs().max() > 1e-2
     assert other.fingerprint() != tiny_models[kind].fingerprint()
+
+
+def test_an_edit_between_the_sampled_numbers_shows_in_the_digest_of_weights(checkpoints):
+    """A rank-one edit or a pruned neuron: once a survey of the model before it was taken for one of the model after."""
+    model = load_model(checkpoints["neox"], device="cpu")
+    inner, fingerprint = model.bridge.original_model, model.fingerprint()
+    before = weights_digest(inner)
+    weight = max(inner.state_dict().values(), key=lambda each: each.numel())
+    changed = 1 if weight.numel() >= 1024 else None
+    if changed is not None:
+        weight.view(-1)[changed] += 0.5
+        assert model.fingerprint() == fingerprint and weights_digest(inner) != before
+        weight.view(-1)[changed] -= 0.5
+    flat = weight.view(-1)
+    first, second = flat[2].item(), flat[3].item()
+    flat[2], flat[3] = second, first  # the same numbers in another order
+    assert weights_digest(inner) != before
+    flat[2], flat[3] = first, second
+    assert weights_digest(inner) == before
