@@ -54,13 +54,18 @@ class Reach:
     within: float
     """Capability left within single sentences (`left_within`)."""
 
+    def cost(self) -> tuple[bool, float]:
+        """Smaller is better: less damage among those that remove the share, else more removed."""
+        return not self.reached, self.damage if self.reached else -self.removed
+
     def rank(self) -> tuple[bool, int, float]:
-        """Smaller is better: less damage among those that remove the share, else more removed.
+        """The same for features, of which more is asked.
 
         Before the damage comes what is left within sentences, in steps of 0.25 (finer ones are noise): an edit can turn
         the answers of some sentences round and leave the others, which cancels over all prompts and removes nothing.
         """
-        return not self.reached, int(self.within / 0.25), self.damage if self.reached else -self.removed
+        fails, cost = self.cost()
+        return fails, int(self.within / 0.25), cost
 
 
 @dataclass(frozen=True, eq=False)

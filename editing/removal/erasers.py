@@ -2,7 +2,8 @@
 
 Each is fitted on three choices of tokens: the prompts' last ones, the mentions of the concept (a name's last token),
 and every token from the first mention on. The best of the three is taken, by what it does to prompts on which it was
-not fitted and to the text for choosing (`Reach`); it is then fitted again on all prompts that are not for the test.
+not fitted and to the text for choosing (`Reach.cost`, in which nothing is asked about single sentences, as it is of
+features: that is in the erasers' favour); it is then fitted again on all prompts that are not for the test.
 """
 
 import math
@@ -77,7 +78,7 @@ def best_erasers(search: EditSearch, site: Site) -> dict[Method, FittedEraser]:
     best = {}
     for method in ERASERS:
         reaches = {place: search.reach(check, tuning[method, place]) for place in Place}
-        place = min(reaches, key=lambda place: reaches[place].rank())
+        place = min(reaches, key=lambda place: reaches[place].cost())
         best[method] = FittedEraser((fitting[method, place],), place, reaches[place])
     return best
 
@@ -122,7 +123,7 @@ def best_scrubbing(search: EditSearch, sites: Sequence[Site]) -> dict[Method, Fi
             )
             for place in Place
         }
-        place = min(reaches, key=lambda place: reaches[place].rank())
+        place = min(reaches, key=lambda place: reaches[place].cost())
         edits = fit_layer_by_layer(search.model, sites, fitting, fit, place, limits)
         best[method] = FittedEraser(tuple(edits), place, reaches[place])
     return best

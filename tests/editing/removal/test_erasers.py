@@ -48,8 +48,8 @@ def test_the_place_is_the_best_on_prompts_that_it_was_not_fitted_on(storybook, t
     check = PromptRuns.of(storybook, MIDDLE, task.check)
     tuning = fit_erasers(storybook, MIDDLE, task.tuning.first(CONFIG.eraser_prompts))
     for method, best in best_erasers(search, MIDDLE).items():
-        ranks = {place: search.reach(check, tuning[method, place]).rank() for place in Place}
-        assert ranks[best.place] == min(ranks.values()) and best.reach.rank() == ranks[best.place]
+        costs = {place: search.reach(check, tuning[method, place]).cost() for place in Place}
+        assert costs[best.place] == min(costs.values()) and best.reach.cost() == costs[best.place]
 
 
 def test_erasers_at_every_layer_are_each_fitted_on_the_run_below(storybook, task):
