@@ -114,10 +114,8 @@ class EditSearch:
         Set to zero or at their fitted strengths, whichever is better; at the strength of the whole that is best on both
         together. `reach` is that on the check prompts.
         """
-        runs, budget = (
-            PromptRuns.of(self.model, site, self.task.selection).first(self.config.fit_prompts),
-            self.config.budget,
-        )
+        budget = self.config.budget
+        runs = PromptRuns.of(self.model, site, self.task.selection).first(self.config.fit_prompts)
         check = runs.on(self.task.check)
         candidates = [(edit, plain) for edit in self._fits(runs, SIZES) for plain in (False, True)]
         reaches = [self.reach(check, set_to_zero(edit) if plain else edit, budget) for edit, plain in candidates]
@@ -156,9 +154,10 @@ class EditSearch:
             budget,
         )
 
-    def reach_on_check(self, site: Site, edit: Intervention) -> Reach:
-        """Of an edit on the check prompts, within the budget."""
-        return self.reach(PromptRuns.of(self.model, site, self.task.check), edit, self.config.budget)
+    def reaches_on_check(self, site: Site, edits: Sequence[Intervention]) -> list[Reach]:
+        """Of several edits of one site on the check prompts, within the budget."""
+        check = PromptRuns.of(self.model, site, self.task.check)
+        return [self.reach(check, edit, self.config.budget) for edit in edits]
 
     def reach_together(self, prompts: TwoClassPrompts, edits: Sequence[Intervention], budget: float = inf) -> Reach:
         """Of edits at several sites, scaled together."""

@@ -173,8 +173,10 @@ class _Measurements:
         erasers = best_erasers(self.search, site) if self.task.concept else {}
         curves = {Method.FEATURES: self._curve(Method.FEATURES, [choice.edit], choice.reach.strength)}
         if site == self.best:
-            for method, edit in self._variants(site).items():
-                curves[method] = self._curve(method, [edit], self.search.reach_on_check(site, edit).strength)
+            variants = self._variants(site)
+            reaches = self.search.reaches_on_check(site, [*variants.values()])
+            for (method, edit), reach in zip(variants.items(), reaches, strict=True):
+                curves[method] = self._curve(method, [edit], reach.strength)
         for method, eraser in erasers.items():
             curves[method] = self._eraser_curve(method, eraser)
         rows = self._kept(curves)

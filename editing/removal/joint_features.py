@@ -2,7 +2,6 @@
 
 import torch
 
-from editing.interventions.compose import Scaled
 from editing.interventions.patch import FeaturePatch, ablate
 from editing.removal.choosing import Choice, EditSearch, Reach
 from editing.removal.feature_fit import AtSites, fit_strengths, with_strengths
@@ -25,8 +24,3 @@ def joint_features(search: EditSearch, choices: dict[Site, Choice]) -> tuple[lis
     strengths = fit_strengths(problem, search.text.second_order(units), start)
     fitted = with_strengths(edits, strengths.to(edits[0].dictionary.directions))
     return fitted, search.reach_together(search.task.choosing, fitted, search.config.budget)
-
-
-def scaled(edits: list[FeaturePatch], strength: float) -> list[Scaled]:
-    """All edits at one strength."""
-    return [Scaled(edit, strength) for edit in edits]

@@ -116,17 +116,14 @@ class LanguageModel(Vocabulary):
         with ExitStack() as undo:
             for edit in interventions:
                 undo.callback(self._attach(self.check(edit.site), partial(_edited, edit)))
-                self._n_edits += 1
-                undo.callback(self._forget_edit)
+            undo.callback(setattr, self, "_n_edits", self._n_edits)
+            self._n_edits += len(interventions)
             yield
 
     @property
     def edited(self) -> bool:
         """Whether a forward pass now would be edited: inside `hooks`. Hooks put on the model by hand are not seen."""
         return self._n_edits > 0
-
-    def _forget_edit(self) -> None:
-        self._n_edits -= 1
 
     def record(self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]) -> dict[Site, Tensor]:
         """Activations `[batch, pos, d_in]` at `sites`, from one forward pass without logits; float32 at least."""
