@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+_COLUMNS = 1009
+"""Of the numbers of a weight each counts by its place among so many."""
+
 
 def fingerprint_of(config: Any, model: nn.Module) -> str:
     """A short hash of the architecture in TransformerLens' words, and of about 512 numbers of every weight.
@@ -32,7 +35,12 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()
-        bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}.get(flat.element_size(), torch.uint8)).long()
-        position = torch.arange(len(bits), device=bits.device) % 1009
-        digest.update(f"{name} {tuple(weight.shape)} {bits.sum().item()} {(bits * position).sum().item()}".encode())
+        bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}.get(flat.element_size(), torch.uint8))
+        whole = len(bits) // _COLUMNS * _COLUMNS
+        columns = bits[:whole].view(-1, _COLUMNS).sum(0, dtype=torch.int64)
+        columns[: len(bits) - whole] += bits[whole:]
+        position = torch.arange(1, _COLUMNS + 1, device=bits.device)
+        digest.update(
+            f"{name} {tuple(weight.shape)} {columns.sum().item()} {(columns * position).sum().item()}".encode()
+        )
     return digest.hexdigest()[:16]
