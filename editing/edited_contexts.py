@@ -3,7 +3,7 @@
 Blocks up to a residual site, or below another, run once for all edits, and logits are there for a few tokens at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,14 +54,15 @@ class EditedContexts:
         return self._costs(torch.stack([self._final(edit) for edit in edits]))
 
     def _costs(self, finals: Float[Tensor, "runs tokens d_model"]) -> Float[Tensor, "runs tokens"]:
+        return torch.cat([nll for _, nll in self._read(finals)], -1).double().cpu()
+
+    def _read(self, finals: Float[Tensor, "runs tokens d_model"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(Log probabilities, -log p of the next token) for a few of the scored tokens at a time, of every run."""
         targets = self.tokens[:, 1:].to(self.model.device)[self.scored]
-        if not len(targets):
-            return torch.zeros(len(finals), 0, dtype=torch.float64)
-        nll, few = [], max(1, LOGITS_AT_ONCE // (self.model.n_vocab * len(finals)))
+        few = max(1, LOGITS_AT_ONCE // (self.model.n_vocab * len(finals)))
         for rows, wanted in zip(finals.split(few, dim=1), targets.split(few), strict=True):
             log_probs = self.model.unembed(rows).log_softmax(-1)
-            nll.append(-log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0])
-        return torch.cat(nll, -1).double().cpu()
+            yield log_probs, -log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0]
 
     def constant(self, site: Site, limit: float, value: Tensor | None = None) -> Constant:
         """The edit that writes `value`, by default zero, at every content position with a norm up to `limit`."""
@@ -73,15 +74,10 @@ class EditedContexts:
     ) -> tuple[Float[Tensor, "edits_and_none tokens"], Float[Tensor, "edits tokens"]]:
         """-log p of every scored token without edit and with each, and KL(without || with each); in float64."""
         finals = torch.stack([self.h[self.last][self.scored], *(self._final(edit) for edit in edits)])
-        targets = self.tokens[:, 1:].to(self.model.device)[self.scored]
-        if not len(targets):
-            return torch.zeros(len(finals), 0).double(), torch.zeros(len(edits), 0).double()
-        nll, kl, few = [], [], max(1, LOGITS_AT_ONCE // (self.model.n_vocab * len(finals)))
-        for rows, wanted in zip(finals.split(few, dim=1), targets.split(few), strict=True):
-            log_probs = self.model.unembed(rows).log_softmax(-1)
-            clean, edited = log_probs[:1], log_probs[1:]
-            nll.append(-log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0])
-            kl.append(kl_from_log_probs(clean, edited))
+        nll, kl = [], []
+        for log_probs, costs in self._read(finals):
+            nll.append(costs)
+            kl.append(kl_from_log_probs(log_probs[:1], log_probs[1:]))
         return torch.cat(nll, -1).double().cpu(), torch.cat(kl, -1).double().cpu()
 
     def _final(self, edit: Intervention) -> Float[Tensor, "tokens d_model"]:

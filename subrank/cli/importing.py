@@ -14,7 +14,7 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add("import", run, ImportSettings, "./imported")
     text = "a dictionary's file or folder: SAELens, OpenAI, Gemma Scope, sparsify, dictionary-learning"
     parser.add_argument("files", metavar="FILE", nargs="+", type=path, help=text)
-    where = "'storybook', a directory in Hugging Face layout, or a hub name"
+    where = "'storybook', a directory in Hugging Face layout, a .gguf file, or a hub name"
     parser.add_argument("--model", type=word, required=True, help=where)
 
 

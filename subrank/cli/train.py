@@ -26,7 +26,13 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add("train", run, TrainSettings, "./dictionaries")
     option = parser.add_argument
-    option("model", metavar="MODEL", nargs="?", type=word, help="'storybook', a Hugging Face directory, or a hub name")
+    option(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        type=word,
+        help="'storybook', a Hugging Face directory, a .gguf file, or a hub name",
+    )
     text = "'storybook', a file, a folder, a dataset[:config] (default: storybook)"
     option("--text", type=word, default=argparse.SUPPRESS, help=text)
     option("--cache", type=path, default=None, help="folder to keep activations in, and to take them from")
@@ -72,7 +78,9 @@ def _new(options: argparse.Namespace) -> "tuple[LanguageModel, Run]":
         wanted = _config(options)
         return model_of(wanted.model, options), wanted
     if options.model is None:
-        raise UserError("give a MODEL: 'storybook', a directory in Hugging Face layout, or a hub name; or --config")
+        raise UserError(
+            "give a MODEL: 'storybook', a directory in Hugging Face layout, a .gguf file, or a hub name; or --config"
+        )
     settings = settings_of(options, TrainSettings)
     members_of(settings)  # what is wrong with them is said before the model is loaded
     model = model_of(options.model, options)
