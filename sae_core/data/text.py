@@ -52,10 +52,12 @@ class Contexts:
     def apart(self, n: int, n_other: int) -> tuple[Int[Tensor, "n pos"], Int[Tensor, "other pos"]]:
         """(`n` contexts, `n_other` further ones): from training and held out, so that they share no document.
 
-        Where documents were not held out whole, neighbours of one order; fewer where there are fewer.
+        Where too few are held out, the last ones of training fill up: a document would have to run through all that lie
+        between. Where documents were not held out whole, neighbours of one order; fewer where there are fewer.
         """
         if self.by_document:
-            return self.training[:n], self.held_out[:n_other]
+            rest, kept = self.training[n:], self.held_out[:n_other]
+            return self.training[:n], torch.cat([kept, rest[max(0, len(rest) - n_other + len(kept)) :]])
         return self.all[:n], self.all[n : n + n_other]
 
 

@@ -56,7 +56,7 @@ def test_no_document_is_on_both_sides(tmp_path, lengths, n_ctx, bos_id, seed, am
     training, held = documents_in(contexts.training), documents_in(contexts.held_out)
     assert training and held
     assert contexts.note or not training & held
-    first, other = (documents_in(part) for part in contexts.apart(3, 3))
+    first, other = (documents_in(part) for part in contexts.apart(3, min(3, len(contexts.held_out))))
     assert contexts.by_document is not bool(contexts.note) and not (contexts.by_document and first & other)
     assert contexts.all.numel() <= max(amount, n_ctx)
     assert len(contexts.held_out) <= max(1, amount // n_ctx // 10)
@@ -157,6 +157,21 @@ def test_without_documents_held_out_neighbours_are_searched_and_scored(storybook
     contexts = Text("storybook", 16, False, 16 * 40).read(storybook)
     searched, scored = contexts.apart(10, 5)
     assert torch.equal(torch.cat([searched, scored]), contexts.all[:15])
+
+
+def test_where_too_few_are_held_out_the_last_of_training_fill_up(tmp_path):
+    """Once a circuit on a small text was not scored at all: a tenth of it holds too few contexts."""
+    contexts = Text(write(tmp_path / "a.jsonl", numbered([7] * 400)), 10, True, 10 * 200, seed=0).read(Reader(0))
+    n_held, n = len(contexts.held_out), len(contexts.training)
+    assert contexts.by_document and 0 < n_held < 30
+    searched, scored = contexts.apart(50, 30)
+    assert torch.equal(searched, contexts.training[:50]) and torch.equal(scored[:n_held], contexts.held_out)
+    assert torch.equal(scored[n_held:], contexts.training[n - 30 + n_held :]) and len(scored) == 30
+    assert not documents_in(searched) & documents_in(scored)
+    searched, scored = contexts.apart(n, 10**6)  # nothing is left to fill up with
+    assert len(searched) == n and torch.equal(scored, contexts.held_out)
+    searched, scored = contexts.apart(n - 4, 10**6)
+    assert len(scored) == n_held + 4
 
 
 def test_a_document_that_begins_with_bos_gets_no_second_one(tmp_path):
