@@ -1,29 +1,123 @@
-"""How long work shows that it goes on: a tqdm bar with the time left, in notebooks as on terminals."""
+"""How long work shows that it goes on: a bar with the time left on terminals and in notebooks, elsewhere lines."""
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from sae_core.progress import OnProgress, Progress, silent
+from sae_core.progress import OnProgress, Progress, duration, silent
+
+SHOWN_STEPS = 20
+"""More stages than this are shown as so many lines at most, a share of them at a time."""
 
 
 @contextmanager
 def shown(title: str, progress: bool, on_progress: OnProgress | None, unit: str = "stage") -> Iterator[OnProgress]:
-    """What an experiment reports its stages to: `on_progress`, else a bar, or nothing without `progress`."""
+    """What an experiment reports its stages to: `on_progress`, else a bar or lines, or nothing without `progress`."""
     if on_progress is not None or not progress:
         yield on_progress or silent
-        return
+    elif sys.stderr.isatty() or "ipykernel" in sys.modules:
+        with _bar(title, unit) as report:
+            yield report
+    else:
+        with lines(partial(print, file=sys.stderr, flush=True)) as report:
+            yield _fewer(report)
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[OnProgress]:
+    """A bar; what is said of the work as a whole, such as how long it takes, stands in full above it."""
     from tqdm.auto import tqdm
 
-    with tqdm(desc=title, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 20) as bar:
+    with tqdm(desc=title, unit=unit) as bar:
 
-        def show(event: Progress) -> None:
-            if event.done == 0:
-                bar.reset()
-                bar.total = event.total
+        def report(event: Progress) -> None:
+            if event.total is None:
+                bar.write(f"{title}: {event.stage}", file=sys.stderr)
+                return
+            if event.done == 0 or bar.total != event.total:
+                bar.reset(event.total)
             bar.update(event.done - bar.n)
             bar.set_postfix_str(event.stage[:60], refresh=True)
 
-        yield show
+        yield report
         if bar.total:
             bar.update(bar.total - bar.n)
+
+
+def _fewer(report: OnProgress) -> OnProgress:
+    """Of many stages about `SHOWN_STEPS`; of few all."""
+    shown_to = 0
+
+    def some(event: Progress) -> None:
+        nonlocal shown_to
+        shown_to = min(shown_to, event.done)
+        ends = (0, event.total)
+        if not event.total or event.done in ends or SHOWN_STEPS * (event.done - shown_to) >= event.total:
+            shown_to = event.done
+            report(event)
+
+    return some
+
+
+@contextmanager
+def lines(
+    write: Callable[[str], None], every: float = 20.0, clock: Callable[[], float] = time.monotonic
+) -> Iterator[OnProgress]:
+    """Within the block: a line for each stage that begins, with the time left where it can be told.
+
+    A stage that takes longer says so every `every` seconds, so that nobody wonders whether it still runs.
+    """
+    lock, ended, worded = threading.Lock(), threading.Event(), _Lines(clock)
+
+    def report(progress: Progress) -> None:
+        with lock:
+            write(worded.begin(progress))
+
+    def watch() -> None:
+        while not ended.wait(every / 4):
+            with lock:
+                if line := worded.still(every):
+                    write(line)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        watcher.join()
+
+
+class _Lines:
+    """What is said of stages, by a clock in seconds."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock, self.begun, self.last, self.entered = clock, clock(), clock(), clock()
+        self.progress = Progress("", 0, None)
+
+    def begin(self, progress: Progress) -> str:
+        """The line for a stage that begins."""
+        now = self.clock()
+        if progress.done == 0:
+            self.begun = now
+        self.progress, self.last, self.entered = progress, now, now
+        return f"  {progress.stage}{self._left(now)}"
+
+    def still(self, every: float) -> str:
+        """A line for the stage that goes on, where none was said for `every` seconds; else empty."""
+        now = self.clock()
+        if not self.progress.stage or now - self.last < every:
+            return ""
+        self.last = now
+        return f"    ... {duration(now - self.entered)} so far{self._left(now)}"
+
+    def _left(self, now: float) -> str:
+        """How much is left, by the mean time of the stages that are finished."""
+        done, total = self.progress.done, self.progress.total
+        if not done or not total or now - self.begun < 5:
+            return ""
+        left = max(0.0, (self.entered - self.begun) / done * (total - done) - (now - self.entered))
+        return f" ({done} of {total} done, about {duration(left)} left)"

@@ -3,13 +3,13 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_core.progress import OnProgress, Progress, duration
+from sae_core.progress import OnProgress, Progress
+from subrank.progress import lines
 
 if TYPE_CHECKING:
     from subrank.result import Result
@@ -27,63 +27,9 @@ def say_results(result: "Result", page: Path) -> None:
     say(f"results: {page}")
 
 
-@contextmanager
-def reporting(every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> Iterator[OnProgress]:
-    """Within the block: a line for each stage that begins, with the time left where it can be told.
-
-    A stage that takes longer says so every `every` seconds, so that nobody wonders whether it still runs.
-    """
-    lock, ended, lines = threading.Lock(), threading.Event(), _Lines(clock)
-
-    def report(progress: Progress) -> None:
-        with lock:
-            say(lines.begin(progress))
-
-    def watch() -> None:
-        while not ended.wait(every / 4):
-            with lock:
-                if line := lines.still(every):
-                    say(line)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield report
-    finally:
-        ended.set()
-        watcher.join()
-
-
-class _Lines:
-    """What is said of stages, by a clock in seconds."""
-
-    def __init__(self, clock: Callable[[], float]):
-        self.clock, self.begun, self.last, self.entered = clock, clock(), clock(), clock()
-        self.progress = Progress("", 0, None)
-
-    def begin(self, progress: Progress) -> str:
-        """The line for a stage that begins."""
-        now = self.clock()
-        if progress.done == 0:
-            self.begun = now
-        self.progress, self.last, self.entered = progress, now, now
-        return f"  {progress.stage}{self._left(now)}"
-
-    def still(self, every: float) -> str:
-        """A line for the stage that goes on, where none was said for `every` seconds; else empty."""
-        now = self.clock()
-        if not self.progress.stage or now - self.last < every:
-            return ""
-        self.last = now
-        return f"    ... {duration(now - self.entered)} so far{self._left(now)}"
-
-    def _left(self, now: float) -> str:
-        """How much is left, by the mean time of the stages that are finished."""
-        done, total = self.progress.done, self.progress.total
-        if not done or not total or now - self.begun < 5:
-            return ""
-        left = max(0.0, (self.entered - self.begun) / done * (total - done) - (now - self.entered))
-        return f" ({done} of {total} done, about {duration(left)} left)"
+def reporting() -> AbstractContextManager[OnProgress]:
+    """Within the block: a line for each stage that begins, and every 20 s that it goes on."""
+    return lines(say)
 
 
 def colourful() -> bool:
