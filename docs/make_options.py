@@ -5,6 +5,7 @@ python docs/make_options.py > docs/options.md
 
 from dataclasses import MISSING, Field, fields
 
+from sae_core.checks import limits
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
 from subrank.settings.experiments import (
@@ -15,7 +16,7 @@ from subrank.settings.experiments import (
     RemoveSettings,
     SteerSettings,
 )
-from subrank.settings.fields import choices, documented, flag_of, hints
+from subrank.settings.fields import choices, documented, flag_of, hints, limits_of
 from subrank.settings.train import TrainSettings
 
 VERBS = {
@@ -70,6 +71,7 @@ def page() -> str:
         for field in fields(kind):
             allowed = choices(hints(kind)[field.name])
             text = " ".join(texts[field.name].split()) + (f": {', '.join(allowed)}" if allowed else "")
+            text += f" ({words})" if (words := limits(**limits_of(field))) else ""
             rows.append(f"| `{flag_of(field)}` | {text} | {shown(field)} |")
         parts += [f"## {verb} ({function})\n", "| option | | default |", "|---|---|---|", *rows, ""]
     return "\n".join(parts).rstrip() + "\n"

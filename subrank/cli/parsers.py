@@ -10,8 +10,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
+from sae_core import checks
+from sae_core.errors import UserError
 from sae_core.model.precision import Precision
-from subrank.settings.fields import choices, documented, flag_of, hints, is_several, make, single_type
+from subrank.settings.fields import choices, documented, flag_of, hints, is_several, limits_of, make, single_type
 
 Run = Callable[[argparse.Namespace], int | None]
 S = TypeVar("S")
@@ -53,7 +55,7 @@ class Verbs:
             help="precision of the language model (default: auto: on CUDA the checkpoint's, elsewhere float32)",
         )
         together = "contexts of a text that go through the language model together; less takes less memory"
-        parser.add_argument("--lm-batch", type=int, default=None, metavar="N", help=together)
+        parser.add_argument("--lm-batch", type=count, default=None, metavar="N", help=together)
         add_settings(parser, settings)
         return parser
 
@@ -76,16 +78,25 @@ class Verbs:
 
 def path(text: str) -> Path:
     """A path from the command line; the empty text is no path."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(word(text))
 
 
 def word(text: str) -> str:
     """A text from the command line that is not empty: no option is ignored as if it had not been given."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the text is empty")
+    try:
+        checks.text("it", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def count(text: str) -> int:
+    """A whole number from the command line, at least 1."""
+    try:
+        checks.whole("it", int(text), 1)
+    except ValueError as error:  # `UserError` is one
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return int(text)
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
@@ -116,10 +127,11 @@ def _how(each: Field, kind: type, text: str) -> dict[str, Any]:
     """How argparse reads a field: its type, how many values, what is allowed; and its help."""
     hint, default = hints(kind)[each.name], each.default
     help = " ".join(text.split()).replace("%", "%%")
-    if default not in (None, False, True) and "default" not in help:
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        large = each.metadata.get("large")
-        help += f" (default: {shown})" if large is None else f" (default: {shown}; {large} for large models)"
+    notes = [checks.limits(**limits_of(each))]
+    if default not in (None, False, True, ()) and "default" not in help:
+        notes.append(f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}")
+        notes.append(f"{large} for large models" if (large := each.metadata.get("large")) else "")
+    help += f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     single = single_type(hint)
     if single is bool:
         action = "store_true" if default is False else argparse.BooleanOptionalAction

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from subrank.result import QUICK
 
     checks.weight("--save-every", options.save_every)
-    settings_of(options, TrainSettings)  # what is wrong with them is said before anything else
+    TrainSettings(**given(options, TrainSettings))  # what is wrong with them is said before anything else
     out = writable(options.out or Path("dictionaries"))
     if options.resume:
         model, wanted = _begun(options, out)

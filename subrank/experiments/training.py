@@ -106,15 +106,8 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
 def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:
     """A member for each combination of the settings with several values.
 
-    Raises `UserError` for a setting that no member would read, and for values that cannot be trained with.
+    Raises `UserError` for values that cannot be trained with.
     """
-    kinds, default = {*settings.kind}, TrainSettings()
-    for name, readers in _READ_BY.items():
-        if getattr(settings, name) != getattr(default, name) and not kinds & readers:
-            flag = "-k" if name == "k" else f"--{name}"
-            raise UserError(f"{flag} is read by {', '.join(sorted(readers))} only, not by {', '.join(settings.kind)}")
-    if settings.seeds and settings.seed != default.seed:
-        raise UserError("--seed and --seeds exclude each other; give one of them")
     shared = {
         name: getattr(settings, name) for name in ("tokens", "batch", "lr", "dead_after", "clip", "bfloat16", "kl")
     }
@@ -126,14 +119,6 @@ def members_of(settings: TrainSettings) -> tuple[TrainConfig, ...]:
     if len({*members}) < len(members):
         raise UserError("two members of a sweep are the same; give each value once")
     return members
-
-
-_READ_BY = {
-    "k": {"topk", "batchtopk", "matryoshka", "jumprelu"},
-    "l1": {"relu", "tied", "gated"},
-    "multi": {"topk"},
-}
-"""The kinds that read a setting; the others have no use for it."""
 
 
 def _recipes(settings: TrainSettings) -> Iterator[Recipe]:

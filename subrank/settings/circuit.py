@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sae_core.errors import UserError
+from sae_core.checks import SEEDS
 from subrank.settings.fields import Settings, setting
 
 _WHAT, _HOW, _THEN = "what is explained", "how causes are found", "what is made of the circuit"
@@ -16,10 +16,10 @@ class CircuitSettings(Settings):
 
     prompts: Path | None = setting(None, group=_WHAT)
     """a file with a prompt to a line, for a logit (default: the text)"""
-    chat: bool = setting(False, group=_WHAT)
+    chat: bool = setting(False, needs={"prompts": ()}, group=_WHAT)
     """prompts are what a user says: they are written by the model's chat template"""
     examples: int = setting(16, least=16, group=_WHAT)
-    """examples per target, at least 16"""
+    """examples per target"""
     spread: bool = setting(False, group=_WHAT)
     """examples over the range of activations, not the strongest"""
     contexts: int = setting(1000, least=16, quick=100, large=400, group=_WHAT)
@@ -28,29 +28,29 @@ class CircuitSettings(Settings):
     """causes kept per target and site; 0 keeps all"""
     min_effect: float = setting(0.01, least=0, group=_HOW)
     """edges weaker than this are not kept"""
-    max_targets: int | None = setting(None, least=1, group=_HOW)
+    max_targets: int | None = setting(None, least=1, excludes=("nodes",), group=_HOW)
     """targets whose causes are searched (default: 15)"""
-    depth: int | None = setting(None, least=1, group=_HOW)
+    depth: int | None = setting(None, least=1, excludes=("nodes",), group=_HOW)
     """edges from the target down, at most"""
     ablation: Literal["zero", "mean", "resample"] = setting("zero", group=_HOW)
     """what causes are set to"""
     reach: Literal["adjacent", "all"] = setting("adjacent", group=_HOW)
     """sites at which causes are sought"""
-    follow_sinks: bool = setting(False, group=_HOW)
+    follow_sinks: bool = setting(False, excludes=("nodes",), group=_HOW)
     """seek the causes of features that are mostly active at first positions or on tokens of massive norm, too"""
     nodes: int = setting(0, least=0, group=_HOW)
     """in place of recursion: prune to at most this many features that suffice"""
-    null: int = setting(1000, least=0, quick=100, group=_HOW)
+    null: int = setting(1000, least=0, quick=100, excludes=("screen_only",), group=_HOW)
     """random directions that each edge is compared with; 0: none"""
-    exhaustive: bool = setting(False, group=_HOW)
+    exhaustive: bool = setting(False, excludes=("screen_only", "nodes"), group=_HOW)
     """ablate every active feature also where several blocks lie between"""
     screen_only: bool = setting(False, group=_HOW)
     """ablate nothing: first-order effects, at once"""
     held: int = setting(400, least=0, quick=40, large=128, group=_THEN)
     """contexts on which it is scored; 0: it is not"""
-    cover: int = setting(2, least=1, group=_THEN)
+    cover: int = setting(2, least=1, needs={"held": (), "nodes": ()}, group=_THEN)
     """sites below the target that are left to the circuit alone"""
-    draws: int | None = setting(None, least=0, group=_THEN)
+    draws: int | None = setting(None, least=0, needs={"held": ()}, group=_THEN)
     """draws of examples on which it is discovered again (default: 3, of a large model 2); 0: it is not"""
     cards: int = setting(300, least=0, quick=30, large=100, group=_THEN)
     """contexts read for the explorer's feature cards; 0: no explorer"""
@@ -58,16 +58,7 @@ class CircuitSettings(Settings):
     """a names.json that the explorer saved"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of examples, random directions and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
-
-    def check(self) -> None:
-        if self.exhaustive and self.screen_only:
-            raise UserError("--exhaustive and --screen-only exclude each other; give one of them")
-        for flag, value in (("--depth", self.depth), ("--max-targets", self.max_targets)):
-            if self.nodes and value is not None:
-                raise UserError(f"{flag} limits recursion, which --nodes takes the place of; give one of the two")
-        if self.draws and not self.held:
-            raise UserError("--draws repeats what is scored, and --held 0 scores nothing; give one of the two")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sae_core.checks import SEEDS
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 
@@ -19,7 +20,7 @@ class DemoSettings(Settings):
     """contexts searched for examples of features"""
     max_targets: int = setting(15, least=1, quick=3)
     """targets whose causes are searched"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of everything"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sae_core.checks import SEEDS
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import parse_site
 from subrank.settings.fields import Settings, setting, site_or_stream
@@ -12,6 +13,10 @@ Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
 
 SHARES = (0.5, 0.8, 0.9)
 """Of a capability: removals are compared where these are removed (`editing.removal.curve`, which loads torch)."""
+
+STRONGEST = 1000
+"""What features are turned to, at most: more leaves the range of half precision."""
+_GREEDY = {"selectors": ("greedy", None)}
 
 
 def _all_or_place(name: str) -> None:
@@ -30,9 +35,9 @@ class IOISettings(Settings):
 
     site: str | None = setting(None, reads=parse_site)
     """where to patch; by default chosen on selection prompts"""
-    sites: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place)
+    sites: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place, excludes=("site",))
     """one experiment after the other: sites, streams, or 'all'"""
-    jointly: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place)
+    jointly: tuple[str, ...] | None = setting(None, metavar="SITE", reads=_all_or_place, excludes=("site", "sites"))
     """sites or streams, or 'all', in one experiment"""
     positions: tuple[str, ...] = setting(("all",), metavar="WHERE")
     """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
@@ -45,26 +50,20 @@ class IOISettings(Settings):
     and greedy where the model is small); besides they are chosen for each pair on the pair itself"""
     baselines: tuple[Baseline, ...] | None = setting(None, metavar="WHAT", empty=True)
     """what to compare with: pca, nonnegative_pca, neurons, random_basis, ica (default: all but ica, which is slow)"""
-    shortlist: int = setting(32, least=1, quick=8)
+    shortlist: int = setting(32, least=1, quick=8, needs=_GREEDY)
     """features among which greedy search chooses"""
-    features: int = setting(16, least=1, quick=4)
+    features: int = setting(16, least=1, quick=4, needs=_GREEDY)
     """features that greedy search chooses"""
     contexts: int = setting(256, least=2, quick=64)
     """contexts of the text that baselines are fitted on, and from which features are labelled"""
-    thresholds: int | None = setting(None, least=1)
+    thresholds: int | None = setting(None, least=1, needs={"selectors": ("threshold",)})
     """values of tau of the threshold pruning (default: 16); the source took 50"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of prompts, random orders and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
-
-    def check(self) -> None:
-        if sum(value is not None for value in (self.site, self.sites, self.jointly)) > 1:
-            raise UserError("--site, --sites and --jointly exclude each other; give one of them")
-        if self.thresholds is not None and "threshold" not in (self.selectors or ()):
-            raise UserError("--thresholds is read by threshold pruning only; give --selectors attribution threshold")
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ class RemoveSettings(Settings):
     """features whose effect on other text is measured before some are chosen"""
     features: int = setting(16, least=1, quick=4, large=8)
     """features that are ablated together at a site, at most"""
-    budget: float = 0.05
+    budget: float = setting(0.05, above=0)
     """nats per token that features may cost on the text for choosing them"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of prompts, random controls and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
@@ -99,18 +98,20 @@ class SteerSettings(Settings):
 
     mode: Literal["scale", "clamp", "off"] = "scale"
     """what strengths mean: factors of the activation, multiples of its maximum, or off"""
-    strengths: tuple[float, ...] | None = setting(None, metavar="S")
+    strengths: tuple[float, ...] | None = setting(
+        None, metavar="S", least=-STRONGEST, most=STRONGEST, needs={"mode": ("scale", "clamp")}
+    )
     """factors of the activation (scale; default: -4 0 1 2 4 8), or multiples of its maximum on the text
     (clamp; default: -1 0 0.5 1 2)"""
     prompt: tuple[str, ...] | None = setting(None, metavar="TEXT")
     """prompts to continue; by default taken from held-out text"""
-    chat: bool = False
+    chat: bool = setting(False, needs={"prompt": ()})
     """prompts are what a user says: they are written by the model's chat template"""
     tokens: int = setting(40, least=1)
     """tokens to write after each prompt"""
-    temperature: float = 1.0
+    temperature: float = setting(1.0, least=0, most=100)
     """0 always takes the most probable token"""
-    top_p: float | None = None
+    top_p: float | None = setting(None, above=0, most=1, needs={"temperature": ()})
     """draw from the most probable tokens of this share"""
     contexts: int = setting(32, least=2, quick=4)
     """held-out contexts to measure on"""
@@ -118,7 +119,7 @@ class SteerSettings(Settings):
     """contexts on which features are read: their maxima, the tokens that they promote, examples"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of the texts and of random directions"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
@@ -138,7 +139,7 @@ class FeatureSettings(Settings):
     """beside each full card that of the nearest neuron"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of the features drawn and of the examples"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
@@ -154,7 +155,7 @@ class EvaluateSettings(Settings):
     """of them, contexts to splice dictionaries into"""
     text: str | None = None
     """another text than the one trained on"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of the random baseline of the comparison"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
@@ -170,7 +171,7 @@ class ImportSettings(Settings):
     """'storybook', a file, a folder, or a dataset name"""
     tokens: int = setting(500_000, least=1)
     """tokens of it that verbs may read, at most"""
-    context: int | None = None
+    context: int | None = setting(None, least=3)
     """tokens per context; the model's, or the files', at most 128"""
     column: str = "text"
     """where a row has its text, or its token ids; input_ids where there is no such column"""
@@ -178,5 +179,5 @@ class ImportSettings(Settings):
     """the token that every piece of text begins with, or none; as the files say by default"""
     outliers: float = setting(10.0, least=0)
     """multiple of a site's median norm beyond which a token is left out by all verbs; 0 leaves none out"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """accepted as by every verb; importing draws nothing"""

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from sae_core import checks
 from sae_core.errors import UserError, no_such
 from sae_core.sites import BEFORE, Site, Stream, sites_in
 
@@ -30,9 +30,12 @@ _TYPES = {
 def setting(default: Any, **metadata: Any) -> Any:
     """A field with more to it.
 
-    `least` and `most` are the smallest and the largest value; `reads` raises `UserError` for a value that it cannot
-    read; `empty` allows no values where several may be; `quick` is what the default becomes under `--quick`, `large`
-    for a large model (`model_size.fitted`); `group` (a heading), `flag` and `metavar` are for `--help`.
+    `least` and `most` are the smallest and the largest value, `above` a limit that is too small itself; `reads` raises
+    `UserError` for a value that it cannot read; `empty` allows no values where several may be. `excludes` names
+    settings that do not go with this one; `needs` maps others to values with one of which it is read (any but 0 and
+    False, where none are named): without them it would be ignored. `quick` is what the default becomes under
+    `--quick`, `large` for a large model (`model_size.fitted`); `group` (a heading), `flag` and `metavar` are for
+    `--help`.
     """
     return field(default=default, metadata=metadata)
 
@@ -55,10 +58,6 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
-        self.check()
-
-    def check(self) -> None:
-        """Raise `UserError` where settings do not go together."""
 
 
 def make(kind: type[T], given: Mapping[str, Any]) -> T:
@@ -69,8 +68,41 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
             raise no_such("setting", name, names)
     chosen = (_quick(kind) if given.get("quick") is True else {}) | dict(given)
     settings = kind(**chosen)
+    _go_together(settings, {name for name in given if getattr(settings, name) not in (None, 0, ())})  # 0: not at all
     object.__setattr__(settings, "by_default", frozenset(names) - chosen.keys())
     return settings
+
+
+def _go_together(settings: Any, given: set[str]) -> None:
+    """Raise `UserError` where one of the settings that somebody chose would be ignored."""
+    by_name = {each.name: each for each in fields(settings)}
+    for each in (by_name[name] for name in by_name if name in given):
+        for other in each.metadata.get("excludes", ()):
+            if other in given:
+                flags = f"{flag_of(each)} and {flag_of(by_name[other])}"
+                raise UserError(f"{flags} exclude each other; give one of them")
+        needs = each.metadata.get("needs", {})
+        if needs and not any(_meets(getattr(settings, name), values) for name, values in needs.items()):
+            ways = (_way(flag_of(by_name[name]), values) for name, values in needs.items())
+            now = ", ".join(_words(by_name[name], getattr(settings, name)) for name in needs)
+            raise UserError(f"{flag_of(each)} is read only {' or '.join(ways)}, not {now}; leave it out")
+
+
+def _meets(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a setting has, or is, one of the values; where none are named, whether it is anything."""
+    return any(each in values for each in (value if isinstance(value, tuple) else (value,))) if values else bool(value)
+
+
+def _way(flag: str, values: tuple[Any, ...]) -> str:
+    named = " or ".join(str(value) for value in values if value is not None)
+    return f"with {flag} {named}".rstrip()
+
+
+def _words(other: Field, value: Any) -> str:
+    """What a setting is, as it is typed; without it, where it is nothing."""
+    if value is None or value is False:
+        return f"without {flag_of(other)}"
+    return f"with {flag_of(other)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _quick(kind: type) -> dict[str, Any]:
@@ -129,6 +161,11 @@ def flag_of(each: Any) -> str:
     return each.metadata.get("flag") or "--" + each.name.replace("_", "-")
 
 
+def limits_of(each: Any) -> dict[str, int | float]:
+    """The range of a field's values, as `checks.within` takes it."""
+    return {name: each.metadata[name] for name in ("least", "above", "most") if name in each.metadata}
+
+
 def single_type(hint: Any) -> Any:
     """The type of one value: of `tuple[int, ...] | None` int, of a choice between texts str."""
     if choices(hint):
@@ -155,19 +192,15 @@ def _single(each: Field, value: Any, hint: Any) -> Any:
     types, words = _TYPES[kind]
     if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"{flag} must be {words}; got {value!r}")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) < float("inf"):
         raise UserError(f"{flag} must be a finite number; got {value}")
-    if kind in (str, Path) and not str(value).strip():
-        raise UserError(f"{flag} is empty; give at least one word")
+    if kind in (str, Path):
+        checks.text(flag, str(value))
+    elif kind is not bool:
+        checks.within(flag, int(value) if kind is int else value, **{"most": checks.LARGEST[kind]} | limits_of(each))
     value = kind(value)
     if allowed and value not in allowed:
         raise no_such(flag, value, allowed)
-    least = each.metadata.get("least")
-    if least is not None and value < least:
-        raise UserError(f"{flag} must be at least {least}; got {value}")
-    most = each.metadata.get("most")
-    if most is not None and value > most:
-        raise UserError(f"{flag} must be at most {most}; got {value}")
     if reads := each.metadata.get("reads"):
         reads(value)
     return value

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sae_core.errors import UserError
+from sae_core.checks import SEEDS
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied"]
+_BY_K, _BY_L1 = ("topk", "batchtopk", "matryoshka", "jumprelu"), ("relu", "tied", "gated")
 
 
 @dataclass(frozen=True)
@@ -17,35 +18,35 @@ class TrainSettings(Settings):
     """streams (all layers), sites (mlp_out.3), ranges (resid_post.9-12), or hook points (blocks.9.hook_resid_post)"""
     kind: tuple[Kind, ...] = ("topk",)
     """architecture; several make a sweep"""
-    expansion: tuple[int, ...] = (4,)
+    expansion: tuple[int, ...] = setting((4,), least=1)
     """latents per dimension; several make a sweep"""
-    k: tuple[int, ...] = setting((16,), flag="-k")
+    k: tuple[int, ...] = setting((16,), flag="-k", least=1, needs={"kind": _BY_K})
     """latents active per token; several make a sweep"""
-    l1: tuple[float, ...] = (2.0,)
+    l1: tuple[float, ...] = setting((2.0,), least=0, needs={"kind": _BY_L1})
     """L1 coefficient of relu, tied and gated; several make a sweep"""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=SEEDS)
     """seed of the weights and of the order of the text"""
-    seeds: tuple[int, ...] | None = setting(None, least=0)
+    seeds: tuple[int, ...] | None = setting(None, least=0, most=SEEDS, excludes=("seed",))
     """in place of the seed; several make a sweep"""
-    multi: float = 0.0
+    multi: float = setting(0.0, least=0, needs={"kind": ("topk",)})
     """weight of the loss at 4k latents (topk); Gao et al. use 0.125"""
-    kl: float = 0.0
+    kl: float = setting(0.0, least=0)
     """weight of the KL divergence of the model's predictions"""
-    tokens: int = setting(2_000_000, quick=200_000)
+    tokens: int = setting(2_000_000, least=1, quick=200_000)
     """tokens to train on"""
     text_tokens: int | None = setting(None, least=1)
     """tokens of text to read, at most; as many as to train on, if not given"""
-    batch: int = 1024
+    batch: int = setting(1024, least=1)
     """tokens per step"""
-    bfloat16: bool | None = None
+    bfloat16: bool | None = setting(None, needs={"kind": ("topk", "batchtopk", "matryoshka")})
     """choose latents in bfloat16; where the hardware is fast at it, if not given"""
-    lr: float | None = None
+    lr: float | None = setting(None, above=0)
     """learning rate; 5e-4 sqrt(2^14 / latents) by default"""
-    clip: float | None = None
+    clip: float | None = setting(None, above=0)
     """largest norm of a gradient; not cut by default"""
-    dead_after: int = 100_000
+    dead_after: int = setting(100_000, least=1)
     """tokens without activity after which a latent is dead"""
-    context: int | None = None
+    context: int | None = setting(None, least=3)
     """tokens per context; the model's, at most 128"""
     column: str = "text"
     """where a row has its text, or its token ids; input_ids where there is no such column"""
@@ -61,9 +62,5 @@ class TrainSettings(Settings):
     """multiple of a site's median norm beyond which a token is left out, here and by all verbs; 0 leaves none out"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
-    memory: float = setting(2.0, metavar="GIB", most=2.0**20)
+    memory: float = setting(2.0, metavar="GIB", above=0, most=2.0**20, excludes=("kl",))
     """GiB of activations held at once; more mix more contexts"""
-
-    def check(self) -> None:
-        if not self.memory > 0:
-            raise UserError(f"--memory must be positive; got {self.memory}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import user_error
 
+from sae_core import checks
 from sae_core.sites import Site
 from subrank.cli.command import build_parser
 from subrank.cli.parsers import settings_of
@@ -24,7 +25,7 @@ from subrank.settings.experiments import (
     RemoveSettings,
     SteerSettings,
 )
-from subrank.settings.fields import flag_of, hints, is_several, make, single_type
+from subrank.settings.fields import flag_of, hints, is_several, limits_of, make, single_type
 from subrank.settings.train import TrainSettings
 
 VERBS = {
@@ -117,6 +118,11 @@ def test_a_value_that_cannot_be_read_is_one_line(kind, wrong, words):
         ({"nodes": 8, "max_targets": 15}, {"nodes": 8, "keep": 2}, ("--max-targets", "--nodes")),
         ({"held": 0, "draws": 3}, {"held": 0, "draws": 0}, ("--draws", "--held 0")),
         ({"exhaustive": True, "screen_only": True}, {"exhaustive": True}, ("--exhaustive", "--screen-only")),
+        ({"exhaustive": True, "nodes": 8}, {"exhaustive": True, "nodes": 0}, ("--exhaustive", "--nodes")),
+        ({"follow_sinks": True, "nodes": 8}, {"nodes": 8}, ("--follow-sinks", "--nodes")),
+        ({"null": 10, "screen_only": True}, {"null": 0, "screen_only": True}, ("--null", "--screen-only")),
+        ({"cover": 2, "held": 0}, {"cover": 2, "held": 0, "nodes": 4}, ("--cover", "--held 0", "--nodes")),
+        ({"chat": True}, {"chat": True, "prompts": "p.txt"}, ("--chat", "--prompts")),
     ],
 )
 def test_settings_of_a_circuit_of_which_one_would_be_ignored_are_refused(wrong, right, words):
@@ -141,11 +147,11 @@ def test_what_is_no_number_is_an_option(text):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"l1": 5.0}, ("--l1", "gated, relu, tied", "not by topk")),
+        ({"l1": 5.0}, ("--l1", "relu or tied or gated", "not with --kind topk")),
         ({"l1": -1.0}, ("--l1",)),
-        ({"kind": "relu", "k": 8}, ("-k", "not by relu")),
-        ({"kind": "batchtopk", "multi": 0.125}, ("--multi", "topk only")),
-        ({"seed": 3, "seeds": (1, 2)}, ("--seed and --seeds",)),
+        ({"kind": "relu", "k": 8}, ("-k", "not with --kind relu")),
+        ({"kind": "batchtopk", "multi": 0.125}, ("--multi", "only with --kind topk")),
+        ({"seed": 3, "seeds": (1, 2)}, ("--seeds and --seed",)),
         ({"tokens": 10}, ("fewer than one batch",)),
         ({"k": (8, 8)}, ("the same", "once")),  # it used to be said after the whole text was read
     ],
@@ -176,3 +182,62 @@ def test_thresholds_need_their_selector():
     with user_error("--thresholds", "--selectors"):
         make(IOISettings, {"thresholds": 4})
     assert make(IOISettings, {"thresholds": 4, "selectors": ("threshold",)}).thresholds == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "right", "words"),
+    [
+        (TrainSettings, {"bfloat16": True, "kind": "relu"}, {"bfloat16": False, "kind": "relu"}, ("--bfloat16",)),
+        (TrainSettings, {"memory": 1.0, "kl": 0.5}, {"memory": 1.0}, ("--memory", "--kl")),
+        (IOISettings, {"shortlist": 8, "selectors": "random"}, {"shortlist": 8}, ("--shortlist", "greedy")),
+        (IOISettings, {"site": "resid_post.1", "sites": "all"}, {"sites": "all"}, ("--site", "--sites")),
+        (SteerSettings, {"chat": True}, {"chat": True, "prompt": "Hello"}, ("--chat", "--prompt")),
+        (SteerSettings, {"top_p": 0.5, "temperature": 0}, {"top_p": 0.5}, ("--top-p", "--temperature 0")),
+        (SteerSettings, {"mode": "off", "strengths": 1}, {"mode": "clamp", "strengths": 1}, ("--strengths", "off")),
+    ],
+)
+def test_what_would_be_ignored_is_refused(kind, wrong, right, words):
+    """From Python as from the command: the declaration beside the field is the only place."""
+    make(kind, right)
+    with user_error(*words):
+        make(kind, wrong)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_numbers_are_taken_at_both_ends_of_their_range_and_not_beyond(verb):
+    kind = VERBS[verb]
+    for each in fields(kind):
+        number = single_type(hints(kind)[each.name])
+        if number not in (int, float) or "reads" in each.metadata:
+            continue
+        limits = {"most": checks.LARGEST[number]} | limits_of(each)
+        ends = [limits[end] for end in ("least", "most") if end in limits]
+        step = 1 if number is int else 1e-3
+        beyond = [limits["least"] - step] if "least" in limits else [limits["above"]]
+        for value in [*beyond, limits["most"] * 2, 10**400, -(10**400)]:
+            with user_error(flag_of(each), "must be"):
+                kind(**{each.name: value})
+        for value in ends:
+            assert value in np.atleast_1d(getattr(kind(**{each.name: number(value)}), each.name))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_the_range_of_each_number(verb, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([verb, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(checks.limits(**limits_of(each)) in shown for each in fields(VERBS[verb]))
+    assert verb != "circuit" or "examples per target (at least 16; default: 16)" in shown
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0b", "\udc80"])
+def test_no_text_is_empty_or_cannot_be_written(text):
+    for kind, name in ((CircuitSettings, "prompts"), (EvaluateSettings, "text"), (TrainSettings, "column")):
+        with user_error(flag_of_name(kind, name)):
+            make(kind, {name: text})
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["evaluate", "folder", "--out", text])
+
+
+def flag_of_name(kind: type, name: str) -> str:
+    return next(flag_of(each) for each in fields(kind) if each.name == name)

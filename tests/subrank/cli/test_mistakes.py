@@ -105,7 +105,7 @@ def test_a_target_that_is_not_there(untrained_set, tmp_path, capsys, target, com
         (["--prompt", "Mary " * 250], "do not fit"),
         (["--strengths", "strong"], "invalid float value"),
         (["--strengths", "nan"], "finite"),
-        (["--mode", "off", "--strengths", "1"], "no strengths"),
+        (["--mode", "off", "--strengths", "1"], "only with --mode scale or clamp"),
     ],
 )
 def test_steering_that_makes_no_sense(untrained_set, tmp_path, capsys, options, complaint):
@@ -145,15 +145,15 @@ SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
         (["--sites", "nowhere"], "'nowhere'"),
         (["-k", "0"], "k must be at least 1; got 0"),
         (["--tokens", "10"], "10 training tokens are fewer than one batch"),
-        (["--lr", "-1"], "learning rate must be positive"),
+        (["--lr", "-1"], "--lr must be above 0"),
         (["--context", "9999"], "does not fit storybook, which reads 256"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--dtype", "float8"], "float8"),
         (["--resume"], "no checkpoint to resume from"),
         *((["--memory", value], "--memory must be a finite number") for value in ("nan", "inf")),
-        *((["--memory", value], "--memory must be positive") for value in ("0", "-1")),
+        *((["--memory", value], "--memory must be above 0") for value in ("0", "-1")),
         *(
-            (["--kind", kind, "--l1", "-1"], "L1 coefficient must be a finite number")
+            (["--kind", kind, "--l1", "-1"], "--l1 must be at least 0")
             for kind in ("relu", "tied", "gated")
         ),
         *(([*SMALL, "--kind", kind, "-k", "100000"], "latents, 512; got k=100000") for kind in ("topk", "jumprelu")),
@@ -162,7 +162,7 @@ SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
         (["--clip", "nan"], "--clip must be a finite number"),
         (["--lr", "inf"], "--lr must be a finite number"),
         (["--save-every", "nan"], "--save-every must be a finite number"),
-        (["--dead-after", "0"], "dead_after must be at least 1"),
+        (["--dead-after", "0"], "--dead-after must be at least 1"),
         ([*SMALL, "--expansion", "1099511627776"], "not enough memory"),
     ],
 )
