@@ -13,6 +13,7 @@ import graphviz
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
 from sae_core.files import write_text
+from sae_core.marks import marked
 from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
@@ -52,7 +53,7 @@ def _literal(text: str) -> str:
 
 def _name(id: NodeId) -> str:
     """A node's name in DOT, where a colon would begin a port, and a backslash at the end keep the string open."""
-    return graphviz.escape(str(id).replace(":", ""))
+    return graphviz.escape(_shown(str(id)).replace(":", ""))
 
 
 def _height(id: NodeId) -> tuple[int, int]:
@@ -116,7 +117,7 @@ def _label(node: Node) -> str:
 
 
 def _shown(token: str) -> str:
-    return token.replace("\n", "\\n")
+    return marked(token.replace("\n", "\\n"))
 
 
 def _short(token: str, most: int = 14) -> str:

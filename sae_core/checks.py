@@ -5,18 +5,20 @@ from typing import Any
 
 from sae_core.errors import UserError
 
-LARGEST = {int: 10**15, float: 1e6}
+LARGEST = {int: 10**9, float: 1e6}
 """Of each type the number that is absurd for anything that is counted or weighed here, unless more is said."""
 Number = int | float
+TOKENS = 10**13
+"""The most tokens that are read or trained on."""
 SEEDS = 2**32 - 1
 """The largest seed that every library takes."""
 
 
-def whole(name: str, value: Any, least: int | None = 0) -> None:
-    """Refuse all but whole numbers, of at least `least` unless that is None."""
+def whole(name: str, value: Any, least: int | None = 0, most: int | None = None) -> None:
+    """Refuse all but whole numbers from `least`, unless that is None, to `most`, by default to what is absurd."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{name} must be a whole number; got {value!r}")
-    within(name, value, least=least)
+    within(name, value, least=least, most=most)
 
 
 def weight(name: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from sae_core.codec import from_plain
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, user_path, write_json
+from sae_core.marks import marked
 from sae_core.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Result(ABC):
         return self.body()
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines(), *([self.note()] if self.note() else [])])
+        return marked("\n".join([*self.lines(), *([self.note()] if self.note() else [])]))
 
     def _repr_html_(self) -> str:
         from subrank.pages.page import fragment, warned

@@ -11,6 +11,7 @@ from editing.ioi.feature_selection import PER_PAIR, Selector
 from editing.ioi.result import IOIResult
 from editing.plotting import AMBER, BLUE, GREEN, GREY, PURPLE, RED, styled
 from sae_core.estimate import Estimate
+from sae_core.marks import marked
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -146,7 +147,7 @@ def _hover(curve: Curve, labels: Mapping[str, str], most: int = 5) -> list[list]
     rows, before = [], 0
     for point in curve.points:
         new = curve.order[before : point.n_features]
-        lines = [f"+ {name}{f' ({escape(labels[name])})' if name in labels else ''}" for name in new[:most]]
+        lines = [f"+ {name}{f' ({escape(marked(labels[name]))})' if name in labels else ''}" for name in new[:most]]
         more = point.n_features - before - len(lines)
         text = "".join(f"<br>{line}" for line in lines) + (f"<br>+ {more} more" if new and more > 0 else "")
         rows.append([point.n_features, point.edit_size.value, text])

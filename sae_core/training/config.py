@@ -71,9 +71,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("expansion", "tokens", "batch", "dead_after"):
-            checks.whole(name, getattr(self, name), 1)
+            checks.whole(name, getattr(self, name), 1, checks.TOKENS)
         checks.whole("warm_up", self.warm_up)
-        checks.whole("the seed", self.seed, None)
+        checks.whole("the seed", self.seed, None, checks.SEEDS)
         if self.tokens < self.batch:
             raise UserError(f"{self.tokens} training tokens are fewer than one batch of {self.batch}")
         for name, value in (("learning rate", self.lr), ("largest gradient norm", self.clip)):

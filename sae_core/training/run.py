@@ -41,7 +41,7 @@ class Run:
     """Whether it is a tenth of the usual work, which its result says."""
 
     def __post_init__(self):
-        checks.whole("memory", self.memory, 1)
+        checks.whole("memory", self.memory, 1, 2**50)
         checks.weight("outliers", self.outliers)
 
     @property

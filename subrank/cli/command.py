@@ -27,11 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = build_parser().parse_args(arguments)
     from sae_core.errors import UserError
+    from sae_core.marks import marked
 
     try:
         return options.run(options) or 0
     except UserError as error:
-        print(f"subrank: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
     except KeyboardInterrupt:
         print("subrank: stopped", file=sys.stderr)
         return 130

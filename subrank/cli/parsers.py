@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 from sae_core import checks
 from sae_core.errors import UserError
+from sae_core.marks import marked
 from sae_core.model.precision import Precision
 from subrank.settings.fields import choices, documented, flag_of, hints, is_several, limits_of, make, single_type
 
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE  # argparse's own knows no exponents
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog.split()[0]}: {' '.join(message.split())}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog.split()[0]}: {marked(' '.join(message.split()))}; see {self.prog} --help\n")
 
 
 class Verbs:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from sae_core.marks import marked
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.features import names_of
 from subrank.cli.parsers import Verbs, settings_of
@@ -63,8 +64,9 @@ def show(texts: "Sequence[Continuation]", *, colour: bool) -> None:
         blocks = list(group)
         say(f"\n{prompt} ...")
         for text in blocks:
-            words = "".join(f"{start}{{+{run}+}}{end}" if new else run for run, new in text.marked())
-            say(f"{label(text):>9} |{words.replace(chr(10), chr(10) + ' ' * 10 + '|')}{' #' if text.ended else ''}")
+            runs = ((marked(run).replace("\n", f"\n{' ' * 10}|"), new) for run, new in text.marked())
+            words = "".join(f"{start}{{+{run}+}}{end}" if new else run for run, new in runs)
+            print(f"{label(text):>9} |{words}{' #' if text.ended else ''}", flush=True)
         if not any(any(text.changed) for text in blocks):
             say("note: no strength changes this; scaling acts only where a feature is active, --mode clamp everywhere")
     say("\n{+changed+}: not in the unedited text. #: the text came to its end.\n")

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_core.marks import marked
 from sae_core.progress import OnProgress, Progress
 from subrank.progress import lines
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """One line of progress."""
-    print(line, flush=True)
+    """One line of progress, with marks for what cannot be seen."""
+    print(marked(line), flush=True)
 
 
 def say_results(result: "Result", page: Path) -> None:

@@ -1,8 +1,9 @@
 """HTML from the templates: pages that open from disk, and fragments for notebooks.
 
 Numbers become `Table`s here and in the page modules; the templates hold the words. Autoescape is on, so every token
-and name is shown as text. Markup enters in two places only: a plotly figure (`figure`) and a drawing (`drawing`).
-A page is one HTML file with the style sheet inside; plotly lies beside the pages, one copy for all.
+and name is shown as text, and `finalize` marks what cannot be seen in it. Markup enters in two places only: a plotly
+figure (`figure`) and a drawing (`drawing`). A page is one HTML file with the style sheet inside; plotly lies beside the
+pages, one copy for all.
 """
 
 import math
@@ -19,6 +20,7 @@ from markupsafe import Markup
 
 from sae_core.estimate import Estimate
 from sae_core.files import write_text
+from sae_core.marks import marked
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -93,8 +95,13 @@ def sentence(text: str) -> str:
 
 
 def visible_token(token: str) -> str:
-    """A token with signs for the characters that break lines."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "↵")
+    """A token with signs for the characters that break lines, and marks for those that cannot be seen."""
+    return marked(token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "↵"))
+
+
+def _plain_marked(value: Any) -> Any:
+    """What a template shows, with marks for what cannot be seen; `Markup` has been through here before."""
+    return marked(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def joint(tokens: Sequence[Token]) -> str:
@@ -110,6 +117,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_plain_marked,
     )
     environment.filters |= {"sentence": sentence, "visible": visible_token, "joint": joint}
     environment.globals |= {"style": Markup((Path(__file__).parent / "templates" / "style.css").read_text("utf-8"))}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sae_core.checks import SEEDS
+from sae_core.checks import SEEDS, TOKENS
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 
@@ -10,11 +10,11 @@ from subrank.settings.fields import Settings, setting, site_or_stream
 class DemoSettings(Settings):
     """How much of the whole story to run."""
 
-    tokens: int = setting(500_000, least=1024, quick=100_000)
+    tokens: int = setting(500_000, least=1024, most=TOKENS, quick=100_000)
     """tokens to train the dictionaries on"""
     sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
     """where: streams or sites (default: every layer)"""
-    prompts: int | None = setting(None, least=8, quick=16)
+    prompts: int | None = setting(None, least=8, most=100_000, quick=16)
     """test prompts per experiment, if not each one's own"""
     contexts: int = setting(1000, least=16, quick=150)
     """contexts searched for examples of features"""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sae_core.checks import SEEDS
+from sae_core.checks import SEEDS, TOKENS
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import parse_site
 from subrank.settings.fields import Settings, setting, site_or_stream
@@ -14,6 +14,8 @@ Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
 SHARES = (0.5, 0.8, 0.9)
 """Of a capability: removals are compared where these are removed (`editing.removal.curve`, which loads torch)."""
 
+PROMPTS = 100_000
+"""Of a task, at most: they are in memory together."""
 STRONGEST = 1000
 """What features are turned to, at most: more leaves the range of half precision."""
 _GREEDY = {"selectors": ("greedy", None)}
@@ -43,7 +45,7 @@ class IOISettings(Settings):
     """all, or any of IO, S1, S2, END, and places counted from the end: -1 is the last"""
     corruption: Literal["both", "io", "swap", "abc"] = "both"
     """what differs between the prompts of a pair: io, swap, abc, or both io and swap"""
-    prompts: int = setting(96, least=2, quick=10, large=48)
+    prompts: int = setting(96, least=2, most=PROMPTS, quick=10, large=48)
     """test prompts; a third as many for the selection"""
     selectors: tuple[Selector, ...] | None = setting(None, metavar="HOW")
     """ways to choose features on other prompts: attribution, greedy, threshold, random (default: attribution, random,
@@ -56,7 +58,7 @@ class IOISettings(Settings):
     """features that greedy search chooses"""
     contexts: int = setting(256, least=2, quick=64)
     """contexts of the text that baselines are fitted on, and from which features are labelled"""
-    thresholds: int | None = setting(None, least=1, needs={"selectors": ("threshold",)})
+    thresholds: int | None = setting(None, least=1, most=10_000, needs={"selectors": ("threshold",)})
     """values of tau of the threshold pruning (default: 16); the source took 50"""
     text: str | None = None
     """another text than the one trained on"""
@@ -72,7 +74,7 @@ class RemoveSettings(Settings):
 
     site: str | None = setting(None, reads=parse_site)
     """where to edit; by default chosen on selection prompts"""
-    prompts: int = setting(256, least=8, quick=26, large=64)
+    prompts: int = setting(256, least=8, most=PROMPTS, quick=26, large=64)
     """test prompts; half as many to choose the edit"""
     contexts: int = setting(48, least=8, quick=8, large=16)
     """held-out contexts on which damage is measured; the first half to choose the edit by"""
@@ -107,7 +109,7 @@ class SteerSettings(Settings):
     """prompts to continue; by default taken from held-out text"""
     chat: bool = setting(False, needs={"prompt": ()})
     """prompts are what a user says: they are written by the model's chat template"""
-    tokens: int = setting(40, least=1)
+    tokens: int = setting(40, least=1, most=100_000)
     """tokens to write after each prompt"""
     temperature: float = setting(1.0, least=0, most=100)
     """0 always takes the most probable token"""
@@ -169,7 +171,7 @@ class ImportSettings(Settings):
     """site of each file; by default where it says that it belongs"""
     text: str = "storybook"
     """'storybook', a file, a folder, or a dataset name"""
-    tokens: int = setting(500_000, least=1)
+    tokens: int = setting(500_000, least=1, most=TOKENS)
     """tokens of it that verbs may read, at most"""
     context: int | None = setting(None, least=3)
     """tokens per context; the model's, or the files', at most 128"""

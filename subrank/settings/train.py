@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sae_core.checks import SEEDS
+from sae_core.checks import SEEDS, TOKENS
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied"]
@@ -32,9 +32,9 @@ class TrainSettings(Settings):
     """weight of the loss at 4k latents (topk); Gao et al. use 0.125"""
     kl: float = setting(0.0, least=0)
     """weight of the KL divergence of the model's predictions"""
-    tokens: int = setting(2_000_000, least=1, quick=200_000)
+    tokens: int = setting(2_000_000, least=1, most=TOKENS, quick=200_000)
     """tokens to train on"""
-    text_tokens: int | None = setting(None, least=1)
+    text_tokens: int | None = setting(None, least=1, most=TOKENS)
     """tokens of text to read, at most; as many as to train on, if not given"""
     batch: int = setting(1024, least=1)
     """tokens per step"""
@@ -44,7 +44,7 @@ class TrainSettings(Settings):
     """learning rate; 5e-4 sqrt(2^14 / latents) by default"""
     clip: float | None = setting(None, above=0)
     """largest norm of a gradient; not cut by default"""
-    dead_after: int = setting(100_000, least=1)
+    dead_after: int = setting(100_000, least=1, most=TOKENS)
     """tokens without activity after which a latent is dead"""
     context: int | None = setting(None, least=3)
     """tokens per context; the model's, at most 128"""

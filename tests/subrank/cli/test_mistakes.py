@@ -152,10 +152,7 @@ SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
         (["--resume"], "no checkpoint to resume from"),
         *((["--memory", value], "--memory must be a finite number") for value in ("nan", "inf")),
         *((["--memory", value], "--memory must be above 0") for value in ("0", "-1")),
-        *(
-            (["--kind", kind, "--l1", "-1"], "--l1 must be at least 0")
-            for kind in ("relu", "tied", "gated")
-        ),
+        *((["--kind", kind, "--l1", "-1"], "--l1 must be at least 0") for kind in ("relu", "tied", "gated")),
         *(([*SMALL, "--kind", kind, "-k", "100000"], "latents, 512; got k=100000") for kind in ("topk", "jumprelu")),
         (["--multi", "nan"], "--multi must be a finite number"),
         (["--kl", "nan"], "--kl must be a finite number"),

@@ -1,5 +1,6 @@
 """The page of feature cards shows what the cards say, and nothing of a text reaches it unescaped."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -18,7 +19,7 @@ from subrank.pages.features_figures import activation_figure, drops_figure
 from subrank.pages.features_page import card_html, cards_section
 from subrank.pages.page import write_page
 
-NASTY = ("<script>alert(1)</script>", '" onload="x', "שלום", "🙂", "\n", "</div>")
+NASTY = ("<script>alert(1)</script>", '" onload="x', "שלום", "🙂", "\n", "</div>", "\u202eevil")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def test_hostile_tokens_are_shown_as_text(full, tmp_path):
     write_page(tmp_path / "features.html", "Features", cards_section([nasty(full[0])]))
     page = (tmp_path / "features.html").read_text(encoding="utf-8")
     assert NASTY[0] not in page and "unicode-bidi: isolate" in page
+    assert "[U+202E]evil" in page and not re.search(r"\u202e|\\u202e", page)
 
 
 def test_the_page_shows_every_card_and_links_them(full):

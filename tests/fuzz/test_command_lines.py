@@ -1,0 +1,102 @@
+"""Whatever the command line: work begins, or one line says what is wrong, with exit status 2.
+
+Work begins where a text is read: all that can be said without it is said before. In the slow part texts are read, and
+work begins where it is said how long it takes.
+"""
+
+from pathlib import Path
+
+import pytest
+from command_lines import command_line
+from handmade import random_topk
+from verbs import VERBS, run
+
+from sae_core.data.text import Text
+from sae_core.storage import DictionarySet
+
+MANY, FEW = 222, 22
+"""Command lines of each verb; those of them in which no text is read, and that every run of the suite tries."""
+
+
+class Began(BaseException):
+    """Work would begin here."""
+
+
+def begin(*args, **kwargs):
+    raise Began
+
+
+@pytest.fixture(scope="session")
+def small_set(storybook, tmp_path_factory) -> Path:
+    """Random dictionaries at two sites of storybook."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    dictionaries = {site: random_topk(128, 64, 8, seed=site.layer) for site in storybook.sites()[-2:]}
+    DictionarySet(
+        "storybook", storybook.fingerprint(), Text("storybook", 64, True, max_tokens=8_000), dictionaries
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture
+def world(storybook, small_set, tmp_path, monkeypatch):
+    """A folder of its own with files of several kinds, no hub, and storybook loaded already."""
+    from sae_core.model import language_model
+
+    load_model = language_model.load_model
+
+    def loaded(name, **how):
+        return storybook if str(name) == "storybook" else load_model(name, **how)
+
+    monkeypatch.setattr(language_model, "load_model", loaded)
+    monkeypatch.setattr("sae_core.model.hub.hub_answers", lambda *a, **k: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("Mary went to the store and\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00{")
+    (tmp_path / "names.json").write_text('{"names": {"5_1": "a name"}}')
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+def answered(capsys, line) -> bool:
+    """Whether the command said what is wrong; fails where it did anything else than that or begin."""
+    try:
+        status, _, error = run(capsys, *line.arguments)
+    except Began:
+        capsys.readouterr()
+        return False
+    except BaseException as error:
+        raise AssertionError(f"{line}: {type(error).__name__}: {error}"[:2000]) from error
+    last = error.strip().splitlines()[-1:] or [""]
+    assert status == 2 and last[0].startswith("subrank: "), f"{line}: status {status}, {error[-500:]}"
+    assert len(error.strip().splitlines()) == 1, f"{line}: {error[-1000:]}"
+    return True
+
+
+def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
+    positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")], "demo": []}
+    needed = positionals.get(verb, [str(small_set)])
+    needed = [*needed, "--model", "storybook"] if verb == "import" else needed
+    files = [*sorted(world.iterdir()), small_set]
+    return [command_line(f"{verb} {seed}", verb, needed, files) for seed in seeds]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, capsys, monkeypatch):
+    monkeypatch.setattr(Text, "read", begin)
+    monkeypatch.setattr("editing.removal.capability.pronoun_prompts", begin)  # half a second of drawing
+    wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
+    assert 0.2 * FEW < sum(wrong) < FEW  # neither are all wrong nor all right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys, monkeypatch):
+    for place in ("announce", "measure_set"):
+        for module in ("circuit", "evaluation", "features", "importing", "ioi", "removal", "steering"):
+            monkeypatch.setattr(f"subrank.experiments.{module}.{place}", begin, raising=False)
+    monkeypatch.setattr("subrank.saes.measure_set", begin)
+    monkeypatch.setattr("subrank.experiments.training.start", begin)
+    monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
+    for line in lines_of(verb, world, small_set, range(FEW, MANY)):
+        answered(capsys, line)
