@@ -41,6 +41,8 @@ class EditedRun(NamedTuple):
     """The activations at the edited sites, after the edits."""
     sizes: tuple[float, ...]
     """Mean |x' - x| over the masked tokens, edit by edit."""
+    share_changed: float
+    """Of the masked tokens, those at which any of the edits changes the activation."""
 
 
 class TokenRuns:
@@ -91,18 +93,23 @@ class TokenRuns:
             for parts, edit in zip(distances, measured, strict=True):
                 parts += edit.moved
         at = {site: torch.cat([part[site] for part in recorded]) for site in recorded[0]}
-        return EditedRun(at[last], at, tuple(self.size(torch.cat(parts)) for parts in distances))
+        return EditedRun(at[last], at, *self._sizes([torch.cat(parts) for parts in distances]))
 
     def changed(self, site: Site, change: Float[Tensor, "batch pos d"]) -> EditedRun:
         """The run in which `change` is added to the activation at `site`, of a stream that adds to the residual."""
         x, residual = self.at(site)
         # nothing between the site and the end of its block reads the activation: the residual changes by as much
         final = self.model.final(residual + change, site.layer)
-        return EditedRun(final, {site: x + change}, (self.size(change.norm(dim=-1)),))
+        return EditedRun(final, {site: x + change}, *self._sizes([change.norm(dim=-1)]))
 
     def size(self, distance: Float[Tensor, "batch pos"]) -> float:
         """Mean over the masked tokens."""
         return distance[self.mask].mean().item()
+
+    def _sizes(self, distances: Sequence[Float[Tensor, "batch pos"]]) -> tuple[tuple[float, ...], float]:
+        """The mean distance over the masked tokens, edit by edit, and the share of them at which there is one."""
+        changed = torch.stack(distances).gt(0).any(0)
+        return tuple(map(self.size, distances)), changed[self.mask].double().mean().item()
 
 
 def changes(

@@ -181,11 +181,15 @@ class EditSearch:
         damage: Callable[[float], float],
         budget: float,
     ) -> Reach:
-        areas = dict(zip((0.0, *GRID), _areas(prompts, torch.cat([unedited[None], scores(GRID)])), strict=True))
+        areas = {0.0: _areas(prompts, unedited[None])[0]}
 
         def removed(strength: float) -> float:
             return 1 - abs(areas[strength] - 0.5) / max(abs(areas[0.0] - 0.5), 1e-9)
 
+        for strengths in (GRID[:4], GRID[4:]):  # what is wanted is the least that removes enough
+            areas |= zip(strengths, _areas(prompts, scores(strengths)), strict=True)
+            if any(removed(strength) >= self.config.share for strength in strengths):
+                break
         for _ in range(REFINEMENTS):
             order = sorted(areas)
             strength = strength_needed(np.array(order), np.array([[areas[s]] for s in order]), self.config.share)[0]

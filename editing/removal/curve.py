@@ -99,7 +99,7 @@ class MeasuredCurve:
         *,
         place: str = "",
     ) -> "MeasuredCurve":
-        """The curve of edits that are scaled together.
+        """The curve of edits that are scaled together, up to where every share is removed in every resample.
 
         `known` holds the unedited model's figures at strength 0, the method's at its own, and what else is known.
         """
@@ -109,6 +109,8 @@ class MeasuredCurve:
             if strength not in evaluated:
                 scaled = [Scaled(edit, strength) for edit in edits]
                 evaluated[strength] = evaluator.capability_and_damage(scaled, method)
+            if _all_removed(evaluated[0.0], evaluated[strength]):
+                break
         return cls.through(evaluated, place)
 
     @classmethod
@@ -162,6 +164,13 @@ def damage_needed(
         for s, root in zip(needed, roots.T, strict=True)
     ]
     return np.array(at)
+
+
+def _all_removed(unedited: Evaluated, edited: Evaluated) -> bool:
+    """Whether the largest share is removed in every resample: what stronger edits do changes no damage needed."""
+    before, after = ((row.removal.auroc.value, *row.auroc_resamples) for row in (unedited, edited))
+    strengths, areas = np.array([0.0, 1.0]), np.array([before, after])
+    return bool(np.isfinite(strength_needed(strengths, areas, max(SHARES))).all())
 
 
 def _needed(share: float, value: float, resamples: Float[np.ndarray, "resamples"]) -> Needed:

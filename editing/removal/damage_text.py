@@ -37,6 +37,8 @@ class Damage:
     """Mean |x' - x| over the content tokens, added up over the edits."""
     resamples: tuple[float, ...] = ()
     """The mean KL in each bootstrap resample of the contexts, the same for all edits of a text and seed."""
+    share_changed: float = 0.0
+    """Of the content tokens, those whose activation the edits change."""
 
 
 class DamageText:
@@ -93,6 +95,7 @@ class DamageText:
             kl=estimate_from(totals[0] / totals[1], means),
             rise=estimate_from(totals[2] / max(totals[3], 1.0), resamples[2] / resamples[3].clamp_min(1e-12)),
             edit_size=sum(edited.sizes),
+            share_changed=edited.share_changed,
             resamples=tuple(means.tolist()),
         )
 

@@ -64,6 +64,8 @@ class Removal:
     """Mean KL(unedited || edited) per token of text, nats."""
     edit_size: float
     """Mean |x' - x| over the content tokens of the text, added up over the edited sites."""
+    share_changed: float = 0.0
+    """Of those tokens, the ones whose activation is changed at all: why an edit of rare features does little damage."""
     features: tuple[str, ...] = ()
     strengths: tuple[float, ...] = ()
     """Of each feature, beside the strength of the whole."""
@@ -173,6 +175,7 @@ class Evaluator:
             accuracy=bootstrap_estimate(((scores > 0) == prompts.positive).double(), weights),
             damage=damage.kl,
             edit_size=damage.edit_size,
+            share_changed=damage.share_changed,
             features=tuple(str(FeatureId(edit.site, j)) for edit in edits for j in ablated_latents(edit)),
             strengths=tuple(strength for edit in edits for strength in _strengths(edit)),
             strength=sum(unscaled(edit)[1] for edit in edits) / len(edits),

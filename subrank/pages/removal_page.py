@@ -101,7 +101,8 @@ def _rival_cells(comparison: Comparison) -> tuple[Cell, Cell]:
 def _methods_table(result: RemovalResult, methods: Sequence[Removal]) -> Table:
     head = (
         *("method", "strength", "capability left", "AUROC", "within sentences", "accuracy", "P(right) − P(wrong)"),
-        *("P(both)", "transfer", "probe: site, last layer", "damage (nats/token)", "cross-entropy", "edit size"),
+        *("P(both)", "transfer", "probe: site, last layer", "damage (nats/token)", "cross-entropy"),
+        *("edit size", "tokens changed"),
     )
     return Table(head, [_method_row(row, _left(result, row)) for row in methods], wide=True)
 
@@ -125,6 +126,7 @@ def _method_row(removal: Removal, left: Estimate | float) -> tuple[str | Cell, .
         estimate_cell(removal.damage, ".2g"),
         f"{removal.rise.value:+.4f}",
         f"{removal.edit_size:.2f}",
+        f"{removal.share_changed:.1%}",
     )
 
 

@@ -5,8 +5,10 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+from planted import unchecked
 from removal_world import evaluated
 
+from editing.interventions.compose import Scaled
 from editing.removal.curve import SHARES, Curve, MeasuredCurve, damage_needed, left_of, strength_needed
 from editing.removal.evaluation import Method
 from sae_core.codec import from_plain, to_plain
@@ -41,6 +43,32 @@ def test_a_damage_that_grows_with_the_square_is_read_off_exactly():
     first, second = damage_needed(strengths, areas, damages, 0.8)
     assert first == pytest.approx(3 * 1.8**2) and second == pytest.approx(6 * 1.6**2)
     assert np.isinf(damage_needed(strengths, np.ones((3, 1)), damages[:, :1], 0.5)).all()
+
+
+class ByStrength:
+    """Evaluates by a rule: the AUROC falls from 1 by the strength, in one resample more slowly."""
+
+    def __init__(self, slow: float):
+        self.slow, self.strengths = slow, []
+
+    def capability_and_damage(self, edits, method):
+        strength = edits[0].strength
+        self.strengths.append(strength)
+        areas = [1 - strength, 1 - self.slow * strength]
+        return evaluated(method, 1 - strength, [strength**2], areas=areas)
+
+
+def test_a_curve_ends_where_all_is_removed_in_every_resample():
+    """What is needed is what it would be with all strengths; control: a resample that is slower keeps it going."""
+    strengths = (0.25, 0.5, 0.75, 1.0)
+    for slow, n_run in ((0.95, 2), (0.65, 3), (0.4, 4)):
+        rule, whole = ByStrength(slow), ByStrength(slow)
+        known = {0.0: evaluated(Method.FEATURES, 1.0, [0.0], areas=[1.0, 1.0])}
+        with unchecked():
+            curve = MeasuredCurve.of(rule, [None], known, strengths)
+            points = {s: whole.capability_and_damage([Scaled(None, s)], Method.FEATURES) for s in strengths}
+        assert rule.strengths == list(strengths[:n_run])
+        assert curve.curve.needed == MeasuredCurve.through(known | points).curve.needed
 
 
 def test_a_curve_says_how_often_a_share_is_reached():

@@ -27,6 +27,7 @@ def test_edit_size_is_the_mean_over_content_tokens_of_the_text(storybook, text, 
     assert text.damage([edit], 0).edit_size == pytest.approx(expected, rel=1e-4)
     half = text.damage([Scaled(Scaled(edit, 0.25), 2.0)], 0)  # the change of the unscaled edit is kept
     assert half.edit_size == pytest.approx(expected / 2, rel=1e-4)
+    assert half.share_changed == text.damage([edit], 0).share_changed == 1.0
     assert text.damage([edit], 0).edit_size == pytest.approx(expected, rel=1e-4)
 
 
@@ -57,6 +58,10 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, text
     assert max(logits) <= 20 and len(logits) > 10 and codes == [48] * 4
     both = few.runs.edited([Scaled(edit, 0.5), ablate(LAST, sae, [3])]).sizes
     assert max(codes) == 48 and both[0] == pytest.approx(damage.edit_size / 2, rel=1e-4)
+    alone = few.damage([ablate(MIDDLE, sae, [3])], 0)
+    assert (
+        alone.share_changed == pytest.approx(density[3].item()) and 0 < alone.share_changed < damage.share_changed < 1
+    )
     codes.clear()
     assert torch.equal(density_on(sae, MIDDLE, few.runs), density) and codes == [48] * 4
     runs = PromptRuns.of(storybook, MIDDLE, task.selection.first(8))
