@@ -1,8 +1,9 @@
 """Results as JSON and back: one converter for every frozen dataclass of numbers and names.
 
-Fields keep their names. A type with a `parse` (`Site`, `FeatureId`) is written as its text, and a union of such types
-is read by the first whose `parse` takes the text. Enums are written as their values, tuples as lists, mappings with the
-text of their keys, and a number that is not finite as null, which reads as NaN.
+Fields keep their names, and types are strict: a text is no number. A type with a `parse` (`Site`, `FeatureId`) is
+written as its text, and a union of such types is read by the first whose `parse` takes the text. Enums are written as
+their values, tuples as lists, mappings with the text of their keys, and a number that is not finite as null, which
+reads as NaN.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from sae_core.errors import UserError
 
 T = TypeVar("T")
+_WORDS = {int: "a whole number", str: "a text", bool: "true or false"}
 
 
 def to_plain(value: Any) -> Any:
@@ -24,8 +26,6 @@ def from_plain(kind: type[T], value: Any) -> T:
     """The value of type `kind` that `to_plain` made `value` of; raises `UserError` where it cannot be one."""
     try:
         return _converter().structure(value, kind)
-    except UserError:
-        raise
     except Exception as error:  # cattrs raises groups of whatever its hooks raise
         raise UserError(f"this is no {kind.__name__}: {_first(error)}") from error
 
@@ -36,10 +36,26 @@ def finite(value: float) -> float | None:
 
 
 def _first(error: BaseException) -> str:
-    """The innermost cause of a cattrs error, in words."""
+    """The innermost cause of a cattrs error, in words, and the field that it is about."""
+    place = ""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"missing {error}" if isinstance(error, KeyError) else str(error)
+        notes = [str(note) for note in getattr(error, "__notes__", ())]
+        place = next((note.partition("attribute ")[2] for note in notes if "attribute " in note), "") or place
+    problem = f"missing {error}" if isinstance(error, KeyError) else str(error)
+    return f"{place}: {problem}" if place and not isinstance(error, KeyError) else problem
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise UserError(f"expected {_WORDS[kind]}, got {value!r:.60}")
+    return value
+
+
+def _number(value: Any, _: type) -> float:
+    if value is not None and type(value) not in (int, float):
+        raise UserError(f"expected a number, got {value!r:.60}")
+    return math.nan if value is None else float(value)
 
 
 def _parsed(text: str, kinds: Any) -> Any:
@@ -62,9 +78,10 @@ def _converter():
 
     converter = Converter()
     converter.register_unstructure_hook(float, lambda x: x if math.isfinite(x) else None)
-    converter.register_structure_hook(float, lambda x, _: math.nan if x is None else float(x))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook_func(lambda kind: any(kind is each for each in _WORDS), _exactly)
     converter.register_unstructure_hook_func(lambda kind: hasattr(kind, "parse"), str)
     converter.register_structure_hook_func(lambda kind: hasattr(kind, "parse"), lambda text, kind: kind.parse(text))
     converter.register_structure_hook_func(_all_parse, _parsed)
-    configure_union_passthrough(int | str, converter)
+    configure_union_passthrough(int | str | bool, converter)
     return converter

@@ -2,15 +2,23 @@
 
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_core.digest import digest
 from sae_core.errors import UserError
+
+DIGEST = "digest"
+"""Under this name a file of tensors carries the digest of what was written."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def user_path(path: str | Path) -> Path:
@@ -44,12 +52,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors as safetensors, whole or not at all; returns their digest, which the file carries, too."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    written = digest(on_cpu)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        save_file(on_cpu, partial, metadata={DIGEST: written})
         os.chmod(partial, 0o644)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -60,26 +70,95 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return written
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file; raises `UserError` where it is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the folder is not complete")
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, expected: str | None = None) -> dict[str, Tensor]:
+    """The tensors that `write_tensors` wrote into a file; `expected` is the digest that it returned.
+
+    Raises `UserError` for a file that is missing or damaged in any bit, and for one of other tensors than expected.
+    """
+    check_file(path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get(DIGEST)
+            names = file.keys()
+            # copies: on how memory is aligned, which in a file is otherwise, the last digit of products hangs
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    if written is not None and written != digest(tensors):
+        raise UserError(f"{path} is damaged: its tensors are not those that were written")
+    if expected not in (None, written):
+        raise UserError(f"{path} holds other tensors than were written with the files beside it; bring those back")
+    return tensors
+
+
+def digest_in(path: Path) -> str | None:
+    """The digest that `write_tensors` left in a file; None where another tool wrote it."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(DIGEST)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises `UserError` where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} is missing; the folder is not complete") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond Python's limits
-        raise UserError(f"{path} is damaged: it is not JSON ({str(error).partition(';')[0]})") from error
+    value = parse_json(read_text(path), path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")
     return value
+
+
+def parse_json(text: str, where: object) -> Any:
+    """The value that a JSON text describes; raises `UserError`, which says `where` it is, for anything else."""
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds half of a surrogate pair, which is no character; write it whole") from error
+    except (ValueError, RecursionError) as error:  # not JSON, or numbers or nesting beyond Python's limits
+        raise UserError(f"{where} is damaged: it is not JSON ({str(error).partition(';')[0]})") from error
+    return value
+
+
+def read_text(path: Path) -> str:
+    """The text in a file; raises `UserError` where it is missing, no regular file, or not UTF-8."""
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error.strerror}") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise `UserError` unless there is a regular file: a pipe or a device may have no end."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; the folder is not complete")
+    if not path.is_file():
+        raise UserError(f"{path} is a folder, a pipe or a device; give a regular file")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong within the block, where a file's content is made into values, name the file."""
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"missing {text}" if isinstance(error, KeyError) else text

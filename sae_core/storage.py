@@ -5,28 +5,49 @@ A set is a folder with `set.json` and one folder per site in the layout that SAE
 is complete.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_core.codec import finite
+from sae_core.codec import finite, from_plain, to_plain
 from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
+from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
-from sae_core.files import read_json, write_json, write_tensors
+from sae_core.files import digest_in, read_json, reading, write_json, write_tensors
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sae_lens import to_sae_lens
+from sae_core.model.fingerprint import parts_other_than
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 from sae_core.training.checkpoint import CHECKPOINT
 from sae_core.training.config import TrainConfig
 
 SET, QUALITY = "set.json", "quality.json"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class SetCard:
+    """What `set.json` holds; the fields of `DictionarySet` mean the same."""
+
+    model: str
+    fingerprint: str
+    text: Text
+    sites: list[Site]
+    training: dict[str, Any] | None
+    stream_seed: int | None = None
+    origin: dict[str, str] = field(default_factory=dict)
+    outlier_norms: dict[Site, float | None] = field(default_factory=dict)
+    """None: no token is an outlier."""
+    digests: dict[Site, str] = field(default_factory=dict)
+    """Of each dictionary's files; sets from before there were digests have none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +77,11 @@ class DictionarySet:
                     f"the dictionary for {site} reads activations of width {width}; "
                     f"those of {model.name} have width {model.d_in(site)}"
                 )
-        if model.fingerprint() != self.fingerprint:
-            raise UserError(f"these dictionaries were trained on another model ({self.model}) than {model.name}")
+        if other := parts_other_than(self.fingerprint, model):
+            raise UserError(
+                f"these dictionaries were trained on another model ({self.model}) than {model.name}: its "
+                f"{' and '.join(other)} differ; give the one that they were trained on"
+            )
 
     @property
     def sites(self) -> list[Site]:
@@ -87,20 +111,20 @@ class DictionarySet:
             (folder / stale).unlink(missing_ok=True)
         for site, dictionary in self.dictionaries.items():
             tensors, card = to_sae_lens(dictionary, self._metadata(site))
-            write_tensors(folder / str(site) / "sae_weights.safetensors", tensors)
-            write_json(folder / str(site) / "cfg.json", card)
-        pairs = sorted(self.dictionaries.items())
-        card = {
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "text": asdict(self.text),
-            "training": self.training and self.training.to_json(),
-            "stream_seed": self.stream_seed,
-            "origin": self.origin,
-            "sites": [str(site) for site in self.sites],
-            "outlier_norms": {str(site): finite(dictionary.outlier_norm) for site, dictionary in pairs},
-        }
-        write_json(folder / SET, card)
+            write_tensors(folder / str(site) / WEIGHTS, tensors)
+            write_json(folder / str(site) / CONFIG, card)
+        card = SetCard(
+            self.model,
+            self.fingerprint,
+            self.text,
+            self.sites,
+            self.training and self.training.to_json(),
+            self.stream_seed,
+            self.origin,
+            {site: finite(self.dictionaries[site].outlier_norm) for site in self.sites},
+            {site: _stored_digest(folder / str(site)) for site in self.sites},
+        )
+        write_json(folder / SET, to_plain(card))
 
     def _metadata(self, site: Site) -> dict[str, Any]:
         """What a SAELens card says of where a dictionary belongs."""
@@ -132,19 +156,25 @@ def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionaryS
     members = sets_in(folder)
     if members != [folder]:
         raise UserError(f"{folder} holds a sweep; give one of its sets: {', '.join(path.name for path in members)}")
-    card = read_json(folder / SET)
-    try:
-        sites = [Site.parse(str(text)) for text in card["sites"]]
-        training = card["training"] and TrainConfig.from_json(card["training"])
-        saes = {site: load_foreign(folder / str(site)).dictionary.to(device) for site in sites}
-        for name, limit in card.get("outlier_norms", {}).items():
-            saes[Site.parse(name)].outlier_norm = math.inf if limit is None else float(limit)
-        text, origin, order = Text(**card["text"]), card.get("origin", {}), card.get("stream_seed")
-        return DictionarySet(card["model"], card["fingerprint"], text, saes, training, origin, order)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / SET} is damaged: {error}") from error
+    with reading(folder / SET):
+        card = from_plain(SetCard, read_json(folder / SET))
+        training = TrainConfig.from_json(card.training) if card.training else None
+    saes = {}
+    for site in card.sites:
+        saes[site] = load_foreign(folder / str(site)).dictionary.to(device)
+        if card.digests.get(site) not in (None, _stored_digest(folder / str(site))):
+            raise UserError(
+                f"{folder / str(site)} holds another dictionary than {folder / SET} names; bring that back, or "
+                "`subrank import` this one"
+            )
+    for site, limit in card.outlier_norms.items():
+        saes[site].outlier_norm = math.inf if limit is None else limit
+    return DictionarySet(card.model, card.fingerprint, card.text, saes, training, card.origin, card.stream_seed)
+
+
+def _stored_digest(folder: Path) -> str:
+    """A digest of a dictionary's card, and that of its tensors, which their file carries."""
+    return digest(json.dumps(read_json(folder / CONFIG), sort_keys=True), digest_in(folder / WEIGHTS))
 
 
 def _public(place: str) -> str:

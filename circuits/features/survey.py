@@ -25,7 +25,7 @@ from circuits.features.sparse_codes import CodedContexts, SiteCodes
 from circuits.features.survey_files import SurveyFolder
 from sae_core.data.reading import left_out
 from sae_core.dictionaries.dictionary import Dictionary
-from sae_core.dictionaries.digest import digest_of_dictionaries
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.fingerprint import weights_digest
 from sae_core.model.language_model import LanguageModel
@@ -33,7 +33,7 @@ from sae_core.progress import OnProgress, Stages, silent
 from sae_core.sites import FeatureId, Site
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 KEPT_BYTES = 2**30
 """What a survey keeps at most; contexts beyond are read anew each time."""
 WRITTEN_EVERY = 60.0
@@ -264,14 +264,13 @@ class Survey:
 
 def card_of(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> dict[str, Any]:
     """Everything that codes depend on, besides the contexts' own tokens; the names are read by people."""
-    beside = sorted({*model.special_ids, *left_out(model)})
     return {
         "version": VERSION,
         "model": model.fingerprint(),
         "weights": weights_digest(model.bridge.original_model),
         "precision": str(model.dtype),
-        "dictionaries": digest_of_dictionaries(dictionaries),
-        "tokens left out": hashlib.sha256(repr(beside).encode()).hexdigest()[:16],
+        "dictionaries": digest(dictionaries),
+        "tokens left out": digest(model.special_ids | left_out(model)),
     }
 
 

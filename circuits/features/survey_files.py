@@ -4,7 +4,6 @@ A folder with `survey.json` and any number of `codes-CARD-TOKENS.safetensors`, n
 Files under another card, or that are damaged, are removed and what they held is read again: all of it can be.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.features.sparse_codes import CodedContexts
-from sae_core.data.text import digest
+from sae_core.digest import differences, digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.sites import Site
@@ -40,11 +39,11 @@ class SurveyFolder:
             stored = read_json(self.folder / CARD)
         except UserError as error:
             stored = {name: str(error) for name in self.card}
-        other = [name for name in self.card if stored.get(name) != self.card[name]]
+        other = differences(stored, self.card)
         strangers = [path for path in files if not path.match(self._name("*"))]
         if other or strangers:
             other = other or ["origin"]
-            log.warning(f"the survey in {self.folder} is of other {' and '.join(other)}: it is made anew")
+            log.warning(f"the survey in {self.folder} is of other {', '.join(other)}: it is made anew")
             self._remove([*files, self.folder / CARD])
             return []
         return [contexts for path in files if (contexts := self._read(path)) is not None]
@@ -70,8 +69,7 @@ class SurveyFolder:
 
     def _name(self, tokens: str) -> str:
         """Of a file of these contexts: two surveys of one folder never read each other's."""
-        card = hashlib.sha256(repr(sorted(self.card.items())).encode()).hexdigest()[:16]
-        return FILES.replace("*", f"{card}-{tokens}")
+        return FILES.replace("*", f"{digest(self.card)[:16]}-{tokens}")
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:

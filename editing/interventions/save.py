@@ -2,7 +2,7 @@
 
 Saved by `save_edit(edit, folder)`, an edit is applied in three lines:
 
-    edits = load_edit(folder, device=model.device)
+    edits = load_edit(folder, model)
     with model.hooks(*edits):
         ...
 """
@@ -21,8 +21,9 @@ from editing.interventions.patch import FeaturePatch
 from sae_core.codec import finite
 from sae_core.dictionaries.kinds import describe, restore
 from sae_core.errors import UserError
-from sae_core.files import read_json, read_tensors, write_json, write_tensors
-from sae_core.model.language_model import Intervention
+from sae_core.files import read_json, read_tensors, reading, write_json, write_tensors
+from sae_core.model.fingerprint import parts_other_than
+from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
 
 CARD, TENSORS = "edit.json", "edit.safetensors"
@@ -31,26 +32,34 @@ _DICTIONARY = "d."
 """Before the names of a dictionary's tensors, among those of its edit."""
 
 
-def save_edit(edit: Intervention | Sequence[Intervention], folder: Path) -> None:
+def save_edit(edit: Intervention | Sequence[Intervention], folder: Path, model: LanguageModel | None = None) -> None:
     """Write an edit, or several in their order; `load_edit` is the inverse, to the bit.
 
+    The card names the model that is edited, where it is given.
     Raises `UserError` for an edit of another kind than feature patches to constants and erasures (scaled, with BOS
     spared), and for one with a mask of positions, which belongs to certain prompts.
     """
     cards, tensors = describe_all(edit)
     (folder / CARD).unlink(missing_ok=True)  # new tensors never go with an old card
-    write_tensors(folder / TENSORS, tensors)
-    write_json(folder / CARD, {"edits": cards})
+    written = write_tensors(folder / TENSORS, tensors)
+    write_json(folder / CARD, {"model": model and model.fingerprint(), "tensors": written, "edits": cards})
 
 
-def load_edit(folder: Path, *, device: torch.device | str = "cpu") -> list[Intervention]:
-    """The edits in `folder`; raises `UserError` where there are none or they are damaged."""
-    card, tensors = read_json(Path(folder) / CARD), read_tensors(Path(folder) / TENSORS)
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    try:
+def load_edit(
+    folder: Path, model: LanguageModel | None = None, *, device: torch.device | str = "cpu"
+) -> list[Intervention]:
+    """The edits in `folder`, for a model and on its device, or for any and on the given one.
+
+    Raises `UserError` where there are none, where they are damaged, and where they were saved for another model.
+    """
+    path = Path(folder) / CARD
+    card = read_json(path)
+    tensors = read_tensors(path.with_name(TENSORS), card.get("tensors"))
+    if model and card.get("model") and (other := parts_other_than(str(card["model"]), model)):
+        raise UserError(f"{folder} holds edits of another model than {model.name}: its {' and '.join(other)} differ")
+    with reading(path):
+        tensors = {name: tensor.to(model.device if model else device) for name, tensor in tensors.items()}
         return [_restore_edit(part, _below(f"{i}.", tensors)) for i, part in enumerate(card["edits"])]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def describe_all(edit: Intervention | Sequence[Intervention]) -> tuple[list[Card], dict[str, Tensor]]:

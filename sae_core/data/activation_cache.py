@@ -16,14 +16,14 @@ from torch import Tensor
 
 from sae_core.data.activations import ActivationStream
 from sae_core.data.reading import left_out
-from sae_core.data.text import digest
+from sae_core.digest import differences, digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.outliers import NO_LIMITS, Limits
 from sae_core.sites import Site
 
 CARD = "cache.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,8 @@ class CachedStream:
         card, path = _card(self.stream), self.folder / CARD
         if path.exists():
             stored = read_json(path)
-            other = [name for name in card if stored.get(name) != card[name]]
-            if other:
-                raise UserError(f"{self.folder} keeps activations of other {' and '.join(other)}; give another folder")
+            if other := differences(stored, card):
+                raise UserError(f"{self.folder} keeps activations of other {', '.join(other)}; give another folder")
         elif any(self.folder.glob("block-*.safetensors")):
             raise UserError(f"{self.folder} keeps activations, but no {CARD} says of what; give another folder")
         else:

@@ -9,7 +9,7 @@ documents.
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -239,9 +239,3 @@ def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
     """(training contexts, held-out contexts): the first tenth, at most 256; a single context serves for both."""
     n = min(MOST_HELD, max(1, len(contexts) // 10)) if len(contexts) > 1 else 0
     return contexts[n:], contexts[:n] if n else contexts[n:]
-
-
-def digest(contexts: Int[Tensor, "contexts pos"], left_out: Iterable[int] = ()) -> str:
-    """A hash of the tokens, by which a run that goes on knows its text again, and of those that are left out."""
-    beside = array("q", sorted(left_out)).tobytes()
-    return hashlib.sha256(contexts.contiguous().numpy().tobytes() + beside).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sae_core.errors import UserError
-from sae_core.files import user_path
+from sae_core.files import reading, user_path
 from sae_core.formats.dictionary_learning import read_dictionary_learning
 from sae_core.formats.foreign import Foreign
 from sae_core.formats.gemma_scope import read_gemma_scope
@@ -26,15 +26,13 @@ def load_foreign(path: Path) -> Foreign:
     representable.
     """
     path = locate(user_path(path))
-    try:
+    with reading(path):
         source = read(path)
         foreign = _reader(source)(source)
         unread = sorted(map(str, source.values.keys() - source.read))
         if unread:
             raise UserError(f"it also holds {', '.join(unread[:12])}, which cannot be represented here")
         return foreign
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _reader(source: Source) -> Callable[[Source], Foreign]:

@@ -24,7 +24,7 @@ from sae_core.formats.foreign import (
     positive_whole,
 )
 from sae_core.formats.hook_names import layer_in, site_of
-from sae_core.formats.tensor_files import Source
+from sae_core.formats.tensor_files import Source, check_numbers
 from sae_core.formats.unit_norm import Raw, convert
 from sae_core.sites import Site, Stream
 
@@ -97,7 +97,7 @@ def read_sae_lens(source: Source) -> Foreign:
         threshold = calibrated("topk_threshold", source.tensor("topk_threshold"), unset=0.0)
         raw = replace(raw, threshold=threshold.expand(n_latents), rescaled=rescaled)
     elif source.has("log_threshold"):
-        raw = replace(raw, threshold=source.tensor("log_threshold", n_latents).exp())
+        raw = replace(raw, threshold=check_numbers("threshold", source.tensor("log_threshold", n_latents).exp()))
     elif kind != "standard":
         raw = replace(raw, threshold=source.tensor("threshold", n_latents))
     agreed({"hook_layer": about.get("hook_layer"), f"the layer of {hook}": layer_in(hook)})

@@ -1,5 +1,6 @@
 """Tensors and the JSON beside them, as another tool left them on disk. No pickled object is ever loaded."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -8,13 +9,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_core.errors import UserError
-from sae_core.files import read_json
+from sae_core.files import check_file, first_line, read_json, read_tensors
 
+LARGEST = 1e15
+"""Numbers of a dictionary are smaller: sums of squares of such ones are still finite."""
+PICKLED = "it is damaged, or holds more than tensors and plain values; such objects can run code and are not loaded"
 _NAMES = ("sae_weights.safetensors", "sae.safetensors", "params.safetensors", "params.npz", "ae.pt")
 
 
@@ -38,20 +40,20 @@ def locate(path: Path) -> Path:
 
 def _values(path: Path) -> dict[str, Any]:
     """What a file of tensors holds, by name."""
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return {**read_tensors(path)}
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         values = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except UnpicklingError as error:
-        raise UserError(
-            "it is damaged, or holds more than tensors and plain values; such objects can run code and are not loaded"
-        ) from error
-    except (SafetensorError, BadZipFile, OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"it is damaged, or no file of tensors: {line}") from error
+        raise UserError(PICKLED) from error
+    except (BadZipFile, OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"it is damaged, or no file of tensors: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"it holds a {type(values).__name__}; expected tensors by name")
     return values
@@ -91,9 +93,7 @@ class Source:
         if value.ndim != len(shape) or any(a not in (None, b) for a, b in zip(shape, value.shape, strict=True)):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise UserError(f"its tensor {name} has the shape {list(value.shape)}; expected [{expected}]")
-        if not value.isfinite().all():
-            raise UserError(f"its tensor {name} holds NaN or infinity")
-        return value.detach().float()
+        return check_numbers(name, value)
 
     def matrices(
         self, encoder: str, decoder: str, b_enc: str | None, b_dec: str
@@ -110,6 +110,19 @@ class Source:
         else:
             W_enc = self.tensor(encoder, d_in, n_latents)
         return W_enc, self.tensor(b_enc, n_latents) if b_enc else None, W_dec, self.tensor(b_dec, d_in)
+
+
+def check_numbers(name: str, value: Tensor) -> Tensor:
+    """A tensor as float32; raises `UserError` for one that holds no real numbers, or some too large to compute with."""
+    if not value.is_floating_point():
+        raise UserError(f"its tensor {name} is of the type {value.dtype}; expected floating-point numbers")
+    numbers = value.detach().float()
+    largest = max(abs(end.item()) for end in numbers.aminmax()) if numbers.numel() else 0.0
+    if not math.isfinite(largest):
+        raise UserError(f"its tensor {name} holds NaN or infinity")
+    if largest > LARGEST:
+        raise UserError(f"its tensor {name} holds {largest:.3g}; numbers up to {LARGEST:g} can be computed with")
+    return numbers
 
 
 def listed(values: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from sae_core import checks
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
 from sae_core.model.checkpoint import load_checkpoint
-from sae_core.model.fingerprint import fingerprint_of
+from sae_core.model.fingerprint import Identity
 from sae_core.model.fused import fused_attention, fused_from
 from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.model.hub import model_source
@@ -68,6 +68,7 @@ class LanguageModel(Vocabulary):
         super().__init__(tokenizer, bos_id=bos_id)
         self.bridge, self.name = bridge, name
         self._points: dict[Site, Any] = {}
+        self._identity = Identity()
         config = bridge.cfg
         self.n_layers, self.d_model = config.n_layers, config.d_model
         self.n_ctx, self.n_vocab = config.n_ctx, config.d_vocab
@@ -232,8 +233,8 @@ class LanguageModel(Vocabulary):
         return self.bridge.cfg.dtype
 
     def fingerprint(self) -> str:
-        """A short hash of the architecture and of a sample of every weight; equal on every device."""
-        return fingerprint_of(self.bridge.cfg, self.bridge.original_model)
+        """Digests of the configuration, of every weight and the tokenizer (`fingerprint.py`); equal on every device."""
+        return self._identity.fingerprint(self.bridge, self.tokenizer)
 
 
 def _widened(h: Tensor) -> Tensor:

@@ -141,6 +141,7 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     """Whether to resume; raises `UserError` where the folder holds anything else than this demo's dictionaries."""
     from sae_core.errors import UserError
     from sae_core.files import read_json
+    from sae_core.model.fingerprint import parts_other_than
     from sae_core.storage import SET, load_set
     from sae_core.training.checkpoint import CHECKPOINT, read_checkpoint
     from sae_core.training.run import Run
@@ -149,13 +150,13 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     try:
         if (folder / SET).exists():
             there = load_set(folder)
-            wanted = (run.text.max_tokens, run.members[0], model.fingerprint(), set(sites_of(model, run.sites)))
-            same = (there.text.max_tokens, there.training, there.fingerprint, set(there.dictionaries)) == wanted
-            same = same and there.text.shares(run.text)
+            wanted = (run.text.max_tokens, run.members[0], set(sites_of(model, run.sites)))
+            same = (there.text.max_tokens, there.training, set(there.dictionaries)) == wanted
+            same = same and there.text.shares(run.text) and not parts_other_than(there.fingerprint, model)
             resume = False
         else:
             begun = Run.from_json(read_json(folder / RUN))
-            same = resume = begun == run and read_checkpoint(folder)["fingerprint"] == model.fingerprint()
+            same = resume = begun == run and not parts_other_than(read_checkpoint(folder)["fingerprint"], model)
     except UserError:
         same = resume = False
     if not same and ((folder / SET).exists() or (folder / CHECKPOINT).exists()):

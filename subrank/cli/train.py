@@ -112,6 +112,7 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
 
     from sae_core.errors import UserError
     from sae_core.files import read_json
+    from sae_core.model.fingerprint import parts_other_than
     from sae_core.training.checkpoint import read_checkpoint
     from sae_core.training.run import Run
     from subrank.cli.same_run import check_same
@@ -122,8 +123,11 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
     dtype = str(model.dtype).removeprefix("torch.")
     if card.get("dtype", dtype) != dtype:
         raise UserError(f"the run in {out} was begun with the model in {card['dtype']}; give --dtype {card['dtype']}")
-    if card["fingerprint"] != model.fingerprint():
-        raise UserError(f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}")
+    if other := parts_other_than(card["fingerprint"], model):
+        raise UserError(
+            f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}: its "
+            f"{' and '.join(other)} differ"
+        )
     if config is None:
         check_same(_described(options), model, begun, out)
     elif differences := replace(config, model=begun.model).differences(begun):

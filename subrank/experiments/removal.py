@@ -162,7 +162,7 @@ def write_edit(folder: Path, model: LanguageModel, edits: list) -> list[str]:
     """Write edits as `load_edit` reads them, and as a plain hook; returns a line for each that cannot be written."""
     problems = []
     for place, write in (
-        ("edit/", lambda: save_edit(edits, folder / "edit")),
+        ("edit/", lambda: save_edit(edits, folder / "edit", model)),
         ("hook/", lambda: export_hook(edits, model, folder / "hook" / "remove_hook.py")),
     ):
         try:

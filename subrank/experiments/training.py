@@ -10,7 +10,8 @@ from editing.set_quality import measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.reading import bos_of
-from sae_core.data.text import Contexts, Text, digest
+from sae_core.data.text import Contexts, Text
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, duration, silent

@@ -175,7 +175,7 @@ def test_tensors_that_do_not_fit(folder):
 def test_tensors_that_cannot_be_written_leave_no_trace(original, folder, monkeypatch, what):
     before = files(folder)
 
-    def half(tensors, path):
+    def half(tensors, path, **how):
         Path(path).write_bytes(b"half a file")
         fail()
 
@@ -193,7 +193,7 @@ def test_tensors_that_cannot_be_written_leave_no_trace(original, folder, monkeyp
 def test_a_full_disk_as_safetensors_reports_it_is_one_line(original, folder, monkeypatch):
     before = files(folder)
 
-    def full(tensors, path):
+    def full(tensors, path, **how):
         Path(path).write_bytes(b"half a file")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -207,11 +207,11 @@ def test_a_set_whose_writing_was_interrupted_is_no_set(original, folder, monkeyp
     """New tensors must never go with an old card: the card is removed first and written last."""
     calls = []
 
-    def stop_at_the_second(tensors, path, real=disk.save_file):
+    def stop_at_the_second(tensors, path, real=disk.save_file, **how):
         calls.append(path)
         if len(calls) == 2:
             fail()
-        real(tensors, path)
+        real(tensors, path, **how)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
         patch.setattr(disk, "save_file", stop_at_the_second)

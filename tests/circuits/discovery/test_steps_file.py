@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from handmade import Circuit, random_topk
+from handmade import Circuit
 
 from circuits.discovery.circuit import circuit_steps
 from circuits.discovery.edges import EdgeConfig
@@ -13,8 +13,6 @@ from circuits.discovery.steps_file import remembered, steps_card
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
 from circuits.features.atlas import survey
 from sae_core.dictionaries.baselines import Basis
-from sae_core.dictionaries.digest import digest_of_dictionaries
-from sae_core.dictionaries.normalised import LayerNormed
 from sae_core.sites import FeatureId, Site
 
 
@@ -75,15 +73,6 @@ def test_steps_of_other_dictionaries_text_or_requests_are_discarded(circuit, tmp
         assert taken_over(path, other)[0] == 0
     interrupted(path, resolved(circuit), 2)
     assert taken_over(path, resolved(circuit))[0] == 1  # control
-
-
-def test_a_digest_names_kind_settings_and_every_tensor():
-    sae = random_topk(12, 24, 3)
-    same, fewer, moved = random_topk(12, 24, 3), random_topk(12, 24, 2), random_topk(12, 24, 3)
-    moved.b_enc.data[5] += 1e-6
-    digests = [digest_of_dictionaries({Site(0): d}) for d in (sae, fewer, moved, LayerNormed(random_topk(12, 24, 3)))]
-    digests.append(digest_of_dictionaries({Site(1): sae}))
-    assert len(set(digests)) == 5 and digest_of_dictionaries({Site(0): same}) == digests[0]
 
 
 def test_a_card_names_the_settings_of_the_search(circuit):

@@ -226,6 +226,17 @@ def test_a_damaged_edit_is_said(tmp_path):
         load_edit(tmp_path)
 
 
+def test_an_edit_is_of_its_model_and_its_tensors_are_those_that_were_written(tiny_models, tmp_path):
+    save_edit(ablate(SITE, TOPK, [1]), tmp_path / "edit", tiny_models["gpt2"])
+    assert len(load_edit(tmp_path / "edit", tiny_models["gpt2"])) == 1
+    with user_error("another model", "config and weights differ"):
+        load_edit(tmp_path / "edit", tiny_models["neox"])
+    save_edit(ablate(SITE, TOPK, [2]), tmp_path / "other")
+    (tmp_path / "other" / TENSORS).rename(tmp_path / "edit" / TENSORS)
+    with user_error(TENSORS, "other tensors"):
+        load_edit(tmp_path / "edit")
+
+
 def test_the_hook_file_imports_torch_and_safetensors_only():
     source = Path(plain_hook.__file__).read_text(encoding="utf-8")
     lines = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}

@@ -117,7 +117,7 @@ def test_a_cache_of_something_else_is_refused(stream, tmp_path, word, change):
 
 def test_a_cache_of_another_model_is_refused(stream, tmp_path, tiny_models):
     CachedStream(stream, tmp_path)
-    with user_error("other model and seed;"):
+    with user_error("other model config, model weights, seed;"):
         CachedStream(replace(stream, model=tiny_models["gpt2"], seed=4), tmp_path)
 
 

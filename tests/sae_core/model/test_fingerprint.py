@@ -1,9 +1,15 @@
-"""A fingerprint is of the weights and the architecture, and of nothing else."""
+"""A fingerprint is of the configuration, of every weight and of the tokenizer, and of nothing else."""
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from tiny import random_tokens, write_tiny
+from transformers import AutoModelForCausalLM
 
-from sae_core.model.fingerprint import weights_digest
+from sae_core.model.fingerprint import parts_other_than, sampled, weights_digest
 from sae_core.model.language_model import load_model
 
 
@@ -44,16 +50,56 @@ def test_an_edit_between_the_sampled_numbers_shows_in_the_digest_of_weights(chec
     """A rank-one edit or a pruned neuron: once a survey of the model before it was taken for one of the model after."""
     model = load_model(checkpoints["neox"], device="cpu")
     inner, fingerprint = model.bridge.original_model, model.fingerprint()
-    before = weights_digest(inner)
+    before, sample = weights_digest(inner), sampled(model.bridge.cfg, inner)
     weight = max(inner.state_dict().values(), key=lambda each: each.numel())
     flat = weight.view(-1)
     assert len(flat) >= 1024  # of which at most every second number is sampled, from the first on
     original = flat[1].item()
     flat[1] = original + 0.5
-    assert model.fingerprint() == fingerprint and weights_digest(inner) != before
+    assert sampled(model.bridge.cfg, inner) == sample and weights_digest(inner) != before
+    assert parts_other_than(fingerprint, model) == ["weights"] and not parts_other_than(sample, model)
     flat[1] = original
     first, second = flat[2].item(), flat[3].item()
     flat[2], flat[3] = second, first  # the same numbers in another order
     assert weights_digest(inner) != before
     flat[2], flat[3] = first, second
-    assert weights_digest(inner) == before
+    assert weights_digest(inner) == before and model.fingerprint() == fingerprint
+
+
+def changed(folder: Path, file: str, change) -> Path:
+    """The checkpoint in `folder` with the JSON of one of its files changed in place."""
+    value = json.loads((folder / file).read_text())
+    change(value)
+    (folder / file).write_text(json.dumps(value))
+    return folder
+
+
+def swap(tokenizer: dict) -> None:
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def test_a_permuted_vocabulary_is_another_tokenizer(checkpoints, tiny_models, tmp_path):
+    """Once accepted: every text then reads as other tokens."""
+    folder = changed(shutil.copytree(checkpoints["gpt2"], tmp_path / "other"), "tokenizer.json", swap)
+    fingerprint = tiny_models["gpt2"].fingerprint()
+    assert parts_other_than(fingerprint, load_model(folder, device="cpu")) == ["tokenizer"]
+
+
+def test_what_changes_nothing_that_a_model_computes_is_not_part_of_it(checkpoints, tiny_models, tmp_path):
+    def change(config: dict) -> None:
+        config |= {"transformers_version": "4.0.0", "use_cache": False, "initializer_range": 0.5, "an_option": None}
+
+    folder = changed(shutil.copytree(checkpoints["gpt2"], tmp_path / "other"), "config.json", change)
+    assert load_model(folder, device="cpu").fingerprint() == tiny_models["gpt2"].fingerprint()
+
+
+def test_a_fingerprint_is_of_numbers_not_of_their_precision(checkpoints, tiny_models, tmp_path):
+    """In half precision weights are other numbers; saved so, they are these wherever they are loaded."""
+    half = load_model(checkpoints["gpt2"], device="cpu", dtype="bfloat16")
+    assert parts_other_than(tiny_models["gpt2"].fingerprint(), half) == ["weights"]
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"], dtype=torch.bfloat16)
+    shutil.copytree(checkpoints["gpt2"], tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    assert load_model(tmp_path / "half", device="cpu").fingerprint() == half.fingerprint()

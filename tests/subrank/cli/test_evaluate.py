@@ -88,7 +88,7 @@ def test_one_set_lands_beside_its_dictionaries(model, tmp_path):
 
 
 def test_sets_of_different_models(sweep, model, tmp_path):
-    replace(a_set(model), fingerprint="0" * 16, model="elsewhere").save(tmp_path / "other")
+    replace(a_set(model), fingerprint="config:0 weights:0 tokenizer:0", model="elsewhere").save(tmp_path / "other")
     with user_error("another model", "elsewhere", "use them apart"):
         run(sweep, tmp_path / "other", "--out", tmp_path / "out")
     with user_error("another model"):
