@@ -12,8 +12,9 @@ from typing import cast
 import graphviz
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
-from sae_core.files import write_text
+from sae_core.files import write_bytes, write_text
 from sae_core.marks import marked
+from sae_core.partial import final
 from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
@@ -175,15 +176,15 @@ def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Drawing:
     paths, failed = [path], []
     for kind in ("svg", "png"):
         picture = folder / f"{name}.{kind}"
-        partial = picture.with_name(f".{picture.name}")
         try:
-            partial.write_bytes(render(source, kind))
+            content = render(source, kind)
         except (ImportError, OSError, subprocess.CalledProcessError, ValueError) as error:
             failed.append(f"no {kind} picture ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
             continue
-        partial.replace(picture)
+        write_bytes(picture, content)
         paths.append(picture)
-    problem = f"Graphviz could not be run: {', '.join(failed)}; {path} can be drawn with any Graphviz" if failed else ""
+    advice = f"{final(path)} can be drawn with any Graphviz"
+    problem = f"Graphviz could not be run: {', '.join(failed)}; {advice}" if failed else ""
     return Drawing(tuple(paths), problem)
 
 

@@ -1,9 +1,13 @@
-"""Files that appear whole or not at all: text, JSON, and tensors as safetensors."""
+"""Files that appear whole or not at all: text, JSON, and tensors as safetensors.
 
+What cannot be written is an `OSError` that names the file.
+"""
+
+import errno
 import json
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from sae_core.digest import digest
 from sae_core.errors import UserError
+from sae_core.partial import final, partial_file
 
 DIGEST = "digest"
 """Under this name a file of tensors carries the digest of what was written."""
@@ -32,19 +37,14 @@ def user_path(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash might leave the new name on an empty file
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a text, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with _appearing(path, len(content)) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,21 +56,39 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors as safetensors, whole or not at all; returns their digest, which the file carries, too."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     written = digest(on_cpu)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with _appearing(path, sum(tensor.nbytes for tensor in on_cpu.values())) as partial:
         save_file(on_cpu, partial, metadata={DIGEST: written})
-        os.chmod(partial, 0o644)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except SafetensorError as error:  # a full disk, for one: it is no OSError
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return written
+
+
+@contextmanager
+def _appearing(path: Path, n_bytes: int) -> Iterator[Path]:
+    """A temporary file that gets the name `path` at the end of the block."""
+    with naming(path, n_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_file(path.parent)
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # or a crash might leave the new name on an empty file
+            os.chmod(partial, 0o644)  # temporary files are made for their owner alone
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path, n_bytes: int = 0) -> Iterator[None]:
+    """Let what the system says against writing within the block name `path`, and how many bytes of a disk it needs."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number, reason = getattr(error, "errno", None) or errno.EIO, getattr(error, "strerror", None) or str(error)
+        if n_bytes and (number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason):
+            free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+            reason += f"; it takes {n_bytes / 2**20:,.2f} MiB, and {free / 2**20:,.2f} are free there"
+        raise OSError(number, f"could not be written: {reason}", str(final(path))) from error
 
 
 # ---- reading ---------------------------------------------------------------------------------------

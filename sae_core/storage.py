@@ -20,13 +20,14 @@ from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
 from sae_core.files import digest_in, read_json, reading, write_json, write_tensors
+from sae_core.folders import replacing
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sae_lens import to_sae_lens
 from sae_core.model.fingerprint import parts_other_than
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
-from sae_core.training.checkpoint import CHECKPOINT
+from sae_core.training.checkpoint import has_checkpoint
 from sae_core.training.config import TrainConfig
 
 SET, QUALITY = "set.json", "quality.json"
@@ -105,10 +106,12 @@ class DictionarySet:
         return feature
 
     def save(self, folder: Path) -> None:
-        """Write the set into a folder; `load_set` is the inverse."""
-        folder = Path(folder)
-        for stale in (SET, QUALITY):  # what was said of the files that are about to change
-            (folder / stale).unlink(missing_ok=True)
+        """Put the set in the place of one that was there before; `load_set` is the inverse."""
+        with replacing(Path(folder), QUALITY, SET) as new:
+            self.write(new)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of the set into a new folder."""
         for site, dictionary in self.dictionaries.items():
             tensors, card = to_sae_lens(dictionary, self._metadata(site))
             write_tensors(folder / str(site) / WEIGHTS, tensors)
@@ -143,7 +146,7 @@ def sets_in(folder: Path) -> list[Path]:
         raise UserError(f"no folder {folder}; give a folder that `subrank train` wrote")
     if (folder / SET).is_file():
         return [folder]
-    if (folder / CHECKPOINT).is_dir():
+    if has_checkpoint(folder):
         raise UserError(f"{folder} holds no dictionaries (no {SET}); its training did not finish: go on with --resume")
     members = sorted(path.parent for path in folder.glob(f"*/{SET}"))
     if not members:

@@ -19,8 +19,10 @@ from markupsafe import Markup
 from sae_core.codec import from_plain
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, user_path, write_json
+from sae_core.folders import replacing
 from sae_core.marks import marked
 from sae_core.model.language_model import LanguageModel
+from sae_core.storage import SET
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -125,18 +127,25 @@ class Result(ABC):
         return figures[name]
 
     def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
-        """Write `result.json`, `provenance.json` and the page into `folder`; returns the page's path.
+        """Put `result.json`, `provenance.json` and the page in the place of an earlier result; returns the page's path.
 
-        `assets` is the folder that holds, or gets, the one copy of plotly; by default the page's own.
+        `assets` is the folder that holds, or gets, the one copy of plotly; by default the page's own. Raises
+        `UserError` for a folder of dictionaries, whose own numbers have the same names.
         """
         from subrank.pages.page import warned, write_page
 
-        folder = user_path(folder)
+        folder = check_place(user_path(folder))
+        page = f"{self.verb}.html"
+        with replacing(folder, RESULT) as new:
+            self.write(new)
+            body = warned(self.note()) + self.saved_body()
+            write_page(new / page, self.title(), body, assets=assets or folder, lies_in=folder)
+        return folder / page
+
+    def write(self, folder: Path) -> None:
+        """Write everything but the page into a new folder."""
         write_json(folder / PROVENANCE, asdict(self.provenance))
         write_json(folder / RESULT, self.to_dict() | quick_note(self.provenance))
-        page = folder / f"{self.verb}.html"
-        write_page(page, self.title(), warned(self.note()) + self.saved_body(), assets=assets)
-        return page
 
     def saved_body(self) -> Markup:
         """`body`, with links to what `save` writes beside the page."""
@@ -149,6 +158,13 @@ class Result(ABC):
         from subrank.pages.page import fragment, warned
 
         return fragment(warned(self.note()) + self.body())
+
+
+def check_place(folder: Path) -> Path:
+    """`folder` itself; raises `UserError` where results would take the places of what is known of dictionaries."""
+    if (folder / SET).exists():
+        raise UserError(f"{folder} is a folder of dictionaries; give another for results, such as {folder / 'results'}")
+    return folder
 
 
 def load_result(folder: str | Path) -> Result:

@@ -209,8 +209,11 @@ class Saes(DictionarySet):
 
     def save(self, folder: str | Path) -> None:
         """Write the set, in the layout that SAELens reads, into `folder`; `sr.load` is the inverse."""
-        folder = user_path(folder)
-        super().save(folder)
+        super().save(user_path(folder))
+
+    def write(self, folder: Path) -> None:
+        """As every set, and what is known of its quality."""
+        super().write(folder)
         if self.quality is not None:
             write_json(folder / QUALITY, self.quality.to_json())
 

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from planted import unchecked
 from tiny import KINDS, write_tiny
-from verbs import TRAINING
+from verbs import LONG_VERBS, TRAINING
 
 from sae_core.data import documents
 from sae_core.model.language_model import LanguageModel, load_model
@@ -25,12 +25,15 @@ LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test
 
 def pytest_addoption(parser):
     parser.addoption("--seeds", type=int, default=1, help="run tests of trained dictionaries with this many seeds")
+    parser.addoption("--kills", type=int, help="kill every verb this many times, at random; by default one, twice")
 
 
 def pytest_generate_tests(metafunc):
     if "training_seed" in metafunc.fixturenames:
         n_seeds = metafunc.config.getoption("seeds")
         metafunc.parametrize("training_seed", range(n_seeds), ids=lambda seed: f"seed{seed}", scope="session")
+    if "killed_verb" in metafunc.fixturenames:
+        metafunc.parametrize("killed_verb", [*LONG_VERBS][: None if metafunc.config.getoption("kills") else 1])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,6 +64,11 @@ def _quiet_and_small():
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def n_kills(request) -> int:
+    return request.config.getoption("kills") or 2
 
 
 @pytest.fixture(scope="session")

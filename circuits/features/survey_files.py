@@ -14,6 +14,7 @@ from circuits.features.sparse_codes import CodedContexts
 from sae_core.digest import differences, digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.partial import sweep
 from sae_core.sites import Site
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class SurveyFolder:
 
     def load(self) -> list[CodedContexts]:
         """What is there; nothing where the folder is not there, or belongs to anything else, which is said."""
+        sweep(self.folder)
         files = sorted(self.folder.glob(FILES))
         if not files:
             return []

@@ -7,7 +7,6 @@ through the number of contexts in a block, so that runs with other batches may s
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sae_core.digest import differences, digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.outliers import NO_LIMITS, Limits
+from sae_core.partial import sweep
 from sae_core.sites import Site
 
 CARD = "cache.json"
@@ -37,6 +37,7 @@ class CachedStream:
     folder: Path
 
     def __post_init__(self):
+        sweep(self.folder)
         card, path = _card(self.stream), self.folder / CARD
         if path.exists():
             stored = read_json(path)
@@ -45,8 +46,7 @@ class CachedStream:
         elif any(self.folder.glob("block-*.safetensors")):
             raise UserError(f"{self.folder} keeps activations, but no {CARD} says of what; give another folder")
         else:
-            with _writing(path):
-                write_json(path, card)
+            write_json(path, card)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -70,8 +70,7 @@ class CachedStream:
             yield from self.stream.batches(block, lambda: rows, limits, n)
             return
         rows = self.stream.rows(block)
-        with _writing(path):
-            write_tensors(path, {str(site): x for site, x in rows.items()})
+        write_tensors(path, {str(site): x for site, x in rows.items()})
 
         def first() -> dict[Site, Tensor]:
             return {site: x[:n_rows] for site, x in self.stream.rows(block).items()}
@@ -109,12 +108,3 @@ def _card(stream: ActivationStream) -> dict[str, Any]:
         "seed": stream.seed,
         "contexts per block": stream.block_contexts,
     }
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the system says against a file into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror}") from error

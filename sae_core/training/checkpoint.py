@@ -1,6 +1,7 @@
 """Training states on disk: a folder `checkpoint` of safetensors and JSON, from which training goes on exactly."""
 
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
 from sae_core.model.language_model import LanguageModel
+from sae_core.partial import sweep
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
 from sae_core.training.state import Member, TrainState, check_finite, site_state
 
-CHECKPOINT = "checkpoint"
-"""The folder's name."""
+CHECKPOINT, STATE = "checkpoint", "state.json"
+"""The names of the folder, and of its card, which is written last."""
 _CARD = ("file", "step", "block", "position", "scales", "model", "fingerprint")
 _CARD += ("text", "contexts", "bfloat16", "training")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -42,6 +44,7 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
                 moments = at_site.optimizer.state.get(weight, {})
                 tensors |= {f"{place}/{moment}/{name}": tensor for moment, tensor in moments.items()}
     folder, file = out / CHECKPOINT, f"state-{state.step}.safetensors"
+    sweep(folder)
     write_tensors(folder / file, tensors)
     card = {
         "file": file,
@@ -58,16 +61,27 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
         "bfloat16": [member.bfloat16 for member in state.members],
         "training": [member.config.to_json() for member in state.members],
     }
-    write_json(folder / "state.json", card)
+    write_json(folder / STATE, card)
     for old in folder.glob("state-*.safetensors"):
         if old.name != file:
             old.unlink()
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Whether training can go on from what is in `out`; a folder that was begun and not finished is no checkpoint."""
+    return (out / CHECKPOINT / STATE).is_file()
+
+
+def remove_checkpoint(out: Path) -> None:
+    """Remove the checkpoint in `out`; one that is removed in part only is none."""
+    (out / CHECKPOINT / STATE).unlink(missing_ok=True)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+
+
 def read_checkpoint(out: Path) -> dict[str, Any]:
     """The card of the checkpoint in `out`; raises `UserError` where there is none, or a damaged one."""
-    path = out / CHECKPOINT / "state.json"
-    if not path.is_file():
+    path = out / CHECKPOINT / STATE
+    if not has_checkpoint(out):
         raise UserError(f"{out} holds no checkpoint to resume from; start without --resume")
     card = read_json(path)
     missing = [name for name in _CARD if name not in card]

@@ -11,17 +11,31 @@ if TYPE_CHECKING:
     from subrank.saes import Saes
 
 
-def writable(folder: Path) -> Path:
-    """`folder`, made if need be; raises `UserError` before any work if results could not be written there."""
+def writable(folder: Path, options: argparse.Namespace) -> Path:
+    """`folder`, made if need be and locked until the verb ends, without what dead processes left half-written.
+
+    Raises `UserError` before any work if nothing could be written there, or another process is writing.
+    """
     from sae_core.errors import UserError
+    from sae_core.partial import sweep
+    from subrank.cli.lock import locked
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        options.at_end.enter_context(locked(folder))
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
+    sweep(folder)
     return folder
+
+
+def result_folder(folder: Path, options: argparse.Namespace) -> Path:
+    """`writable`, for results; raises `UserError` for a folder of dictionaries as well."""
+    from subrank.result import check_place
+
+    return writable(check_place(folder), options)
 
 
 def model_of(name: str, options: argparse.Namespace) -> "LanguageModel":

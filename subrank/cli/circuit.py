@@ -2,7 +2,7 @@
 
 import argparse
 
-from subrank.cli.arguments import model_of, writable
+from subrank.cli.arguments import model_of, result_folder
 from subrank.cli.parsers import Verbs, settings_of, word
 from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.circuit import CircuitSettings
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     request = request_of(options.target, settings, saes)
     if options.target is not None and not request.is_logit and not request.next_token:
         saes[options.target]
-    out = writable(options.out or options.dir / "circuit")
+    out = result_folder(options.out or options.dir / "circuit", options)
     model = model_of(options.model or saes.model, options)
     with reporting() as report:
         result = run_circuit(model, saes, options.target, settings, report, steps_folder=out)

@@ -6,10 +6,12 @@ ends with one line and exit status 2; results appear whole or not at all.
 
 import argparse
 import sys
+from contextlib import ExitStack
 
 from subrank import __version__
 from subrank.cli import circuit, demo, evaluate, features, importing, ioi, remove, steer, train
 from subrank.cli.parsers import Parser, Verbs
+from subrank.cli.stopping import Stopped, stoppable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,12 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     from sae_core.marks import marked
 
     try:
-        return options.run(options) or 0
+        with stoppable(), ExitStack() as options.at_end:
+            return options.run(options) or 0
     except UserError as error:
         print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("subrank: stopped", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print(f"subrank: stopped{stop.advice}", file=sys.stderr)
+        return stop.status
     except OSError as error:
         print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
     except (MemoryError, RuntimeError) as error:

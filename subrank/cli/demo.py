@@ -60,7 +60,8 @@ class Plan:
 def run(options: argparse.Namespace) -> int:
     """`subrank demo`: the whole story on the bundled model, ending in one page."""
     settings = settings_of(options, DemoSettings)
-    out = writable(options.out or Path("demo"))
+    out = writable(options.out or Path("demo"), options)
+    writable(out / "dictionaries", options)  # `train` may be told to write there, too
     return run_demo(out, settings, plan_of(settings), model_of("storybook", options))
 
 
@@ -103,20 +104,21 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     from subrank.pages.evaluation_page import dictionaries_section
     from subrank.saes import by_name, load
 
-    started, folder, seed = time.time(), out / "dictionaries", settings.seed
+    started, folder, seed = time.monotonic(), out / "dictionaries", settings.seed
     text = Text("storybook", 128, bos_of(model, None), max_tokens=settings.tokens)
     training = Run("storybook", text, settings.sites, (TrainConfig(tokens=settings.tokens, seed=seed),))
     say("1/4  dictionaries")
     resume = prepare_demo(folder, model, training)
     if (folder / SET).exists():
         say(f"the dictionaries in {folder} have these settings: kept")
-    elif train_into(folder, (go_on if resume else begin)(folder, model, training)) is None:
-        say("stopped; the same command goes on from here")
-        return 130
+    else:
+        session = (go_on if resume else begin)(folder, model, training)
+        train_into(folder, session, go_on_with="the same command")
     saes = load(folder)
     say("2/4  IOI: patching features from one prompt into another")
     with reporting() as report:
         ioi = run_ioi(model, by_name(saes), plan.ioi, report)
+    (out / "index.html").unlink(missing_ok=True)  # it shows what is replaced from here on
     ioi.save(out / "ioi", assets=out)
     say("3/4  a circuit")
     with reporting() as report:
@@ -127,7 +129,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     with reporting() as report:
         removal = run_remove(model, saes, "pronouns", removing, plan.removal, report)
     removal.save(out / "remove", assets=out)
-    minutes = (time.time() - started) / 60
+    minutes = (time.monotonic() - started) / 60
     for result in (ioi, circuit, removal):
         for line in result.lines():
             say(f"  {line}")
@@ -143,7 +145,7 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     from sae_core.files import read_json
     from sae_core.model.fingerprint import parts_other_than
     from sae_core.storage import SET, load_set
-    from sae_core.training.checkpoint import CHECKPOINT, read_checkpoint
+    from sae_core.training.checkpoint import has_checkpoint, read_checkpoint
     from sae_core.training.run import Run
     from subrank.sites import sites_of
 
@@ -159,6 +161,6 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
             same = resume = begun == run and not parts_other_than(read_checkpoint(folder)["fingerprint"], model)
     except UserError:
         same = resume = False
-    if not same and ((folder / SET).exists() or (folder / CHECKPOINT).exists()):
+    if not same and ((folder / SET).exists() or has_checkpoint(folder)):
         raise UserError(f"{folder} holds dictionaries of other settings; give another --out, or remove them")
     return resume

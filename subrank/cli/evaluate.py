@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from subrank.cli.arguments import model_of, sets_of, writable
+from subrank.cli.arguments import model_of, result_folder, sets_of
 from subrank.cli.parsers import Verbs, settings_of
 from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import EvaluateSettings
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options, EvaluateSettings)
     sets = by_name(sets_of(options.dirs))
     alone = len(options.dirs) == 1
-    out = writable(options.out or (options.dirs[0] / "evaluate" if alone else Path("evaluation")))
+    out = result_folder(options.out or (options.dirs[0] / "evaluate" if alone else Path("evaluation")), options)
     for note in text_of(sets, settings.text)[1]:
         say(note)
     model = model_of(options.model or next(iter(sets.values())).model, options)

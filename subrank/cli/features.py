@@ -2,7 +2,7 @@
 
 import argparse
 
-from subrank.cli.arguments import model_of, writable
+from subrank.cli.arguments import model_of, result_folder
 from subrank.cli.parsers import Verbs, settings_of
 from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import FeatureSettings
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     settings, names = settings_of(options, FeatureSettings), names_of(options.features)
     saes = load(options.dir)
     chosen_features(saes, names, settings)  # what is wrong with them is said before the model is loaded
-    out = writable(options.out or options.dir / "features")
+    out = result_folder(options.out or options.dir / "features", options)
     model = model_of(options.model or saes.model, options)
     with reporting() as report:
         result = run_features(model, saes, names, settings, report)

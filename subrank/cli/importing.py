@@ -25,12 +25,12 @@ def run(options: argparse.Namespace) -> None:
     from sae_core.errors import UserError
     from sae_core.formats.readers import load_foreign
     from sae_core.storage import SET
-    from subrank.cli.train import save_quality
+    from subrank.cli.train import save_sets
     from subrank.experiments.importing import notes, run_import
     from subrank.result import Provenance
 
     settings = settings_of(options, ImportSettings)
-    out = writable(options.out or Path("imported"))
+    out = writable(options.out or Path("imported"), options)
     if (out / SET).exists():
         raise UserError(f"{out} holds dictionaries already; give another --out")
     foreign = [load_foreign(file) for file in options.files]
@@ -39,7 +39,6 @@ def run(options: argparse.Namespace) -> None:
         say(note)
     with reporting() as report:
         saes = run_import(options.files, foreign, model, settings, report)
-    saes.save(out)
     origin = {"text": asdict(saes.text), "origin": saes.origin}
-    save_quality(out, {"dictionary": saes}, Provenance.of("import", model, origin))
+    save_sets(out, {"dictionary": saes}, Provenance.of("import", model, origin))
     say(f"dictionaries: {out}")

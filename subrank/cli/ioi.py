@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from subrank.cli.arguments import model_of, sets_of, writable
+from subrank.cli.arguments import model_of, result_folder, sets_of
 from subrank.cli.parsers import Verbs, settings_of
 from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import IOISettings
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     positions_of(settings.positions)
     if len(sets) == 1:
         sets = {"dictionary": next(iter(sets.values()))}
-    out = writable(options.out or (options.dirs[0] / "ioi" if len(options.dirs) == 1 else Path("ioi")))
+    out = result_folder(options.out or (options.dirs[0] / "ioi" if len(options.dirs) == 1 else Path("ioi")), options)
     for note in text_of(sets, settings.text)[1]:
         say(note)
     model = model_of(options.model or next(iter(sets.values())).model, options)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from subrank.cli.arguments import model_of, writable
+from subrank.cli.arguments import model_of, result_folder
 from subrank.cli.parsers import Verbs, settings_of, word
 from subrank.cli.terminal import reporting, say, say_results
 from subrank.settings.experiments import RemoveSettings
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options, RemoveSettings)
     saes = load(options.dir)
     config = removal_config(settings, saes)
-    out = writable(options.out or options.dir / "remove")
+    out = result_folder(options.out or options.dir / "remove", options)
     model = model_of(options.model or saes.model, options)
     with reporting() as report:
         result = run_remove(model, saes, options.task, settings, config, report)

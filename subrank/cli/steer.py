@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sae_core.marks import marked
-from subrank.cli.arguments import model_of, writable
+from subrank.cli.arguments import model_of, result_folder
 from subrank.cli.features import names_of
 from subrank.cli.parsers import Verbs, settings_of
 from subrank.cli.terminal import colourful, reporting, say, say_results
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     writing_of(settings)
     saes = load(options.dir)
     saes.ids(names)
-    out = writable(options.out or options.dir / "steer")
+    out = result_folder(options.out or options.dir / "steer", options)
     model = model_of(options.model or saes.model, options)
     for text in settings.prompt or ():
         say_unknown(model, text)

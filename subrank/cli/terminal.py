@@ -1,10 +1,9 @@
-"""What the person at the terminal sees and presses: lines of progress, a bar, Ctrl-C."""
+"""What the person at the terminal sees: lines of progress, a bar."""
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,26 +57,3 @@ def steps_shown(steps: Iterator[Any], total: int, done: int) -> Iterator[Any]:
             if step.step % max(1, total // 10) == 0 or step.step == total:
                 report(Progress(f"step {step.step}/{total}: {summary(step)}", step.step - done, total - done))
             yield step
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C only sets a flag, which the given function reads; a second one is immediate."""
-    import signal
-
-    stopped = False
-
-    def stop(signum, frame) -> None:
-        nonlocal stopped
-        if stopped:
-            raise KeyboardInterrupt
-        stopped = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, given, path, settings_of, word
-from subrank.cli.terminal import interruptible, reporting, say, steps_shown
+from subrank.cli.stopping import Stopped, finishing_a_step
+from subrank.cli.terminal import reporting, say, steps_shown
 from subrank.settings.train import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,24 +46,22 @@ def run(options: argparse.Namespace) -> int:
     """`subrank train`: train dictionaries for chosen sites in one pass over the text."""
     from sae_core import checks
     from sae_core.errors import UserError
-    from sae_core.storage import CHECKPOINT, SET
+    from sae_core.storage import SET
+    from sae_core.training.checkpoint import has_checkpoint
     from subrank.result import QUICK
 
     checks.weight("--save-every", options.save_every)
     TrainSettings(**given(options, TrainSettings))  # what is wrong with them is said before anything else
-    out = writable(options.out or Path("dictionaries"))
-    if options.resume:
-        model, wanted = _begun(options, out)
-    elif (out / SET).exists() or (out / CHECKPOINT).exists() or any(out.glob(f"*/{SET}")):
-        raise UserError(f"{out} holds dictionaries already; give another --out, or --resume to finish them")
-    else:
-        model, wanted = _new(options)
-    session = (
-        begin(out, model, wanted, options.cache) if not options.resume else go_on(out, model, wanted, options.cache)
-    )
-    if train_into(out, session, options.save_every) is None:
-        say(f"stopped; go on with: subrank train {options.model or wanted.model} --out {out} --resume")
-        return 130
+    out = writable(options.out or Path("dictionaries"), options)
+    if has_checkpoint(out):
+        if not options.resume:
+            raise UserError(f"{out} holds a run that is not finished; --resume goes on, or give another --out")
+    elif (out / SET).exists() or any(out.glob(f"*/{SET}")):
+        raise UserError(f"{out} holds dictionaries already, with nothing left to resume; give another --out")
+    model, wanted = _begun(options, out) if options.resume else _new(options)
+    session = (go_on if options.resume else begin)(out, model, wanted, options.cache)
+    again = f"subrank train {options.model or wanted.model} --out {out} --resume"
+    train_into(out, session, options.save_every, go_on_with=again)
     if session.run.quick:
         say(QUICK)
     say(f"dictionaries: {out}")
@@ -188,54 +187,72 @@ def _say_precision(state: "TrainState") -> None:
             say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")
 
 
-def train_into(out: Path, session: "Session", save_every: float = 60.0) -> "Trained | None":
-    """Take the steps that are left and save the sets; None if the user stopped it, a checkpoint being left.
+def train_into(out: Path, session: "Session", save_every: float = 60.0, *, go_on_with: str) -> "Trained":
+    """Take the steps that are left and save the sets.
 
-    One member's set is `out` itself, several are folders in it.
+    Raises `Stopped`, with the command to `go_on_with`, where a signal asked for it and a checkpoint was left. One
+    member's set is `out` itself, several are folders in it.
     """
-    import shutil
-
-    from sae_core.storage import CHECKPOINT
-    from sae_core.training.checkpoint import save_checkpoint
-    from subrank.cli.training_log import Log
+    from sae_core.training.checkpoint import has_checkpoint, remove_checkpoint
     from subrank.result import Provenance
 
-    run, state = session.run, session.state
-    total, saved = run.members[0].steps, time.monotonic()
-    log = Log(out / LOG, state)
-    with interruptible() as stopped:
-        for step in steps_shown(session.steps(), total, state.step):
-            log.add(step)
-            if stopped() or time.monotonic() - saved > save_every:
-                save_checkpoint(state, run.text, session.model, out, contexts=session.digest)
-                saved = time.monotonic()
-            if stopped() and step.step < total:
-                return None
-    save_checkpoint(state, run.text, session.model, out, contexts=session.digest)  # measuring may be interrupted
-    with reporting() as report:
-        trained = session.finish(report)
-    for name, saes in trained.sets.items():
-        saes.save(out if len(trained.sets) == 1 else out / name)
+    try:
+        _take_steps(out, session, save_every)
+        with reporting() as report:
+            trained = session.finish(report)
+    except Stopped as stop:
+        stop.advice = f"; go on with: {go_on_with}" if has_checkpoint(out) else ""
+        raise
+    for saes in trained.sets.values():
         for line in saes.quality.lines() if saes.quality else ():
             say(f"  {line}")
-    save_quality(out, trained.sets, Provenance.of("train", session.model, run.to_json()), trained.thresholds)
-    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    provenance = Provenance.of("train", session.model, session.run.to_json())
+    save_sets(out, trained.sets, provenance, trained.thresholds)
+    remove_checkpoint(out)
     return trained
 
 
-def save_quality(
+def _take_steps(out: Path, session: "Session", save_every: float) -> None:
+    """The steps that are left, with a checkpoint every so many seconds, at a signal, and at the end."""
+    from sae_core.training.checkpoint import save_checkpoint
+    from subrank.cli.training_log import Log
+
+    def save() -> None:
+        save_checkpoint(state, session.run.text, session.model, out, contexts=session.digest)
+
+    state, total, saved = session.state, session.run.members[0].steps, time.monotonic()
+    log = Log(out / LOG, state)
+    with finishing_a_step() as stopped:
+        for step in steps_shown(session.steps(), total, state.step):
+            log.add(step)
+            if stopped():
+                break
+            if time.monotonic() - saved > save_every:
+                save()
+                saved = time.monotonic()
+        save()  # at the end as well: measuring may be interrupted
+        if stopped():
+            raise Stopped(stopped())
+
+
+def save_sets(
     out: Path,
     sets: "Mapping[str, Saes]",
     provenance: "Provenance",
     thresholds: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `result.json`, what new sets are worth, and `provenance.json`."""
+    """Write new sets, `result.json`, which says what they are worth, and `provenance.json`: all of it or nothing."""
     from dataclasses import asdict
 
     from sae_core.files import write_json
+    from sae_core.folders import replacing
+    from sae_core.storage import QUALITY, SET
     from subrank.result import PROVENANCE, RESULT, quick_note
 
     measured = {name: saes.quality.to_json() for name, saes in sets.items() if saes.quality}
     numbers = {"dictionaries": measured if len(measured) > 1 else next(iter(measured.values()))}
-    write_json(out / PROVENANCE, asdict(provenance))
-    write_json(out / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}) | quick_note(provenance))
+    with replacing(out, QUALITY, RESULT, SET) as new:
+        for name, saes in sets.items():
+            saes.write(new if len(sets) == 1 else new / name)
+        write_json(new / PROVENANCE, asdict(provenance))
+        write_json(new / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}) | quick_note(provenance))

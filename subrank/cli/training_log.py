@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_core.files import naming, write_text
+from sae_core.training.loop import LOOK
+
 if TYPE_CHECKING:
     from sae_core.training.state import TrainState, TrainStep
 
@@ -18,9 +21,6 @@ class Log:
     """
 
     def __init__(self, path: Path, state: "TrainState"):
-        from sae_core.files import write_text
-        from sae_core.training.loop import LOOK
-
         self._path, self._state, self._every, self._started = path, state, LOOK, time.monotonic()
         lines = path.read_text(encoding="utf-8").splitlines() if state.step and path.is_file() else []
         write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= state.step))
@@ -29,7 +29,7 @@ class Log:
         """Write down a step, if it is one of those."""
         if step.step % self._every and step.step != self._state.members[0].config.steps:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             for member, sites in zip(self._state.members, step.numbers(), strict=True):
                 for site, numbers in sites.items():
                     lr = member.config.rate(step.step - 1, member.sites[site].sae.n_latents)

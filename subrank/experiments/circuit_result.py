@@ -16,7 +16,7 @@ from circuits.graph import FeatureGraph, NodeId
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.errors import UserError
-from sae_core.files import user_path, write_json, write_text
+from sae_core.files import user_path, write_bytes, write_json, write_text
 from subrank.experiments.circuit_explorer import Explored, write_explorer
 from subrank.pages.circuit_figure import scoring_figure
 from subrank.pages.circuit_page import circuit_section, claims_section, evaluation_section
@@ -79,8 +79,7 @@ class CircuitResult(Result):
             picture = render(source, path.suffix[1:])
         except NO_GRAPHVIZ as error:
             raise UserError(f"{path} cannot be drawn without a working Graphviz ({error}); draw a .dot file") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        write_bytes(path, picture)
         return path
 
     def figures(self) -> "dict[str, Figure]":
@@ -124,13 +123,11 @@ class CircuitResult(Result):
         claims = tuple(from_plain(Claim, claim) for claim in numbers.get("claims", []))
         return cls(graph, evaluation, quality, provenance, tuple(numbers.get("notes", ())), claims)
 
-    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
+    def write(self, folder: Path) -> None:
         """As every result; the graph as JSON, DOT, SVG and PNG; the explorer; files for other people's viewers."""
-        folder = user_path(folder)
-        page = super().save(folder, assets=assets)  # first: whatever fails below, the numbers are there
+        super().write(folder)
         write_json(folder / "circuit.json", to_plain(self.graph))
         if problem := draw(self.graph, folder).problem:
             log.warning(problem)
         if self.explored is not None:
             write_explorer(folder, self.graph, self.explored)
-        return page

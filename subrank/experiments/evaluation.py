@@ -14,7 +14,7 @@ from editing.set_evaluation import Evaluation as Measurements
 from editing.set_evaluation import evaluation_of
 from sae_core.evaluation.profiles import profiles
 from sae_core.evaluation.similarity import compare
-from sae_core.files import user_path, write_tensors
+from sae_core.files import write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
 from subrank.experiments.cost import announce, evaluate_parts
@@ -61,11 +61,11 @@ class Evaluation(Result):
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Evaluation":
         return cls(Measurements.from_json(numbers), provenance)
 
-    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
-        """As every result, and the densities of all latents in `densities.safetensors`."""
+    def write(self, folder: Path) -> None:
+        """As every result, and the densities of all latents, in `densities.safetensors`."""
+        super().write(folder)
         if self.densities is not None:
-            write_tensors(user_path(folder) / "densities.safetensors", self.densities)
-        return super().save(folder, assets=assets)
+            write_tensors(folder / "densities.safetensors", self.densities)
 
 
 @takes(EvaluateSettings)

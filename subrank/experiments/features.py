@@ -16,7 +16,7 @@ from circuits.features.geometry import coordinates
 from circuits.features.survey import Survey
 from editing.set_quality import SetQuality
 from sae_core.errors import UserError
-from sae_core.files import user_path, write_json, write_text
+from sae_core.files import write_json, write_text
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
@@ -97,11 +97,11 @@ class Features(Result):
         quality = SetQuality.from_json(numbers["dictionaries"])
         return cls(cards, neurons, numbers["sites"], numbers["contexts"], quality, provenance)
 
-    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
-        """As every result, and the cards of all features in `features/`."""
+    def write(self, folder: Path) -> None:
+        """As every result, and the cards of all features, in `features/`."""
+        super().write(folder)
         if self.catalogue is not None:
-            write_chunks(user_path(folder) / "features", self.catalogue, self.cards)
-        return super().save(folder, assets=assets)
+            write_chunks(folder / "features", self.catalogue, self.cards)
 
 
 @takes(FeatureSettings)

@@ -22,7 +22,6 @@ from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.errors import UserError
-from sae_core.files import user_path
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
@@ -88,13 +87,12 @@ class Removal(Result):
         result = from_plain(RemovalResult, numbers["removal"])
         return cls(result, SetQuality.from_json(numbers["dictionaries"]), provenance)
 
-    def save(self, folder: str | Path, *, assets: Path | None = None) -> Path:
+    def write(self, folder: Path) -> None:
         """As every result, and the edit: in `edit/` for `load_edit`, in `hook/` as a plain PyTorch hook."""
-        page = super().save(folder, assets=assets)
+        super().write(folder)
         if self.model is not None:
-            for line in write_edit(user_path(folder), self.model, self.edits):
+            for line in write_edit(folder, self.model, self.edits):
                 log.warning(line)
-        return page
 
 
 @takes(RemoveSettings)

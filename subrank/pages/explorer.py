@@ -7,9 +7,6 @@ without a network. Cards stream through: in memory are a chunk of them, a chunk 
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
 from sae_core.codec import finite, to_plain
 from sae_core.errors import UserError
 from sae_core.files import write_text
+from sae_core.folders import FILES, replacing
 from sae_core.sites import Stream
 from subrank.pages.names import check_names
 from subrank.pages.page import render
@@ -51,15 +49,8 @@ def explore(
     check_names(names or {})
     if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} holds other files; give a new folder, or that of an earlier page")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        _fill(partial, graph, cards, edge_examples or {}, names or {}, title or _title(graph))
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-        _replace(folder, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with replacing(folder, "index.html") as new:
+        _fill(new, graph, cards, edge_examples or {}, names or {}, title or _title(graph))
     return folder / "index.html"
 
 
@@ -69,21 +60,8 @@ def _title(graph: FeatureGraph | None) -> str:
 
 def _replaceable(folder: Path) -> bool:
     """Whether a folder is empty or holds an earlier page only, so that it may be overwritten."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    names = {path.name for path in folder.iterdir()} - {FILES} if folder.is_dir() else {""}
     return not names or {"index.html", "data"} <= names <= {"index.html", "data", "names.json"} | set(_static())
-
-
-def _replace(folder: Path, partial: Path) -> None:
-    """Put `partial` in the place of `folder`, keeping a `names.json` that was saved into it."""
-    if not folder.exists():
-        os.replace(partial, folder)
-        return
-    if (folder / "names.json").exists():
-        shutil.copy2(folder / "names.json", partial / "names.json")
-    old = partial.with_name(f"{partial.name}.old")
-    os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old)
 
 
 def _static() -> dict[str, str]:

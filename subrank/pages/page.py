@@ -161,18 +161,19 @@ def warned(text: str) -> Markup:
     return Markup('<p class="lead"><b>{}</b></p>\n').format(text) if text else Markup()
 
 
-def write_page(path: Path, title: str, body: str, assets: Path | None = None) -> None:
+def write_page(path: Path, title: str, body: str, assets: Path | None = None, *, lies_in: Path | None = None) -> None:
     """Write a page; `assets` is the folder that holds (or gets) the one copy of plotly, by default the page's own.
 
-    `body` is Markup, as the sections are; a plain string is text and is escaped.
+    `body` is Markup, as the sections are; a plain string is text and is escaped. `lies_in` is the folder where the page
+    will be read, if it is moved there.
     """
-    assets = assets or path.parent
-    script = assets / "plotly.min.js"
+    folder = lies_in or path.parent
+    script = (assets or folder) / "plotly.min.js"
     if not script.is_file():
         from plotly.offline import get_plotlyjs
 
         write_text(script, get_plotlyjs())
-    source = os.path.relpath(script, path.parent).replace(os.sep, "/")
+    source = os.path.relpath(script, folder).replace(os.sep, "/")
     write_text(path, render("base.html", title=title, body=body, plotly=source) + "\n")
 
 

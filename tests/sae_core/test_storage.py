@@ -129,7 +129,7 @@ def test_a_sweep_is_a_folder_of_sets(original, tmp_path):
 
 def test_the_files_are_those_that_sae_lens_reads(original, folder):
     """SAELens 6: names, shapes and the keys without which it refuses or guesses."""
-    assert set(files(folder)) == {"set.json"} | {
+    assert set(files(folder)) == {"set.json", ".files.json"} | {
         f"{site}/{name}" for site in SITES for name in ("cfg.json", "sae_weights.safetensors")
     }
     for site, hook in zip(SITES, ("blocks.0.hook_resid_post", "blocks.2.mlp.hook_post"), strict=True):

@@ -12,6 +12,18 @@ from subrank.cli import command
 
 TRAINING = {"tokens": 60_000}
 """How the sets of storybook are trained that tests share, beside the seed."""
+_CONTEXTS = ["--contexts", "12"]
+LONG_VERBS = {
+    "train": ["--tokens", "3072", "--batch", "128", "--context", "32", "--save-every", "0.05"],
+    "sweep": ["--tokens", "2048", "--batch", "128", "--context", "32", "--save-every", "0.05", "-k", "4", "8"],
+    "evaluate": [*_CONTEXTS, "--spliced", "2"],
+    "ioi": ["--prompts", "8"],
+    "circuit": [*_CONTEXTS, "--held", "4", "--cards", "8", "--target", "logit: she - he", "--max-targets", "4"],
+    "features": [*_CONTEXTS, "--full", "2"],
+    "remove": ["--prompts", "8", *_CONTEXTS],
+    "steer": [*_CONTEXTS, "--new", "4"],
+}
+"""What takes long enough to be killed, with options by which it takes a second or two on a tiny model."""
 VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
 
 

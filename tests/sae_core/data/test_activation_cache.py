@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_nothing_half_written(stream, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with user_error("block-00000.safetensors", "could not be written"):
+        with pytest.raises(OSError, match=r"could not be written: .*block-00000.safetensors"):
             next(cached.block(0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_nothing_half_written(stream, tmp_path):
 
 def test_a_folder_that_cannot_be_written(stream, tmp_path):
     (tmp_path / "file").write_text("")
-    with user_error(str(tmp_path / "file"), "could not be written"):
+    with pytest.raises(OSError, match=f"could not be written: .*{tmp_path / 'file'}"):
         CachedStream(stream, tmp_path / "file")
-    with user_error(str(tmp_path / "file"), "could not be written"):
+    with pytest.raises(OSError, match=f"could not be written: .*{tmp_path / 'file'}"):
         CachedStream(stream, tmp_path / "file" / "deeper")

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from mortal import NAMED, WHOLE, at_every_moment, fill_disk, kill
 from planted import unchecked
 from safetensors.torch import load_file, save_file
 from tiny import user_error
 from trained import PLACES, config, every, finish, memory, same, small
 
-from sae_core import files as disk
 from sae_core.data.text import Text
-from sae_core.training import checkpoint
-from sae_core.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from sae_core.training.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import start, train
 
@@ -29,10 +34,6 @@ def model(tiny_models):
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fail(*args, **kwargs):
-    raise OSError("the disk is full")
 
 
 STOP = 35
@@ -98,17 +99,42 @@ def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
     assert load_checkpoint(out, device=CPU).step == 5
 
 
-@pytest.mark.parametrize("what", ["save_file", "write_json"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(half_way, model, out, monkeypatch, what):
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-        patch.setattr(disk if what == "save_file" else checkpoint, what, fail)
-        save_checkpoint(replace(half_way, step=5), TEXT, model, out, contexts="abc")
-    loaded = load_checkpoint(out, device=CPU)
-    assert loaded.step == STOP - 1 and same(memory(loaded), memory(half_way))
+@pytest.mark.parametrize(("happen", "end"), [(kill, "Killed"), (fill_disk, NAMED)])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_killed_at_any_moment_training_goes_on_from_a_whole_checkpoint_or_begins(
+    half_way, model, tmp_path, happen, end, earlier
+):
+    """A run that was killed inside its first checkpoint could neither start nor resume."""
+    folder = tmp_path / "run"
+
+    def prepare():
+        shutil.rmtree(folder, ignore_errors=True)
+        if earlier:
+            save_checkpoint(half_way, TEXT, model, folder, contexts="abc")
+
+    def look() -> tuple[int, bool]:
+        if not has_checkpoint(folder):
+            return 0, True
+        loaded = load_checkpoint(folder, device=CPU)
+        return loaded.step, same(memory(replace(loaded, step=0)), memory(replace(half_way, step=0)))
+
+    def action():
+        save_checkpoint(replace(half_way, step=5), TEXT, model, folder, contexts="abc")
+
+    with unchecked():
+        seen = at_every_moment(happen, action, prepare, look)
+    before = STOP - 1 if earlier else 0
+    assert [step for _, (step, _) in seen] == sorted((step for _, (step, _) in seen), key=lambda step: step != before)
+    assert all(whole for _, (_, whole) in seen)
+    assert {seen[0][1][0], seen[-1][1][0]} == {before, 5}
+    assert [ended for ended, _ in seen] == [end] * (len(seen) - 1) + [WHOLE]
 
 
-def test_folders_without_a_checkpoint(tmp_path):
-    for folder in (tmp_path, tmp_path / "gone"):
+def test_folders_without_a_checkpoint(out, tmp_path):
+    remove_checkpoint(out)
+    (tmp_path / "begun" / "checkpoint").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "gone", tmp_path / "begun", out):
+        assert not has_checkpoint(folder)
         with user_error(str(folder), "no checkpoint"):
             load_checkpoint(folder, device=CPU)
 

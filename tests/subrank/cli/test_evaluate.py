@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def run(*arguments) -> None:
     parser = argparse.ArgumentParser()
     evaluate.add(Verbs(parser))
     options = parser.parse_args(["evaluate", *map(str, arguments)])
-    options.run(options)
+    with ExitStack() as options.at_end:
+        options.run(options)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Sets made of other people's dictionaries."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,8 @@ def command(*arguments: str):
     parser = argparse.ArgumentParser()
     importing.add(Verbs(parser))
     options = parser.parse_args(["import", *map(str, arguments)])
-    return options.run(options)
+    with ExitStack() as options.at_end:
+        return options.run(options)
 
 
 def test_the_command_makes_a_set_that_loads(found, checkpoints, model, tmp_path, capsys):

@@ -131,7 +131,9 @@ def test_an_out_that_cannot_be_written_is_found_before_work_starts(untrained_set
 
 def test_training_never_overwrites_a_set(untrained_set, capsys):
     before = (untrained_set / "set.json").read_bytes()
-    assert "--resume" in one_line(capsys, "train", "storybook", "--out", untrained_set)
+    for resume in ([], ["--resume"]):
+        error = one_line(capsys, "train", "storybook", "--out", untrained_set, *resume)
+        assert "holds dictionaries already, with nothing left to resume" in error
     assert (untrained_set / "set.json").read_bytes() == before
 
 

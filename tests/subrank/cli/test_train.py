@@ -1,21 +1,27 @@
 """`subrank train`: runs, resumed runs, sweeps, and a disk that is full."""
 
 import json
+import math
 import resource
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from signal import SIGINT, SIGTERM, raise_signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from verbs import one_line, result_of, run
 
 import subrank.cli.train
+from sae_core.files import write_text
 from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
 from subrank.cli import command
+from subrank.result import Provenance
 
 ROOT = Path(__file__).resolve().parents[3]
+PROVENANCE = Provenance("train", "0", "3", {}, "m", "f", "cpu", {}, "now")
 
 
 @pytest.mark.slow
@@ -29,14 +35,12 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     def interrupted(steps, total, done):
         for step in real(steps, total, done):
             if step.step == 7:
-                import signal
-
-                signal.raise_signal(signal.SIGINT)
+                raise_signal(SIGTERM)
             yield step
 
     monkeypatch.setattr(subrank.cli.train, "steps_shown", interrupted)
-    status, printed, _ = run(capsys, "train", "storybook", "--out", halves, *options)
-    assert status == 130 and "--resume" in printed.splitlines()[-1]
+    status, _, error = run(capsys, "train", "storybook", "--out", halves, *options)
+    assert status == 143 and len(error.splitlines()) == 1 and f"--out {halves} --resume" in error
     assert not (halves / "set.json").exists()
     monkeypatch.setattr(subrank.cli.train, "steps_shown", real)
     assert run(capsys, "train", "storybook", "--out", halves, "--resume")[0] == 0
@@ -55,10 +59,33 @@ def begun(tmp_path_factory) -> tuple[Path, Path]:
     text.write_text("Anna gave the book to Ben. He read it at home.\n" * 900)
     options = ["--sites", "resid_post.0", "--tokens", 8192, "--batch", 512, "--context", 64, "-k", 8]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subrank.cli.train, "interruptible", lambda: nullcontext(lambda: True))
+        patch.setattr(subrank.cli.train, "finishing_a_step", lambda: nullcontext(lambda: SIGINT))
         arguments = ["train", "storybook", "--out", out, "--text", text, *options]
         assert command.main([str(argument) for argument in arguments]) == 130
     return out, text
+
+
+def test_a_run_that_was_killed_inside_its_first_checkpoint_can_be_started_again(tmp_path, capsys):
+    """Without --resume it was told to give that, and with it to leave that out."""
+    write_text(tmp_path / "out" / "run.json", "{}")
+    write_text(tmp_path / "out" / "checkpoint" / "state-60.safetensors", "half")
+    again = ["train", tmp_path / "none", "--out", tmp_path / "out"]
+    assert "no model directory" in one_line(capsys, *again)  # it gets as far as the model
+    assert "start without --resume" in one_line(capsys, *again, "--resume")
+    write_text(tmp_path / "out" / "checkpoint" / "state.json", "{}")
+    assert "--resume goes on" in one_line(capsys, *again)  # control
+
+
+def test_what_cannot_be_said_of_new_sets_leaves_none(tmp_path):
+    """A set was there, its numbers were missing, and the run could be neither started nor resumed."""
+    quality = SimpleNamespace(to_json=lambda: {"fvu": math.nan})
+    saes = SimpleNamespace(quality=quality, write=lambda folder: write_text(folder / "set.json", "{}"))
+    with pytest.raises(ValueError, match="JSON"):
+        subrank.cli.train.save_sets(tmp_path, {"topk": saes}, PROVENANCE)
+    assert not [*tmp_path.iterdir()]
+    quality.to_json = dict
+    subrank.cli.train.save_sets(tmp_path, {"topk": saes}, PROVENANCE)
+    assert {path.name for path in tmp_path.iterdir()} >= {"set.json", "result.json", "provenance.json"}
 
 
 @pytest.mark.slow
@@ -128,7 +155,7 @@ def test_quick_training_says_so_and_still_does_once_it_is_resumed(tmp_path, caps
     options = ["--text", text, "--sites", "resid_post.0", "--tokens", 1024, "--batch", 512, "--context", 32, "--quick"]
     assert run(capsys, "train", "storybook", "--out", quick, *options)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(subrank.cli.train, "interruptible", lambda: nullcontext(lambda: True))
+        patch.setattr(subrank.cli.train, "finishing_a_step", lambda: nullcontext(lambda: SIGINT))
         assert run(capsys, "train", "storybook", "--out", resumed, *options)[0] == 130
     assert run(capsys, "train", "--out", resumed, "--resume")[0] == 0
     assert result_of(quick)["note"].startswith("quick: about a tenth") and result_of(quick) == result_of(resumed)

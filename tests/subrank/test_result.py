@@ -1,0 +1,90 @@
+"""Results take the places of earlier ones, and of nothing else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from markupsafe import Markup
+from mortal import contents
+from tiny import user_error
+
+from sae_core.errors import UserError
+from sae_core.files import write_text
+from subrank.result import Provenance, Result
+
+
+PROVENANCE = Provenance("ioi", "0", "3", {}, "m", "f", "cpu", {}, "now")
+
+
+@dataclass(frozen=True)
+class Plain(Result):
+    """The smallest result."""
+
+    verb = "ioi"
+    words: str = ""
+    provenance: Provenance = PROVENANCE
+
+    def lines(self) -> list[str]:
+        return [self.words]
+
+    def figures(self) -> dict:
+        return {}
+
+    def body(self) -> Markup:
+        return Markup("<p>{}</p>").format(self.words)
+
+    def title(self) -> str:
+        return self.words
+
+    def to_dict(self) -> dict:
+        return {"words": self.words}
+
+    @classmethod
+    def from_dict(cls, numbers, provenance) -> "Plain":
+        return cls(numbers["words"], provenance)
+
+
+class Other(Plain):
+    """Writes more, under another verb."""
+
+    verb = "circuit"
+
+    def write(self, folder: Path) -> None:
+        super().write(folder)
+        write_text(folder / "explore" / "index.html", self.words)
+
+
+class Failing(Other):
+    """Fails after it has written numbers, as on a full disk."""
+
+    def body(self) -> Markup:
+        raise OSError("the disk is full")
+
+
+def test_an_earlier_result_goes_and_what_people_put_beside_it_stays(tmp_path):
+    """A circuit saved over another left its pages; names that were given to nodes are a person's."""
+    page = Other("first").save(tmp_path)
+    assert page == tmp_path / "circuit.html" and page.is_file()
+    write_text(tmp_path / "explore" / "names.json", "{}")
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="disk is full"):
+        Failing("second").save(tmp_path)
+    assert contents(tmp_path) == before
+    Plain("second").save(tmp_path)
+    names = {name for name in contents(tmp_path) if not name.startswith(".")}
+    assert names == {"explore/names.json", "ioi.html", "plotly.min.js", "provenance.json", "result.json"}
+    assert not any(b"first" in content for name, content in contents(tmp_path).items() if name != "plotly.min.js")
+
+
+@pytest.mark.parametrize(("assets", "address"), [("", "../../plotly.min.js"), ("a/b", "plotly.min.js")])
+def test_a_page_finds_plotly_from_where_it_lies(tmp_path, assets, address):
+    """It is written elsewhere first."""
+    page = Plain("words").save(tmp_path / "a" / "b", assets=tmp_path / assets)
+    assert f'"{address}"' in page.read_text() and (page.parent / address).is_file()
+
+
+def test_a_folder_of_dictionaries_keeps_its_numbers(tmp_path):
+    write_text(tmp_path / "set.json", "{}")
+    with user_error(str(tmp_path), "dictionaries", "give another"):
+        Plain("words").save(tmp_path)
+    assert issubclass(UserError, ValueError) and [path.name for path in tmp_path.iterdir()] == ["set.json"]
