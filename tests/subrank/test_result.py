@@ -12,7 +12,6 @@ from sae_core.errors import UserError
 from sae_core.files import write_text
 from subrank.result import Provenance, Result
 
-
 PROVENANCE = Provenance("ioi", "0", "3", {}, "m", "f", "cpu", {}, "now")
 
 
@@ -63,7 +62,7 @@ class Failing(Other):
 
 def test_an_earlier_result_goes_and_what_people_put_beside_it_stays(tmp_path):
     """A circuit saved over another left its pages; names that were given to nodes are a person's."""
-    page = Other("first").save(tmp_path)
+    page = Other("the earlier one").save(tmp_path)
     assert page == tmp_path / "circuit.html" and page.is_file()
     write_text(tmp_path / "explore" / "names.json", "{}")
     before = contents(tmp_path)
@@ -73,7 +72,9 @@ def test_an_earlier_result_goes_and_what_people_put_beside_it_stays(tmp_path):
     Plain("second").save(tmp_path)
     names = {name for name in contents(tmp_path) if not name.startswith(".")}
     assert names == {"explore/names.json", "ioi.html", "plotly.min.js", "provenance.json", "result.json"}
-    assert not any(b"first" in content for name, content in contents(tmp_path).items() if name != "plotly.min.js")
+    assert not any(
+        b"the earlier one" in content for name, content in contents(tmp_path).items() if name != "plotly.min.js"
+    )
 
 
 @pytest.mark.parametrize(("assets", "address"), [("", "../../plotly.min.js"), ("a/b", "plotly.min.js")])
