@@ -23,6 +23,7 @@ from sae_core import checks
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
 from sae_core.model.checkpoint import load_checkpoint
+from sae_core.model.device import usable
 from sae_core.model.fingerprint import Identity
 from sae_core.model.fused import fused_attention, fused_from
 from sae_core.model.generation import Sampling, generate, pieces
@@ -259,7 +260,7 @@ def _detach(point: Any, handle: Any) -> None:
 
 
 def load_model(
-    name: str | Path, *, device: str | None = None, dtype: str = "auto", lm_batch: int | None = None
+    name: str | Path, *, device: str | torch.device | None = None, dtype: str = "auto", lm_batch: int | None = None
 ) -> LanguageModel:
     """The model `"storybook"`, one in a local directory in Hugging Face layout, or one of that name on the hub.
 
@@ -267,12 +268,12 @@ def load_model(
     `dtype` is the model's precision (`precision.Precision`); activations are handed out in float32 at least. `lm_batch`
     contexts of a text go through it together, by default 16 or 32, or as many as its processor takes well. What its
     family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, for a checkpoint whose
-    weights or tokenizer are not complete, and within seconds where the hub does not answer.
+    weights or tokenizer are not complete, for a device that cannot be used, and within seconds where the hub does not
+    answer.
     """
     if lm_batch is not None:
         checks.whole("lm_batch", lm_batch, 1)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = model_source(name)
+    source, device = model_source(name), usable(device)
 
     from transformers.utils import logging as transformers_logging
 

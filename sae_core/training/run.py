@@ -1,6 +1,6 @@
 """A whole training run as one value, and as one file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import FACTOR, inliers
+from sae_core.room import check_memory
 from sae_core.sites import Site
 from sae_core.training.calibration import calibrate
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource, Downstream
 from sae_core.training.kl import ContextStream, Divergence
+from sae_core.training.recipe import check_k
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka
 
 _PARTS = ("model", "text", "sites", "members", "memory", "outliers", "quick")
@@ -48,6 +50,25 @@ class Run:
     def stream_seed(self) -> int:
         """Seed of the order of the text, the same for all members since they read it together: that of the first."""
         return self.members[0].seed
+
+    def n_weights(self, model: LanguageModel, sites: Iterable[Site]) -> int:
+        """Weights of all dictionaries, but for biases."""
+        matrices = sum(each.expansion * (2 - getattr(each.recipe, "tied", False)) for each in self.members)
+        return matrices * sum(model.d_in(site) ** 2 for site in sites)
+
+    def check(self, model: LanguageModel, sites: Sequence[Site]) -> None:
+        """Raise `UserError` for more active latents than there are, and for more memory than the machine has.
+
+        Training holds each weight, its gradient and Adam's two moments, and of a batch every latent and its gradient.
+        """
+        most = 0
+        for member in self.members:
+            for n_latents in {member.expansion * model.d_in(site) for site in sites}:
+                check_k(getattr(member.recipe, "k", 1), n_latents)
+                most = max(most, n_latents * member.batch)
+        needed = 4 * (4 * self.n_weights(model, sites) + 2 * most)
+        what = f"training {len(self.members) * len(sites)} dictionaries in one pass"
+        check_memory(needed, model.device, what, "give a smaller --expansion or --batch, or fewer --sites at a time")
 
     def stream(
         self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]

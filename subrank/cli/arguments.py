@@ -40,19 +40,10 @@ def result_folder(folder: Path, options: argparse.Namespace) -> Path:
 
 def model_of(name: str, options: argparse.Namespace) -> "LanguageModel":
     """The model of that name, on the device and in the precision that the command line names."""
-    import torch
-
-    from sae_core.errors import UserError
+    from sae_core.model.device import usable
     from sae_core.model.language_model import load_model
 
-    device = options.device
-    try:
-        torch.zeros(1, device=device)
-        if device == "meta":
-            raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return load_model(name, device=device, dtype=options.dtype, lm_batch=options.lm_batch)
+    return load_model(name, device=usable(options.device), dtype=options.dtype, lm_batch=options.lm_batch)
 
 
 def sets_of(folders: Sequence[Path]) -> "dict[str, Saes]":

@@ -13,6 +13,9 @@ from subrank.cli import circuit, demo, evaluate, features, importing, ioi, remov
 from subrank.cli.parsers import Parser, Verbs
 from subrank.cli.stopping import Stopped, stoppable
 
+WAYS_OUT = "give a smaller --lm-batch, fewer --contexts or --prompts; in training a smaller --expansion or --batch"
+"""What takes less memory."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their options."""
@@ -42,10 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        line = next(iter(str(error).splitlines()), "")
-        if isinstance(error, RuntimeError) and "memory" not in line:
+        from sae_core.room import out_of_memory
+
+        if not (line := out_of_memory(error)):
             raise
-        print(f"subrank: there is not enough memory ({line}); give smaller settings, or fewer", file=sys.stderr)
+        print(f"subrank: not enough memory ({line}); {WAYS_OUT}", file=sys.stderr)
     return 2
 
 

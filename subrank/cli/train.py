@@ -158,9 +158,13 @@ def _session(
 ) -> "Session":
     from sae_core.errors import UserError
     from sae_core.files import write_json
+    from sae_core.room import check_disk
     from sae_core.training.checkpoint import read_checkpoint
     from subrank.experiments.training import Session
+    from subrank.sites import sites_of
 
+    needed = 16 * run.n_weights(model, sites_of(model, run.sites))  # each weight, with Adam's moments, and in the set
+    check_disk(needed, out, "a checkpoint with its set", "give a smaller --expansion, fewer --sites, or another --out")
     with reporting() as report:
         session = Session.begin(model, run, cache=cache, state=state, on_progress=report)
     if state is not None:

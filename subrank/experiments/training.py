@@ -15,6 +15,7 @@ from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, duration, silent
+from sae_core.room import check_disk
 from sae_core.storage import DictionarySet
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource
@@ -136,6 +137,14 @@ def _recipes(settings: TrainSettings) -> Iterator[Recipe]:
             yield from (ReLU(l1, tied=kind == "tied") for l1 in settings.l1)
 
 
+def check_cache(stream: ActivationStream, tokens: int, cache: Path) -> None:
+    """Raise `UserError` where the folder's disk has no room for the activations that it does not hold yet."""
+    there = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    folder = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.is_dir())
+    way_out = "leave --cache out, train on fewer --tokens, or at fewer --sites"
+    check_disk(disk_bytes(stream, tokens) - there, folder, "the cache of activations", way_out)
+
+
 # ---- a session -------------------------------------------------------------------------------------
 
 
@@ -175,6 +184,7 @@ class Session:
         on_progress(Progress(f"reading {run.text.source}", 0, None))
         model = run.text.read_by(model)
         sites = sites_of(model, run.sites)
+        run.check(model, sites)
         if cache and run.downstream(model):
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
         contexts = run.text.read(model)
@@ -188,6 +198,7 @@ class Session:
             on_progress(Progress(text, 1, None))
         if cache is not None:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
+            check_cache(source, run.members[0].tokens, cache)
             source = CachedStream(source, cache)
         state = state or start(source, *run.members, outliers=run.outliers)
         return cls(model, run, contexts, digest(contexts.all), source, state)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from verbs import one_line
+from verbs import one_line, run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -162,8 +162,37 @@ SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
         (["--lr", "inf"], "--lr must be a finite number"),
         (["--save-every", "nan"], "--save-every must be a finite number"),
         (["--dead-after", "0"], "--dead-after must be at least 1"),
-        ([*SMALL, "--expansion", "1099511627776"], "not enough memory"),
+        ([*SMALL, "--expansion", "1099511627776"], "--expansion must be at most"),
     ],
 )
 def test_settings_that_make_no_sense(options, complaint, tmp_path, capsys):
     assert complaint in one_line(capsys, "train", "storybook", "--out", tmp_path, *options)
+
+
+@pytest.mark.parametrize("limit", ["--expansion", "--batch"])
+def test_more_memory_than_the_machine_has_is_one_line_before_the_text_is_read(limit, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sae_core.data.text.Text.read", lambda *a: pytest.fail("the text was read first"))
+    options = [limit, 10**8, "--tokens", 10**9, "--sites", "resid_post.0"]
+    error = one_line(capsys, "train", "storybook", "--out", tmp_path, *options)
+    assert "not enough" in error and "bytes)" in error and " has " in error and limit in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("CUDA out of memory.\nTried 9 GiB."), RuntimeError("bad_alloc")],
+)
+def test_memory_that_runs_out_is_one_line_with_the_way_out(error, untrained_set, tmp_path, capsys, monkeypatch):
+    def run_out(*args, **how):
+        raise error
+
+    monkeypatch.setattr("subrank.saes.load", run_out)
+    assert "--lm-batch" in one_line(capsys, "steer", untrained_set, "--out", tmp_path)
+
+
+def test_an_error_of_ours_is_not_taken_for_too_little_memory(untrained_set, tmp_path, capsys, monkeypatch):
+    def fail(*args, **how):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("subrank.saes.load", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(capsys, "steer", untrained_set, "--out", tmp_path)
