@@ -12,7 +12,7 @@ from typing import cast
 import graphviz
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
-from sae_core.files import write_bytes, write_text
+from sae_core.files import user_path, write_bytes, write_text
 from sae_core.marks import marked
 from sae_core.partial import final
 from sae_core.sites import Stream
@@ -168,9 +168,9 @@ class Drawing:
     """One line on the pictures that could not be made, and what to do about it."""
 
 
-def draw(graph: FeatureGraph, folder: Path, name: str = "circuit") -> Drawing:
+def draw(graph: FeatureGraph, folder: str | Path, name: str = "circuit") -> Drawing:
     """Write the circuit as DOT, SVG and PNG; without a working Graphviz the DOT file alone."""
-    source = dot_source(graph)
+    source, folder = dot_source(graph), user_path(folder)
     path = folder / f"{name}.dot"
     write_text(path, source)
     paths, failed = [path], []

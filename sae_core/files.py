@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_core import checks
 from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.partial import final, partial_file
@@ -27,9 +28,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def user_path(path: str | Path) -> Path:
-    """A path that a user gave, `~` being a home folder; raises `UserError` for an empty one, and for no such user."""
-    if not isinstance(path, (str, Path)) or not str(path).strip():
-        raise UserError(f"{path!r} is no path; give the name of a file or a folder")
+    """A path that a user gave, `~` being a home folder; raises `UserError` for what is none, or for no such user."""
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"{path!r:.80} is no path; give the name of a file or a folder")
+    checks.text("the name of a file or folder", str(path))
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

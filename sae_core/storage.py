@@ -19,7 +19,7 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
-from sae_core.files import digest_in, read_json, reading, write_json, write_tensors
+from sae_core.files import digest_in, read_json, reading, user_path, write_json, write_tensors
 from sae_core.folders import replacing
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
@@ -105,9 +105,9 @@ class DictionarySet:
             )
         return feature
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Put the set in the place of one that was there before; `load_set` is the inverse."""
-        with replacing(Path(folder), QUALITY, SET) as new:
+        with replacing(user_path(folder), QUALITY, SET) as new:
             self.write(new)
 
     def write(self, folder: Path) -> None:
@@ -140,8 +140,9 @@ class DictionarySet:
         }
 
 
-def sets_in(folder: Path) -> list[Path]:
+def sets_in(folder: str | Path) -> list[Path]:
     """The folders of the sets in `folder`: itself, or a sweep's; raises `UserError` where there is none."""
+    folder = user_path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give a folder that `subrank train` wrote")
     if (folder / SET).is_file():
@@ -154,8 +155,9 @@ def sets_in(folder: Path) -> list[Path]:
     return members
 
 
-def load_set(folder: Path, *, device: torch.device | str = "cpu") -> DictionarySet:
+def load_set(folder: str | Path, *, device: torch.device | str = "cpu") -> DictionarySet:
     """The set in `folder`; raises `UserError` where there is none or it is damaged."""
+    folder = user_path(folder)
     members = sets_in(folder)
     if members != [folder]:
         raise UserError(f"{folder} holds a sweep; give one of its sets: {', '.join(path.name for path in members)}")

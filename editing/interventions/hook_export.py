@@ -6,19 +6,20 @@ from pathlib import Path
 from editing.interventions import plain_hook
 from editing.interventions.save import describe_all
 from sae_core.errors import UserError
-from sae_core.files import write_tensors, write_text
+from sae_core.files import user_path, write_tensors, write_text
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream
 
 _BLANK = "EDITS = []  # replaced when an edit is exported: module and kind of each edit"
 
 
-def export_hook(edit: Intervention | Sequence[Intervention], model: LanguageModel, path: Path) -> None:
+def export_hook(edit: Intervention | Sequence[Intervention], model: LanguageModel, path: str | Path) -> None:
     """Write `path` (a .py file) and the tensors beside it; its `attach(model)` edits the Hugging Face model.
 
     The file needs torch and safetensors only. Raises `UserError` for a site that is not the output of a block,
     and for an edit that cannot be written down (`save_edit`).
     """
+    path = user_path(path)
     if path.suffix != ".py":
         raise UserError(f"a hook is exported to a .py file; got {path.name}")
     cards, tensors = describe_all(edit)

@@ -21,7 +21,7 @@ from editing.interventions.patch import FeaturePatch
 from sae_core.codec import finite
 from sae_core.dictionaries.kinds import describe, restore
 from sae_core.errors import UserError
-from sae_core.files import read_json, read_tensors, reading, write_json, write_tensors
+from sae_core.files import read_json, read_tensors, reading, user_path, write_json, write_tensors
 from sae_core.model.fingerprint import parts_other_than
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site
@@ -32,27 +32,29 @@ _DICTIONARY = "d."
 """Before the names of a dictionary's tensors, among those of its edit."""
 
 
-def save_edit(edit: Intervention | Sequence[Intervention], folder: Path, model: LanguageModel | None = None) -> None:
+def save_edit(
+    edit: Intervention | Sequence[Intervention], folder: str | Path, model: LanguageModel | None = None
+) -> None:
     """Write an edit, or several in their order; `load_edit` is the inverse, to the bit.
 
     The card names the model that is edited, where it is given.
     Raises `UserError` for an edit of another kind than feature patches to constants and erasures (scaled, with BOS
     spared), and for one with a mask of positions, which belongs to certain prompts.
     """
-    cards, tensors = describe_all(edit)
+    folder, (cards, tensors) = user_path(folder), describe_all(edit)
     (folder / CARD).unlink(missing_ok=True)  # new tensors never go with an old card
     written = write_tensors(folder / TENSORS, tensors)
     write_json(folder / CARD, {"model": model and model.fingerprint(), "tensors": written, "edits": cards})
 
 
 def load_edit(
-    folder: Path, model: LanguageModel | None = None, *, device: torch.device | str = "cpu"
+    folder: str | Path, model: LanguageModel | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Intervention]:
     """The edits in `folder`, for a model and on its device, or for any and on the given one.
 
     Raises `UserError` where there are none, where they are damaged, and where they were saved for another model.
     """
-    path = Path(folder) / CARD
+    path = user_path(folder) / CARD
     card = read_json(path)
     tensors = read_tensors(path.with_name(TENSORS), card.get("tensors"))
     if model and card.get("model") and (other := parts_other_than(str(card["model"]), model)):

@@ -19,7 +19,7 @@ from sae_core.formats.sparsify import read_sparsify
 from sae_core.formats.tensor_files import Source, listed, locate, read
 
 
-def load_foreign(path: Path) -> Foreign:
+def load_foreign(path: str | Path) -> Foreign:
     """The dictionary in a file, or in a folder that holds one.
 
     Raises `UserError`, which names the file, for one that is missing, damaged, of unknown schema, or not

@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.saes import TopKSAE
 from sae_core.errors import UserError
-from sae_core.files import read_json, write_json, write_tensors
+from sae_core.files import read_json, user_path, write_json, write_tensors
 from sae_core.formats.foreign import Foreign, check_setting, foreign_of, positive_whole
 from sae_core.formats.hook_names import place_in
 from sae_core.formats.tensor_files import Source
@@ -28,7 +28,7 @@ def read_sparsify(source: Source) -> Foreign:
     return foreign_of(convert(raw), "sparsify", place, run.get("model"), None, run.get("ctx_len"))
 
 
-def save_sparsify(sae: Dictionary, folder: Path) -> None:
+def save_sparsify(sae: Dictionary, folder: str | Path) -> None:
     """Write a TopK autoencoder as sparsify reads it; `load_foreign` is the inverse.
 
     Sparsify takes the site from the folder's name: the Hugging Face module, such as `layers.3`. Raises
@@ -49,6 +49,7 @@ def save_sparsify(sae: Dictionary, folder: Path) -> None:
         "transcode": False,
         "d_in": sae.d_in,
     }
+    folder = user_path(folder)
     (folder / "cfg.json").unlink(missing_ok=True)  # new tensors never go with an old card
     write_tensors(folder / "sae.safetensors", tensors)
     write_json(folder / "cfg.json", card)

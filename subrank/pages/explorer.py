@@ -14,7 +14,7 @@ from typing import Any
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
 from sae_core.codec import finite, to_plain
 from sae_core.errors import UserError
-from sae_core.files import write_text
+from sae_core.files import user_path, write_text
 from sae_core.folders import FILES, replacing
 from sae_core.sites import Stream
 from subrank.pages.names import check_names
@@ -33,7 +33,7 @@ EdgeExamples = Mapping[tuple[NodeId, NodeId], Sequence[dict[str, Any]]]
 
 
 def explore(
-    folder: Path,
+    folder: str | Path,
     graph: FeatureGraph | None,
     cards: Iterable[dict[str, Any]],
     *,
@@ -46,6 +46,7 @@ def explore(
     The folder appears whole, and takes the place of an earlier one. Raises `UserError` if something else is there,
     for a card without an id or two of one feature, and for examples of an edge that the graph lacks.
     """
+    folder = user_path(folder)
     check_names(names or {})
     if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} holds other files; give a new folder, or that of an earlier page")

@@ -12,7 +12,7 @@ from typing import Any
 
 from circuits.graph import parse_node
 from sae_core.errors import UserError
-from sae_core.files import read_json, write_json
+from sae_core.files import read_json, user_path, write_json
 
 LONGEST = 120
 """Characters of a name, at most."""
@@ -34,9 +34,9 @@ def check_names(names: Mapping[str, Any]) -> dict[str, str]:
     return {node: name.strip() for node, name in names.items()}
 
 
-def read_names(path: Path) -> dict[str, str]:
+def read_names(path: str | Path) -> dict[str, str]:
     """The names in a `names.json`, by `str(node)`; raises `UserError` where the file is not one."""
-    names = read_json(path).get("names")
+    names = read_json(user_path(path)).get("names")
     if not isinstance(names, dict):
         raise UserError(f'{path} holds no names; expected {{"names": {{"5_17": "closing bracket"}}}}')
     try:
@@ -45,6 +45,6 @@ def read_names(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: {error}") from error
 
 
-def write_names(path: Path, names: Mapping[str, str], *, run: str = "") -> None:
+def write_names(path: str | Path, names: Mapping[str, str], *, run: str = "") -> None:
     """Write a `names.json` that `read_names` reads, nodes in order of their text."""
-    write_json(path, {"run": run, "names": dict(sorted(check_names(names).items()))})
+    write_json(user_path(path), {"run": run, "names": dict(sorted(check_names(names).items()))})

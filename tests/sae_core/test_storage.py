@@ -203,3 +203,14 @@ def test_a_name_that_a_set_does_not_have_is_answered_with_the_nearest(original):
         original.at(Site(1))
     with user_error("0_96", "resid_post.0 has 96", "0 to 95"):
         original.check_feature(replace(last, index=96))
+
+
+def test_a_folder_may_be_text(original, folder, tmp_path):
+    original.save(str(tmp_path / "text"))
+    assert sets_in(str(folder)) == [folder]
+    there, here = load_set(str(tmp_path / "text")), load_set(folder)
+    for site in SITES:
+        assert torch.equal(there.at(site).W_enc, here.at(site).W_enc)
+    for wrong in ("", " ", "a\0b"):
+        with user_error("file or folder"):
+            load_set(wrong)

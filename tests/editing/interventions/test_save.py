@@ -54,8 +54,8 @@ def an_erasure():
 
 
 def test_a_saved_edit_is_the_edit_to_the_bit(edit, tmp_path, request):
-    save_edit(edit, tmp_path)
-    (loaded,) = load_edit(tmp_path)
+    save_edit(edit, str(tmp_path))
+    (loaded,) = load_edit(str(tmp_path))
     h = activations()
     assert loaded.site == SITE
     if "tied" in request.node.name:  # saved as what it is once trained, with a product of its own
