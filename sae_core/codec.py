@@ -47,7 +47,9 @@ def _first(error: BaseException) -> str:
 
 
 def _exactly(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
+    if kind not in _WORDS:  # an enum of texts
+        return kind(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"expected {_WORDS[kind]}, got {value!r:.60}")
     return value
 
@@ -79,7 +81,8 @@ def _converter():
     converter = Converter()
     converter.register_unstructure_hook(float, lambda x: x if math.isfinite(x) else None)
     converter.register_structure_hook(float, _number)
-    converter.register_structure_hook_func(lambda kind: any(kind is each for each in _WORDS), _exactly)
+    for kind in _WORDS:
+        converter.register_structure_hook(kind, _exactly)
     converter.register_unstructure_hook_func(lambda kind: hasattr(kind, "parse"), str)
     converter.register_structure_hook_func(lambda kind: hasattr(kind, "parse"), lambda text, kind: kind.parse(text))
     converter.register_structure_hook_func(_all_parse, _parsed)

@@ -2,29 +2,69 @@
 
 import math
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_core.codec import finite
+from sae_core import checks
+from sae_core.codec import finite, from_plain
 from sae_core.data.text import Text
 from sae_core.errors import UserError
-from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.files import read_json, read_tensors, reading, write_json, write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.partial import sweep
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
-from sae_core.training.state import Member, TrainState, check_finite, site_state
+from sae_core.training.state import Member, SiteState, TrainState, check_finite, site_state
 
 CHECKPOINT, STATE = "checkpoint", "state.json"
 """The names of the folder, and of its card, which is written last."""
-_CARD = ("file", "step", "block", "position", "scales", "model", "fingerprint")
-_CARD += ("text", "contexts", "bfloat16", "training")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _COUNTERS = ("silent", "dead", "threshold", "lost")
+
+
+@dataclass(frozen=True)
+class CheckpointCard:
+    """What `state.json` holds. Raises `UserError` for values that no run has."""
+
+    file: str
+    """The tensors, beside it."""
+    step: int
+    block: int
+    position: int
+    scales: dict[Site, float]
+    model: str
+    fingerprint: str
+    text: Text
+    dtype: str
+    """Of the language model."""
+    contexts: str
+    """Digest of those that are trained on."""
+    digest: str
+    """Of the tensors."""
+    bfloat16: list[bool]
+    training: list[dict[str, Any]]
+    outlier_norms: dict[Site, float | None] = field(default_factory=dict)
+    """None: no token is an outlier."""
+
+    def __post_init__(self):
+        for name in ("step", "block", "position"):
+            checks.whole(name, getattr(self, name))
+        for site, scale in self.scales.items():
+            checks.positive(f"the scale at {site}", scale)
+        if not self.scales or not self.training or len(self.training) != len(self.bfloat16):
+            raise UserError("it describes no run: give sites, and a precision for every configuration")
+        if any(self.step > config.steps for config in self.configs):
+            raise UserError(f"step {self.step} is beyond the end of its run, which has {self.configs[0].steps}")
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """What each member trains."""
+        return [TrainConfig.from_json(member) for member in self.training]
 
 
 def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path, *, contexts: str) -> None:
@@ -34,19 +74,11 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
     goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
     """
     check_finite(state)
-    tensors: dict[str, Tensor] = {}
-    for number, member in enumerate(state.members):
-        for site, at_site in member.sites.items():
-            place = f"{number}/{site}"
-            tensors |= {f"{place}/{name}": parameter for name, parameter in at_site.sae.named_parameters()}
-            tensors |= {f"{place}/state/{name}": getattr(at_site, name) for name in _COUNTERS}
-            for name, weight in at_site.weights.items():
-                moments = at_site.optimizer.state.get(weight, {})
-                tensors |= {f"{place}/{moment}/{name}": tensor for moment, tensor in moments.items()}
     folder, file = out / CHECKPOINT, f"state-{state.step}.safetensors"
     sweep(folder)
-    write_tensors(folder / file, tensors)
+    written = write_tensors(folder / file, _tensors_of(state))
     card = {
+        "digest": written,
         "file": file,
         "step": state.step,
         "block": state.block,
@@ -78,48 +110,100 @@ def remove_checkpoint(out: Path) -> None:
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
 
 
-def read_checkpoint(out: Path) -> dict[str, Any]:
+def read_checkpoint(out: Path) -> CheckpointCard:
     """The card of the checkpoint in `out`; raises `UserError` where there is none, or a damaged one."""
     path = out / CHECKPOINT / STATE
     if not has_checkpoint(out):
         raise UserError(f"{out} holds no checkpoint to resume from; start without --resume")
-    card = read_json(path)
-    missing = [name for name in _CARD if name not in card]
-    if missing:
-        raise UserError(f"{path} is damaged: it does not say {', '.join(missing)}")
-    return card
+    value = read_json(path)
+    if "digest" not in value:
+        raise UserError(f"{path} does not say what it depends on, as those of earlier versions; start anew elsewhere")
+    with reading(path):
+        return from_plain(CheckpointCard, value)
 
 
 def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
-    """The training state saved in `out`, which multiplies in the precision that it began with, whatever the device."""
+    """The training state saved in `out`, which multiplies in the precision that it began with, whatever the device.
+
+    Nothing is used before everything is checked: names, shapes, types and ranges (of moments that are too small the
+    fused optimiser reads past the end). Raises `UserError` for a checkpoint that is damaged.
+    """
     card = read_checkpoint(out)
-    try:
-        return _training_state(card, read_tensors(out / CHECKPOINT / card["file"]), device)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{out / CHECKPOINT} is damaged: {str(error).splitlines()[0]}") from error
+    path = out / CHECKPOINT / Path(card.file).name
+    tensors = read_tensors(path, card.digest)
+    with reading(path):
+        state = _untrained(card, tensors, device)
+        _check(tensors, state)
+        _fill(state, tensors)
+    return state
 
 
-def _training_state(card: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> TrainState:
+def _places(state: TrainState) -> Iterator[tuple[str, SiteState]]:
+    """What is trained, with the beginning of the names of its tensors."""
+    for number, member in enumerate(state.members):
+        for site, at_site in member.sites.items():
+            yield f"{number}/{site}", at_site
+
+
+def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+    """Everything that changes with a step, but for the cursor."""
+    tensors: dict[str, Tensor] = {}
+    for place, at_site in _places(state):
+        tensors |= {f"{place}/{name}": parameter for name, parameter in at_site.sae.named_parameters()}
+        tensors |= {f"{place}/state/{name}": getattr(at_site, name) for name in _COUNTERS}
+        for name, weight in at_site.weights.items():
+            moments = at_site.optimizer.state.get(weight, {})
+            tensors |= {f"{place}/{moment}/{name}": tensor for moment, tensor in moments.items()}
+    return tensors
+
+
+def _untrained(card: CheckpointCard, tensors: Mapping[str, Tensor], device: torch.device) -> TrainState:
+    """The state that the card describes before its first step, of the sizes that its decoders have."""
     members = []
-    configs = map(TrainConfig.from_json, card["training"])
-    for number, (config, bfloat16) in enumerate(zip(configs, card["bfloat16"], strict=True)):
+    for number, (config, bfloat16) in enumerate(zip(card.configs, card.bfloat16, strict=True)):
         sites = {}
-        for name, scale in card["scales"].items():
-            place = f"{number}/{name}"
-            n_latents, d_in = tensors[f"{place}/W_dec"].shape
-            limit = card.get("outlier_norms", {}).get(name) or math.inf
+        for site, scale in card.scales.items():
+            n_latents, d_in = tensors[f"{number}/{site}/W_dec"].shape
+            if n_latents != config.expansion * d_in:
+                raise UserError(f"{number}/{site}/W_dec has {n_latents} rows, not {config.expansion} times {d_in}")
             sae = config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device)
-            at_site = site_state(sae, scale, limit)
-            for counter in _COUNTERS:
-                setattr(at_site, counter, tensors[f"{place}/state/{counter}"].to(device))
-            for parameter_name, parameter in at_site.sae.named_parameters():
-                parameter.data.copy_(tensors[f"{place}/{parameter_name}"])
-            for weight_name, weight in at_site.weights.items():
-                keys = {moment: f"{place}/{moment}/{weight_name}" for moment in _MOMENTS}
-                if keys["step"] in tensors:  # none before the first step
-                    at_site.optimizer.state[weight] = {m: tensors[key].to(device) for m, key in keys.items()}
-            sites[Site.parse(name)] = at_site
-        members.append(Member(config, sites, bool(bfloat16)))
-    return TrainState(members, card["step"], card["block"], card["position"])
+            sites[site] = site_state(sae, scale, card.outlier_norms.get(site) or math.inf)
+        members.append(Member(config, sites, bfloat16))
+    return TrainState(members, card.step, card.block, card.position)
+
+
+def _check(tensors: Mapping[str, Tensor], untrained: TrainState) -> None:
+    """Raise `UserError` unless these are the tensors of such a state, all of them and no others."""
+    expected = _tensors_of(untrained)
+    for place, at_site in _places(untrained):
+        for name, weight in at_site.weights.items():
+            moments = [f"{place}/{moment}/{name}" for moment in _MOMENTS]
+            if any(key in tensors for key in moments):  # none before the first step
+                expected |= dict(zip(moments, (torch.zeros(()), weight, weight), strict=True))
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        raise UserError(f"{wrong[0]} is {'missing' if wrong[0] in expected else 'no part of such a run'}")
+    for name, x in tensors.items():
+        like = expected[name]
+        shape = x.shape if name.endswith("/dead") and x.ndim == 1 else like.shape
+        if x.shape != shape or x.dtype != like.dtype:
+            raise UserError(f"{name} is {x.dtype} {[*x.shape]}; expected {like.dtype} {[*like.shape]}")
+        if not x.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity")
+    for place, at_site in _places(untrained):
+        dead = tensors[f"{place}/state/dead"]
+        if len(dead) and not 0 <= int(dead.min()) <= int(dead.max()) < at_site.sae.n_latents:
+            raise UserError(f"{place}/state/dead names latents that there are not")
+
+
+def _fill(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    """Take over checked tensors."""
+    for place, at_site in _places(state):
+        device = at_site.sae.W_dec.device
+        for name in _COUNTERS:
+            setattr(at_site, name, tensors[f"{place}/state/{name}"].to(device))
+        for name, parameter in at_site.sae.named_parameters():
+            parameter.data.copy_(tensors[f"{place}/{name}"])
+        for name, weight in at_site.weights.items():
+            keys = {moment: f"{place}/{moment}/{name}" for moment in _MOMENTS}
+            if keys["step"] in tensors:
+                at_site.optimizer.state[weight] = {m: tensors[key].to(device) for m, key in keys.items()}

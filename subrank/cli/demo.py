@@ -158,7 +158,7 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
             resume = False
         else:
             begun = Run.from_json(read_json(folder / RUN))
-            same = resume = begun == run and not parts_other_than(read_checkpoint(folder)["fingerprint"], model)
+            same = resume = begun == run and not parts_other_than(read_checkpoint(folder).fingerprint, model)
     except UserError:
         same = resume = False
     if not same and ((folder / SET).exists() or has_checkpoint(folder)):

@@ -120,11 +120,11 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
     config = _config(options) if options.config is not None else None
     model = model_of(config.model if config else options.model or begun.model, options)
     dtype = str(model.dtype).removeprefix("torch.")
-    if card.get("dtype", dtype) != dtype:
-        raise UserError(f"the run in {out} was begun with the model in {card['dtype']}; give --dtype {card['dtype']}")
-    if other := parts_other_than(card["fingerprint"], model):
+    if card.dtype != dtype:
+        raise UserError(f"the run in {out} was begun with the model in {card.dtype}; give --dtype {card.dtype}")
+    if other := parts_other_than(card.fingerprint, model):
         raise UserError(
-            f"the checkpoint in {out} is of another model ({card['model']}) than {model.name}: its "
+            f"the checkpoint in {out} is of another model ({card.model}) than {model.name}: its "
             f"{' and '.join(other)} differ"
         )
     if config is None:
@@ -134,7 +134,7 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
             f"the run in {out} has other {' and '.join(differences)} than {options.config}; "
             "leave --config out, or start anew elsewhere"
         )
-    say(f"resuming after step {card['step']}, with the settings of the checkpoint")
+    say(f"resuming after step {card.step}, with the settings of the checkpoint")
     return model, begun
 
 
@@ -168,7 +168,7 @@ def _session(
     with reporting() as report:
         session = Session.begin(model, run, cache=cache, state=state, on_progress=report)
     if state is not None:
-        if read_checkpoint(out)["contexts"] != session.digest:
+        if read_checkpoint(out).contexts != session.digest:
             raise UserError(
                 f"{run.text.source} holds another text than when the run in {out} began; "
                 "bring that back, or start anew elsewhere"

@@ -50,6 +50,23 @@ def test_what_is_not_finite_is_null_and_reads_as_nan():
     assert math.isnan(from_plain(Estimate, plain).value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pair", ["1", "b"]),
+        ("pair", [True, "b"]),
+        ("pair", [1.5, "b"]),
+        ("pair", [1, 2]),
+        ("by_site", {"resid_post.1": "0"}),
+    ],
+)
+def test_a_value_of_another_type_is_no_number_or_text(field, value):
+    """`"34"` was once read as 34, and 1.5 as 1."""
+    plain = json.loads(json.dumps(to_plain(VALUE)))
+    with user_error("no Outer", field):
+        from_plain(Outer, plain | {field: value})
+
+
 @pytest.mark.parametrize("wrong", [{}, {"kind": "z"}, [], {"kind": "a", "inner": 3, "by_site": {}}])
 def test_what_is_no_such_value_is_one_line(wrong):
     with user_error("no Outer"):

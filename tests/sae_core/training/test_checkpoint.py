@@ -1,6 +1,7 @@
 """A checkpoint reads back to the bit, replaces the one before whole, and damage is one line."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny import user_error
 from trained import PLACES, config, every, finish, memory, same, small
 
 from sae_core.data.text import Text
+from sae_core.files import write_tensors
 from sae_core.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
@@ -21,7 +23,6 @@ from sae_core.training.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
-from sae_core.training.config import TrainConfig
 from sae_core.training.loop import start, train
 
 TEXT = Text("storybook", 12, True)
@@ -78,9 +79,9 @@ def test_a_checkpoint_reads_back_to_the_bit(half_way, model, out):
                 moments = b.sites[site].optimizer.state[weight]
                 assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
     card = read_checkpoint(out)
-    assert Text(**card["text"]) == TEXT and list(map(TrainConfig.from_json, card["training"])) == every(steps=40)
-    assert card["fingerprint"] == model.fingerprint() and card["contexts"] == "abc"
-    assert [member.bfloat16 for member in loaded.members] == card["bfloat16"] == [False] * len(loaded.members)
+    assert card.text == TEXT and card.configs == every(steps=40)
+    assert card.fingerprint == model.fingerprint() and card.contexts == "abc"
+    assert [member.bfloat16 for member in loaded.members] == card.bfloat16 == [False] * len(loaded.members)
 
 
 def test_a_state_before_its_first_step_can_be_saved(model, tmp_path):
@@ -152,6 +153,15 @@ def test_folders_without_a_checkpoint(out, tmp_path):
         {"bfloat16": None},
         {"file": "state-99.safetensors"},
         {"file": 3},
+        {"step": -1},
+        {"step": 41},
+        {"step": "34"},
+        {"position": 1.5},
+        {"block": -2},
+        {"scales": {"resid_post.0": -1.0}},
+        {"scales": {}},
+        {"contexts": None},
+        {"digest": "0" * 32},
     ],
 )
 def test_checkpoint_cards_with_wrong_values(out, change):
@@ -196,3 +206,43 @@ def test_damaged_checkpoints(out, tmp_path):
         with user_error(str(copy)):
             load_checkpoint(copy, device=CPU)
     load_checkpoint(damaged(lambda folder: None), device=CPU)  # control
+
+
+FIRST = "0/resid_post.0"
+WRONG = {
+    "too small for the fused optimiser": {f"{FIRST}/exp_avg/W_enc": torch.zeros(3)},
+    "of other precision": {f"{FIRST}/exp_avg_sq/W_dec": torch.float64},
+    "missing": {f"{FIRST}/exp_avg/W_dec": None},
+    "moments of some": {f"{FIRST}/{moment}/W_dec": None for moment in ("exp_avg", "exp_avg_sq")},
+    "of a member that there is not": {"99/resid_post.0/b_dec": torch.zeros(3)},
+    "not a number": {f"{FIRST}/b_dec": math.nan},
+    "dead latents that there are not": {f"{FIRST}/state/dead": torch.tensor([10**6])},
+    "dead latents below zero": {f"{FIRST}/state/dead": torch.tensor([-1])},
+    "counted in floats": {f"{FIRST}/state/silent": torch.float32},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_whole_tensors_of_another_run_are_refused_before_any_is_used(out, change):
+    """Shapes of moments that were not those of their weights once ended in a segmentation fault."""
+    card = json.loads((out / "checkpoint" / "state.json").read_text())
+    path = out / "checkpoint" / card["file"]
+    tensors = load_file(path)
+    for name, value in change.items():
+        before = tensors.pop(name, torch.zeros(0))
+        if value is not None:
+            like = before.clone().fill_(value) if isinstance(value, float) else value
+            tensors[name] = before.to(value) if isinstance(value, torch.dtype) else like
+    card["digest"] = write_tensors(path, tensors)
+    (out / "checkpoint" / "state.json").write_text(json.dumps(card))
+    with user_error(str(path), next(iter(change))[:5]):
+        load_checkpoint(out, device=CPU)
+
+
+def test_a_flipped_bit_is_found(out):
+    path = next((out / "checkpoint").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with user_error(str(path), "damaged"):
+        load_checkpoint(out, device=CPU)

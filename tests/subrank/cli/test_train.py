@@ -141,7 +141,7 @@ def test_a_resumed_run_keeps_its_precision_and_says_so(begun, tmp_path, capsys, 
     from sae_core.training.checkpoint import read_checkpoint
 
     out = shutil.copytree(begun[0], tmp_path / "out")
-    (in_bfloat16,) = read_checkpoint(out)["bfloat16"]
+    (in_bfloat16,) = read_checkpoint(out).bfloat16
     monkeypatch.setattr(sparse, "multiplies_bfloat16", lambda device: not in_bfloat16)
     status, printed, error = run(capsys, "train", "--out", out, "--resume")
     assert status == 0, error
