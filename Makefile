@@ -2,6 +2,7 @@
 # make test   set up and run the whole suite
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
+# make kills  every long verb killed 30 times at random, and started again: the same bytes
 # make interop  the tests that need SAELens, sparsify or dictionary-learning, each in an environment of its own
 # make lint   ruff and pyright
 PYTHON ?= python3
@@ -14,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 interop lint clean
+.PHONY: demo test quick seeds trained-avx2 kills interop lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,9 @@ trained-avx2: $(VENV)/installed
 seeds: $(VENV)/installed
 	$(PYTEST) $(SPREAD) -m trained --seeds 5
 	$(AVX2) $(PYTEST) $(SPREAD) -m trained --seeds 5
+
+kills: $(VENV)/installed
+	$(PYTEST) -n 2 --kills 30 tests/reliability
 
 # Their packages and ours need different versions of transformer-lens. pip may bring a torchvision of another build than
 # torch, which keeps transformers from loading; none of them needs it.

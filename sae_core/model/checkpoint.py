@@ -44,7 +44,7 @@ def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder, file = _folder_and_file(source)
-    config = AutoConfig.from_pretrained(folder, **file)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **file)
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         how = dict(quantised).get("quant_method") or "quantization_config" if isinstance(quantised, dict) else quantised
@@ -54,7 +54,8 @@ def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
         )
     exact = getattr(torch, dtype) if dtype != "auto" else "auto" if device.startswith("cuda") else torch.float32
     options: dict[str, Any] = {"config": config, "dtype": exact, "attn_implementation": "eager"}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_report` refuses them by name
+    options |= {"output_loading_info": True, "trust_remote_code": False}
+    options |= {"ignore_mismatched_sizes": True}  # `check_report` refuses them by name
     model, report = cast(Any, AutoModelForCausalLM.from_pretrained(folder, **options, **file))
     check_report(model, report, name)
     return model.to(device)
@@ -137,7 +138,7 @@ def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
     way_out = "put its tokenizer.json, or its vocabulary, beside the weights"
     try:
         folder, file = _folder_and_file(source)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
     except Exception as error:  # a missing package, file or token, each with an error of its own
         raise UserError(f"the tokenizer of {name} could not be loaded; {way_out} ({_line(error)})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone

@@ -6,6 +6,7 @@ By default one verb is killed twice; `make kills` kills every verb 30 times.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from verbs import LONG_VERBS
 from subrank.cli import command
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-TIMED = {"written", "seconds"}
+TIMED, PLOT_ID = {"written", "seconds"}, re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """What differs between two runs in any case."""
 
 
@@ -57,7 +58,7 @@ def lasting(folder: Path) -> dict[str, object]:
             return {key: timeless(each) for key, each in value.items() if key not in TIMED}
         return [timeless(each) for each in value] if isinstance(value, list) else value
 
-    files: dict[str, object] = {**contents(folder)}
+    files: dict[str, object] = {name: PLOT_ID.sub(b"", content) for name, content in contents(folder).items()}
     for name, content in contents(folder).items():
         if name.endswith((".json", ".jsonl")):
             files[name] = (

@@ -12,16 +12,17 @@ from subrank.cli import command
 
 TRAINING = {"tokens": 60_000}
 """How the sets of storybook are trained that tests share, beside the seed."""
-_CONTEXTS = ["--contexts", "12"]
+_CONTEXTS = ["--contexts", "16"]
+_TRAIN = ["--batch", "128", "--context", "32", "--save-every", "0.05"]
 LONG_VERBS = {
-    "train": ["--tokens", "3072", "--batch", "128", "--context", "32", "--save-every", "0.05"],
-    "sweep": ["--tokens", "2048", "--batch", "128", "--context", "32", "--save-every", "0.05", "-k", "4", "8"],
+    "train": ["--tokens", "3072", "--text-tokens", "8192", *_TRAIN],
+    "sweep": ["--tokens", "2048", "-k", "4", "8", *_TRAIN],
     "evaluate": [*_CONTEXTS, "--spliced", "2"],
     "ioi": ["--prompts", "8"],
-    "circuit": [*_CONTEXTS, "--held", "4", "--cards", "8", "--target", "logit: she - he", "--max-targets", "4"],
+    "circuit": [*_CONTEXTS, "--held", "16", "--cards", "8", "--target", "logit: she - he", "--max-targets", "4"],
     "features": [*_CONTEXTS, "--full", "2"],
-    "remove": ["--prompts", "8", *_CONTEXTS],
-    "steer": [*_CONTEXTS, "--new", "4"],
+    "remove": ["--prompts", "8"],
+    "steer": [*_CONTEXTS, "--tokens", "4"],
 }
 """What takes long enough to be killed, with options by which it takes a second or two on a tiny model."""
 VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")

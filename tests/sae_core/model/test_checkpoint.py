@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ def test_quantised_weights_are_refused_by_name(folder):
         change_json(folder, "config.json", quantization_config={"quant_method": method, "bits": 4})
         with user_error("quantised", method, "made from"):
             load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "strange"])
+def test_code_that_comes_with_a_model_is_never_run_and_nobody_is_asked(folder, monkeypatch, model_type):
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("it asks whether to run the code"))
+    (folder / "strange.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').write_text('')\n")
+    classes = {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Model"}
+    change_json(folder, "config.json", model_type=model_type, auto_map=classes)
+    change_json(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["strange.Tokenizer", None]})
+    with user_error("custom code") if model_type == "strange" else nullcontext():
+        load_model(folder, device="cpu")
+    assert not (folder / "ran").exists()
 
 
 def test_a_lora_adapter_says_what_merges_it(llama, tmp_path, monkeypatch):
