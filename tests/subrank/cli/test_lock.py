@@ -9,6 +9,7 @@ import pytest
 from tiny import user_error
 from verbs import one_line
 
+from sae_core.partial import partial_file
 from subrank.cli.lock import LOCK, locked
 
 
@@ -71,7 +72,14 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_lock_is_released_when_a_verb_ends_in_a_mistake(tmp_path, capsys):
+def test_a_verb_that_ends_in_a_mistake_leaves_no_lock_and_nothing_of_those_that_were_killed(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    child = os.fork()
+    if child == 0:
+        partial_file(tmp_path / "out")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert [*(tmp_path / "out").iterdir()]
     for _ in range(2):
         assert "no model directory" in one_line(capsys, "train", tmp_path / "none", "--out", tmp_path / "out")
     assert not [*(tmp_path / "out").iterdir()]

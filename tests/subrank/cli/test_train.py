@@ -18,6 +18,7 @@ from sae_core.files import write_text
 from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
 from subrank.cli import command
+from subrank.cli.stopping import Stopped, stoppable
 from subrank.result import Provenance
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,6 +75,19 @@ def test_a_run_that_was_killed_inside_its_first_checkpoint_can_be_started_again(
     assert "start without --resume" in one_line(capsys, *again, "--resume")
     write_text(tmp_path / "out" / "checkpoint" / "state.json", "{}")
     assert "--resume goes on" in one_line(capsys, *again)  # control
+
+
+def test_a_signal_while_sets_are_measured_says_how_to_go_on(tmp_path, monkeypatch):
+    def finish(report) -> None:
+        raise_signal(SIGTERM)
+
+    for begun, advice in ((False, ""), (True, "; go on with: the same")):
+        if begun:
+            write_text(tmp_path / "checkpoint" / "state.json", "{}")
+        monkeypatch.setattr(subrank.cli.train, "_take_steps", lambda *arguments: None)
+        with stoppable(), pytest.raises(Stopped) as stop:
+            subrank.cli.train.train_into(tmp_path, SimpleNamespace(finish=finish), go_on_with="the same")
+        assert (stop.value.status, stop.value.advice) == (143, advice)
 
 
 def test_what_cannot_be_said_of_new_sets_leaves_none(tmp_path):
