@@ -237,10 +237,13 @@ class _HeldOut:
         return check_edges(search.model, search.dictionaries, edges, prompts, generator=generator)
 
     def rediscovered(self, draw: int) -> list[Edge]:
-        """The edges that the same search finds with half of the examples, drawn at random."""
+        """The edges that the same search finds with half of the examples, drawn at random.
+
+        Of features with fewer examples than it needs the causes are not searched, as they are not in the circuit.
+        """
         search, request = self.resolved.search, self.resolved.request
-        bare = replace(search.config.edges, n_null=0, errors=False)
-        config = replace(search.config, edges=bare, min_examples=1)
+        bare = replace(search.config.edges, n_null=0, errors=False, described=False)
+        config = replace(search.config, edges=bare, min_examples=-(-search.config.min_examples // 2))
         search = replace(search, source=RedrawnExamples(search.source, draw), config=config)
         drawn, examples = self.prompts, None
         if not isinstance(drawn.target.node, FeatureId):

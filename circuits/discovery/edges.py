@@ -56,6 +56,8 @@ class EdgeConfig:
     """Random directions with which an edge is compared, where at most one block lies between; 0 for none."""
     errors: bool = True
     """Whether error terms are ablated, too, and kept where their effect is at least `min_effect`."""
+    described: bool = True
+    """Whether of every kept edge the direct effect and the effects by position are measured, too."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,9 +104,9 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
     edges = [_edge(causes, effects, latent, certified=certified) for latent in best]
     if config.n_null and not isinstance(causes.route, Rerun):
         edges = [replace(e, null=_null(causes, latent, config)) for e, latent in zip(edges, best, strict=True)]
-    if causes.scene.gap > 1:
+    if config.described and causes.scene.gap > 1:
         edges = [replace(e, direct=direct) for e, direct in zip(edges, _direct(causes, best), strict=True)]
-    if edges:
+    if config.described and edges:
         edges = _with_offsets(causes, edges, best, config.min_effect)
     if config.errors:
         effect, error = error_effect(causes)

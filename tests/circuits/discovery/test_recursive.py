@@ -1,6 +1,7 @@
 """From a target to its circuit: planted circuits come back edge by edge."""
 
 import json
+from dataclasses import replace
 
 import networkx
 import pytest
@@ -76,6 +77,13 @@ def test_a_weak_edge_is_kept_when_asked_for(circuit, atlas):
     edges = planted(circuit, atlas, feature(4), min_effect=1e-5)[0].edges
     assert [number(e.cause) for e in edges] == [0, 1, 3]
     assert [abs(e.effect) for e in edges] == sorted((abs(e.effect) for e in edges), reverse=True)
+
+
+def test_without_their_description_the_edges_are_the_same(circuit, atlas):
+    """Control: with it the edge has its effects by position."""
+    for described, bare in zip(planted(circuit, atlas), planted(circuit, atlas, described=False), strict=True):
+        assert all(edge.offsets for edge in described.edges) and not any(edge.offsets for edge in bare.edges)
+        assert [replace(edge, offsets=(), direct=None) for edge in described.edges] == [*bare.edges]
 
 
 def test_every_target_is_asked_once_down_to_layer_zero(circuit, atlas):
