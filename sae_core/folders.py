@@ -58,4 +58,4 @@ def _written(folder: Path) -> list[Path]:
         paths = [folder / name for name in names]
     except (UserError, TypeError):  # no list, or a damaged one: nothing is removed
         return []
-    return [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
+    return [path for path in paths if os.path.isfile(path) and path.resolve().is_relative_to(folder.resolve())]

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -37,7 +37,7 @@ def handled(handler: Handler) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def stoppable():
+def stoppable() -> AbstractContextManager[None]:
     """Within the block a signal raises `Stopped`."""
     return handled(_stop)
 

@@ -82,15 +82,18 @@ def test_old_and_new_never_lie_side_by_side_and_the_same_again_ends_well(folder,
     assert all(again == straight for _, (_, again) in seen)  # nothing half-written is left, either
 
 
-@pytest.mark.parametrize("place", ["../outside", "{parent}/outside", "link/outside"])
+@pytest.mark.parametrize("place", ["../outside", "{parent}/outside", "link/outside", "", "sub", "a\\u0000b", "a" * 999])
 def test_a_list_of_files_removes_nothing_elsewhere(folder, place):
     """The folder may be a stranger's."""
     parent = folder.parent
     (parent / "outside").write_text("mine")
+    before = there(folder)
     (folder / "link").symlink_to(parent)
     write_text(folder / FILES, f'{{"files": ["{place.format(parent=parent)}"]}}')
     put(folder, NEW)
     assert (parent / "outside").read_text() == "mine"
+    (folder / "link").unlink()
+    assert there(folder) == {name: text for name, text in before.items() if name != "card"} | NEW
 
 
 @pytest.mark.parametrize("damaged", ["[]", "{", '{"files": 3}', '{"files": [3]}'])
