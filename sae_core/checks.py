@@ -35,6 +35,13 @@ def positive(name: str, value: Any) -> None:
     within(name, value)
 
 
+def finite(name: str, value: Any) -> None:
+    """Refuse all but numbers that are finite, and not absurd."""
+    if not _number(value):
+        raise UserError(f"{name} must be a finite number; got {value!r:.60}")
+    within(name, value, most=LARGEST[float])
+
+
 def within(
     name: str, value: Number, *, least: Number | None = None, above: Number | None = None, most: Number | None = None
 ) -> None:

@@ -24,6 +24,8 @@ from sae_core.partial import final, partial_file
 
 DIGEST = "digest"
 """Under this name a file of tensors carries the digest of what was written."""
+LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -32,6 +34,8 @@ def user_path(path: str | Path) -> Path:
     if not isinstance(path, (str, Path)):
         raise UserError(f"{path!r:.80} is no path; give the name of a file or a folder")
     checks.text("the name of a file or folder", str(path))
+    if any(len(part.encode()) > LONGEST_NAME for part in Path(path).parts):
+        raise UserError(f"{str(path)[:40]}... is no path: its name is longer than {LONGEST_NAME} bytes")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -22,6 +22,8 @@ class Stream(StrEnum):
 
 BEFORE = "resid_pre"
 """The residual before a block: another name of `resid_post` one layer below."""
+_LAYER, _LATENT = (re.compile(rf"\d{{1,{digits}}}") for digits in (4, 12))
+"""Numbers that may stand in a name: longer ones are none, and Python does not read the longest."""
 _ORDER = {stream: rank for rank, stream in enumerate(Stream)}
 
 
@@ -50,15 +52,15 @@ class Site:
         """
         hook = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", text)
         stream, _, layer = f"{hook[2]}.{hook[1]}".rpartition(".") if hook else text.rpartition(".")
-        if stream == BEFORE and layer.isdecimal():
+        if stream == BEFORE and _LAYER.fullmatch(layer):
             if int(layer) == 0:
                 raise UserError(f"{text!r} is the embedding, which is no site; the first residual is resid_post.0")
             return cls(int(layer) - 1)
-        if stream not in set(Stream) or not layer.isdecimal():
+        if stream not in set(Stream) or not _LAYER.fullmatch(layer):
             numbers = re.findall(r"\d+", text)
-            known = [f"{each}.{numbers[0]}" for each in Stream] if numbers else [*Stream]
+            known = [f"{each}.{numbers[0][:4]}" for each in Stream] if numbers else [*Stream]
             raise UserError(
-                f"{text!r} is no site{did_you_mean(text, known)}; sites read like 'resid_post.3', "
+                f"{text!r:.80} is no site{did_you_mean(text, known)}; sites read like 'resid_post.3', "
                 f"with one of {', '.join(Stream)}"
             )
         return cls(int(layer), Stream(stream))
@@ -66,7 +68,7 @@ class Site:
 
 def sites_in(name: str) -> list[Site]:
     """The sites of a name with layers: one, or a range (`resid_post.9-12`, both ends in it); raises `UserError`."""
-    match = re.fullmatch(r"(\w+)\.(\d+)-(\d+)", name)
+    match = re.fullmatch(rf"(\w+)\.({_LAYER.pattern})-({_LAYER.pattern})", name)
     if not match:
         return [Site.parse(name)]
     if int(match[2]) > int(match[3]):
@@ -93,10 +95,12 @@ class FeatureId:
         """The feature named by `str(feature)`; raises `UserError` on any other text."""
         place, _, index = text.rpartition("_")
         stream, _, layer = place.rpartition(".")
-        if not (index.isdecimal() and layer.isdecimal() and (stream or Stream.RESID_POST) in set(Stream)):
-            numbers = re.findall(r"\d+", text)
+        numbered = _LATENT.fullmatch(index) and _LAYER.fullmatch(layer)
+        if not (numbered and (stream or Stream.RESID_POST) in set(Stream)):
+            numbers = [number[:12] for number in re.findall(r"\d+", text)]
             known = [cls(Site(int(numbers[0]), each), int(numbers[1])) for each in Stream] if len(numbers) == 2 else []
             raise UserError(
-                f"{text!r} is no feature{did_you_mean(text, known)}; features read like '5_2079' or 'mlp_out.5_2079'"
+                f"{text!r:.80} is no feature{did_you_mean(text, known)}; features read like '5_2079' or "
+                "'mlp_out.5_2079'"
             )
         return cls(Site(int(layer), Stream(stream or Stream.RESID_POST)), int(index))

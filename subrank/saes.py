@@ -5,7 +5,6 @@ What the floors below do with a site, a dictionary and a latent, under the names
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -83,6 +82,8 @@ class Saes(DictionarySet):
 
     def at(self, site: str | Site) -> Autoencoder:
         """The dictionary of a site, `"resid_post.5"`; raises `UserError` that names the nearest where there is none."""
+        if not isinstance(site, (str, Site)):
+            raise UserError(f"{site!r:.80} is no site; sites read like 'resid_post.3'")
         return super().at(parse_site(site) if isinstance(site, str) else site)
 
     def __getitem__(self, name: FeatureName) -> Feature:
@@ -138,12 +139,12 @@ class Saes(DictionarySet):
 
     def clamp(self, *names: FeatureName, value: float) -> list[FeaturePatch]:
         """Edits that set features to `value` at every position, one per site."""
-        _check_finite("value", value)
+        checks.finite("value", value)
         return [clamp(site, self.dictionaries[site], latents, value) for site, latents in self._by_site(names).items()]
 
     def steer(self, *names: FeatureName, strength: float) -> list[FeatureScale]:
         """Edits that multiply what features contribute by `strength`, one per site: 0 ablates, 1 changes nothing."""
-        _check_finite("strength", strength)
+        checks.finite("strength", strength)
         groups = self._by_site(names)
         return [scale(site, self.dictionaries[site], latents, strength) for site, latents in groups.items()]
 
@@ -288,8 +289,3 @@ def text_of(sets: Mapping[str, Saes], source: str | None) -> tuple[Text, list[st
     ]
     pick = min if first.seed is None else max
     return pick(sharing, key=lambda text: text.max_tokens), notes
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number; got {value!r}")

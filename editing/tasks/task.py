@@ -59,9 +59,9 @@ def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False)
     Raises `UserError` for another name, and where the prompts do not fit the model; of a file, `skip_unfit` leaves
     out the lines that do not, as long as others do.
     """
-    if name in TASKS:
-        return TASKS[str(name)](model)
     path = user_path(name)
+    if str(name) in TASKS:
+        return TASKS[str(name)](model)
     if not path.exists() and path.suffix not in (".jsonl", ".json") and len(path.parts) < 2:
         meant = did_you_mean(name, TASKS)
         raise UserError(f"no task {str(name)!r}{meant}; give {', '.join(TASKS)}, or a .jsonl file of pairs")

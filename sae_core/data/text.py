@@ -24,6 +24,7 @@ from sae_core.data.reading import ModelAsRead, as_chat, padding_of, plain, token
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
+from sae_core.room import check_memory
 
 HELD_SHARE, MOST_HELD = 0.1, 256
 """Of documents, and of contexts."""
@@ -122,6 +123,8 @@ class Text:
             raise UserError(f"a context of {self.n_ctx} tokens does not fit {model.name}, which reads {model.n_ctx}")
         if self.n_ctx <= len(self.bos(model)):
             raise UserError(f"a context of {self.n_ctx} tokens has no room for text; give a larger --context")
+        if self.source == "storybook":  # which has no end
+            check_memory(8 * self.max_tokens, torch.device("cpu"), "the text", "read fewer --tokens, or --text-tokens")
         if self.seed is None:
             return self._in_order(model)
         return self._by_document(model)

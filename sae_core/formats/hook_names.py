@@ -47,15 +47,15 @@ def site_of(name: str) -> Site | None:
     residual is another tensor where a norm or a factor follows (see `sae_core/model/named_sites.py`). The residual
     before a block is the one after the block before it.
     """
-    hook = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    hook = re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", name)
     if hook and hook[2] in ("hook_resid_pre", "hook_in") and int(hook[1]) > 0:
         return Site(int(hook[1]) - 1)
     if hook and hook[2] in _STREAMS:
         return Site(int(hook[1]), _STREAMS[hook[2]])
-    heads = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.self_attn\.o_proj\.input", name)
+    heads = re.fullmatch(r"(?:.+\.)?layers\.(\d{1,4})\.self_attn\.o_proj\.input", name)
     if heads:
         return Site(int(heads[1]), Stream.ATTN_Z)
-    block = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)", name)
+    block = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d{1,4})", name)
     return Site(int(block[1])) if block else None
 
 
@@ -69,7 +69,7 @@ def place_in(name: str) -> str | None:
 
     Hugging Face modules (`layers.3.mlp`) as they are; `mlp_out_layer_3` is the output of a module.
     """
-    plain = re.fullmatch(r"(resid|mlp|attn)(?:_post|_out)?_layer_?(\d+)", name)
+    plain = re.fullmatch(r"(resid|mlp|attn)(?:_post|_out)?_layer_?(\d{1,4})", name)
     if plain:
         return f"blocks.{plain[2]}.{_PLAIN[plain[1]]}"
     return name if re.search(r"(?:^|\.)(?:layers|h|blocks)\.\d+", name) else None
@@ -77,13 +77,13 @@ def place_in(name: str) -> str | None:
 
 def place_of_openai(path: Path) -> str | None:
     """The hook point of a file as OpenAI publishes it: `resid_post_mlp_v5_32k/autoencoders/8.pt`."""
-    match = re.search(rf"/({'|'.join(_OPENAI)})[^/]*/(?:autoencoders/)?(\d+)\.pt$", str(path.absolute()))
+    match = re.search(rf"/({'|'.join(_OPENAI)})[^/]*/(?:autoencoders/)?(\d{1, 4})\.pt$", str(path.absolute()))
     return f"blocks.{match[2]}.{_OPENAI[match[1]]}" if match else None
 
 
 def layer_in(name: str | None) -> int | None:
     """The first number between dots."""
-    match = re.search(r"\.(\d+)(?:\.|$)", name or "")
+    match = re.search(r"\.(\d{1,4})(?:\.|$)", name or "")
     return int(match[1]) if match else None
 
 
@@ -97,7 +97,7 @@ def place_of_gemma_scope(path: Path) -> tuple[str | None, str | None]:
     for other in ("transcoder", "/clt", "embedding", "attn_out"):
         if other in where:
             raise UserError(f"it belongs at {other.strip('-/')} ({where}), which is no site here")
-    layers = re.findall(r"layer_(\d+)", where)
+    layers = re.findall(r"layer_(\d{1,4})", where)
     patterns = {r"-res/|resid_post": Stream.RESID_POST, r"-mlp/|mlp_out": Stream.MLP_OUT, "-att/": Stream.ATTN_Z}
     streams = [stream for pattern, stream in patterns.items() if re.search(pattern, where)]
     place = hook_name(Site(int(layers[-1]), streams[0])) if layers and len(streams) == 1 else None

@@ -16,9 +16,9 @@ def model_source(name: str | Path) -> Path | str:
 
     Raises `UserError` for a directory that is missing or holds no model or several, and where the hub does not answer.
     """
-    if name == "storybook":
-        return STORYBOOK
     path = user_path(name)
+    if str(name) == "storybook":
+        return STORYBOOK
     if path.is_dir():
         if any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             return path

@@ -154,11 +154,12 @@ def run_features(
 
 def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:
     """The features that are named; raises `UserError` for one, or a site, that is not there, and for both together."""
-    if names and settings.site:
+    named = saes.ids(names)
+    if named and settings.site:
         raise UserError("--features and --site exclude each other; give one of them")
     if settings.site:
         saes.at(settings.site)
-    return saes.ids(names)
+    return named
 
 
 def card_line(card: Card) -> str:

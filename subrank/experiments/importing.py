@@ -14,6 +14,7 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.named_sites import site_named
@@ -51,7 +52,7 @@ def import_saes(
     several = [files] if isinstance(files, (str, Path)) else files
     if not isinstance(several, Sequence) or not several:
         raise UserError(f"{files!r} is no file of dictionaries; give at least one, or a list of them")
-    paths = [Path(file) for file in several]
+    paths = [user_path(file) for file in several]
     chosen = make(ImportSettings, settings)
     foreign = [load_foreign(path) for path in paths]
     with shown("import", progress, on_progress) as report:

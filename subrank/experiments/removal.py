@@ -22,6 +22,7 @@ from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain
 from sae_core.errors import UserError
+from sae_core.files import user_path
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
@@ -111,6 +112,7 @@ def remove(
     """
     chosen = make(RemoveSettings, settings)
     a_set(saes)
+    user_path(task)  # raises for what is neither a name nor a file
     with shown("remove", progress, on_progress) as report:
         chosen = fitted(chosen, saes.on(model).block_weights, report)
         return run_remove(model, saes, task, chosen, removal_config(chosen, saes), report)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from command_lines import command_line
-from handmade import random_topk
 from verbs import VERBS, run
 
 from sae_core.data.text import Text
-from sae_core.storage import DictionarySet
 
 MANY, FEW = 222, 22
 """Command lines of each verb; those of them in which no text is read, and that every run of the suite tries."""
@@ -27,17 +25,6 @@ class Began(BaseException):
 
 def begin(*args, **kwargs):
     raise Began
-
-
-@pytest.fixture(scope="session")
-def small_set(storybook, tmp_path_factory) -> Path:
-    """Random dictionaries at two sites of storybook."""
-    folder = tmp_path_factory.mktemp("fuzzed")
-    dictionaries = {site: random_topk(128, 64, 8, seed=site.layer) for site in storybook.sites()[-2:]}
-    DictionarySet(
-        "storybook", storybook.fingerprint(), Text("storybook", 64, True, max_tokens=8_000), dictionaries
-    ).save(folder)
-    return folder
 
 
 @pytest.fixture
