@@ -77,7 +77,7 @@ def place_in(name: str) -> str | None:
 
 def place_of_openai(path: Path) -> str | None:
     """The hook point of a file as OpenAI publishes it: `resid_post_mlp_v5_32k/autoencoders/8.pt`."""
-    match = re.search(rf"/({'|'.join(_OPENAI)})[^/]*/(?:autoencoders/)?(\d{1, 4})\.pt$", str(path.absolute()))
+    match = re.search(rf"/({'|'.join(_OPENAI)})[^/]*/(?:autoencoders/)?(\d{{1,4}})\.pt$", str(path.absolute()))
     return f"blocks.{match[2]}.{_OPENAI[match[1]]}" if match else None
 
 
