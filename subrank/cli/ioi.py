@@ -24,6 +24,9 @@ def run(options: argparse.Namespace) -> None:
     # what is wrong with the settings is said before the model is loaded
     ioi_config(settings, next(iter(sets.values())))
     positions_of(settings.positions)
+    for saes in sets.values():
+        if settings.site:
+            saes.at(settings.site)
     if len(sets) == 1:
         sets = {"dictionary": next(iter(sets.values()))}
     out = result_folder(options.out or (options.dirs[0] / "ioi" if len(options.dirs) == 1 else Path("ioi")), options)

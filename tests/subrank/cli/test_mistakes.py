@@ -54,6 +54,7 @@ def test_circuits_that_make_no_sense(untrained_set, tmp_path, capsys, options, c
         ("ioi", ["--site", " "], "empty"),
         ("ioi", ["--positions", "-1", "S9"], "S9"),
         ("ioi", ["--sites", "nowhere"], "no site"),
+        ("ioi", ["--site", "mlp_out.1"], "no dictionary"),
         ("remove", ["--site", "mlp_out.1"], "no dictionary"),
         ("remove", ["--budget", "0"], "budget"),
         ("steer", ["--temperature", "-1"], "temperature"),
