@@ -142,9 +142,9 @@ def parse_json(text: str, where: object) -> Any:
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds half of a surrogate pair, which is no character; write it whole") from error
+        raise UserError(f"{where}: it holds half of a surrogate pair, which is no character; write it whole") from error
     except (ValueError, RecursionError) as error:  # not JSON, or numbers or nesting beyond Python's limits
-        raise UserError(f"{where} is damaged: it is not JSON ({str(error).partition(';')[0]})") from error
+        raise UserError(f"{where}: it is damaged, or not JSON ({str(error).partition(';')[0]})") from error
     return value
 
 
@@ -156,15 +156,15 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path} could not be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def check_file(path: Path) -> None:
     """Raise `UserError` unless there is a regular file: a pipe or a device may have no end."""
     if not path.exists():
-        raise UserError(f"{path} is missing; the folder is not complete")
+        raise UserError(f"{path} cannot be read: it is missing")
     if not path.is_file():
-        raise UserError(f"{path} is a folder, a pipe or a device; give a regular file")
+        raise UserError(f"{path} cannot be read: it is a folder, a pipe or a device; give a regular file")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sae_core import checks
 from sae_core.codec import finite, from_plain, to_plain
 from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
@@ -49,6 +50,15 @@ class SetCard:
     """None: no token is an outlier."""
     digests: dict[Site, str] = field(default_factory=dict)
     """Of each dictionary's files; sets from before there were digests have none."""
+
+    def __post_init__(self):
+        if len(set(self.sites)) < len(self.sites):
+            raise UserError("it names a site twice")
+        for site, limit in self.outlier_norms.items():
+            if site not in self.sites:
+                raise no_such("dictionary for", site, self.sites)
+            if limit is not None:
+                checks.positive(f"the outlier norm at {site}", limit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ common fall into one half. An answer that starts a word needs no space before it
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 
 from editing.tasks.pairs import PromptPairs, TextPair, as_tokens
 from sae_core.errors import UserError
-from sae_core.files import user_path
+from sae_core.files import parse_json, read_text, user_path
 from sae_core.model.language_model import LanguageModel
 
 FIELDS = ("clean", "corrupted", "answer", "foil")
@@ -110,16 +109,11 @@ def read_lines(path: str | Path) -> list[Line]:
     path, distinct = user_path(path), {}
     if not path.is_file():
         raise UserError(f"no file of pairs at {path}")
-    try:
-        texts = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason})") from error
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(read_text(path).split("\n"), 1):
         if text.strip():
+            fields = parse_json(text, f"{path}, line {number}")
             try:
-                line = _line(number, json.loads(text))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not a JSON object ({error.msg})") from error
+                line = _line(number, fields)
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
             pair = line.pair

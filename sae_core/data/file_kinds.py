@@ -7,7 +7,6 @@ UTF-8, or what its byte-order mark says. What cannot be read is refused by name,
 import codecs
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_core.errors import UserError
+from sae_core.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -156,19 +156,15 @@ def _json_lines(path: Path, lines: Iterable[str], column: str) -> Iterator[Docum
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f'{where}: expected a JSON object with a "{column}"') from error
-            yield document_of(row, column, where)
+            yield document_of(parse_json(line, where), column, where)
 
 
 def _json(path: Path, file: io.TextIOWrapper, column: str) -> Iterator[Document]:
     """A list of objects, also as the one list in an object; an object of columns; or JSON lines under another name."""
     text = file.read()
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text, path)
+    except UserError:
         yield from _json_lines(path, io.StringIO(text), column)
         return
     if isinstance(value, dict) and column not in value:

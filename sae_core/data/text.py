@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sae_core import checks
 from sae_core.data.documents import PIECE, documents
 from sae_core.data.file_kinds import Conversation
 from sae_core.data.packing import Packer
@@ -96,6 +97,10 @@ class Text:
         object.__setattr__(self, "source", str(self.source))
         if self.source != "storybook" and path.exists():
             object.__setattr__(self, "source", str(path.resolve()))
+        checks.whole("the tokens of a context", self.n_ctx, 1)
+        checks.whole("the number of tokens", self.max_tokens, 1)
+        if isinstance(self.exclude, str):
+            raise UserError(f"tokens to leave out are a list, not the text {self.exclude!r}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
         if self.source == "storybook":  # its documents are drawn at random
             object.__setattr__(self, "seed", None)

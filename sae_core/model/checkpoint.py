@@ -6,16 +6,18 @@ by name; LoRA adapters are merged into the model that they were trained on. A GG
 rounded to a few bits, are made full matrices by Transformers.
 """
 
-import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
 from sae_core.errors import UserError, no_such
+from sae_core.files import read_json, reading
+from sae_core.formats.tensor_files import PICKLED
 from sae_core.model.hub import model_source
 from sae_core.model.precision import Precision
 
@@ -29,9 +31,13 @@ def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -
         raise no_such("dtype", dtype, get_args(Precision))
     try:
         adapter = _beside(source, "adapter_config.json")
-        model = _merged(source, adapter, name, device, dtype) if adapter else _full(source, name, device, dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of files that are refused anyway
+            model = _merged(source, adapter, name, device, dtype) if adapter else _full(source, name, device, dtype)
     except UserError:
         raise
+    except UnpicklingError as error:
+        raise UserError(f"the weights of {name} cannot be loaded: {PICKLED}; save them as safetensors") from error
     except Exception as error:  # whatever Transformers and what it imports raise on files they do not know
         raise UserError(f"{name} could not be loaded as a language model: {_line(error)}") from error
     model.eval()
@@ -115,8 +121,8 @@ def _takes_weights(module: nn.Module | None) -> bool:
 
 def _merged(source: Path | str, adapter: Path, name: str, device: str, dtype: str) -> Any:
     """The model that a LoRA adapter was trained on, with the adapter's products added to its weights."""
-    base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-    if not base:
+    base = read_json(adapter).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise UserError(f"{name} holds a LoRA adapter that does not say of which model (base_model_name_or_path)")
     try:
         from peft import PeftModel  # pyright: ignore[reportMissingImports]
@@ -134,7 +140,7 @@ def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
     from transformers import AutoTokenizer
 
     if adapter and _beside(source, "tokenizer_config.json") is None:
-        source = model_source(json.loads(adapter.read_text())["base_model_name_or_path"])
+        source = model_source(read_json(adapter)["base_model_name_or_path"])
     way_out = "put its tokenizer.json, or its vocabulary, beside the weights"
     try:
         folder, file = _folder_and_file(source)
@@ -158,8 +164,8 @@ def _bos(tokenizer: Any, source: Path | str, n_vocab: int) -> int | None:
     if bos is None or bos >= n_vocab:
         return None
     if bos >= tokenizer.vocab_size and (path := _beside(source, "tokenizer.json")):
-        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", ())
-        return bos if bos in {token["id"] for token in added} else None
+        with reading(path):
+            return bos if bos in {token["id"] for token in read_json(path).get("added_tokens", ())} else None
     return bos
 
 

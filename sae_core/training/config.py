@@ -80,6 +80,8 @@ class TrainConfig:
             if value is not None:
                 checks.positive(f"the {name}", value)
         checks.weight("the weight of the KL divergence", self.kl)
+        if not isinstance(self.bfloat16, bool | None):
+            raise UserError(f"bfloat16 must be true, false or null; got {self.bfloat16!r}")
 
     @property
     def steps(self) -> int:

@@ -21,6 +21,7 @@ from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
 from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
+from sae_core.files import read_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.sites import FeatureId
@@ -117,10 +118,7 @@ def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> Cir
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a file of prompts; raises `UserError` where it cannot be read, or has none."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read: {error}") from error
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"--prompts {path} holds no prompts; give one prompt per line")
     return lines

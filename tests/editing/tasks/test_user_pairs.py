@@ -97,7 +97,7 @@ def test_answers_as_the_model_reads_them(storybook, tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "not a JSON object"),
+        ("{", "not JSON"),
         ("[1]", "clean, corrupted, answer, foil"),
         ({"clean": "The dogs", "corupted": "The dog"}, '"corrupted"'),
         (AGREEMENT | {"answer": 3}, '"answer"'),

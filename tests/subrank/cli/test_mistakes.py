@@ -35,7 +35,7 @@ def test_a_text_that_is_too_short(tmp_path, capsys):
         (["--target", "logit: qqqq"], "'qqqq'"),
         (["--target", "task: none"], "no task"),
         (["--target", "logit: she", "--prompts", "none.txt"], "cannot be read"),
-        (["--target", "logit: she", "--prompts", "/dev/null"], "no prompts"),
+        (["--target", "logit: she", "--prompts", "/dev/null"], "a device"),
         (["--keep", "-1"], "--keep"),
         (["--depth", "0"], "--depth"),
         (["--names", "none.json"], "none.json"),
