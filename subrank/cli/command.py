@@ -30,18 +30,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    try:
+        with stoppable():
+            return _run(arguments)
+    except Stopped as stop:
+        print(f"subrank: stopped{stop.advice}", file=sys.stderr)
+        return stop.status
+
+
+def _run(arguments: list[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     from sae_core.errors import UserError
     from sae_core.marks import marked
 
     try:
-        with stoppable(), ExitStack() as options.at_end:
+        with ExitStack() as options.at_end:
             return options.run(options) or 0
     except UserError as error:
         print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
-    except Stopped as stop:
-        print(f"subrank: stopped{stop.advice}", file=sys.stderr)
-        return stop.status
     except OSError as error:
         print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
     except (MemoryError, RuntimeError) as error:

@@ -33,6 +33,7 @@ def started(arguments: Sequence[str]) -> int:
         return child
     status = 70
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command takes it, as of a new process
         with unchecked():
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1), os.dup2(silence, 2)
