@@ -9,7 +9,7 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from markupsafe import Markup
 
 from sae_core.codec import from_plain
+from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, user_path, write_json
 from sae_core.folders import replacing
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 RESULT, PROVENANCE = "result.json", "provenance.json"
 QUICK = "quick: about a tenth of the usual work, so these numbers are rough; leave --quick out for better ones"
+_FILES = ("prompts", "names", "task")
+"""Settings that may name a file, of which texts are known by their contexts."""
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
 _KINDS = {
     "ioi": "subrank.experiments.ioi:IOI",
@@ -56,17 +59,22 @@ class Provenance:
     written: str
     dtype: str = "float32"
     """The precision in which the language model computed."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of what else the numbers depend on: dictionaries, text, files of prompts and names."""
 
     @classmethod
-    def of(cls, verb: str, model: LanguageModel, settings: Mapping[str, Any]) -> "Provenance":
-        """That of a run that ends now."""
+    def of(cls, verb: str, model: LanguageModel, settings: Mapping[str, Any], **depends: Any) -> "Provenance":
+        """That of a run that ends now, with digests of all that it `depends` on and of the files in its settings."""
         from subrank import __version__
 
         packages = {name: version(name) for name in _PACKAGES}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = (verb, __version__, platform.python_version(), packages, model.name, model.fingerprint())
         plain = {name: _plain(value) for name, value in settings.items()}
-        return cls(*known, str(model.device), plain, now, str(model.dtype).removeprefix("torch."))
+        files = {name: settings[name] for name in _FILES if isinstance(settings.get(name), (str, Path))}
+        depends |= {name: path.read_bytes() for name, file in files.items() if (path := user_path(file)).is_file()}
+        digests = {name: digest(value) for name, value in depends.items()}
+        return cls(*known, str(model.device), plain, now, str(model.dtype).removeprefix("torch."), digests)
 
 
 def quick_note(provenance: Provenance) -> dict[str, str]:

@@ -98,7 +98,8 @@ def run_circuit(
     claims = claims_of(resolved, graph, held) if len(held) >= MIN_EXAMPLES else ()
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
     explored = Explored.of(resolved, graph, read, settings.cards, names, on_progress) if settings.cards else None
-    provenance = Provenance.of("circuit", model, asdict(settings) | {"target": target, "set": saes.folder})
+    known = asdict(settings) | {"target": target, "set": saes.folder}
+    provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read)
     return CircuitResult(graph, evaluation, quality, provenance, notes, claims, explored)
 
 

@@ -108,4 +108,6 @@ def run_evaluate(
     read = {"text": text.source, "contexts": len(contexts), "contexts_spliced": len(few)}
     evaluation = evaluation_of(measured, spliced, alike, **read)
     densities = {f"{name}/{site}": p.density for name, by_site in measured.items() for site, p in by_site.items()}
-    return Evaluation(evaluation, Provenance.of("evaluate", model, asdict(settings) | folders_of(sets)), densities)
+    known = asdict(settings) | folders_of(sets)
+    provenance = Provenance.of("evaluate", model, known, dictionaries=dictionaries, text=contexts)
+    return Evaluation(evaluation, provenance, densities)

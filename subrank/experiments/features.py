@@ -146,9 +146,8 @@ def run_features(
     cards = tuple(catalogue.full(chosen, on_progress))
     neurons = neurons_of(catalogue, chosen, on_progress) if settings.neurons else {}
     read = {"training": len(training), "held_out": len(held)}
-    provenance = Provenance.of(
-        "features", model, asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
-    )
+    known = asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
+    provenance = Provenance.of("features", model, known, dictionaries=saes.dictionaries, text=contexts)
     return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue)
 
 

@@ -150,7 +150,8 @@ def run_ioi(
     results = tuple(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
     )
-    provenance = Provenance.of("ioi", model, asdict(settings) | folders_of(sets))
+    known = asdict(settings) | folders_of(sets)
+    provenance = Provenance.of("ioi", model, known, dictionaries=dictionaries, text=contexts)
     return IOI(results, quality, _labels(study, sets, results), provenance, study.task.notes)
 
 

@@ -138,7 +138,8 @@ def run_remove(
     result = remove_capability(model, capability, {**saes.dictionaries}, text, config, on_progress=on_progress)
     spared = text[: config.text_contexts] if config.prepend_bos else None
     ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say
-    provenance = Provenance.of("remove", model, asdict(settings) | ran | {"task": task, "set": saes.folder})
+    known = asdict(settings) | ran | {"task": task, "set": saes.folder}
+    provenance = Provenance.of("remove", model, known, dictionaries=saes.dictionaries, text=contexts)
     return Removal(result, quality, provenance, model, spared)
 
 

@@ -129,9 +129,8 @@ def run_steer(
     texts = continuations(model, steering, strengths, prompts, writing)
     config = DoseConfig(contexts=settings.contexts, seed=settings.seed)
     response = dose_response(model, steering, strengths, held, config, on_progress)
-    provenance = Provenance.of(
-        "steer", model, asdict(settings) | {"features": list(map(str, features)), "set": saes.folder}
-    )
+    known = asdict(settings) | {"features": list(map(str, features)), "set": saes.folder}
+    provenance = Provenance.of("steer", model, known, dictionaries=saes.dictionaries, text=contexts)
     return Steered(tuple(texts), response, quality, provenance)
 
 
