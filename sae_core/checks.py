@@ -28,11 +28,11 @@ def weight(name: str, value: Any) -> None:
     within(name, value)
 
 
-def positive(name: str, value: Any) -> None:
-    """Refuse all but finite numbers above zero."""
+def positive(name: str, value: Any, most: Number | None = None) -> None:
+    """Refuse all but finite numbers above zero, to `most`, by default to what is absurd."""
     if not _number(value) or value <= 0:
         raise UserError(f"{name} must be positive and finite; got {value!r}")
-    within(name, value)
+    within(name, value, most=most)
 
 
 def finite(name: str, value: Any) -> None:

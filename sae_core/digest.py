@@ -43,7 +43,7 @@ def differences(stored: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]
 def other_parts(before: Any, now: Any) -> list[str]:
     """The parts in which two fingerprints differ (`config:1a2b… weights:3c4d…`); none where either has no parts."""
     first, second = _parts(before), _parts(now)
-    return [name for name in second if name in first and first[name] != second[name]]
+    return [name for name in second if first[name] != second[name]] if first.keys() == second.keys() else []
 
 
 def _parts(fingerprint: Any) -> dict[str, str]:

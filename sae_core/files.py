@@ -22,7 +22,7 @@ from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.partial import final, partial_file
 
-DIGEST = "digest"
+DIGEST = "subrank_digest"
 """Under this name a file of tensors carries the digest of what was written."""
 LONGEST_NAME = 255
 """Bytes of a file's name that file systems take."""
@@ -75,7 +75,7 @@ def _appearing(path: Path, n_bytes: int) -> Iterator[Path]:
         partial = partial_file(path.parent)
         try:
             yield partial
-            with partial.open("rb") as file:
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())  # or a crash might leave the new name on an empty file
             os.chmod(partial, 0o644)  # temporary files are made for their owner alone
             os.replace(partial, path)

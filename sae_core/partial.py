@@ -37,7 +37,7 @@ def sweep(folder: Path) -> None:
     """Remove what dead processes of this machine have left half-written in `folder`; what living ones write stays."""
     for path in folder.glob(f"{_PREFIX}*"):
         machine, pid, *_ = [*path.name.removeprefix(_PREFIX).split("-"), ""]
-        if machine == _machine() and pid.isdecimal() and not _lives(int(pid)):
+        if os.name != "nt" and machine == _machine() and pid.isdecimal() and not _lives(int(pid)):
             with suppress(OSError):  # another process may be sweeping as well
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -58,7 +58,7 @@ class SetCard:
             if site not in self.sites:
                 raise no_such("dictionary for", site, self.sites)
             if limit is not None:
-                checks.positive(f"the outlier norm at {site}", limit)
+                checks.positive(f"the outlier norm at {site}", limit, most=math.inf)
 
 
 @dataclass(frozen=True, eq=False)

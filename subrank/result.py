@@ -20,7 +20,7 @@ from sae_core.codec import from_plain
 from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, user_path, write_json
-from sae_core.folders import replacing
+from sae_core.folders import marks_of, replacing
 from sae_core.marks import marked
 from sae_core.model.language_model import LanguageModel
 from sae_core.storage import SET
@@ -170,7 +170,7 @@ class Result(ABC):
 
 def check_place(folder: Path) -> Path:
     """`folder` itself; raises `UserError` where results would take the places of what is known of dictionaries."""
-    if (folder / SET).exists():
+    if (folder / SET).exists() or SET in marks_of(folder):
         raise UserError(f"{folder} is a folder of dictionaries; give another for results, such as {folder / 'results'}")
     return folder
 

@@ -98,7 +98,7 @@ class Text:
         if self.source != "storybook" and path.exists():
             object.__setattr__(self, "source", str(path.resolve()))
         checks.whole("the tokens of a context", self.n_ctx, 1)
-        checks.whole("the number of tokens", self.max_tokens, 1)
+        checks.whole("the number of tokens", self.max_tokens, 1, checks.TOKENS)
         if isinstance(self.exclude, str):
             raise UserError(f"tokens to leave out are a list, not the text {self.exclude!r}")
         object.__setattr__(self, "exclude", tuple(self.exclude))

@@ -1,6 +1,7 @@
 """Tensors and the JSON beside them, as another tool left them on disk. No pickled object is ever loaded."""
 
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,7 +53,7 @@ def _values(path: Path) -> dict[str, Any]:
         raise
     except UnpicklingError as error:
         raise UserError(PICKLED) from error
-    except (BadZipFile, OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
+    except (BadZipFile, zlib.error, OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(f"it is damaged, or no file of tensors: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"it holds a {type(values).__name__}; expected tensors by name")

@@ -55,7 +55,7 @@ class CheckpointCard:
         for name in ("step", "block", "position"):
             checks.whole(name, getattr(self, name))
         for site, scale in self.scales.items():
-            checks.positive(f"the scale at {site}", scale)
+            checks.positive(f"the scale at {site}", scale, most=math.inf)
         if not self.scales or not self.training or len(self.training) != len(self.bfloat16):
             raise UserError("it describes no run: give sites, and a precision for every configuration")
         if any(self.step > config.steps for config in self.configs):

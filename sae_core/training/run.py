@@ -59,14 +59,15 @@ class Run:
     def check(self, model: LanguageModel, sites: Sequence[Site]) -> None:
         """Raise `UserError` for more active latents than there are, and for more memory than the machine has.
 
-        Training holds each weight, its gradient and Adam's two moments, and of a batch every latent and its gradient.
+        Training holds each weight with Adam's two moments, and of one dictionary at a time the gradient and of a batch
+        every latent with its gradient.
         """
         most = 0
         for member in self.members:
             for n_latents in {member.expansion * model.d_in(site) for site in sites}:
                 check_k(getattr(member.recipe, "k", 1), n_latents)
                 most = max(most, n_latents * member.batch)
-        needed = 4 * (4 * self.n_weights(model, sites) + 2 * most)
+        needed = 4 * (3 * self.n_weights(model, sites) + 2 * most)
         what = f"training {len(self.members) * len(sites)} dictionaries in one pass"
         check_memory(needed, model.device, what, "give a smaller --expansion or --batch, or fewer --sites at a time")
 

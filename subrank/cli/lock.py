@@ -10,14 +10,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sae_core.errors import UserError
 
 LOCK = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer; there, nothing keeps two runs apart."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What file systems without locks answer; there, and on Windows, nothing keeps two runs apart."""
 
 
 @contextmanager
@@ -27,19 +27,28 @@ def locked(folder: Path) -> Iterator[None]:
     descriptor = _open_locked(path)
     try:
         owner = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, owner.encode())
+        with suppress(OSError):  # a file that another user's run left may only be read
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, owner.encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked: whoever opened this very file sees that it is gone
+        with suppress(OSError):
+            path.unlink()  # while it is locked: whoever opened this very file sees that it is gone
         os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int:
-    import fcntl
-
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            if not path.exists():
+                raise
+            descriptor = os.open(path, os.O_RDONLY)
+        try:
+            import fcntl
+        except ImportError:  # on Windows
+            return descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -16,6 +16,7 @@ from sae_core.codec import finite, to_plain
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_text
 from sae_core.folders import FILES, replacing
+from sae_core.partial import sweep
 from sae_core.sites import Stream
 from subrank.pages.names import check_names
 from subrank.pages.page import render
@@ -48,6 +49,7 @@ def explore(
     """
     folder = user_path(folder)
     check_names(names or {})
+    sweep(folder)
     if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} holds other files; give a new folder, or that of an earlier page")
     with replacing(folder, "index.html") as new:

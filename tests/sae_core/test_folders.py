@@ -41,6 +41,13 @@ def test_what_was_written_before_goes_and_what_others_wrote_stays(folder):
     assert {path.name for path in folder.iterdir()} == {FILES, "page.html", "sub", "mark"}  # no empty folders either
 
 
+def test_what_was_written_under_other_marks_stays(folder):
+    """A result that is saved beside dictionaries takes none of them away."""
+    with replacing(folder, "other") as new:
+        write_text(new / "other", "new")
+    assert there(folder) == OLD | MINE | {"other": "new"}
+
+
 def test_a_block_that_raises_leaves_everything_as_it_was(folder):
     before = contents(folder)
     with pytest.raises(KeyboardInterrupt), replacing(folder, "card", "mark") as new:

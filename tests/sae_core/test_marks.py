@@ -10,6 +10,7 @@ VIEWER = Path(__file__).parents[2] / "subrank" / "pages" / "viewer" / "base.js"
 
 def test_what_turns_text_round_or_hides_is_marked_and_everything_else_stays():
     assert marked("a\u202eb\u202c \u200b\ufeff\x1b[31m") == "a[U+202E]b[U+202C] [U+200B][U+FEFF][U+001B][31m"
+    assert marked("a\U000e0041\u3164") == "a[U+E0041][U+3164]"
     plain = "Mädchen שלום 日本 👩‍👧 \n\t \\ [U+202E]"
     assert marked(plain) == plain and marked(marked("\u2066x")) == marked("\u2066x")
 

@@ -115,6 +115,17 @@ def test_how_it_was_trained_comes_back(original, tmp_path):
         assert load_set(tmp_path / str(i)).training == training
 
 
+def test_large_norms_and_texts_come_back(folder, tmp_path):
+    """Ten times the median norm of some models is beyond a million, and long runs read more than a billion tokens."""
+    small = load_set(folder)
+    large = replace(small, text=replace(small.text, max_tokens=2 * 10**9))
+    for sae in large.dictionaries.values():
+        sae.outlier_norm = 2.5e6
+    large.save(tmp_path / "large")
+    read = load_set(tmp_path / "large")
+    assert read.text == large.text and {sae.outlier_norm for sae in read.dictionaries.values()} == {2.5e6}
+
+
 def test_a_sweep_is_a_folder_of_sets(original, tmp_path):
     for name in ("b", "a"):
         original.save(tmp_path / "sweep" / name)

@@ -10,7 +10,9 @@ from tiny import user_error
 
 from sae_core.errors import UserError
 from sae_core.files import write_text
-from subrank.result import Provenance, Result
+from sae_core.folders import replacing
+from sae_core.storage import SET
+from subrank.result import RESULT, Provenance, Result
 
 PROVENANCE = Provenance("ioi", "0", "3", {}, "m", "f", "cpu", {}, "now")
 
@@ -87,3 +89,12 @@ def test_a_folder_of_dictionaries_keeps_its_numbers(tmp_path):
     with user_error(str(tmp_path), "dictionaries", "give another"):
         Plain("words").save(tmp_path)
     assert issubclass(UserError, ValueError) and [path.name for path in tmp_path.iterdir()] == ["set.json"]
+
+
+def test_the_sets_of_a_sweep_are_not_lost_to_a_result(tmp_path):
+    """Their folder has no `set.json` of its own; what lies beside them in other ways stays, too."""
+    with replacing(tmp_path / "sweep", RESULT, SET) as new:
+        write_text(new / "a" / SET, "{}")
+    with user_error("sweep", "dictionaries", "give another"):
+        Plain("words").save(tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "a" / SET).is_file()

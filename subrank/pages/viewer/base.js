@@ -49,8 +49,8 @@ const subrank = (() => {
   // What cannot be seen is shown as a sign: spaces that matter, ends of lines, marks that turn text around.
   const SIGNS = { "\n": "↵", "\r": "[CR]", "\t": "⇥" };
   const HIDDEN =
-    /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u115f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
-  const code = (c) => `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
+    /[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]|[\udb40-\udb43][\udc00-\udfff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+  const code = (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
   const visible = (text) => text.replace(HIDDEN, (c) => SIGNS[c] || code(c));
 
   // A token by itself, as in a list: its own spaces are part of what it is.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import random_tokens, write_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_core.model.fingerprint import parts_other_than, sampled, weights_digest
 from sae_core.model.language_model import load_model
@@ -90,9 +90,23 @@ def test_a_permuted_vocabulary_is_another_tokenizer(checkpoints, tiny_models, tm
 def test_what_changes_nothing_that_a_model_computes_is_not_part_of_it(checkpoints, tiny_models, tmp_path):
     def change(config: dict) -> None:
         config |= {"transformers_version": "4.0.0", "use_cache": False, "initializer_range": 0.5, "an_option": None}
+        config |= {"task_specific_params": {"a": 1}, "a_note": "mine"}
 
     folder = changed(shutil.copytree(checkpoints["gpt2"], tmp_path / "other"), "config.json", change)
     assert load_model(folder, device="cpu").fingerprint() == tiny_models["gpt2"].fingerprint()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    assert len(tokenizer) > tiny_models["gpt2"].n_vocab  # else it might stand for a word
+    tokenizer.save_pretrained(folder)
+    with torch.inference_mode():
+        assert load_model(folder, device="cpu").fingerprint() == tiny_models["gpt2"].fingerprint()
+
+
+def test_a_fingerprint_that_was_cut_is_of_no_model(tiny_models):
+    model = tiny_models["gpt2"]
+    for cut in (model.fingerprint().split()[0], "x:y"):
+        assert parts_other_than(cut, model) == ["fingerprint"]
+    assert not parts_other_than(model.fingerprint(), model)
 
 
 def test_a_fingerprint_is_of_numbers_not_of_their_precision(checkpoints, tiny_models, tmp_path):

@@ -1,7 +1,9 @@
 """The explorer's folder: what is written into it, and that the page finds it there."""
 
 import json
+import os
 import re
+import subprocess
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from explorer_pages import HOSTILE, card, edge, example, example_cards, node
 
 from circuits.graph import ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.errors import UserError
+from sae_core.partial import partial_folder
 from sae_core.sites import FeatureId, Site, Stream
 from subrank.pages import explorer as module
 from subrank.pages.explorer import BYTES, CARDS, EXAMPLES, explore, graph_value
@@ -152,6 +155,11 @@ def test_an_earlier_page_is_replaced_and_other_files_are_not(tmp_path):
     explore(tmp_path / "own", None, [card("0_1")])
     assert not (tmp_path / "own" / "data" / "features-001.js").exists()
     assert read_names(tmp_path / "own" / "names.json") == {"0_1": "kept"}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = partial_folder(tmp_path / "own")  # by a process that was killed
+    left.rename(left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")))
+    explore(tmp_path / "own", None, [card("0_1")])
     (tmp_path / "own" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="other files"):
         explore(tmp_path / "own", None, [card("0_1")])
