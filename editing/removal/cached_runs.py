@@ -108,7 +108,7 @@ class TokenRuns:
 
     def _sizes(self, distances: Sequence[Float[Tensor, "batch pos"]]) -> tuple[tuple[float, ...], float]:
         """The mean distance over the masked tokens, edit by edit, and the share of them at which there is one."""
-        changed = torch.stack(distances).gt(0).any(0)
+        changed = torch.stack([*distances]).gt(0).any(0)
         return tuple(map(self.size, distances)), changed[self.mask].double().mean().item()
 
 
