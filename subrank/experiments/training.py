@@ -96,6 +96,8 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     """The run that settings describe, of `members_of` them."""
     members, context = members_of(settings), settings.context
     n_ctx = min(128, a_model(model).n_ctx) if context is None else context
+    if text == "storybook" and settings.column != TrainSettings.column:
+        raise UserError("--column is read with rows of texts only, not with storybook; leave it out")
     amount = settings.text_tokens or settings.tokens
     bos = bos_of(model, settings.bos)
     how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}

@@ -164,6 +164,7 @@ SMALL = ["--tokens", "4096", "--context", "64", "--sites", "resid_post.0"]
         (["--save-every", "nan"], "--save-every must be a finite number"),
         (["--dead-after", "0"], "--dead-after must be at least 1"),
         ([*SMALL, "--expansion", "1099511627776"], "--expansion must be at most"),
+        (["--column", "story"], "--column"),
     ],
 )
 def test_settings_that_make_no_sense(options, complaint, tmp_path, capsys):
