@@ -96,12 +96,12 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     """The run that settings describe, of `members_of` them."""
     members, context = members_of(settings), settings.context
     n_ctx = min(128, a_model(model).n_ctx) if context is None else context
-    if text == "storybook" and settings.column != TrainSettings.column:
-        raise UserError("--column is read with rows of texts only, not with storybook; leave it out")
     amount = settings.text_tokens or settings.tokens
     bos = bos_of(model, settings.bos)
     how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}
     read = Text(text, n_ctx, bos, amount, **how)
+    if read.source == "storybook" and settings.column != TrainSettings.column:
+        raise UserError("--column is read with rows of texts only, not with storybook; leave it out")
     read.read_by(model)  # raises for what is no token
     rest = (int(settings.memory * 2**30), settings.outliers, settings.quick)
     return Run(model.name, read, settings.sites, members, *rest)
