@@ -3,6 +3,7 @@
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
 # make kills  every long verb killed 30 times at random, and started again: the same bytes
+# make verify  every verb on storybook, a sample of what it reports computed again by plain forward passes
 # make interop  the tests that need SAELens, sparsify or dictionary-learning, each in an environment of its own
 # make lint   ruff and pyright
 PYTHON ?= python3
@@ -15,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 kills interop lint clean
+.PHONY: demo test quick seeds trained-avx2 kills verify interop lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +43,9 @@ seeds: $(VENV)/installed
 
 kills: $(VENV)/installed
 	$(PYTEST) -n 2 --kills 30 tests/reliability
+
+verify: $(VENV)/installed
+	$(BIN)/python benchmarks/verify.py
 
 # Their packages and ours need different versions of transformer-lens. pip may bring a torchvision of another build than
 # torch, which keeps transformers from loading; none of them needs it.

@@ -9,7 +9,7 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ from sae_core.folders import marks_of, replacing
 from sae_core.marks import marked
 from sae_core.model.language_model import LanguageModel
 from sae_core.storage import SET
+from subrank.checking.recomputed import Check
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -88,7 +89,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, bool, dict, type(None))) else str(value)
 
 
-class Result(ABC):
+@dataclass(frozen=True, eq=False, repr=False)
+class Checked:
+    """What every result may carry beside its own numbers."""
+
+    check: Check | None = field(default=None, kw_only=True)
+    """What was computed again (`--check`); None where nothing was."""
+
+
+class Result(Checked, ABC):
     """What an experiment returns."""
 
     verb: ClassVar[str]
@@ -140,32 +149,36 @@ class Result(ABC):
         `assets` is the folder that holds, or gets, the one copy of plotly; by default the page's own. Raises
         `UserError` for a folder of dictionaries, whose own numbers have the same names.
         """
+        from subrank.pages.check_section import check_section
         from subrank.pages.page import warned, write_page
 
         folder = check_place(user_path(folder))
         page = f"{self.verb}.html"
         with replacing(folder, RESULT) as new:
             self.write(new)
-            body = warned(self.note()) + self.saved_body()
+            body = warned(self.note()) + self.saved_body() + check_section(self.check)
             write_page(new / page, self.title(), body, assets=assets or folder, lies_in=folder)
         return folder / page
 
     def write(self, folder: Path) -> None:
         """Write everything but the page into a new folder."""
         write_json(folder / PROVENANCE, asdict(self.provenance))
-        write_json(folder / RESULT, self.to_dict() | quick_note(self.provenance))
+        check = {"check": self.check.to_json()} if self.check else {}
+        write_json(folder / RESULT, self.to_dict() | quick_note(self.provenance) | check)
 
     def saved_body(self) -> Markup:
         """`body`, with links to what `save` writes beside the page."""
         return self.body()
 
     def __str__(self) -> str:
-        return marked("\n".join([*self.lines(), *([self.note()] if self.note() else [])]))
+        ends = filter(None, (self.note(), self.check and self.check.line()))
+        return marked("\n".join([*self.lines(), *ends]))
 
     def _repr_html_(self) -> str:
+        from subrank.pages.check_section import check_section
         from subrank.pages.page import fragment, warned
 
-        return fragment(warned(self.note()) + self.body())
+        return fragment(warned(self.note()) + self.body() + check_section(self.check))
 
 
 def check_place(folder: Path) -> Path:
@@ -193,7 +206,8 @@ def load_result(folder: str | Path) -> Result:
         raise UserError(f"{folder / PROVENANCE} is damaged: {error}") from error
     numbers = read_json(folder / RESULT)
     try:
-        return kind.from_dict(numbers, provenance)
+        result = kind.from_dict(numbers, provenance)
+        return replace(result, check=from_plain(Check, numbers["check"])) if "check" in numbers else result
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = f"missing {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{folder / RESULT} is damaged, or not of {card['verb']}: {problem}") from error

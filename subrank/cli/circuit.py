@@ -16,7 +16,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--target", type=word, default=None, help=text)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank circuit`: discover the circuit of a feature, a logit or a task, and draw it."""
     from subrank.experiments.circuit import names_of, request_of, run_circuit
     from subrank.saes import load
@@ -34,4 +34,4 @@ def run(options: argparse.Namespace) -> None:
     page = result.save(out)
     for line in result.evaluation.lines() if result.evaluation else result.notes:
         say(f"  {line}")
-    say_results(result, page)
+    return say_results(result, page)

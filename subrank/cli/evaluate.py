@@ -15,7 +15,7 @@ def add(verbs: Verbs) -> None:
     verbs.add_on_sets("evaluate", run, EvaluateSettings, out)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank evaluate`: measure one or several sets of dictionaries, and how alike they are."""
     from subrank.experiments.evaluation import run_evaluate
     from subrank.saes import by_name, text_of
@@ -31,4 +31,4 @@ def run(options: argparse.Namespace) -> None:
         result = run_evaluate(model, sets, settings, report)
     for line in result.evaluation.lines():
         say(f"  {line}")
-    say_results(result, result.save(out))
+    return say_results(result, result.save(out))

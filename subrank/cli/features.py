@@ -25,7 +25,7 @@ def names_of(texts: list[str]) -> list[str]:
     return names
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank features`: make feature cards: what features respond to, and what they do."""
     from subrank.experiments.features import card_line, chosen_features, run_features
     from subrank.saes import load
@@ -39,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
         result = run_features(model, saes, names, settings, report)
     for card in result.cards:
         say(f"  {card.feature}: {card_line(card)}")
-    say_results(result, result.save(out))
+    return say_results(result, result.save(out))

@@ -14,7 +14,7 @@ def add(verbs: Verbs) -> None:
     verbs.add_on_sets("ioi", run, IOISettings, "DIR/ioi, or ./ioi where there are several DIR")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank ioi`: IOI patching: how many features carry the indirect object."""
     from subrank.experiments.ioi import ioi_config, positions_of, run_ioi
     from subrank.saes import by_name, text_of
@@ -37,4 +37,4 @@ def run(options: argparse.Namespace) -> None:
         result = run_ioi(model, sets, settings, report)
     for line in result.sentences():
         say(f"  {line}")
-    say_results(result, result.save(out))
+    return say_results(result, result.save(out))

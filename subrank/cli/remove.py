@@ -15,7 +15,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--task", type=word, default="pronouns", help=text)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank remove`: remove a capability and measure what else changed."""
     from subrank.experiments.removal import removal_config, run_remove
     from subrank.saes import load
@@ -30,4 +30,4 @@ def run(options: argparse.Namespace) -> None:
     page = result.save(out)
     for line in result.lines():
         say(line)
-    say_results(result, page)
+    return say_results(result, page)

@@ -24,7 +24,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--features", "--feature", nargs="+", default=[], metavar="FEATURE", help=text)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`subrank steer`: generate text with features turned up, down or off."""
     from editing.steering.edits import Mode
     from subrank.experiments.steering import described, run_steer, strengths_of, writing_of
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     for line in described(result.response):
         say(line)
     show(result.texts, colour=colourful())
-    say_results(result, result.save(out))
+    return say_results(result, result.save(out))
 
 
 def say_unknown(model: "LanguageModel", text: str) -> None:

@@ -20,11 +20,12 @@ def say(line: str) -> None:
     print(marked(line), flush=True)
 
 
-def say_results(result: "Result", page: Path) -> None:
-    """The last lines of a verb: whether the numbers are rough, and where they are."""
-    if result.note():
-        say(result.note())
+def say_results(result: "Result", page: Path) -> int:
+    """The last lines of a verb: whether the numbers are rough or wrong, and where they are; returns its exit status."""
+    for line in filter(None, (result.note(), result.check and result.check.line())):
+        say(line)
     say(f"results: {page}")
+    return 1 if result.check and result.check.disagreeing else 0
 
 
 def reporting() -> AbstractContextManager[OnProgress]:

@@ -14,8 +14,8 @@ from circuits.discovery.edges import EdgeConfig, SearchMode
 from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, check_request, resolve
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
-from circuits.evaluation import CircuitEvaluation, evaluate_circuit
-from circuits.features.atlas import atlas_of
+from circuits.evaluation import CircuitEvaluation, evaluate_circuit, held_out_prompts
+from circuits.features.atlas import FeatureAtlas, atlas_of
 from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
@@ -25,6 +25,8 @@ from sae_core.files import read_text
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.sites import FeatureId
+from subrank.checking.circuit import recomputed_edges, recomputed_score
+from subrank.checking.recomputed import Recomputed, check_of
 from subrank.experiments.circuit_explorer import Explored
 from subrank.experiments.circuit_result import CircuitResult
 from subrank.experiments.cost import Scoring, announce, circuit_parts
@@ -100,7 +102,16 @@ def run_circuit(
     explored = Explored.of(resolved, graph, read, settings.cards, names, on_progress) if settings.cards else None
     known = asdict(settings) | {"target": target, "set": saes.folder}
     provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read)
-    return CircuitResult(graph, evaluation, quality, provenance, notes, claims, explored)
+
+    def numbers() -> list[Recomputed]:
+        edges = recomputed_edges(resolved, graph, settings.seed)
+        if evaluation is None:
+            return edges
+        prompts = held_out_prompts(resolved, held_atlas(resolved, held))
+        return edges + recomputed_score(resolved.search, prompts, held, evaluation.scores[0])
+
+    check = check_of(model, settings.check, on_progress, numbers)
+    return CircuitResult(graph, evaluation, quality, provenance, notes, claims, explored, check=check)
 
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
@@ -213,8 +224,13 @@ def scored(
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
     numbers = repetitions(settings, resolved.search.model)
-    atlas = atlas_of(resolved.atlas.survey, held, top=max(64, 2 * resolved.search.config.n_examples))
+    atlas = held_atlas(resolved, held)
     try:
         return evaluate_circuit(resolved, circuit, atlas, **numbers, on_progress=on_progress), ()
     except UserError as error:
         return None, (f"not scored: {error}",)
+
+
+def held_atlas(resolved: ResolvedRequest, held: Int[Tensor, "contexts pos"]) -> FeatureAtlas:
+    """Statistics of all features on the contexts that were not searched; those that were read are not read again."""
+    return atlas_of(resolved.atlas.survey, held, top=max(64, 2 * resolved.search.config.n_examples))

@@ -48,6 +48,11 @@ def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProg
     on_progress(Progress(f"{about} {duration(seconds)}: {'; '.join(parts)}", 0, None))
 
 
+def again(model: LanguageModel, is_wanted: bool, tokens: int) -> Parts:
+    """A sample of the numbers computed again (`--check`): about so many tokens from beginning to end."""
+    return {"a sample of it computed again": Work(tokens * model.n_layers, tokens)} if is_wanted else {}
+
+
 def pass_over(model: LanguageModel, contexts: int, length: int, sites: Sequence[Site] = ()) -> Work:
     """Contexts read to the highest of `sites`, which encode them; without sites to the end."""
     top = max((site.layer + 1 for site in sites), default=model.n_layers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,9 @@ from sae_core.evaluation.similarity import compare
 from sae_core.files import write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
-from subrank.experiments.cost import announce, evaluate_parts
+from subrank.checking.evaluation import DICTIONARIES, recomputed
+from subrank.checking.recomputed import check_of
+from subrank.experiments.cost import again, announce, evaluate_parts
 from subrank.pages.evaluation_figures import frontier_figure, site_figure
 from subrank.pages.evaluation_page import evaluation_page
 from subrank.progress import shown
@@ -93,7 +96,9 @@ def run_evaluate(
     stages.begin(f"reading {text.source}")
     contexts = text.read(model).held_out[: settings.contexts]
     dictionaries = {name: saes.dictionaries for name, saes in sets.items()}
-    parts = evaluate_parts(model, dictionaries, len(contexts), min(len(contexts), settings.spliced), text.n_ctx)
+    n_few = min(len(contexts), settings.spliced)
+    parts = evaluate_parts(model, dictionaries, len(contexts), n_few, text.n_ctx)
+    parts = {**parts, **again(model, settings.check, DICTIONARIES * (len(contexts) + 3 * n_few) * text.n_ctx)}
     announce(model, dictionaries, parts, on_progress)
     n = sum(map(len, dictionaries.values()))
     stages.begin(f"measuring {n} dictionaries on {len(contexts)} contexts of {text.n_ctx} tokens")
@@ -110,4 +115,5 @@ def run_evaluate(
     densities = {f"{name}/{site}": p.density for name, by_site in measured.items() for site, p in by_site.items()}
     known = asdict(settings) | folders_of(sets)
     provenance = Provenance.of("evaluate", model, known, dictionaries=dictionaries, text=contexts)
-    return Evaluation(evaluation, provenance, densities)
+    numbers = partial(recomputed, model, dictionaries, contexts, evaluation, settings.seed)
+    return Evaluation(evaluation, provenance, densities, check=check_of(model, settings.check, on_progress, numbers))

@@ -22,7 +22,9 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
-from subrank.experiments.cost import announce, feature_parts
+from subrank.checking.features import recomputed
+from subrank.checking.recomputed import check_of
+from subrank.experiments.cost import again, announce, feature_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.features_figures import activation_figure
 from subrank.pages.features_page import cards_section
@@ -138,6 +140,7 @@ def run_features(
     survey, n_full = saes.survey(model), len(chosen) or settings.full
     n_read = survey.n_unread(training) + survey.n_unread(held)
     parts = feature_parts(model, saes.dictionaries, n_read, n_full * (1 + settings.neurons), saes.text.n_ctx)
+    parts = {**parts, **again(model, settings.check, len(training) * saes.text.n_ctx)}
     announce(model, {"": saes.dictionaries}, parts, on_progress)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     seed = settings.seed
@@ -148,7 +151,8 @@ def run_features(
     read = {"training": len(training), "held_out": len(held)}
     known = asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
     provenance = Provenance.of("features", model, known, dictionaries=saes.dictionaries, text=contexts)
-    return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue)
+    check = check_of(model, settings.check, on_progress, lambda: recomputed(catalogue, cards, seed))
+    return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue, check=check)
 
 
 def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:

@@ -21,6 +21,8 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.sites import FeatureId, Site
+from subrank.checking.ioi import recomputed
+from subrank.checking.recomputed import check_of
 from subrank.experiments.cost import announce, ioi_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.ioi_page import ioi_section
@@ -152,7 +154,9 @@ def run_ioi(
     )
     known = asdict(settings) | folders_of(sets)
     provenance = Provenance.of("ioi", model, known, dictionaries=dictionaries, text=contexts)
-    return IOI(results, quality, _labels(study, sets, results), provenance, study.task.notes)
+    labels = _labels(study, sets, results)
+    check = check_of(model, settings.check, on_progress, lambda: recomputed(study, results, settings.seed))
+    return IOI(results, quality, labels, provenance, study.task.notes, check=check)
 
 
 def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:

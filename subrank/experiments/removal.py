@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,9 @@ from sae_core.files import user_path
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
+from sae_core.sites import Site
+from subrank.checking.recomputed import check_of
+from subrank.checking.removal import recomputed
 from subrank.experiments.cost import announce, removal_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.removal_page import removal_section
@@ -140,7 +144,9 @@ def run_remove(
     ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say
     known = asdict(settings) | ran | {"task": task, "set": saes.folder}
     provenance = Provenance.of("remove", model, known, dictionaries=saes.dictionaries, text=contexts)
-    return Removal(result, quality, provenance, model, spared)
+    numbers = partial(recomputed, model, capability, saes.at(Site.parse(result.site)), text, config, result)
+    check = check_of(model, settings.check, on_progress, numbers)
+    return Removal(result, quality, provenance, model, spared, check=check)
 
 
 def removal_config(settings: RemoveSettings, saes: Saes) -> RemovalConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Int
@@ -22,6 +23,8 @@ from sae_core.model.generation import Sampling, check_room
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Stream
+from subrank.checking.recomputed import check_of
+from subrank.checking.steering import recomputed
 from subrank.experiments.cost import Doses, announce, steer_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.steering_figure import steering_figure
@@ -131,7 +134,9 @@ def run_steer(
     response = dose_response(model, steering, strengths, held, config, on_progress)
     known = asdict(settings) | {"features": list(map(str, features)), "set": saes.folder}
     provenance = Provenance.of("steer", model, known, dictionaries=saes.dictionaries, text=contexts)
-    return Steered(tuple(texts), response, quality, provenance)
+    numbers = partial(recomputed, model, steering, held, config, response)
+    check = check_of(model, settings.check, on_progress, numbers)
+    return Steered(tuple(texts), response, quality, provenance, check=check)
 
 
 def writing_of(settings: SteerSettings) -> Writing:

@@ -62,3 +62,5 @@ class CircuitSettings(Settings):
     """seed of examples, random directions and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""

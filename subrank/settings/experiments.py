@@ -66,6 +66,8 @@ class IOISettings(Settings):
     """seed of prompts, random orders and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class RemoveSettings(Settings):
     """seed of prompts, random controls and intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class SteerSettings(Settings):
     """seed of the texts and of random directions"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class FeatureSettings(Settings):
     """seed of the features drawn and of the examples"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,8 @@ class EvaluateSettings(Settings):
     """seed of the random baseline of the comparison"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+    check: bool = False
+    """compute a sample of the numbers again by full forward passes with hooks, and say by how much they differ"""
 
 
 @dataclass(frozen=True)

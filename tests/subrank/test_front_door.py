@@ -49,7 +49,7 @@ SMALL = {
         "baselines": "pca",
     },
     "remove": {"prompts": 8, "site": "resid_post.5"},
-    "steer": {"tokens": 3, "contexts": 2, "mode": "off"},
+    "steer": {"tokens": 3, "contexts": 2, "mode": "off", "read": 32},
     "features": {"contexts": 24, "full": 2},
     "evaluate": {"contexts": 4, "spliced": 2},
 }
@@ -63,9 +63,9 @@ def saes(storybook_set) -> sr.Saes:
 @pytest.fixture(scope="module")
 def results(storybook, saes) -> dict[str, Result]:
     with unchecked():
-        made = {verb: getattr(sr, verb)(storybook, saes, **QUIET, **SMALL[verb]) for verb in SMALL}
+        made = {verb: getattr(sr, verb)(storybook, saes, check=True, **QUIET, **SMALL[verb]) for verb in SMALL}
         small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 20, "draws": 0, "cards": 8, "cover": 1}
-        return made | {"circuit": sr.discover(storybook, saes, **QUIET, **small)}
+        return made | {"circuit": sr.discover(storybook, saes, check=True, **QUIET, **small)}
 
 
 # ---- the door itself -------------------------------------------------------------------------------
@@ -229,17 +229,25 @@ def test_training_in_python_is_training_by_the_command(storybook, tmp_path):
 def test_a_result_has_one_shape(results, verb, tmp_path):
     """Ten lines at most, a figure, a fragment for notebooks; and what `save` writes `load_result` reads."""
     result = results[verb]
-    assert result.verb == verb and 0 < len(str(result).splitlines()) <= 10
+    assert result.verb == verb and 0 < len(result.lines()) <= 10
     assert not result.figures() or isinstance(result.plot(), Figure)
     assert "<table" in result._repr_html_() and "<script" not in result._repr_html_()
     page = result.save(tmp_path / "out")
     assert page.name == f"{verb}.html" and page.is_file()
     plain = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert plain.pop("check")["disagreeing"] == 0
     assert plain == json.loads(json.dumps(result.to_dict(), allow_nan=False))
     again = sr.load_result(tmp_path / "out")
     assert type(again) is type(result) and again.provenance == result.provenance
     assert json.loads(json.dumps(again.to_dict(), allow_nan=False)) == plain
-    assert again.lines() == result.lines()
+    assert again.lines() == result.lines() and again.check == result.check
+
+
+@pytest.mark.parametrize("verb", [*SMALL, "circuit"])
+def test_what_a_verb_reports_is_what_full_forward_passes_say(results, verb):
+    check = results[verb].check
+    assert len(check.numbers) >= 5 and not check.disagreeing, check.line()
+    assert str(results[verb]).splitlines()[-1] == check.line() and "Computed again" in results[verb]._repr_html_()
 
 
 def test_a_folder_without_a_result(storybook_set, tmp_path):

@@ -1,5 +1,6 @@
 """Results take the places of earlier ones, and of nothing else."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from markupsafe import Markup
 from mortal import contents
 from tiny import user_error
 
+from sae_core.codec import from_plain
 from sae_core.errors import UserError
 from sae_core.files import write_text
 from sae_core.folders import replacing
 from sae_core.storage import SET
+from subrank.checking.recomputed import Check, Recomputed
 from subrank.result import RESULT, Provenance, Result
 
 PROVENANCE = Provenance("ioi", "0", "3", {}, "m", "f", "cpu", {}, "now")
@@ -75,6 +78,17 @@ def test_an_earlier_result_goes_and_what_people_put_beside_it_stays(tmp_path):
     names = {name for name in contents(tmp_path) if not name.startswith(".")}
     assert names == {"explore/names.json", "ioi.html", "plotly.min.js", "provenance.json", "result.json"}
     assert not any(b"the earlier one" in content for content in contents(tmp_path).values())
+
+
+def test_a_check_is_printed_shown_and_written_and_without_one_nothing_is(tmp_path):
+    """`result.json` without a check holds the bytes that it always held."""
+    check = Check((Recomputed("the answer", 42.0, 42.5),), "float32")
+    pages = [Plain("words").save(tmp_path / "plain"), Plain("words", check=check).save(tmp_path / "checked")]
+    plain, checked = (json.loads((page.parent / RESULT).read_text()) for page in pages)
+    assert plain == {"words": "words"} and from_plain(Check, checked.pop("check")) == check and checked == plain
+    assert ["the answer" in page.read_text() for page in pages] == [False, True]
+    assert str(Plain("words")) == "words" and str(Plain("words", check=check)) == f"words\n{check.line()}"
+    assert check.line().startswith("WRONG NUMBERS")
 
 
 @pytest.mark.parametrize(("assets", "address"), [("", "../../plotly.min.js"), ("a/b", "plotly.min.js")])

@@ -61,6 +61,7 @@ class HandModel(LanguageModel):
     """
 
     brings_spaces = True
+    dtype = torch.float32
 
     def __init__(self, embedding: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]):
         self.embedding, self.blocks = embedding, list(blocks)

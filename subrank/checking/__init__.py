@@ -1,0 +1,1 @@
+"""`--check`: a sample of what a verb reports, computed again in the plainest way."""
