@@ -121,7 +121,8 @@ def evaluate_circuit(
     held = _HeldOut(resolved, held_out_prompts(resolved, atlas), atlas, n_random)
     members = held.members(circuit)
     has_causes = any(isinstance(edge.cause, FeatureId) for edge in circuit.graph.edges)
-    stages = Stages(on_progress, 1 + has_causes + (n_draws > 1))
+    n_draws = n_draws if n_draws > 1 else 0
+    stages = Stages(on_progress, 1 + has_causes + n_draws)
     stages.begin(f"scoring the circuit on {len(held.prompts.examples)} other examples")
     below = held.sites_down_to(circuit, members)
     reached = tuple(held.reached(below[: n + 1], members) for n in range(len(below)))
@@ -130,9 +131,13 @@ def evaluate_circuit(
     if has_causes:
         stages.begin("scaling causes and reading their targets")
         moves = held.moves(circuit.graph)
-    if n_draws > 1:
-        stages.begin(f"discovering again on {n_draws} draws of examples")
-        again = stability(held.rediscovered, range(n_draws))
+    if n_draws:
+
+        def rediscovered(draw: int) -> list[Edge]:
+            stages.begin(f"discovering again, on draw {draw + 1} of {n_draws} of the examples")
+            return held.rediscovered(draw)
+
+        again = stability(rediscovered, range(n_draws))
     return CircuitEvaluation(reached, scores, controls, curves, again, moves)
 
 

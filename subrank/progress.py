@@ -115,9 +115,9 @@ class _Lines:
         return f"    ... {duration(now - self.entered)} so far{self._left(now)}"
 
     def _left(self, now: float) -> str:
-        """How much is left, by the mean time of the stages that are finished."""
+        """How much is left, by the mean time of the stages that are finished; nothing once that is used up."""
         done, total = self.progress.done, self.progress.total
         if not done or not total or now - self.begun < 5:
             return ""
-        left = max(0.0, (self.entered - self.begun) / done * (total - done) - (now - self.entered))
-        return f" ({done} of {total} done, about {duration(left)} left)"
+        left = (self.entered - self.begun) / done * (total - done) - (now - self.entered)
+        return f" ({done} of {total} done{f', about {duration(left)} left' if left > 0 else ''})"

@@ -32,6 +32,17 @@ REMOVABLE = (Stream.RESID_POST, Stream.MLP_OUT)
 """Streams at which features are chosen: a change there changes the residual after the block by as much."""
 
 
+class Recorded(NamedTuple):
+    """The unedited run at one site."""
+
+    x: Float[Tensor, "batch pos d_in"]
+    """The activation there."""
+    after: Float[Tensor, "batch pos d_model"]
+    """The residual after its block."""
+    final: Float[Tensor, "batch pos d_model"]
+    """The residual after the last block."""
+
+
 class EditedRun(NamedTuple):
     """What an edited run leaves."""
 
@@ -61,22 +72,22 @@ class TokenRuns:
         codes_at_once: int = CODES_AT_ONCE,
     ):
         self.model, self.tokens, self.mask, self.codes_at_once = model, tokens, mask.to(model.device), codes_at_once
-        self._recorded: dict[Site, tuple[Tensor, Tensor]] = {}
+        self._recorded: dict[Site, Recorded] = {}
         self._last_change: tuple[Intervention, Tensor] | None = None
 
-    def at(self, site: Site) -> tuple[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_model"]]:
-        """The activation at `site` and the residual after its block; only those of the latest site are kept."""
+    def at(self, site: Site) -> "Recorded":
+        """The unedited run at `site`; only that of the latest site is kept."""
         if site not in self._recorded:
-            recorded = self.model.record(self.tokens, {site, Site(site.layer)})
-            self._recorded = {site: (recorded[site], recorded[Site(site.layer)])}
+            after, last = Site(site.layer), Site(self.model.n_layers - 1)
+            recorded = self.model.record(self.tokens, {site, after, last})
+            self._recorded = {site: Recorded(recorded[site], recorded[after], recorded[last])}
         return self._recorded[site]
 
     def change(self, edit: Intervention) -> Float[Tensor, "batch pos d_in"]:
         """What an edit adds to the activation of the unedited run; kept for the same edit at another strength."""
         edit, strength = unscaled(edit)
         if self._last_change is None or self._last_change[0] is not edit:
-            x, _ = self.at(edit.site)
-            self._last_change = edit, changes(edit, x, self.mask, self.codes_at_once)
+            self._last_change = edit, changes(edit, self.at(edit.site).x, self.mask, self.codes_at_once)
         return strength * self._last_change[1]
 
     def edited(self, edits: Sequence[Intervention]) -> EditedRun:
@@ -96,11 +107,17 @@ class TokenRuns:
         return EditedRun(at[last], at, *self._sizes([torch.cat(parts) for parts in distances]))
 
     def changed(self, site: Site, change: Float[Tensor, "batch pos d"]) -> EditedRun:
-        """The run in which `change` is added to the activation at `site`, of a stream that adds to the residual."""
-        x, residual = self.at(site)
+        """The run in which `change` is added to the activation at `site`, of a stream that adds to the residual.
+
+        Rows that nothing changes are not run again.
+        """
+        run = self.at(site)
         # nothing between the site and the end of its block reads the activation: the residual changes by as much
-        final = self.model.final(residual + change, site.layer)
-        return EditedRun(final, {site: x + change}, *self._sizes([change.norm(dim=-1)]))
+        rows = change.ne(0).flatten(1).any(1)
+        final = run.final.clone()
+        if rows.any():
+            final[rows] = self.model.final((run.after + change)[rows], site.layer)
+        return EditedRun(final, {site: run.x + change}, *self._sizes([change.norm(dim=-1)]))
 
     def size(self, distance: Float[Tensor, "batch pos"]) -> float:
         """Mean over the masked tokens."""

@@ -117,7 +117,8 @@ class EditSearch:
         budget = self.config.budget
         runs = PromptRuns.of(self.model, site, self.task.selection).first(self.config.fit_prompts)
         check = runs.on(self.task.check)
-        candidates = [(edit, plain) for edit in self._fits(runs, SIZES) for plain in (False, True)]
+        finals: dict[int, Tensor] = {}
+        candidates = [(edit, plain) for edit in self._fits(runs, SIZES, finals) for plain in (False, True)]
         reaches = [self.reach(check, set_to_zero(edit) if plain else edit, budget) for edit, plain in candidates]
         usable = [i for i, reach in enumerate(reaches) if reach.removed >= LEAST]
         if not usable:
@@ -125,18 +126,24 @@ class EditSearch:
         best = min(usable, key=lambda i: reaches[i].rank())
         edit, plain = candidates[best]
         again = runs.on(self.task.choosing.first(2 * self.config.fit_prompts))
-        edit = (self._fits(again, [len(edit.latents)]) or [edit])[-1]
+        edit = (self._fits(again, [len(edit.latents)], finals) or [edit])[-1]
         edit = set_to_zero(edit) if plain else edit
         strength = self.reach(runs.on(self.task.choosing), edit, budget).strength
         return Choice(edit, replace(reaches[best], strength=strength))
 
-    def _fits(self, runs: PromptRuns, sizes: Sequence[int]) -> list[FeaturePatch]:
-        """The best ablations of these numbers of features."""
+    def _fits(self, runs: PromptRuns, sizes: Sequence[int], finals: dict[int, Tensor]) -> list[FeaturePatch]:
+        """The best ablations of these numbers of features.
+
+        `finals` hold the text for choosing as the ablation of a single latent leaves it, and get those that are new.
+        """
         dictionary, site = self.dictionaries[runs.site], runs.site
         latents = shortlist(runs, dictionary, self.config.shortlist)
         if not latents:
             return []
-        gram = self.text.second_order([ablate(site, dictionary, [latent]) for latent in latents])
+        for latent in latents:
+            if latent not in finals:
+                finals[latent] = self.text.final_under([ablate(site, dictionary, [latent])])
+        gram = self.text.second_order([finals[latent] for latent in latents])
         most = min(self.config.max_features, len(latents))
         sizes = sorted({min(size, most) for size in sizes})
         fits = fit_features(AtSite.of(runs, dictionary, latents), gram, sizes)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.edited_contexts import LOGITS_AT_ONCE
@@ -61,7 +61,7 @@ class DamageText:
         self.runs, last = TokenRuns(model, tokens, content, codes_at_once=codes_at_once), model.sites()[-1]
         final = model.record(tokens, [last])[last]
         expected = torch.zeros_like(content)
-        parts = [model.unembed(rows).softmax(-1)[:, list(task_tokens)].sum(-1) for rows in self._split(final[content])]
+        parts = [model.unembed(rows).softmax(-1)[:, list(task_tokens)].sum(-1) for rows in final[content].split(self._rows_at_once)]
         expected[content] = torch.cat(parts) >= TASK_PROBABILITY
         self.counted = content & ~expected
         if not self.counted.any():
@@ -79,6 +79,7 @@ class DamageText:
         self._has_next = followed[self.counted]
         """Whether a content token follows, whose cross-entropy is read."""
         self._context = self.counted.nonzero()[:, 0].cpu()
+        self._weights_by_seed: dict[int, Tensor] = {}
 
     def damage(self, edits: Sequence[Intervention], seed: int) -> Damage:
         """What `edits` do here: ratios of sums over contexts, in which the contexts are resampled."""
@@ -89,7 +90,7 @@ class DamageText:
         per_token = (kl, torch.ones_like(kl), rise, self._has_next.double().cpu())
         for row, values in zip(sums, per_token, strict=True):
             row.index_add_(0, self._context, values)
-        totals, resamples = sums.sum(1).tolist(), sums @ resampled(torch.arange(n), TEXT_SEED + seed).T
+        totals, resamples = sums.sum(1).tolist(), sums @ self._weights(seed).T
         means = resamples[0] / resamples[1].clamp_min(1e-12)
         return Damage(
             kl=estimate_from(totals[0] / totals[1], means),
@@ -99,19 +100,28 @@ class DamageText:
             resamples=tuple(means.tolist()),
         )
 
-    def second_order(self, edits: Sequence[Intervention]) -> Float[Tensor, "n n"]:
+    def _weights(self, seed: int) -> Float[Tensor, "resamples contexts"]:
+        """Of the contexts in each bootstrap resample."""
+        if seed not in self._weights_by_seed:
+            self._weights_by_seed[seed] = resampled(torch.arange(len(self.tokens)), TEXT_SEED + seed)
+        return self._weights_by_seed[seed]
+
+    def final_under(self, edits: Sequence[Intervention]) -> Float[Tensor, "tokens d_model"]:
+        """The counted tokens' residual after the last block under `edits`."""
+        return self.runs.edited(edits).final[self.counted]
+
+    def second_order(self, finals: Sequence[Float[Tensor, "tokens d_model"]]) -> Float[Tensor, "n n"]:
         """G with KL(unedited || all edits at strengths a) = a^T G a / 2 to second order, nats per token.
 
             G_ij = mean over counted tokens of Cov_p(D_i, D_j),   D_i the change of the logits under edit i alone
 
-        p is the unedited model's distribution: the Hessian of the KL by the logits is its covariance. One run of the
-        text for each edit.
+        `finals` are what `final_under` returns of each edit alone. p is the unedited model's distribution: the Hessian
+        of the KL by the logits is its covariance.
         """
-        finals = [self.runs.edited([edit]).final[self.counted] for edit in edits]
-        gram = torch.zeros(len(edits), len(edits), dtype=torch.float64)
-        for part in torch.arange(len(self._final)).split(
-            max(1, self._logits_at_once // (len(edits) * self.model.n_vocab))
-        ):
+        gram = torch.zeros(len(finals), len(finals), dtype=torch.float64)
+        size = max(1, self._logits_at_once // (len(finals) * self.model.n_vocab))
+        changed = torch.stack([self._changed(final) for final in finals]).any(0)
+        for part in changed.nonzero()[:, 0].split(size):
             clean = self.model.unembed(self._final[part])
             p = clean.softmax(-1)
             changes = torch.stack([self.model.unembed(final[part]) - clean for final in finals])  # [n tokens vocab]
@@ -129,20 +139,26 @@ class DamageText:
 
     def _per_token(self, final: Float[Tensor, "contexts pos d"]) -> tuple[Tensor, Tensor]:
         """KL and rise of the cross-entropy (0 where no content token follows) of every counted token."""
-        kl, rise, start = [], [], 0
-        for rows in self._split(final[self.counted]):
-            part = slice(start, start := start + len(rows))
-            edited, clean = self.model.unembed(rows).log_softmax(-1), self._clean(part)
-            kl.append(kl_from_log_probs(clean, edited))
-            rise.append((clean - edited).gather(-1, self._next_token[part, None])[:, 0])
-        return torch.cat(kl).double().cpu(), (torch.cat(rise) * self._has_next).double().cpu()
+        final = final[self.counted]
+        changed = self._changed(final).nonzero()[:, 0]
+        kl, rise = torch.zeros(2, len(final), dtype=torch.float64, device=final.device)
+        for rows in changed.split(self._rows_at_once):
+            edited, clean = self.model.unembed(final[rows]).log_softmax(-1), self._clean(rows)
+            kl[rows] = kl_from_log_probs(clean, edited).double()
+            rise[rows] = (clean - edited).gather(-1, self._next_token[rows, None])[:, 0].double()
+        return kl.cpu(), (rise * self._has_next).cpu()
 
-    def _clean(self, part: slice) -> Float[Tensor, "tokens vocab"]:
+    def _changed(self, final: Float[Tensor, "tokens d_model"]) -> Bool[Tensor, "tokens"]:
+        """The counted tokens that an edit reaches at all; at the others KL and rise are zero."""
+        return (final != self._final).any(-1)
+
+    def _clean(self, part: Int[Tensor, "rows"]) -> Float[Tensor, "tokens vocab"]:
         """The unedited model's log probabilities of some counted tokens."""
         if self._log_probs is None:
             return self.model.unembed(self._final[part]).log_softmax(-1)
         return self._log_probs[part]
 
-    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """As many rows at a time as `logits_at_once` allows, both sides of a comparison counted."""
-        return rows.split(max(1, self._logits_at_once // (2 * self.model.n_vocab)))
+    @property
+    def _rows_at_once(self) -> int:
+        """As many as `logits_at_once` allows, both sides of a comparison counted."""
+        return max(1, self._logits_at_once // (2 * self.model.n_vocab))

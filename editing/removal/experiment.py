@@ -205,7 +205,7 @@ class _Measurements:
     def _variants(self, site: Site) -> dict[Method, Intervention]:
         """The features set to zero, to their mean, and to their values on other tokens, all alike."""
         latents, dictionary = ablated_latents(self.choices[site].edit), self.search.dictionaries[site]
-        x = self.search.text.runs.at(site)[0][self.search.text.runs.mask]
+        x = self.search.text.runs.at(site).x[self.search.text.runs.mask]
         return {
             Method.PLAIN: ablate(site, dictionary, latents),
             Method.MEAN: mean_ablate(site, dictionary, latents, x),

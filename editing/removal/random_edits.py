@@ -30,7 +30,7 @@ def random_edits(
 
     Densities and means are those of the tokens of `runs`.
     """
-    x, k = runs.at(site)[0], min(len(chosen), runs.model.d_in(site))
+    x, k = runs.at(site).x, min(len(chosen), runs.model.d_in(site))
     feature_seed, direction_seed = (generator_for(seed, f"random {kind}", draw) for kind in ("features", "directions"))
     latents = latents_of_like_density(site, density_on(dictionary, site, runs), chosen, generator=feature_seed)
     return {
@@ -44,7 +44,7 @@ def random_edits(
 def density_on(dictionary: Dictionary, site: Site, runs: TokenRuns) -> Float[Tensor, "n_latents"]:
     """The share of the masked tokens on which each latent is active."""
     counts = torch.zeros(len(dictionary.directions), dtype=torch.float64)
-    for codes in codes_in_parts(dictionary, runs.at(site)[0], runs.mask, runs.codes_at_once):
+    for codes in codes_in_parts(dictionary, runs.at(site).x, runs.mask, runs.codes_at_once):
         counts += (codes != 0).flatten(0, 1).sum(0).double().cpu()
     return counts / runs.mask.sum().item()
 
@@ -69,7 +69,7 @@ def scaled_to_sizes(edits: Sequence[Intervention], sizes: Sequence[float], runs:
     Sizes are means of |x' - x| in the run that has all the edits: each is measured on what those below it leave.
     """
     scaled: list[Scaled] = []
-    h = runs.at(edits[0].site)[0]
+    h = runs.at(edits[0].site).x
     for edit, size in zip(edits, sizes, strict=True):
         if scaled:  # up to this site in the run that has the edits below
             h = runs.model.resume(h, scaled[-1].site.layer, [edit.site])[edit.site]

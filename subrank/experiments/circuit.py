@@ -190,10 +190,11 @@ def found_circuit(resolved: ResolvedRequest, on_progress: OnProgress, steps_fold
         steps = search()
     else:
         steps = remembered(steps_folder / STEPS, steps_card(resolved, sufficient), search)
-    taken = []
+    taken, most = [], "" if sufficient else f" of at most {resolved.search.config.max_targets}"
     for step in steps:
         causes = ", ".join(f"{edge.cause} {edge.effect:+.2f}" for edge in step.edges)
-        on_progress(Progress(f"{step.target} <- {causes or 'nothing strong'}", len(taken), None))
+        line = f"target {len(taken) + 1}{most}: {step.target} <- {causes or 'nothing strong'}"
+        on_progress(Progress(line, len(taken), None))
         taken.append(step)
     return circuit_of(resolved, sufficient, taken)
 

@@ -36,6 +36,8 @@ PROMPT_TOKENS = 12
 """Tokens of a prompt of two classes, about."""
 RUN_AGAIN = 0.4
 """Of the tokens of all prompts at all points of a curve those that are run: where a feature differs, and behind it."""
+SHARED = 0.7
+"""Different features among the causes of all targets of a circuit, about: targets share causes."""
 PATTERN_TOKENS, DROP_CONTEXTS = 25_000, 64
 """Tokens run to find a feature's patterns, about, and contexts in which it is ablated for a full card."""
 
@@ -170,7 +172,7 @@ def circuit_parts(
     gaps = [max(1, b - a) for a, b in pairwise(layers)] or [1]
     searched = [max(1, layers[-1] - layer) for layer in layers] if config.reach is Reach.ALL else [max(gaps)]
     n_latents = max(len(d.directions) for d in sites.values())
-    members = config.max_targets * (config.edges.keep or n_latents)
+    members = round(SHARED * config.max_targets * (config.edges.keep or n_latents))
     search, again = Work(), Work()
     for gap in searched:
         search += _search(config, gap, n_latents, length, config.edges.n_null) * config.max_targets
@@ -182,7 +184,7 @@ def circuit_parts(
     parts = {f"{sizes.contexts} contexts read": pass_over(model, sizes.contexts, length, list(sites))}
     parts[f"the causes of {config.max_targets} targets"] = search
     parts[f"scored, and discovered again on {sizes.draws} draws"] = scored + again
-    return parts | {f"{n_cards} full cards": cards}
+    return parts | {f"about {n_cards} full cards": cards}
 
 
 def _search(config: DiscoveryConfig, gap: int, n_latents: int, length: int, n_null: int) -> Work:

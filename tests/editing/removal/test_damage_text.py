@@ -9,9 +9,11 @@ from handmade import random_topk
 from removal_world import LAST, MIDDLE, holds_its_value, plain_damage
 from tiny import user_error
 
+from editing.interventions.add_direction import AddDirection
 from editing.interventions.compose import Scaled
 from editing.interventions.erase import fit_leace
 from editing.interventions.patch import ablate
+from editing.metrics import kl_divergence
 from editing.removal.cached_runs import PromptRuns
 from editing.removal.damage_text import DamageText
 from editing.removal.feature_fit import AtSite, shortlist
@@ -74,7 +76,7 @@ def test_logits_and_codes_of_text_are_made_a_few_at_a_time(storybook, task, text
     close(problem.codes, AtSite.of(runs, sae, chosen).codes)
     edits = [ablate(MIDDLE, sae, [latent]) for latent in chosen]
     logits.clear()
-    close(few.second_order(edits), text.second_order(edits), 1e-6)
+    close(second_order(few, edits), second_order(text, edits), 1e-6)
 
 
 def test_the_damage_of_text_lies_in_its_interval(text, components):
@@ -90,7 +92,7 @@ def test_small_edits_do_the_damage_of_second_order(text, components):
         replace(ablate(MIDDLE, components[MIDDLE], [j]), strengths=torch.tensor([small]))
         for j in whole.latents.tolist()
     ]
-    gram = text.second_order(edits)
+    gram = second_order(text, edits)
     close(gram, gram.T, 1e-12)
     for a in ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 1.0, -1.0]):
         together = replace(whole, strengths=small * torch.tensor(a))
@@ -102,3 +104,25 @@ def test_small_edits_do_the_damage_of_second_order(text, components):
 def test_text_that_is_all_about_the_task_is_refused(storybook, contexts):
     with user_error("everywhere"):
         DamageText(storybook, contexts[:1], range(storybook.n_vocab))
+
+
+def test_contexts_that_an_edit_leaves_alone_are_not_run_and_count_as_unharmed(text, components, monkeypatch):
+    """The same damage as that of the whole text run with a hook, and of rows only those that change are run."""
+    change, run = torch.zeros_like(text.runs.at(MIDDLE).x), []
+    change[1, 4:] = 0.3 * components[MIDDLE].directions[2]
+    final = text.model.final
+    monkeypatch.setattr(text.model, "final", lambda h, layer: run.append(len(h)) or final(h, layer))
+    damage = text.kl_of_change(MIDDLE, change)
+    assert run == [1] and damage > 0
+    with torch.no_grad():
+        clean = text.model.logits(text.tokens)
+        with text.model.hooks(AddDirection(MIDDLE, change)):
+            edited = text.model.logits(text.tokens)
+    assert damage == pytest.approx(kl_divergence(clean, edited)[text.counted].mean().item(), rel=1e-3)
+    assert text.kl([Scaled(ablate(MIDDLE, components[MIDDLE], [2]), 0.0)]) == 0.0  # nothing changes
+    assert run == [1]  # and nothing is run
+
+
+def second_order(text: DamageText, edits: list) -> torch.Tensor:
+    """G of edits, each run alone."""
+    return text.second_order([text.final_under([edit]) for edit in edits])

@@ -21,7 +21,7 @@ def test_scaled_edits_have_their_sizes_in_the_run_that_has_them_all(storybook, t
 
 
 def test_resampled_features_have_values_of_the_text_and_always_the_same(text):
-    sae, x = random_topk(128), text.runs.at(MIDDLE)[0]
+    sae, x = random_topk(128), text.runs.at(MIDDLE).x
     rows = x[text.runs.mask]
     edit = Resampled(MIDDLE, sae, (0, 1, 2), rows, seed=0)
     change = edit(x) - x
