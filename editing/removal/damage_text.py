@@ -61,7 +61,10 @@ class DamageText:
         self.runs, last = TokenRuns(model, tokens, content, codes_at_once=codes_at_once), model.sites()[-1]
         final = model.record(tokens, [last])[last]
         expected = torch.zeros_like(content)
-        parts = [model.unembed(rows).softmax(-1)[:, list(task_tokens)].sum(-1) for rows in final[content].split(self._rows_at_once)]
+        parts = [
+            model.unembed(rows).softmax(-1)[:, list(task_tokens)].sum(-1)
+            for rows in final[content].split(self._rows_at_once)
+        ]
         expected[content] = torch.cat(parts) >= TASK_PROBABILITY
         self.counted = content & ~expected
         if not self.counted.any():

@@ -3,8 +3,9 @@
 import torch
 
 from editing.interventions.patch import FeaturePatch, ablate
-from editing.removal.choosing import Choice, EditSearch, Reach
+from editing.removal.choosing import Choice, EditSearch
 from editing.removal.feature_fit import AtSites, fit_strengths, with_strengths
+from editing.removal.trial import Reach
 from sae_core.sites import Site
 
 
@@ -21,6 +22,8 @@ def joint_features(search: EditSearch, choices: dict[Site, Choice]) -> tuple[lis
     start = torch.cat([edit.strengths.flatten().cpu() for edit in edits if edit.strengths is not None]) / len(edits)
     prompts = search.task.choosing.first(2 * search.config.fit_prompts)
     problem = AtSites(search.model, prompts, edits)
-    strengths = fit_strengths(problem, search.text.second_order([search.text.final_under([unit]) for unit in units]), start)
+    strengths = fit_strengths(
+        problem, search.text.second_order([search.text.final_under([unit]) for unit in units]), start
+    )
     fitted = with_strengths(edits, strengths.to(edits[0].dictionary.directions))
     return fitted, search.reach_together(search.task.choosing, fitted, search.config.budget)

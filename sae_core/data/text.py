@@ -1,4 +1,4 @@
-"""Text as contexts of equal length (`sae_core/data/packing.py`), read no further than it takes.
+"""Text as contexts of equal length (`sae_core/data/packing.py`), read little further than it takes.
 
 No document is trained on and measured on. Which documents are held out is a matter of their content alone: a tenth of
 them, by a hash. So equal documents fall on one side, and what one run holds out no other trains on, whatever its seed,
@@ -9,7 +9,7 @@ documents.
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_core import checks
 from sae_core.data.documents import PIECE, documents
-from sae_core.data.file_kinds import Conversation
+from sae_core.data.file_kinds import Conversation, Document
 from sae_core.data.packing import Packer
 from sae_core.data.reading import ModelAsRead, as_chat, padding_of, plain, token_id
 from sae_core.errors import UserError
@@ -29,6 +29,8 @@ from sae_core.room import check_memory
 
 HELD_SHARE, MOST_HELD = 0.1, 256
 """Of documents, and of contexts."""
+AT_ONCE = 2**14
+"""Characters, or token ids, of the documents that are tokenised together."""
 PASSAGE = 32
 """Characters of a plain text that count as one document, for each token of a context: some eight contexts."""
 
@@ -215,19 +217,30 @@ class Text:
     def _tokenised(self, model: LanguageModel) -> Iterator[list[int]]:
         """The token ids of each document; but for sets from before there were seeds, without a BOS of its own."""
         bos, piece = self.bos(model), PIECE if self.seed is None else PASSAGE * self.n_ctx
-        for document in documents(self.source, self.column, piece=piece, seed=self.seed):
-            ids = self._checked(document, model) if isinstance(document, list) else self._ids(document, model)
-            if self.seed is not None and ids[: len(bos)] == bos:
-                ids = ids[len(bos) :]
-            if ids:
-                yield ids
+        source = documents(self.source, self.column, piece=piece, seed=self.seed)
+        for read in _batches(source):
+            for ids in self._ids(read, model):
+                if self.seed is not None and ids[: len(bos)] == bos:
+                    ids = ids[len(bos) :]
+                if ids:
+                    yield ids
 
-    def _ids(self, document: str | Conversation, model: LanguageModel) -> list[int]:
+    def _ids(self, read: Sequence[Document], model: LanguageModel) -> Iterator[list[int]]:
+        """The token ids of documents, each alone; texts go through the tokenizer together."""
+        texts = [text for document in read if (text := self._written(document, model)) is not None]
+        tokenised = iter(model.all_ids(texts))
+        for document in read:
+            yield self._checked(document, model) if isinstance(document, list) else next(tokenised)
+
+    def _written(self, document: Document, model: LanguageModel) -> str | None:
+        """A document as text; None where it is one of token ids."""
+        if isinstance(document, list):
+            return None
         if self.chat:
             document = as_chat(model, document if isinstance(document, str) else document.turns)
         if not isinstance(document, str):
             raise UserError(f"{self.source} holds conversations; --chat writes them by the model's chat template")
-        return model.to_ids(document)
+        return document
 
     def _checked(self, ids: list[int], model: LanguageModel) -> list[int]:
         if not 0 <= min(ids) <= max(ids) < model.n_vocab:
@@ -247,3 +260,16 @@ def held_out(contexts: Int[Tensor, "contexts pos"]) -> tuple[Tensor, Tensor]:
     """(training contexts, held-out contexts): the first tenth, at most 256; a single context serves for both."""
     n = min(MOST_HELD, max(1, len(contexts) // 10)) if len(contexts) > 1 else 0
     return contexts[n:], contexts[:n] if n else contexts[n:]
+
+
+def _batches(source: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents that are tokenised together; a conversation alone or behind others."""
+    batch, size = [], 0
+    for document in source:
+        batch.append(document)
+        size += AT_ONCE if isinstance(document, Conversation) else len(document)
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -11,7 +11,6 @@ They are kept for measuring whether the model learned the rule or the examples.
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from sae_core.storybook import words
 from sae_core.storybook.code_lines import write_code
@@ -89,7 +88,7 @@ class Grammar:
         # the register is named once the first sentence has shown it
         register = _NAMED.get(name, name)
         page.register = register
-        page.tokens = [replace(token, register=register) for token in page.tokens]
+        page.tokens = [Token(t.text, t.log_prob, register, t.open, t.subject, t.role) for t in page.tokens]
         while name not in ("over", "code"):
             name = self.states[name].write(page)
         if name == "code":

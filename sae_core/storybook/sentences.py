@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sae_core.storybook import words
-from sae_core.storybook.page import NAMES, PRONOUNS, Page, female, unseen
+from sae_core.storybook.page import NAMES, PRONOUNS, Choice, Page, female, unseen
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,13 @@ class Slot:
             return cls(pronoun or "person", person, role or ("pronoun" if pronoun else "name"))
         kind, _, person = body.partition("/")
         return cls(kind, person, role)
+
+    def depends_on(self, page: Page) -> tuple[str, ...]:
+        """What on the page says what may stand here: its person, by name, or where that is nobody yet all others."""
+        if not self.person:
+            return ()
+        known = page.people.get(self.person)
+        return ("", *page.people.values()) if known is None else (known,)
 
     def options(self, page: Page, *, only_unseen: bool) -> dict[str, float]:
         """The words that may stand here, with their probabilities."""
@@ -54,6 +61,8 @@ class State:
     children: dict["str | Slot", "State"] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
     next: str | None = None
+    _choices: dict[tuple, "tuple[Choice, dict[str, str | Slot]]"] = field(default_factory=dict, repr=False)
+    """What may come next, by what it depends on, once it was asked for: most of the time is spent on it else."""
 
     def add(self, sentence: str, weight: float, then: str) -> None:
         """Add one sentence with its weight and the name of the state that follows it."""
@@ -61,10 +70,12 @@ class State:
         elements = [Slot.parse(text) if len(text) > 1 and text[0] == "{" else text for text in words_here]
         node = self
         node.weight += weight
+        node._choices.clear()
         for element in elements:
             assert node.next is None, f"another sentence begins like this one and ends earlier: {sentence}"
             node = node.children.setdefault(element, State())
             node.weight += weight
+            node._choices.clear()
         assert node.next is None and not node.children, f"sentence has two continuations: {sentence}"
         node.next, node.roles = then, tuple(getattr(element, "role", "") for element in elements)
 
@@ -72,16 +83,26 @@ class State:
         """Write one sentence on `page`; returns the name of the next state."""
         node = self
         while node.next is None:
-            options, owner = {}, {}
-            for element, child in node.children.items():
-                choices = {element: 1.0} if isinstance(element, str) else element.options(page, only_unseen=only_unseen)
-                for word, p in choices.items():
-                    assert word not in options, f"{word!r} may come from two places"
-                    options[word], owner[word] = child.weight * p, element
-            word = page.write(options)
-            element = owner[word]
+            choice, leads_to = node.choice(page, only_unseen=only_unseen)
+            word = page.draw(choice)
+            element = leads_to[word]
             if isinstance(element, Slot) and element.kind == "person":
                 page.people[element.person] = word
             node = node.children[element]
         page.annotate(node.roles)
         return node.next
+
+    def choice(self, page: Page, *, only_unseen: bool) -> tuple[Choice, dict[str, "str | Slot"]]:
+        """The words that may come next, and the element that each of them comes from."""
+        names = (element.depends_on(page) for element in self.children if isinstance(element, Slot))
+        known = (only_unseen, *names)
+        if known not in self._choices:
+            options, leads_to = {}, {}
+            for element, child in self.children.items():
+                is_word = isinstance(element, str)
+                words_here = {element: 1.0} if is_word else element.options(page, only_unseen=only_unseen)
+                for word, p in words_here.items():
+                    assert word not in options, f"{word!r} may come from two places"
+                    options[word], leads_to[word] = child.weight * p, element
+            self._choices[known] = Choice(options), leads_to
+        return self._choices[known]

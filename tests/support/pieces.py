@@ -1,6 +1,7 @@
 """A tokenizer that cuts words into pieces."""
 
 import re
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from sae_core.model.language_model import LanguageModel
@@ -14,6 +15,9 @@ class Pieces(LanguageModel):
         self.n_ctx = 128
         self.tokenizer = SimpleNamespace(unk_token_id=None, eos_token_id=None)
 
-    def to_ids(self, text: str) -> list[int]:
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._ids(text) for text in texts]
+
+    def _ids(self, text: str) -> list[int]:
         pieces = re.findall(f" ?[A-Za-z]{{1,{self.size}}}|[^A-Za-z]", text)
         return [self.table.setdefault(piece, len(self.table)) for piece in pieces]

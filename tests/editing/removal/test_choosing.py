@@ -1,19 +1,24 @@
 """Strengths: the least that removes the share, and the budget."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comparing import close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import unchecked
 from removal_world import CONFIG, MIDDLE
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
 from editing.metrics import aurocs
 from editing.removal.cached_runs import PromptRuns
-from editing.removal.choosing import EditSearch, Reach, affordable_share, largest_affordable
+from editing.removal.choosing import EditSearch
 from editing.removal.erasers import Place, fit_erasers
 from editing.removal.evaluation import Method
+from editing.removal.trial import Reach, Trial, affordable_share, best_trial, largest_affordable
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +92,44 @@ def test_the_largest_affordable_share_is_found_in_few_runs(cost):
         share, share_cost = largest_affordable(lambda s, run=run: run.append(s) or cost(s), most)
         assert share_cost == cost(share) <= most and (share == 1.0 or cost(share + 0.0101) > most)
         assert len(run) <= 40
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.2, 3), st.floats(0, 0.1), st.integers(0, 3)), min_size=1, max_size=6), st.data())
+def test_the_best_trial_is_the_first_in_rank_of_all(kinds, data):
+    """Against the reach of every trial; and the text is not run for a trial that others beat without it."""
+    budget, runs = data.draw(st.floats(0.001, 0.1)), []
+    with unchecked():
+        trials = [planted_trial(*kind, runs=runs) for kind in kinds]
+        every = [planted_trial(*kind, runs=[]).reach(budget) for kind in kinds]
+        best = best_trial(trials, budget, least=0.05)
+    usable = [i for i, reach in enumerate(every) if reach.removed >= 0.05]
+    expected = min(usable, key=lambda i: every[i].rank(), default=None)
+    assert best == (None if expected is None else (expected, every[expected]))
+    if expected is not None and every[expected].reached:
+        assert len(runs) <= len(kinds)  # once for each trial at most: nothing is looked for below the budget
+
+
+def planted_trial(needs: float, cost: float, turned: int, runs: list) -> Trial:
+    """An edit that brings the classes together at the strength `needs`, and costs `cost` times its square.
+
+    It turns the answers of `turned` of four sentences round twice as fast as those of the others, which leaves
+    capability within them.
+    """
+    sentence = torch.arange(16) // 4
+    positive = torch.arange(16) % 2 == 0
+    prompts = SimpleNamespace(
+        positive=positive,
+        groups_of_both_classes=lambda: [sentence == number for number in range(4)],
+    )
+    side = torch.where(positive, 1.0, -1.0) + 0.01 * torch.arange(16)
+
+    def scores(strengths):
+        speed = torch.where(sentence < turned, 2.0, 1.0)
+        return torch.stack([side * (1 - speed * s / needs) for s in strengths])
+
+    def damage(strength: float) -> float:
+        runs.append(strength)
+        return cost * strength**2
+
+    return Trial(prompts, scores, damage, 0.8)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ class Reader(LanguageModel):
     def __init__(self, bos_id: int | None = None):
         self.bos_id = bos_id
 
-    def to_ids(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
 
 
 def numbered(lengths: list[int]) -> list[str]:

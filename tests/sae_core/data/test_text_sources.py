@@ -3,6 +3,7 @@
 import json
 import random
 import tracemalloc
+from collections.abc import Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
@@ -136,13 +137,13 @@ class Reader(LanguageModel):
     def __init__(self):
         pass
 
-    def to_ids(self, text: str) -> list[int]:
-        return list(range(1000, 1500))
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(range(1000, 1500)) for _ in texts]
 
 
 def test_contexts_take_eight_bytes_a_token(tmp_path):
     """Lists of Python's numbers would take forty."""
-    source = write_documents(tmp_path / "text.jsonl", ["Mary"] * 400)
+    source = write_documents(tmp_path / "text.jsonl", ["Mary " * 500] * 400)
     tracemalloc.start()
     try:
         contexts = Text(source, 50, False).contexts(Reader())

@@ -28,18 +28,18 @@ def grammar() -> Grammar:
 def written() -> dict:
     """A few thousand documents, and every distribution from which a token was drawn."""
     draws = []
-    original = Page.write
+    original = Page.draw
 
-    def write(self, options):
+    def draw(self, choice):
         before = tuple(token.text for token in self.tokens)
-        word = original(self, options)
-        draws.append((before, dict(options), word, self.tokens[-1].log_prob))
+        word = original(self, choice)
+        draws.append((before, dict(choice.weights), word, self.tokens[-1].log_prob))
         return word
 
     rng = random.Random(0)
     grammar = Grammar()
     with pytest.MonkeyPatch.context() as patch, unchecked():
-        patch.setattr(Page, "write", write)
+        patch.setattr(Page, "draw", draw)
         documents = [grammar.document(rng) for _ in range(N_DOCUMENTS)]
     return {"documents": documents, "draws": draws}
 
