@@ -37,7 +37,7 @@ class Choice:
 
     def __init__(self, weights: Mapping[str, float]):
         self.weights, self.total = weights, sum(weights.values())
-        self.words, self.cumulative = tuple(weights), tuple(accumulate(weights.values()))
+        self.words, self.cumulative = list(weights), list(accumulate(weights.values()))
 
     def draw(self, rng: random.Random) -> str:
         """One of the words; a single one without a draw."""
