@@ -23,7 +23,7 @@ VERBS = {
     "ioi, jointly": ["ioi", "--jointly", "resid_post.3", "mlp_out.3", "--baselines", "pca", "--corruption", "swap"],
     "circuit": ["circuit", "--max-targets", "5"],
     "circuit of a task": ["circuit", "--target", "task: ioi", "--ablation", "mean", "--reach", "all"],
-    "remove": ["remove"],
+    "remove": ["remove", "--site", "resid_post.3"],
     "steer": ["steer"],
     "steer, clamped": ["steer", "--mode", "clamp"],
     "features": ["features"],
@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, (verb, *settings) in VERBS.items():
             folder = out / name.replace(", ", "-").replace(" ", "-")
             done = command.main([verb, str(out / "set"), "--check", "--out", str(folder), *settings, *quick])
+            if done > 2:  # it was stopped
+                return done
             rows.append(row(name, folder, done))
     print()
     for cells in (HEAD, ["---"] * len(HEAD), *rows):
