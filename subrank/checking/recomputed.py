@@ -6,9 +6,9 @@ terms round off:
 
     |reported - recomputed|  <=  sqrt(eps) max(|reported|, |recomputed|) + 8 eps
 
-float32: a share of 3.5e-4, and 9.5e-7; bfloat16: 0.09 and 0.06; float16: 0.03 and 0.008. What was seen on storybook is
-a share of 1.1e-5, or 2e-7, at most (`benchmarks/RESULTS.md`); the rest is room for codes of a TopK dictionary that are as
-good as tied and change places, which moves a token by more, and for processors that add in other orders.
+float32: a share of 3.5e-4, and 9.5e-7; bfloat16: 0.09 and 0.06; float16: 0.03 and 0.008.
+What was seen on storybook is a share of 1.1e-5, or 2e-7, at most (`benchmarks/RESULTS.md`). The rest is room for codes
+of a TopK dictionary that are as good as tied and change places, which moves a token by more, and for other processors.
 """
 
 import math
