@@ -17,6 +17,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import choices, documented, flag_of, hints, limits_of
+from subrank.settings.studies import STUDIES
 from subrank.settings.train import TrainSettings
 
 VERBS = {
@@ -28,6 +29,7 @@ VERBS = {
     "remove": ("sr.remove", RemoveSettings),
     "steer": ("sr.steer", SteerSettings),
     "features": ("sr.features", FeatureSettings),
+    **{f"study {name}": (f"sr.{name.replace('-', '_')}", study.settings) for name, study in STUDIES.items()},
     "demo": ("the command only", DemoSettings),
 }
 HEAD = """# Options
@@ -43,7 +45,7 @@ memory, and changes numbers by rounding only); the model runs on one device. Tho
 and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
 goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run.
 `circuit` takes `--target`, `remove` `--task`, `steer` and
-`features` `--features`.
+`features` `--features`. `study superposition` reads no model, and of these takes `--out` alone.
 
 Defaults that are less "for large models" fall, from what they are for a model of 10 million weights in its blocks
 (12 x layers x width²) to that for one of 100 million and more; the run says so. They go by sizes, not by the clock,

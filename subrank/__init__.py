@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subrank.experiments.training import sweep, train
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
+    from subrank.studies.superposition import superposition
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "Feature": "subrank.saes",
     "Saes": "subrank.saes",
     "load": "subrank.saes",
+    "superposition": "subrank.studies.superposition",
 }
 __all__ = [
     "Feature",
@@ -70,6 +72,7 @@ __all__ = [
     "load_result",
     "remove",
     "steer",
+    "superposition",
     "sweep",
     "train",
 ]

@@ -41,6 +41,7 @@ _KINDS = {
     "steer": "subrank.experiments.steering:Steered",
     "features": "subrank.experiments.features:Features",
     "evaluate": "subrank.experiments.evaluation:Evaluation",
+    "superposition": "subrank.studies.superposition:Superposition",
 }
 """Where the result of each verb is defined."""
 
@@ -64,18 +65,23 @@ class Provenance:
     """Of what else the numbers depend on: dictionaries, text, files of prompts and names."""
 
     @classmethod
-    def of(cls, verb: str, model: LanguageModel, settings: Mapping[str, Any], **depends: Any) -> "Provenance":
-        """That of a run that ends now, with digests of all that it `depends` on and of the files in its settings."""
+    def of(cls, verb: str, model: LanguageModel | None, settings: Mapping[str, Any], **depends: Any) -> "Provenance":
+        """That of a run that ends now, with digests of all that it `depends` on and of the files in its settings.
+
+        A run without a language model is one on the CPU.
+        """
         from subrank import __version__
 
         packages = {name: version(name) for name in _PACKAGES}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        known = (verb, __version__, platform.python_version(), packages, model.name, model.fingerprint())
+        names = (model.name, model.fingerprint()) if model else ("", "")
+        known = (verb, __version__, platform.python_version(), packages, *names)
         plain = {name: _plain(value) for name, value in settings.items()}
         files = {name: settings[name] for name in _FILES if isinstance(settings.get(name), (str, Path))}
         depends |= {name: path.read_bytes() for name, file in files.items() if (path := user_path(file)).is_file()}
         digests = {name: digest(value) for name, value in depends.items()}
-        return cls(*known, str(model.device), plain, now, str(model.dtype).removeprefix("torch."), digests)
+        device, dtype = (str(model.device), str(model.dtype).removeprefix("torch.")) if model else ("cpu", "float32")
+        return cls(*known, device, plain, now, dtype, digests)
 
 
 def quick_note(provenance: Provenance) -> dict[str, str]:

@@ -39,15 +39,25 @@ class Verbs:
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
+    def add_several(self, name: str, text: str) -> "Verbs":
+        """A verb that is a group of others."""
+        return Verbs(self._parsers.add_parser(name, help=text, description=text))
+
+    def add_without_model(self, name: str, text: str, run: Run, settings: type, out: str) -> Parser:
+        """The parser of a verb whose options are the fields of `settings`, and that writes its results to `out`."""
+        parser = self._parsers.add_parser(name, help=text, description=text)
+        parser.set_defaults(run=run)
+        parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
+        add_settings(parser, settings)
+        return parser
+
     def add(self, name: str, run: Run, settings: type, out: str) -> Parser:
-        """The parser of a verb whose options are the fields of `settings`, and that writes its results to `out`.
+        """The parser of a verb that reads a language model.
 
         The docstring of `run` is what the verb does, in the list of verbs and in its help.
         """
         text = (run.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
-        parser = self._parsers.add_parser(name, help=text, description=text)
-        parser.set_defaults(run=run)
-        parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
+        parser = self.add_without_model(name, text, run, settings, out)
         parser.add_argument("--device", type=word, default=None, help="torch device; CUDA where there is one")
         parser.add_argument(
             "--dtype",
@@ -57,7 +67,6 @@ class Verbs:
         )
         together = "contexts of a text that go through the language model together; less takes less memory"
         parser.add_argument("--lm-batch", type=count, default=None, metavar="N", help=together)
-        add_settings(parser, settings)
         return parser
 
     def add_on_set(self, name: str, run: Run, settings: type) -> Parser:

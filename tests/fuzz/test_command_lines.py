@@ -64,7 +64,8 @@ def answered(capsys, line) -> bool:
 
 
 def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
-    positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")], "demo": []}
+    positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
+    positionals |= {"demo": [], "study superposition": []}
     needed = positionals.get(verb, [str(small_set)])
     needed = [*needed, "--model", "storybook"] if verb == "import" else needed
     files = [*sorted(world.iterdir()), small_set]
@@ -75,6 +76,7 @@ def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
 def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, capsys, monkeypatch):
     monkeypatch.setattr(Text, "read", begin)
     monkeypatch.setattr("editing.removal.capability.pronoun_prompts", begin)  # half a second of drawing
+    monkeypatch.setattr("subrank.studies.superposition.announce", begin)
     wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
     assert 0.2 * FEW < sum(wrong) < FEW  # neither are all wrong nor all right
 
@@ -85,7 +87,8 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
     for place in ("announce", "measure_set"):
         for module in ("circuit", "evaluation", "features", "importing", "ioi", "removal", "steering"):
             monkeypatch.setattr(f"subrank.experiments.{module}.{place}", begin, raising=False)
-    monkeypatch.setattr("subrank.saes.measure_set", begin)
+    for place in ("subrank.saes.measure_set", "subrank.studies.superposition.announce"):
+        monkeypatch.setattr(place, begin)
     monkeypatch.setattr("subrank.experiments.training.start", begin)
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
     read = Text.read

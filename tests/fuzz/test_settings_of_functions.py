@@ -13,12 +13,12 @@ import subrank as sr
 from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site
-from subrank.settings import circuit, demo, experiments, train
+from subrank.settings import circuit, demo, experiments, studies, train
 from subrank.settings.fields import Settings, hints, make, single_type
 
 MANY, FEW = 3000, 200
 """Settings of each verb; those that every run of the suite tries."""
-NAMES = {**vars(circuit), **vars(demo), **vars(experiments), **vars(train)}
+NAMES = {**vars(circuit), **vars(demo), **vars(experiments), **vars(studies), **vars(train)}
 SETTINGS = [kind for name, kind in sorted(NAMES.items()) if name.endswith("Settings") and kind is not Settings]
 ODD = (None, True, False, 0, 1, -1, 2, 16, 64, 10**30, 10**400, -(10**400), 0.5, math.nan, math.inf, 1e30, -0.0, 1j)
 ODD += (

@@ -26,6 +26,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import documented, make
+from subrank.settings.studies import SuperpositionSettings
 from subrank.settings.train import TrainSettings
 
 SETTINGS = {
@@ -38,6 +39,7 @@ SETTINGS = {
     "features": FeatureSettings,
     "evaluate": EvaluateSettings,
     "import_saes": ImportSettings,
+    "superposition": SuperpositionSettings,
 }
 QUIET = {"progress": False}
 SMALL = {

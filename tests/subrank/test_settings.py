@@ -26,6 +26,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import flag_of, hints, is_several, limits_of, make, single_type
+from subrank.settings.studies import STUDIES
 from subrank.settings.train import TrainSettings
 
 VERBS = {
@@ -38,6 +39,7 @@ VERBS = {
     "evaluate": EvaluateSettings,
     "import": ImportSettings,
     "demo": DemoSettings,
+    **{f"study {name}": study.settings for name, study in STUDIES.items()},
 }
 WRONG = {
     int: ("12", 1.5, math.nan, True, [1.5], object()),
@@ -76,8 +78,9 @@ def test_several_values_are_at_least_one(kind, each):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_options_the_command_has_the_defaults_of_the_function(verb):
-    arguments = {"train": ["storybook"], "import": ["file", "--model", "storybook"], "demo": []}.get(verb, ["folder"])
-    options = build_parser().parse_args([verb, *arguments])
+    positionals = {"train": ["storybook"], "import": ["file", "--model", "storybook"], "demo": []}
+    arguments = positionals.get(verb, [] if verb.startswith("study") else ["folder"])
+    options = build_parser().parse_args([*verb.split(), *arguments])
     assert settings_of(options, VERBS[verb]) == VERBS[verb]()
     assert all(each.default is not MISSING for each in fields(VERBS[verb]))
 
@@ -224,7 +227,7 @@ def test_numbers_are_taken_at_both_ends_of_their_range_and_not_beyond(verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_says_the_range_of_each_number(verb, capsys):
     with pytest.raises(SystemExit):
-        build_parser().parse_args([verb, "--help"])
+        build_parser().parse_args([*verb.split(), "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert all(checks.limits(**limits_of(each)) in shown for each in fields(VERBS[verb]))
     assert verb != "circuit" or "examples per target (at least 16; default: 16)" in shown

@@ -46,7 +46,7 @@ class CommandLine:
 def command_line(seed: str, verb: str, positionals: Sequence[str], files: Sequence[Path]) -> CommandLine:
     """The command line of that seed: a verb, the arguments that it needs (mostly), and up to four options."""
     draw = random.Random(seed)
-    words = [verb, *(word if draw.random() < 0.97 else draw.choice(TEXTS + PLACES) for word in positionals)]
+    words = [*verb.split(), *(word if draw.random() < 0.97 else draw.choice(TEXTS + PLACES) for word in positionals)]
     options = [action for action in verb_parser(verb)._actions if action.option_strings and action.dest != "help"]
     for action in draw.sample(options, draw.randint(1, 4)):
         words.append(draw.choice(action.option_strings))
@@ -58,8 +58,11 @@ def command_line(seed: str, verb: str, positionals: Sequence[str], files: Sequen
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb."""
-    (verbs,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return verbs.choices[verb]
+    parser = build_parser()
+    for word in verb.split():
+        (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = verbs.choices[word]
+    return parser
 
 
 def values_of(action: argparse.Action, draw: random.Random, files: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ LONG_VERBS = {
     "steer": [*_CONTEXTS, "--tokens", "4"],
 }
 """What takes long enough to be killed, with options by which it takes a second or two on a tiny model."""
-VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer")
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer", "study superposition")
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:

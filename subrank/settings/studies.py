@@ -1,0 +1,47 @@
+"""Settings of the studies, and which studies there are."""
+
+from dataclasses import dataclass
+
+from sae_core.checks import SEEDS
+from subrank.settings.fields import Settings, setting
+
+
+@dataclass(frozen=True)
+class SuperpositionSettings(Settings):
+    """Which toy models are trained and for how long, and the dictionaries on their activations."""
+
+    features: int = setting(20, least=2, most=256)
+    """features that the data are made of"""
+    dimensions: int = setting(5, least=1, most=255)
+    """dimensions that they are squeezed into, fewer than features"""
+    importance: float = setting(0.7, above=0, most=1)
+    """ratio r of the importances of two neighbours: feature i has r^i"""
+    densities: tuple[float, ...] = setting((1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001), metavar="P", least=1e-6, most=1)
+    """chances 1-S that a feature is active; toy models are trained for each"""
+    copies: int = setting(10, least=1, most=1000, quick=4)
+    """toy models of each density, from other weights at the start; that of the lowest loss is shown"""
+    steps: int = setting(6000, least=1, most=10**6, quick=1500)
+    """steps of training the toy models"""
+    batch: int = setting(256, least=2, most=2**16)
+    """rows of features per step"""
+    dictionary_steps: int = setting(1000, least=1, most=10**6, quick=300)
+    """steps of training the dictionaries on hidden activations"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of weights, data and random controls"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the command knows of a study before it loads its module, `subrank/studies/NAME.py`."""
+
+    settings: type
+    text: str
+    """What it does, in the list of studies."""
+
+
+STUDIES = {
+    "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions")
+}
+"""By the names that the command uses. `run_NAME(settings, on_progress)` of the module returns the result."""

@@ -1,0 +1,1 @@
+"""Published experiments, repeated with controls beside every number: one module per study, which tells it."""
