@@ -45,7 +45,8 @@ memory, and changes numbers by rounding only); the model runs on one device. Tho
 and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
 goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run.
 `circuit` takes `--target`, `remove` `--task`, `steer` and
-`features` `--features`. `study superposition` reads no model, and of these takes `--out` alone.
+`features` `--features`. `study superposition` reads no model, and of these takes
+`--out` alone.
 
 Defaults that are less "for large models" fall, from what they are for a model of 10 million weights in its blocks
 (12 x layers x width²) to that for one of 100 million and more; the run says so. They go by sizes, not by the clock,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subrank.experiments.training import sweep, train
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
+    from subrank.studies.splitting import splitting
     from subrank.studies.superposition import superposition
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ _HOMES = {
     "Feature": "subrank.saes",
     "Saes": "subrank.saes",
     "load": "subrank.saes",
+    "splitting": "subrank.studies.splitting",
     "superposition": "subrank.studies.superposition",
 }
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "load_model",
     "load_result",
     "remove",
+    "splitting",
     "steer",
     "superposition",
     "sweep",

@@ -42,6 +42,7 @@ _KINDS = {
     "features": "subrank.experiments.features:Features",
     "evaluate": "subrank.experiments.evaluation:Evaluation",
     "superposition": "subrank.studies.superposition:Superposition",
+    "splitting": "subrank.studies.splitting:Splitting",
 }
 """Where the result of each verb is defined."""
 

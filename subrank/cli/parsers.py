@@ -44,19 +44,19 @@ class Verbs:
         return Verbs(self._parsers.add_parser(name, help=text, description=text))
 
     def add_without_model(self, name: str, text: str, run: Run, settings: type, out: str) -> Parser:
-        """The parser of a verb whose options are the fields of `settings`, and that writes its results to `out`."""
+        """The parser of a verb whose options are the fields of `settings`, and that writes its results to `out`.
+
+        `text` is what the verb does, in the list of verbs and in its help.
+        """
         parser = self._parsers.add_parser(name, help=text, description=text)
         parser.set_defaults(run=run)
         parser.add_argument("--out", type=path, default=None, help=f"folder for the results (default: {out})")
         add_settings(parser, settings)
         return parser
 
-    def add(self, name: str, run: Run, settings: type, out: str) -> Parser:
-        """The parser of a verb that reads a language model.
-
-        The docstring of `run` is what the verb does, in the list of verbs and in its help.
-        """
-        text = (run.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+    def add(self, name: str, run: Run, settings: type, out: str, text: str | None = None) -> Parser:
+        """The parser of a verb that reads a language model; its text is by default the docstring of `run`."""
+        text = text or (run.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
         parser = self.add_without_model(name, text, run, settings, out)
         parser.add_argument("--device", type=word, default=None, help="torch device; CUDA where there is one")
         parser.add_argument(
@@ -76,9 +76,9 @@ class Verbs:
         parser.add_argument("--model", type=word, default=None, help="where the model is now, if not where it was")
         return parser
 
-    def add_on_sets(self, name: str, run: Run, settings: type, out: str) -> Parser:
+    def add_on_sets(self, name: str, run: Run, settings: type, out: str, text: str | None = None) -> Parser:
         """The parser of a verb that works on one or several saved sets."""
-        parser = self.add(name, run, settings, out)
+        parser = self.add(name, run, settings, out, text)
         parser.add_argument(
             "dirs", metavar="DIR", nargs="+", type=path, help="folder of a set, or of a sweep: all its sets"
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sae_core.checks import SEEDS
+from sae_core.formats.hook_names import parse_site
 from subrank.settings.fields import Settings, setting
 
 
@@ -33,15 +34,35 @@ class SuperpositionSettings(Settings):
 
 
 @dataclass(frozen=True)
+class SplittingSettings(Settings):
+    """Where sets of dictionaries are compared, and on how much text."""
+
+    site: str | None = setting(None, reads=parse_site)
+    """site at which they are compared (default: all that they share)"""
+    contexts: int = setting(256, least=1, quick=26)
+    """held-out contexts on which activity is counted, at most"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of the random controls and of intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
 class Study:
     """What the command knows of a study before it loads its module, `subrank/studies/NAME.py`."""
 
     settings: type
     text: str
     """What it does, in the list of studies."""
+    on_sets: bool = False
+    """Whether it works on sets of dictionaries, and their model: `run_NAME(model, sets, settings, on_progress)`; else
+    `run_NAME(settings, on_progress)`."""
 
 
 STUDIES = {
-    "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions")
+    "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions"),
+    "splitting": Study(SplittingSettings, "what becomes of features from small dictionaries to large", on_sets=True),
 }
-"""By the names that the command uses. `run_NAME(settings, on_progress)` of the module returns the result."""
+"""By the names that the command uses."""

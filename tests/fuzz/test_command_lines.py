@@ -4,6 +4,7 @@ Work begins where a text is read: all that can be said without it is said before
 work begins where it is said how long it takes.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def world(storybook, small_set, tmp_path, monkeypatch):
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00{")
     (tmp_path / "names.json").write_text('{"names": {"5_1": "a name"}}')
     (tmp_path / "folder").mkdir()
+    shutil.copytree(small_set, tmp_path / "second")
     return tmp_path
 
 
@@ -65,7 +67,7 @@ def answered(capsys, line) -> bool:
 
 def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
     positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
-    positionals |= {"demo": [], "study superposition": []}
+    positionals |= {"demo": [], "study superposition": [], "study splitting": [str(small_set), str(world / "second")]}
     needed = positionals.get(verb, [str(small_set)])
     needed = [*needed, "--model", "storybook"] if verb == "import" else needed
     files = [*sorted(world.iterdir()), small_set]

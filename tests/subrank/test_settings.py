@@ -79,7 +79,7 @@ def test_several_values_are_at_least_one(kind, each):
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_options_the_command_has_the_defaults_of_the_function(verb):
     positionals = {"train": ["storybook"], "import": ["file", "--model", "storybook"], "demo": []}
-    arguments = positionals.get(verb, [] if verb.startswith("study") else ["folder"])
+    arguments = positionals.get(verb, [] if verb == "study superposition" else ["folder"])
     options = build_parser().parse_args([*verb.split(), *arguments])
     assert settings_of(options, VERBS[verb]) == VERBS[verb]()
     assert all(each.default is not MISSING for each in fields(VERBS[verb]))

@@ -25,7 +25,8 @@ LONG_VERBS = {
     "steer": [*_CONTEXTS, "--tokens", "4"],
 }
 """What takes long enough to be killed, with options by which it takes a second or two on a tiny model."""
-VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer", "study superposition")
+STUDIES = ("study superposition", "study splitting")
+VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer", *STUDIES)
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:

@@ -50,7 +50,8 @@ def test_losses_and_gradients_are_those_of_a_loop_over_models_and_rows():
         loss.backward()
         torch.testing.assert_close(losses[index], loss)
         torch.testing.assert_close((batched.W.grad[index], batched.b.grad[index]), (W.grad, b.grad))
-    assert (losses[:4] - losses[4:]).abs().min() > 1e-3  # control: the ReLU does something
+        other = ToyModel({LINEAR: RELU, RELU: LINEAR}[model.kind], model.density)
+        assert (plain_loss(other, W, b, x[index]) - loss).abs() > 1e-4  # control: the ReLU does something
 
 
 def test_training_together_is_training_each_alone():
@@ -93,8 +94,7 @@ def test_rows_are_as_often_active_as_they_should_be(density):
         return max(abs(seen[pattern] / batch - share) for pattern, share in expected.items())
 
     assert off(density) < 0.01 and seen[False, False, False] == 0
-    assert off(0.9 * density) > 0.01 or density == 0.05  # control: of another density
-    assert off(0.25) > 0.05
+    assert off(0.25) > 0.05  # control: of another density
     values = x[x > 0]
     assert values.mean().item() == pytest.approx(0.5, abs=0.01) and values.max() < 1
 

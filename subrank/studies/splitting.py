@@ -1,0 +1,150 @@
+"""Feature splitting: where a smaller dictionary has one feature, a larger one has several (Bricken et al. 2023).
+
+Sets of dictionaries of one model, from the smallest to the largest, are compared step by step at every site that all
+have, on the same held-out text:
+
+1. Each latent of the larger set is given a parent in the smaller one, by direction and, independently of that, by
+   activity (`families.py`). Latents that are active on no token of the text are left out.
+2. A feature of the smaller set is kept (one child), split (several) or gone; one of the larger set is new where it has
+   no parent. Features of the smaller set coalesce where one latent of the larger is the nearest to several of them.
+3. Where a feature splits, its children should be active where it is: how often one of them is, is counted.
+
+Controls: random directions, as many; tokens shuffled between the two sets; families in which every latent has another's
+parent (`splitting_step.py`). Sets of one size, such as of two seeds, are compared in the same way: what is kept then is
+what training finds again. Cost: the text read once by the model, and n_small x n_large additions per token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from markupsafe import Markup
+from torch import Tensor
+
+from sae_core.codec import from_plain, to_plain
+from sae_core.errors import UserError
+from sae_core.formats.hook_names import parse_site
+from sae_core.model.language_model import LanguageModel
+from sae_core.progress import OnProgress, Stages, silent
+from sae_core.sites import Site
+from subrank.progress import shown
+from subrank.result import Provenance, Result
+from subrank.saes import Saes, by_name, folders_of, text_of
+from subrank.settings.fields import make, takes
+from subrank.settings.studies import SplittingSettings
+from subrank.studies.splitting_page import family_figure, sentences, shares_figure, splitting_section
+from subrank.studies.splitting_step import Step, StepCount
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+AT_ONCE = 8
+"""Contexts that are read and encoded together."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Splitting(Result):
+    """What becomes of features from each set to the next larger one."""
+
+    verb: ClassVar[str] = "splitting"
+    sizes: dict[str, dict[Site, int]]
+    """Latents of each set, the smallest first."""
+    steps: tuple[Step, ...]
+    """By site, then by size."""
+    provenance: Provenance
+
+    def title(self) -> str:
+        return f"Feature splitting: {', '.join(self.sizes)}"
+
+    def lines(self) -> list[str]:
+        return sentences(self.steps)[:10]
+
+    def figures(self) -> "dict[str, Figure]":
+        return {"families": family_figure(self.steps), "shares": shares_figure(self.steps)}
+
+    def body(self) -> Markup:
+        return splitting_section(self.steps, self.sizes, self.figures())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"sizes": to_plain(self.sizes), "steps": to_plain(self.steps)}
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Splitting":
+        sizes = from_plain(dict[str, dict[Site, int]], numbers["sizes"])
+        return cls(sizes, from_plain(tuple[Step, ...], numbers["steps"]), provenance)
+
+
+@takes(SplittingSettings)
+def splitting(
+    model: LanguageModel,
+    saes: Mapping[str, Saes],
+    *,
+    progress: bool = True,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Splitting:
+    """Which features of smaller sets split, coalesce or go in larger ones, and which are new.
+
+    `saes` are two sets of one model or more, by name.
+    """
+    sets, chosen = by_name(saes), make(SplittingSettings, settings)
+    with shown("splitting", progress, on_progress) as report:
+        return run_splitting(model, sets, chosen, report)
+
+
+def run_splitting(
+    model: LanguageModel, sets: Mapping[str, Saes], settings: SplittingSettings, on_progress: OnProgress = silent
+) -> Splitting:
+    """`splitting` with its settings made."""
+    sites = shared_sites(sets, settings.site)
+    ordered = sorted(sets, key=lambda name: sum(len(sets[name].dictionaries[site].directions) for site in sites))
+    model, *_ = [saes.on(model) for saes in sets.values()]
+    text, _ = text_of(sets, settings.text)
+    stages = Stages(on_progress)
+    stages.begin(f"reading {text.source}")
+    contexts = text.read(model).held_out[: settings.contexts]
+    named = {name: sets[name].dictionaries for name in ordered}
+    counts = [
+        StepCount(site, (small, named[small][site]), (large, named[large][site]), settings.seed)
+        for site in sites
+        for small, large in pairwise(ordered)
+    ]
+    count(model, counts, contexts, on_progress)
+    steps = tuple(each.step(settings.seed) for each in counts)
+    sizes = {name: {site: len(named[name][site].directions) for site in sites} for name in ordered}
+    known = asdict(settings) | folders_of(sets)
+    provenance = Provenance.of(Splitting.verb, model, known, dictionaries=named, text=contexts)
+    return Splitting(sizes, steps, provenance)
+
+
+def shared_sites(sets: Mapping[str, Saes], site: str | None) -> list[Site]:
+    """The sites that all sets have, or the one that is named; raises `UserError` where there is none, or one set."""
+    if len(sets) < 2:
+        raise UserError("splitting compares two sets of dictionaries or more; give folders of other sizes, too")
+    if site:
+        for saes in sets.values():
+            saes.at(site)
+        return [parse_site(site)]
+    shared = set.intersection(*(set(saes.dictionaries) for saes in sets.values()))
+    if not shared:
+        raise UserError("these sets have no site in common; train them at the same --sites")
+    return sorted(shared)
+
+
+@torch.no_grad()
+def count(
+    model: LanguageModel, counts: list[StepCount], contexts: Int[Tensor, "contexts pos"], on_progress: OnProgress
+) -> None:
+    """Read the text once, and count for every step; special tokens are left out."""
+    content, chunks = model.content(contexts), torch.arange(len(contexts)).split(model.at_once(AT_ONCE))
+    stages = Stages(on_progress, len(chunks))
+    for rows in chunks:
+        stages.begin(f"context {int(rows[0])} of {len(contexts)}")
+        recorded = model.record(contexts[rows], {each.site for each in counts})
+        for each in counts:
+            h = recorded[each.site]
+            x = h[content[rows].to(h.device)]
+            each.add(each.small[1].encode(x), each.large[1].encode(x))

@@ -1,0 +1,144 @@
+"""The finding of a study of splitting in words, its pictures, and its page."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
+from sae_core.estimate import Estimate
+from sae_core.sites import FeatureId, Site
+from subrank.pages.page import Cell, Table, figure, render
+from subrank.studies.families import NEAR, NOBODY, TOGETHER
+from subrank.studies.splitting_step import Step
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FAMILIES = 12
+"""Of the smallest set, the largest, which are drawn."""
+SHARES = {"kept": BLUE, "split": AMBER, "gone": GREY, "coalesced": RED, "new": GREEN}
+
+
+def sentences(steps: Sequence[Step]) -> list[str]:
+    """A sentence for each step."""
+    return [
+        f"{step.site}, {step.small} ({step.n_small}) → {step.large} ({step.n_large}): {_percent(step.kept)} kept, "
+        f"{_percent(step.split)} split, {_percent(step.gone)} gone, {_percent(step.coalesced)} coalesced; "
+        f"{_percent(step.new)} of the larger are new (of random directions {_percent(step.new_by_chance)}). Where a "
+        f"feature splits, a child is active on {_percent(step.covered)} of its tokens "
+        f"(by chance {_percent(step.covered_by_chance)})."
+        for step in steps
+    ]
+
+
+def family_figure(steps: Sequence[Step]) -> "Figure":
+    """The largest families at the last site, from the smallest set to the largest, as a Sankey diagram."""
+    from plotly.graph_objects import Figure, Sankey
+
+    site = steps[-1].site
+    chain = [step for step in steps if step.site == site]
+    leaves = _leaves(chain)
+    roots = [root for root, n in leaves[0].most_common(FAMILIES) if n > 0]
+    nodes, shown = [(0, root) for root in roots], set(roots)
+    links: list[tuple[tuple[int, int], tuple[int, int], float]] = []
+    for level, step in enumerate(chain):
+        children = [j for j, parent in enumerate(step.parents) if parent in shown]
+        for j in children:
+            value = max(1, leaves[level + 1][j]) if level + 1 < len(leaves) else 1
+            links.append(((level, step.parents[j]), (level + 1, j), value))
+        nodes += [(level + 1, j) for j in children]
+        shown = set(children)
+    place = {node: number for number, node in enumerate(nodes)}
+    names = [chain[0].small, *(step.large for step in chain)]
+    levels = max(1, len(chain))
+    labels = [f"{FeatureId(site, latent)}" for _, latent in nodes]
+    drawn = Sankey(
+        node={
+            "label": labels,
+            "x": [0.001 + 0.998 * level / levels for level, _ in nodes],
+            "color": [(BLUE, AMBER, GREEN, RED)[level % 4] for level, _ in nodes],
+            "customdata": [names[level] for level, _ in nodes],
+            "hovertemplate": "%{label} of %{customdata}<extra></extra>",
+            "pad": 4,
+        },
+        link={
+            "source": [place[parent] for parent, _, _ in links],
+            "target": [place[child] for _, child, _ in links],
+            "value": [value for _, _, value in links],
+            "color": "rgba(107, 114, 128, 0.3)",
+            "hovertemplate": "%{source.label} → %{target.label}<extra></extra>",
+        },
+    )
+    return styled(Figure(drawn), height=560)
+
+
+def _leaves(chain: Sequence[Step]) -> list[Counter[int]]:
+    """For each set but the largest: how many latents of the largest descend from each of its latents."""
+    below: list[Counter[int]] = []
+    weights: Counter[int] | None = None
+    for step in reversed(chain):
+        counted: Counter[int] = Counter()
+        for j, parent in enumerate(step.parents):
+            if parent != NOBODY:
+                counted[parent] += 1 if weights is None else max(1, weights[j])
+        weights = counted
+        below.append(counted)
+    return below[::-1]
+
+
+def shares_figure(steps: Sequence[Step]) -> "Figure":
+    """What becomes of the features of the smaller sets, and what is new in the larger, step by step."""
+    from plotly.graph_objects import Bar, Figure
+
+    drawn, names = Figure(), [f"{step.site}<br>{step.small} → {step.large}" for step in steps]
+    for name, colour in SHARES.items():
+        values: list[Estimate] = [getattr(step, name) for step in steps]
+        bars = error_bars(values, thickness=1)
+        drawn.add_trace(Bar(x=names, y=[v.value for v in values], error_y=bars, name=name, marker={"color": colour}))
+    drawn.update_yaxes(title_text="share of the latents", tickformat=".0%")
+    return styled(drawn, height=400)
+
+
+def splitting_section(
+    steps: Sequence[Step], sizes: Mapping[str, Mapping[Site, int]], figures: "Mapping[str, Figure]"
+) -> Markup:
+    """The page: the largest families, what becomes of all features, and the controls."""
+    return render(
+        "splitting.html",
+        names=list(sizes),
+        site=steps[-1].site,
+        n_families=FAMILIES,
+        lines=sentences(steps),
+        plots={name: figure(plot) for name, plot in figures.items()},
+        steps=_step_table(steps),
+        near=NEAR,
+        together=TOGETHER,
+    )
+
+
+def _step_table(steps: Sequence[Step]) -> Table:
+    head = ("site, sets", "latents", "kept", "split", "gone", "coalesced", "new", "alone", "agree", "covered")
+    beside = {"new": "new_by_chance", "alone": "alone_by_chance", "agree": "agree_by_chance"}
+    beside |= {"covered": "covered_by_chance"}
+    rows = [
+        (
+            Cell(str(step.site), f"{step.small} → {step.large}"),
+            f"{step.n_small} → {step.n_large}",
+            *(_cell(step, name, beside.get(name)) for name in head[2:]),
+        )
+        for step in steps
+    ]
+    return Table(head, rows, wide=True)
+
+
+def _cell(step: Step, name: str, control: str | None) -> Cell:
+    value: Estimate = getattr(step, name)
+    text = "–" if value.value != value.value else f"{value.value:.1%}"
+    by_chance = f"\nchance {_percent(getattr(step, control))}" if control else ""
+    return Cell(text, (f"[{value.low:.1%}, {value.high:.1%}]" if text != "–" else "") + by_chance)
+
+
+def _percent(value: Estimate) -> str:
+    return "–" if value.value != value.value else f"{value.value:.0%}"
