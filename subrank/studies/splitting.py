@@ -73,8 +73,10 @@ class Splitting(Result):
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Splitting":
-        sizes = from_plain(dict[str, dict[Site, int]], numbers["sizes"])
-        return cls(sizes, from_plain(tuple[Step, ...], numbers["steps"]), provenance)
+        sizes = {
+            name: {Site.parse(at): int(n) for at, n in by_site.items()} for name, by_site in numbers["sizes"].items()
+        }
+        return cls(sizes, tuple(from_plain(Step, each) for each in numbers["steps"]), provenance)
 
 
 @takes(SplittingSettings)

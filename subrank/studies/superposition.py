@@ -86,8 +86,11 @@ class Superposition(Result):
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Superposition":
-        kinds = {"importance": tuple[float, ...], "models": tuple[Solution, ...], "dictionaries": tuple[Recovery, ...]}
-        return cls(*(from_plain(kind, numbers[name]) for name, kind in kinds.items()), provenance)
+        importance = tuple(map(float, numbers["importance"]))
+        models = tuple(from_plain(Solution, each) for each in numbers["models"])
+        return cls(
+            importance, models, tuple(from_plain(Recovery, each) for each in numbers["dictionaries"]), provenance
+        )
 
 
 @takes(SuperpositionSettings)

@@ -50,17 +50,17 @@ class ToyModels:
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Rows `[model, batch, n]` in which something is active: the same for all models of a density."""
-        return active_rows(self._densities, len(self.importance), batch, generator)[self._level]
+        return active_rows(self._densities, len(self.importance), batch, generator).index_select(0, self._level)
 
     def outputs(self, x: Tensor) -> Tensor:
         """x' of rows `[model, batch, n]`."""
         y = torch.baddbmm(self.b[:, None], x @ self.W.mT, self.W)
-        return torch.maximum(y, self._least[:, None])
+        return y * (y > self._least[:, None])
 
     def losses(self, x: Tensor) -> Tensor:
         """The loss of each model, by rows `[model, batch, n]` in which something is active."""
         active = ((x - self.outputs(x)).square() @ self.importance).mean(-1)
-        silent = torch.maximum(self.b, self._least).square() @ self.importance
+        silent = (self.b * (self.b > self._least)).square() @ self.importance
         return (1 - self._silent) * active + self._silent * silent
 
 
