@@ -75,8 +75,8 @@ class Provenance:
 
         packages = {name: version(name) for name in _PACKAGES}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        names = (model.name, model.fingerprint()) if model else ("", "")
-        known = (verb, __version__, platform.python_version(), packages, *names)
+        name, fingerprint = (model.name, model.fingerprint()) if model else ("", "")
+        known = (verb, __version__, platform.python_version(), packages, name, fingerprint)
         plain = {name: _plain(value) for name, value in settings.items()}
         files = {name: settings[name] for name in _FILES if isinstance(settings.get(name), (str, Path))}
         depends |= {name: path.read_bytes() for name, file in files.items() if (path := user_path(file)).is_file()}

@@ -21,11 +21,11 @@ class SuperpositionSettings(Settings):
     """chances 1-S that a feature is active; toy models are trained for each"""
     copies: int = setting(10, least=1, most=1000, quick=4)
     """toy models of each density, from other weights at the start; that of the lowest loss is shown"""
-    steps: int = setting(6000, least=1, most=10**6, quick=1500)
+    steps: int = setting(5000, least=1, most=10**6, quick=1250)
     """steps of training the toy models"""
     batch: int = setting(256, least=2, most=2**16)
     """rows of features per step"""
-    dictionary_steps: int = setting(1000, least=1, most=10**6, quick=300)
+    dictionary_steps: int = setting(600, least=1, most=10**6, quick=200)
     """steps of training the dictionaries on hidden activations"""
     seed: int = setting(0, least=0, most=SEEDS)
     """seed of weights, data and random controls"""

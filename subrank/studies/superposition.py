@@ -88,9 +88,8 @@ class Superposition(Result):
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Superposition":
         importance = tuple(map(float, numbers["importance"]))
         models = tuple(from_plain(Solution, each) for each in numbers["models"])
-        return cls(
-            importance, models, tuple(from_plain(Recovery, each) for each in numbers["dictionaries"]), provenance
-        )
+        recoveries = tuple(from_plain(Recovery, each) for each in numbers["dictionaries"])
+        return cls(importance, models, recoveries, provenance)
 
 
 @takes(SuperpositionSettings)
@@ -134,15 +133,15 @@ def run_superposition(settings: SuperpositionSettings, on_progress: OnProgress =
 
 
 def new_toys(settings: SuperpositionSettings, densities: list[float]) -> ToyModels:
-    """Untrained toy models: a linear one of each density, whose loss has one minimum, and copies with a ReLU.
+    """Untrained toy models of each density: copies with a ReLU, and a few linear ones, which differ in speed alone.
 
     Raises `UserError` where the dimensions suffice for all features, or memory does not suffice.
     """
     n, m = settings.features, settings.dimensions
     if m >= n:
         raise UserError(f"--dimensions must be fewer than --features, of which there are {n}; got {m}")
-    models = [ToyModel(LINEAR, density) for density in densities]
-    models += [ToyModel(RELU, density) for density in densities for _ in range(settings.copies)]
+    copies = {LINEAR: min(3, settings.copies), RELU: settings.copies}
+    models = [ToyModel(kind, density) for kind in copies for density in densities for _ in range(copies[kind])]
     numbers = len(models) * n * (max(settings.batch, 1024) + m)
     check_memory(4 * 8 * numbers, torch.device("cpu"), f"{len(models)} toy models", "give fewer --copies")
     importance = settings.importance ** torch.arange(n)

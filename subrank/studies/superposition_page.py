@@ -23,9 +23,10 @@ def sentences(
 ) -> list[str]:
     """What the models of either kind, from dense to sparse, show, and what the dictionaries find."""
     m, crowded = len(relu[0].weights), [s for s in relu if len(s.represented) > len(s.weights)]
-    pairs = [f"The first models with more features than dimensions: {_state(crowded[0])}."] if crowded else []
-    ends = [f"The densest ReLU model: {_state(relu[0])}.", *pairs, f"The sparsest: {_state(relu[-1])}."]
-    return [_linear(linear, torch.tensor(importance), m), *dict.fromkeys(ends), *_found(recoveries)]
+    first = crowded[:1] if crowded[:1] not in ([relu[0]], [relu[-1]]) else []
+    named = [("The densest ReLU model", relu[0]), *(("The first with more features than dimensions", s) for s in first)]
+    named += [("The sparsest", relu[-1])] if len(relu) > 1 else []
+    return [_linear(linear, torch.tensor(importance), m), *(_state(*each) for each in named), *_found(recoveries)]
 
 
 def _linear(solutions: Sequence[Solution], importance: torch.Tensor, m: int) -> str:
@@ -42,17 +43,21 @@ def _linear(solutions: Sequence[Solution], importance: torch.Tensor, m: int) -> 
     return f"{text}, and WᵀW at most {off:.2f} from the projector on the {m} most important features."
 
 
-def _state(solution: Solution) -> str:
+def _state(name: str, solution: Solution) -> str:
     """What a model represents, and how."""
-    n, alone = len(solution.norms), solution.alone
-    words = [f"1−S = {solution.model.density:g}: {len(solution.represented)} of {n} features represented"]
-    words += [f"{_listed(alone)} alone"] if alone else ["none alone"]
+    words = [f"{_listed(solution.alone)} alone" if solution.alone else "none alone"]
     if solution.pairs:
         listed = ", ".join(f"{i + 1}&{j + 1}" for i, j in solution.pairs)
         words.append(f"{len(solution.pairs)} antipodal pairs ({listed})")
     words.append(f"{solution.per_feature:.2f} dimensions each")
-    words.append(f"biases {min(solution.bias):.2f} to {max(solution.bias):.2f}")
-    return ", ".join(words)
+    words.append(f"biases {_rounded(min(solution.bias))} to {_rounded(max(solution.bias))}")
+    represented = f"{len(solution.represented)} of {len(solution.norms)} features"
+    return f"{name} (1−S = {solution.model.density:g}) represents {represented}: {', '.join(words)}."
+
+
+def _rounded(value: float) -> str:
+    """Two digits, and no minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _listed(features: Sequence[int]) -> str:
@@ -105,8 +110,8 @@ def _model_table(solutions: Sequence[Solution]) -> Table:
             str(len(s.alone)),
             str(2 * len(s.pairs)),
             f"{s.per_feature:.2f}",
-            f"{min(s.bias):.3f}",
-            f"{max(s.bias):.3f}",
+            _rounded(min(s.bias)),
+            _rounded(max(s.bias)),
             f"{s.losses[0]:.3g}",
             f"{s.losses[-1]:.3g}",
         )

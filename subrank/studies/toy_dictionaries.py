@@ -33,7 +33,7 @@ FOUND = 0.95
 """Largest cosine from which on a feature counts as found."""
 DICTIONARIES = 3
 """Trained on each toy model, from other weights."""
-BATCH, RATE = 512, 3e-3
+BATCH = 512
 RANDOM = 200
 """Random dictionaries that chance is measured with."""
 _HIDDEN = Site(0)
@@ -82,7 +82,7 @@ class HiddenActivations:
 def dictionaries_on(stream: HiddenActivations, steps: int) -> TrainState:
     """Untrained dictionaries for a toy model's activations."""
     m, n = stream.W.shape
-    shape = {"expansion": math.ceil(n / m), "tokens": steps * BATCH, "batch": BATCH, "lr": RATE, "bfloat16": False}
+    shape = {"expansion": math.ceil(n / m), "tokens": steps * BATCH, "batch": BATCH, "bfloat16": False}
     seeds = [(stream.seed + number) % 2**32 for number in range(DICTIONARIES)]
     recipe = TopK(latents_active(stream))
     return start(

@@ -35,10 +35,17 @@ class Solution:
     def of(cls, model: ToyModel, losses: Sequence[float], W: Tensor, b: Tensor) -> "Solution":
         """That of weights `[m, n]` and biases `[n]`."""
         W = W.detach().double()
-        measures = (toy_geometry.norms, toy_geometry.interference, toy_geometry.dimensions_per_feature)
-        measured = (tuple(measure(W).tolist()) for measure in measures)
-        features = (tuple(toy_geometry.represented(W)), tuple(toy_geometry.antipodal_pairs(W)))
-        return cls(model, tuple(losses), tuple(map(tuple, W.tolist())), tuple(b.tolist()), *measured, *features)
+        return cls(
+            model=model,
+            losses=tuple(losses),
+            weights=tuple(map(tuple, W.tolist())),
+            bias=tuple(b.tolist()),
+            norms=tuple(toy_geometry.norms(W).tolist()),
+            interference=tuple(toy_geometry.interference(W).tolist()),
+            dimensions=tuple(toy_geometry.dimensions_per_feature(W).tolist()),
+            represented=tuple(toy_geometry.represented(W)),
+            pairs=tuple(toy_geometry.antipodal_pairs(W)),
+        )
 
     @property
     def W(self) -> Tensor:  # noqa: N802

@@ -45,6 +45,6 @@ def test_untrained_dictionaries_are_as_good_as_random_ones():
 
 @pytest.mark.slow
 def test_sparse_features_are_found_and_dense_ones_are_not(training_seed):
-    sparse, dense = (found_in(PLANTED, density, 600, training_seed) for density in (0.01, 1.0))
-    assert sparse.cosine.value > 0.97 and sparse.found > 0.85 and sparse.cosine.low > sparse.chance.high
-    assert dense.found < 0.5 and dense.cosine.value < 0.9
+    sparse, dense = (found_in(PLANTED, density, 200, training_seed) for density in (0.01, 1.0))
+    assert sparse.cosine.low > sparse.chance.high and sparse.found > sparse.chance_found + 0.3
+    assert dense.found < 0.3 and dense.cosine.low < dense.chance.high
