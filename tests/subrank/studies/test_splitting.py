@@ -122,7 +122,7 @@ def test_sets_are_compared_from_the_smallest_on(result, tmp_path):
     assert step.kept.value == 1 and step.new.value == pytest.approx(0.5, abs=0.2)
     result.save(tmp_path)
     again = sr.load_result(tmp_path)
-    assert again.to_dict() == json.loads(json.dumps(result.to_dict())) and again.lines() == result.lines()
+    assert json.dumps(again.to_dict()) == json.dumps(result.to_dict()) and again.lines() == result.lines()
     assert len(result.lines()) <= 10 and result.plot() == result.figures()["families"]
 
 

@@ -25,6 +25,11 @@ def result() -> sr.Result:
         return sr.superposition(progress=False, **SMALL)
 
 
+def plain_of(result: sr.Result) -> dict:
+    """What `result.json` holds of it."""
+    return json.loads(json.dumps(result.to_dict(), allow_nan=False))
+
+
 # ---- the frame: any study is a module, settings, a page --------------------------------------------
 
 
@@ -37,11 +42,11 @@ def test_a_study_is_at_the_front_door_and_its_result_is_known(name):
 
 
 def test_the_result_is_as_all_others_are(result, tmp_path):
-    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    plain = plain_of(result)
     assert 1 <= len(result.lines()) <= 10 and str(result) == "\n".join(result.lines())
     page = result.save(tmp_path / "out")
     again = sr.load_result(tmp_path / "out")
-    assert again.to_dict() == plain == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert plain_of(again) == plain == json.loads((tmp_path / "out" / "result.json").read_text())
     assert again.lines() == result.lines() and again.provenance == result.provenance
     assert result.provenance.settings["features"] == 6 and not result.provenance.model
     text = page.read_text()
@@ -54,7 +59,7 @@ def test_the_command_writes_what_the_function_returns(result, tmp_path, capsys):
     for name in ("features", "dimensions", "copies", "steps", "batch"):
         options += [f"--{name}", SMALL[name]]
     status, printed, _ = run(capsys, "study", "superposition", "--out", tmp_path, *options)
-    assert status == 0 and json.loads((tmp_path / "result.json").read_text()) == result.to_dict()
+    assert status == 0 and json.loads((tmp_path / "result.json").read_text()) == plain_of(result)
     assert result.lines()[0] in printed and str(tmp_path / "superposition.html") in printed and "about" in printed
 
 
