@@ -44,8 +44,9 @@ from sae_core.sites import FeatureId, Site
 
 LIGHT_EXAMPLES = 4
 _TOP, _PER_QUARTER = 8, 3
-_MADE_FROM = 10
-"""Places of each quarter of the active tokens from which patterns are made; the first `_PER_QUARTER` are shown."""
+_MADE_FROM, _WEIGHTS = 10, 5e8
+"""Places of each quarter of the active tokens from which patterns are made; the first `_PER_QUARTER` are shown. Fewer of
+large models: places times weights of the blocks, at most."""
 _PROMOTED, _PROMOTED_LIGHT = 8, 4
 _CONTROLS = 16
 """Labels of other features that a label is compared with, at most."""
@@ -172,12 +173,13 @@ class Catalogue:
         seen = self.survey.activations(features, self.training)
         held = self.survey.activations(features, self.held)
         content = self.model.content(self.training)
+        made_from = max(_PER_QUARTER, min(_MADE_FROM, int(_WEIGHTS / self.model.block_weights)))
         examples = {
             feature: spots(
                 seen[feature],
                 self.training,
                 top=_TOP,
-                per_quarter=_MADE_FROM,
+                per_quarter=made_from,
                 generator=self._draw(feature, "spots"),
             )
             for feature in features

@@ -38,8 +38,9 @@ RUN_AGAIN = 0.4
 """Of the tokens of all prompts at all points of a curve those that are run: where a feature differs, and behind it."""
 SHARED = 0.7
 """Different features among the causes of all targets of a circuit, about: targets share causes."""
-PATTERN_TOKENS, DROP_CONTEXTS = 25_000, 64
-"""Tokens run to find a feature's patterns, about, and contexts in which it is ablated for a full card."""
+PATTERN_TOKENS, DROP_CONTEXTS = 15_000, 16
+"""Tokens run to find a feature's patterns, about, and contexts in which it is ablated for a full card (of a small model
+up to four times as many, which take no time there)."""
 
 
 def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProgress, *, about: str = "about") -> None:
@@ -135,8 +136,8 @@ def _searched(config: IOIConfig) -> int:
 def feature_parts(
     model: LanguageModel, sites: Mapping[Site, Dictionary], contexts: int, n_full: int, length: int
 ) -> Parts:
-    """N T max(l + 1) blocks and N T S codes for all cards; per full card its patterns, (l + 1) a token, and 64
-    contexts run to the end as they are, and from l on ablated.
+    """N T max(l + 1) blocks and N T S codes for all cards; per full card its patterns, (l + 1) a token, and
+    some contexts run to the end as they are, and from l on ablated.
 
     `contexts` are those of the training and of the held-out text that no verb has read.
     """
