@@ -54,7 +54,7 @@ class SetQuality:
         for name, row in value.items():
             site = Site.parse(name)
             quality[site] = from_plain(Quality, {f.name: row[f.name] for f in fields(Quality) if f.name in row})
-            cost[site] = SpliceCost(row["loss_original"], row["loss_spliced"], row["loss_zeroed"])
+            cost[site] = from_plain(SpliceCost, {f.name: row[f"loss_{f.name}"] for f in fields(SpliceCost)})
         return cls(quality, cost)
 
 

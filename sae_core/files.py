@@ -21,6 +21,7 @@ from sae_core import checks
 from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.partial import final, partial_file
+from sae_core.room import out_of_memory
 
 DIGEST = "subrank_digest"
 """Under this name a file of tensors carries the digest of what was written."""
@@ -113,7 +114,10 @@ def read_tensors(path: Path, expected: str | None = None) -> dict[str, Tensor]:
             # copies: on how memory is aligned, which in a file is otherwise, the last digit of products hangs
             tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+        if out_of_memory(error):
+            raise
+        systems = isinstance(error, OSError) or "os error" in str(error)
+        raise UserError(f"{path} {'cannot be read' if systems else 'is damaged'}: {first_line(error)}") from error
     if written is not None and written != digest(tensors):
         raise UserError(f"{path} is damaged: its tensors are not those that were written")
     if expected not in (None, written):
@@ -177,7 +181,7 @@ def reading(path: Path) -> Iterator[None]:
             raise
         raise UserError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" in str(error):
+        if out_of_memory(error):
             raise
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
 

@@ -13,6 +13,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 """Where Linux says how much a container may take; a file that holds no number sets no limit."""
 _RAN_OUT = re.compile("memory|bad_alloc|ALLOC_FAILED|Storage size calculation overflowed|can't start new thread")
 """What torch, and the libraries below it, say where memory runs out."""
+_SYSTEM = re.compile("Cannot allocate memory|failed to map segment")
+"""What the system says, of files and of libraries that do not fit either."""
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -48,7 +50,7 @@ def out_of_memory(error: Exception) -> str:
     line = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError):
         return line or "Python could take no more"
-    return line if isinstance(error, RuntimeError) and _RAN_OUT.search(line) else ""
+    return line if (_RAN_OUT if isinstance(error, RuntimeError) else _SYSTEM).search(line) else ""
 
 
 def check_disk(needed: int, folder: Path, what: str, way_out: str) -> None:

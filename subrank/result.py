@@ -69,7 +69,7 @@ class Provenance:
     def of(cls, verb: str, model: LanguageModel | None, settings: Mapping[str, Any], **depends: Any) -> "Provenance":
         """That of a run that ends now, with digests of all that it `depends` on and of the files in its settings.
 
-        A run without a language model is one on the CPU.
+        A run without a language model is one on the CPU. A text is a digest already.
         """
         from subrank import __version__
 
@@ -80,7 +80,7 @@ class Provenance:
         plain = {name: _plain(value) for name, value in settings.items()}
         files = {name: settings[name] for name in _FILES if isinstance(settings.get(name), (str, Path))}
         depends |= {name: path.read_bytes() for name, file in files.items() if (path := user_path(file)).is_file()}
-        digests = {name: digest(value) for name, value in depends.items()}
+        digests = {name: value if isinstance(value, str) else digest(value) for name, value in depends.items()}
         device, dtype = (str(model.device), str(model.dtype).removeprefix("torch.")) if model else ("cpu", "float32")
         return cls(*known, device, plain, now, dtype, digests)
 

@@ -125,7 +125,7 @@ class Saes(DictionarySet):
         checks.whole("n", n, 1)
         checks.whole("contexts", contexts, 2)  # the first is held out
         feature, model = self[name], self.language_model
-        text = replace(self.text, max_tokens=contexts * self.text.n_ctx).read(model).training
+        text = replace(self.text, max_tokens=contexts * self.text.n_ctx, digest="").read(model).training
         survey = self.survey(model)
         examples = atlas_of(survey, text, sites=[feature.id.site], top=4 * n).examples(feature.id, n)
         activations = [*survey.activations([feature.id], examples.tokens)[feature.id]] if len(examples) else []

@@ -14,7 +14,7 @@ from circuits.discovery.request import ResolvedRequest
 from circuits.discovery.target_causes import TargetCauses
 from sae_core.codec import from_plain, to_plain
 from sae_core.digest import differences, digest
-from sae_core.files import write_text
+from sae_core.files import parse_json, write_text
 from sae_core.sites import FeatureId
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def remembered(
     cut off, is overwritten from there on.
     """
     first = json.dumps(card, sort_keys=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     done = _steps(lines[1:]) if lines[:1] == [first] else []
     if lines and lines[0] != first:
         log.warning(f"the steps in {path} are of {_other(lines[0], json.loads(first))}: the search begins anew")
@@ -60,7 +60,8 @@ def remembered(
 def _other(line: str, card: Mapping[str, Any]) -> str:
     """In what the card on a line differs from this one, in words."""
     try:
-        return f"another {', another '.join(differences(json.loads(line), card))}"
+        names = differences(parse_json(line, "the card"), card)
+        return f"another {', another '.join(names)}"
     except (ValueError, AttributeError):  # no JSON, or no card
         return "an unknown search"
 
@@ -70,7 +71,7 @@ def _steps(lines: Sequence[str]) -> list[TargetCauses]:
     steps = []
     for line in lines:
         try:
-            steps.append(from_plain(TargetCauses, json.loads(line)))
+            steps.append(from_plain(TargetCauses, parse_json(line, "a step")))
         except ValueError:  # UserError included
             break
     return steps

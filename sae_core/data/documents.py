@@ -5,18 +5,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_core.data.file_kinds import KINDS, Document, document_of, file_documents, is_text_file
+from sae_core.data.file_kinds import KINDS, ROWS, Document, document_of, file_documents, is_text_file, kind_of
 from sae_core.data.shuffling import ROOM, STREAMED_ROOM, interleaved, shuffled
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.hub import hub_source
 
 STORYBOOK_SEED = 2 * 10**6  # apart from the documents that the model was trained and measured on
+COLUMN = "text"
+"""Where rows have their text, if nothing else is said."""
 PIECE = 2**20
 """Characters of a plain text in memory at a time; a longer one is read as several documents."""
 
 
-def documents(source: str, column: str = "text", *, piece: int = PIECE, seed: int | None = None) -> Iterator[Document]:
+def documents(source: str, column: str = COLUMN, *, piece: int = PIECE, seed: int | None = None) -> Iterator[Document]:
     """The documents of a source, each a text or its token ids; raises `UserError` for one that is missing or empty.
 
     With a `seed` those of all files are shuffled (of the storybook not: they are drawn at random). Without one they
@@ -44,6 +46,14 @@ def looks_like_file(source: str) -> bool:
     """Whether a value names a file: it has a path separator that leads somewhere, or the ending of a text file."""
     path = user_path(source)
     return is_text_file(path) or path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def check_column(source: str, column: str) -> None:
+    """Raise `UserError` where a column is named and nothing of the source has columns: it would not be read."""
+    path = user_path(source)
+    files = _visible(path) if path.is_dir() else [path] if path.is_file() else []
+    if column != COLUMN and (source == "storybook" or (files and not any(kind_of(file) in ROWS for file in files))):
+        raise UserError(f"--column is read with rows only, and {source} has none; leave it out")
 
 
 def _storybook() -> Iterator[str]:

@@ -36,7 +36,9 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 IDS, MASK = "input_ids", "attention_mask"
 """Where tokenised data sets have their tokens, and 0 for each that is padding."""
 COMPRESSED = (".gz", ".zst")
-KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Files whose documents are rows, with columns."""
+KINDS = (".txt", *ROWS)
 UNREADABLE = frozenset(
     ".7z .avro .bin .bz2 .db .doc .docx .epub .feather .h5 .lz4 .npy .npz .odt .orc .pdf .pickle .pkl .pt .pth .rar "
     ".rtf .safetensors .sqlite .tar .tgz .xls .xlsx .xz .zip".split()

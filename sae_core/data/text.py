@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,7 @@ from sae_core.data.documents import PIECE, documents
 from sae_core.data.file_kinds import Conversation, Document
 from sae_core.data.packing import Packer
 from sae_core.data.reading import ModelAsRead, as_chat, padding_of, plain, token_id
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel
@@ -46,6 +47,11 @@ class Contexts:
     """What a reader should know of them."""
     by_document: bool = False
     """Whether no document lies in both parts."""
+
+    @cached_property
+    def digest(self) -> str:
+        """By this the text is known again."""
+        return digest(self.held_out, self.training)
 
     @cached_property
     def all(self) -> Int[Tensor, "every pos"]:
@@ -94,6 +100,9 @@ class Text:
     pack: bool = True
     """Whether a context is filled up with further documents; else with padding, where a causal model cannot look."""
 
+    digest: str = field(default="", compare=False)
+    """That of its contexts when it was first read: another text is then refused. Empty where nobody has looked."""
+
     def __post_init__(self):
         path = user_path(self.source)
         object.__setattr__(self, "source", str(self.source))
@@ -108,9 +117,12 @@ class Text:
             object.__setattr__(self, "seed", None)
 
     def at(self, source: str | None) -> "Text":
-        """The text of another `source`, cut in the same way, its documents shuffled; this one where there is none."""
-        other = replace(self, source=source or self.source)
-        return self if other.source == self.source else replace(other, seed=self.seed or 0)
+        """The text of another `source`, cut in the same way, its documents shuffled; this one where there is none.
+
+        What is named is read as it is now, whatever its digest was.
+        """
+        other = replace(self, source=source or self.source, digest="" if source else self.digest)
+        return other if other.source == self.source else replace(other, seed=self.seed or 0)
 
     def shares(self, other: "Text") -> bool:
         """Whether two texts hold the same contexts out, as far as each is read: their amounts and seeds may differ."""
@@ -132,9 +144,13 @@ class Text:
             raise UserError(f"a context of {self.n_ctx} tokens has no room for text; give a larger --context")
         if self.source == "storybook":  # which has no end
             check_memory(8 * self.max_tokens, torch.device("cpu"), "the text", "read fewer --tokens, or --text-tokens")
-        if self.seed is None:
-            return self._in_order(model)
-        return self._by_document(model)
+        contexts = self._in_order(model) if self.seed is None else self._by_document(model)
+        if self.digest and contexts.digest != self.digest:
+            raise UserError(
+                f"{self.source} holds another text than the dictionaries were made with; bring that back, or name it "
+                f"with --text {self.source} to have it read as it is"
+            )
+        return contexts
 
     def bos(self, model: LanguageModel) -> list[int]:
         """What every piece of a document begins with: one token or none."""
@@ -243,6 +259,8 @@ class Text:
         return document
 
     def _checked(self, ids: list[int], model: LanguageModel) -> list[int]:
+        if self.chat:
+            raise UserError(f"{self.source} holds token ids, of which no chat template is written; leave --chat out")
         if not 0 <= min(ids) <= max(ids) < model.n_vocab:
             raise UserError(
                 f"{self.source} holds the token id {max(ids) if min(ids) >= 0 else min(ids)}, but {model.name} has "

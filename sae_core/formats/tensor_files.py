@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.files import check_file, first_line, read_json, read_tensors
+from sae_core.room import out_of_memory
 
 LARGEST = 1e15
 """Numbers of a dictionary are smaller: sums of squares of such ones are still finite."""
@@ -54,6 +55,8 @@ def _values(path: Path) -> dict[str, Any]:
     except UnpicklingError as error:
         raise UserError(PICKLED) from error
     except (BadZipFile, zlib.error, OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"it is damaged, or no file of tensors: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"it holds a {type(values).__name__}; expected tensors by name")

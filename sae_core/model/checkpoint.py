@@ -6,7 +6,10 @@ by name; LoRA adapters are merged into the model that they were trained on. A GG
 rounded to a few bits, are made full matrices by Transformers.
 """
 
+import re
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +23,26 @@ from sae_core.files import read_json, reading
 from sae_core.formats.tensor_files import PICKLED
 from sae_core.model.hub import model_source
 from sae_core.model.precision import Precision
+from sae_core.room import out_of_memory
+
+_SIZE = re.compile(
+    r"(hidden|vocab)_size|n_embd|d_model|(n|num|num_hidden)_layers?|(n|num_attention|num_key_value)_heads?"
+)
+"""What families call a model's sizes."""
+
+
+@contextmanager
+def in_one_line(problem: str) -> Iterator[None]:
+    """Let whatever is raised within the block be a `UserError` that begins with the problem, but for lack of memory.
+
+    Transformers, and what it imports, raise anything on a file, a package or a token that they do not know.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        raise UserError(f"{problem}: {' '.join(str(error).split())[:400] or type(error).__name__}") from error
 
 
 def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -> tuple[Any, Any, int | None]:
@@ -29,17 +52,13 @@ def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -
     """
     if dtype not in get_args(Precision):
         raise no_such("dtype", dtype, get_args(Precision))
-    try:
+    with in_one_line(f"{name} could not be loaded as a language model"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # of files that are refused anyway
         adapter = _beside(source, "adapter_config.json")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of files that are refused anyway
+        try:
             model = _merged(source, adapter, name, device, dtype) if adapter else _full(source, name, device, dtype)
-    except UserError:
-        raise
-    except UnpicklingError as error:
-        raise UserError(f"the weights of {name} cannot be loaded: {PICKLED}; save them as safetensors") from error
-    except Exception as error:  # whatever Transformers and what it imports raise on files they do not know
-        raise UserError(f"{name} could not be loaded as a language model: {_line(error)}") from error
+        except UnpicklingError as error:
+            raise UserError(f"the weights of {name} cannot be loaded: {PICKLED}; save them as safetensors") from error
     model.eval()
     model.requires_grad_(False)
     tokenizer = _tokenizer(source, adapter, name)
@@ -49,6 +68,8 @@ def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -
 def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if card := _beside(source, "config.json"):
+        check_sizes(read_json(card), card)
     folder, file = _folder_and_file(source)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **file)
     quantised = getattr(config, "quantization_config", None)
@@ -76,6 +97,14 @@ def _folder_and_file(source: Path | str) -> tuple[Path | str, dict[str, str]]:
             f"{source} is a GGUF file; `pip install gguf` to have it read, or give the model it was made from"
         )
     return source.parent, {"gguf_file": source.name}
+
+
+def check_sizes(config: Mapping[str, Any], path: Path) -> None:
+    """Raise `UserError` where a model would have no layers, heads, words or width, or fewer than none."""
+    part = config.get("text_config")  # of models that read more than text
+    for name, value in [*config.items(), *(part.items() if isinstance(part, Mapping) else ())]:
+        if _SIZE.fullmatch(name) and isinstance(value, (int, float, str)) and (type(value) is not int or value < 1):
+            raise UserError(f"{path} says {name} = {value!r:.40}; expected a whole number from 1 up")
 
 
 def check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
@@ -142,11 +171,9 @@ def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
     if adapter and _beside(source, "tokenizer_config.json") is None:
         source = model_source(read_json(adapter)["base_model_name_or_path"])
     way_out = "put its tokenizer.json, or its vocabulary, beside the weights"
-    try:
+    with in_one_line(f"the tokenizer of {name} could not be loaded; {way_out}"):
         folder, file = _folder_and_file(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
-    except Exception as error:  # a missing package, file or token, each with an error of its own
-        raise UserError(f"the tokenizer of {name} could not be loaded; {way_out} ({_line(error)})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone
         raise UserError(f"{name} has no tokenizer; {way_out}")
     return tokenizer
@@ -177,8 +204,3 @@ def _beside(source: Path | str, file: str) -> Path | None:
 
     path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line that is not cut off in the middle of its sense."""
-    return " ".join(str(error).split())[:400] or type(error).__name__

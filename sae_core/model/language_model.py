@@ -22,7 +22,7 @@ from torch import Tensor
 from sae_core import checks
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import bridge_hook
-from sae_core.model.checkpoint import load_checkpoint
+from sae_core.model.checkpoint import in_one_line, load_checkpoint
 from sae_core.model.device import usable
 from sae_core.model.fingerprint import Identity
 from sae_core.model.fused import fused_attention, fused_from
@@ -267,9 +267,8 @@ def load_model(
     A name with a path separator that exists, and every `Path`, is a directory and never looked for on the network.
     `dtype` is the model's precision (`precision.Precision`); activations are handed out in float32 at least. `lm_batch`
     contexts of a text go through it together, by default 16 or 32, or as many as its processor takes well. What its
-    family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, for a checkpoint whose
-    weights or tokenizer are not complete, for a device that cannot be used, and within seconds where the hub does not
-    answer.
+    family cannot do stands in `unfit`. Raises `UserError` for a missing directory or name, an incomplete checkpoint, a
+    device that cannot be used, and within seconds where the hub does not answer.
     """
     if lm_batch is not None:
         checks.whole("lm_batch", lm_batch, 1)
@@ -281,7 +280,8 @@ def load_model(
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     plain, tokenizer, bos_id = load_checkpoint(source, str(name), device=device, dtype=dtype)
-    try:
+    exact = "" if plain.dtype is torch.float32 else f" in {plain.dtype}; perhaps it can in float32 (--dtype)"
+    with in_one_line(f"{name} is a {type(plain).__name__}, which cannot be run here{exact}"):
         bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config, device=device)
         bridge.eval()
         bridge.requires_grad_(False)
@@ -292,9 +292,4 @@ def load_model(
         for stream, reason in {site.stream: reason for site, reason in model.unfit.items()}.items():
             if stream is not Stream.RESID_MID:  # which no block needs to have
                 logging.getLogger(__name__).warning("%s of %s cannot be used: %s", stream, name, reason)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the library raises on a family that it does not know
-        exact = "" if plain.dtype is torch.float32 else f" in {plain.dtype}; perhaps it can in float32 (--dtype)"
-        raise UserError(f"{name} is a {type(plain).__name__}, which cannot be run here{exact}: {error}") from error
-    return model
+        return model

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 from sae_core import checks
+from sae_core.codec import from_plain
 from sae_core.errors import UserError, no_such
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import Recipe
@@ -29,14 +30,16 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
     """The recipe that these values describe; raises `UserError` for a kind or an option there is not."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise UserError(f'a recipe is described by its "kind" and its options; got {value!r:.60}')
     options = dict(value)
-    kind = options.pop("kind", None)
+    kind = options.pop("kind")
     if kind not in RECIPES:
         raise no_such("kind of dictionary", kind, RECIPES)
     try:
-        return RECIPES[kind](**options)
-    except TypeError as error:
-        raise UserError(f"a {kind} dictionary has no such option: {str(error).split('__init__() ')[-1]}") from error
+        return from_plain(RECIPES[kind], options, exact=True)
+    except UserError as error:
+        raise UserError(f"a {kind} dictionary: {str(error).partition(': ')[2]}") from error
 
 
 @dataclass(frozen=True)

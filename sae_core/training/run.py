@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core import checks
+from sae_core.codec import from_plain
 from sae_core.data.activations import ActivationStream, harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE
@@ -23,7 +24,19 @@ from sae_core.training.kl import ContextStream, Divergence
 from sae_core.training.recipe import check_k
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka
 
-_PARTS = ("model", "text", "sites", "members", "memory", "outliers", "quick")
+
+@dataclass(frozen=True)
+class RunCard:
+    """What `run.json` holds; the fields of `Run` mean the same."""
+
+    model: str
+    text: Text
+    sites: tuple[str, ...]
+    members: tuple[dict[str, Any], ...]
+    memory: int
+    outliers: float = 0.0
+    """Runs begun before this and `quick` were parts go on as they began."""
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,24 +112,16 @@ class Run:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Run":
         """The run that these values describe; raises `UserError` that names what is wrong with them."""
-        value = {"outliers": 0.0, "quick": False, **value}  # runs begun before these were parts go on as they began
-        wrong = sorted(set(value) ^ set(_PARTS))
-        if wrong:
-            raise UserError(f"a run is described by {', '.join(_PARTS)}; too many or too few: {', '.join(wrong)}")
-        try:
-            text, members = Text(**value["text"]), tuple(map(TrainConfig.from_json, value["members"]))
-            rest = (value[part] for part in ("memory", "outliers", "quick"))
-            run = cls(value["model"], text, tuple(value["sites"]), members, *rest)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the run cannot be read: {error}") from error
-        if not members:
-            raise UserError("a run needs at least one member")
-        return run
+        card = from_plain(RunCard, value, exact=True)
+        if not card.members or not card.sites:
+            raise UserError("a run needs at least one member and one site")
+        members = tuple(map(TrainConfig.from_json, card.members))
+        return cls(card.model, card.text, card.sites, members, card.memory, card.outliers, card.quick)
 
     def differences(self, other: "Run") -> list[str]:
         """The parts in which two runs differ."""
         mine, theirs = self.to_json(), other.to_json()
-        return [part for part in _PARTS if mine[part] != theirs[part]]
+        return [part for part in mine if mine[part] != theirs[part]]
 
 
 def calibrate_thresholds(

@@ -48,14 +48,15 @@ def _run(arguments: list[str] | None) -> int:
             return options.run(options) or 0
     except UserError as error:
         print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
-    except OSError as error:
-        print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
-    except (MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         from sae_core.room import out_of_memory
 
-        if not (line := out_of_memory(error)):
+        if line := out_of_memory(error):
+            print(f"subrank: not enough memory ({line}); {WAYS_OUT}", file=sys.stderr)
+        elif isinstance(error, OSError):
+            print(f"subrank: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
+        else:
             raise
-        print(f"subrank: not enough memory ({line}); {WAYS_OUT}", file=sys.stderr)
     return 2
 
 

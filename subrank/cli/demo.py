@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, settings_of
 from subrank.cli.terminal import reporting, say
-from subrank.cli.train import RUN, begin, go_on, train_into
+from subrank.cli.train import RUN, begin, go_on, run_in, train_into
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
 from subrank.settings.experiments import IOISettings, RemoveSettings
@@ -82,8 +82,9 @@ def plan_of(settings: DemoSettings) -> Plan:
         quick=settings.quick,
     )
     sizes: dict[str, Any] = QUICK if settings.quick else MINUTES
-    if settings.prompts is not None and not settings.quick:
-        sizes = {"test_prompts": settings.prompts, "selection_prompts": max(8, settings.prompts // 2)}
+    if settings.prompts is not None and (not settings.quick or "prompts" in settings.chosen):
+        few = {"test_prompts": settings.prompts, "selection_prompts": max(8, settings.prompts // 2)}
+        sizes = QUICK | few if settings.quick else few
     patching = IOISettings(seed=seed, quick=settings.quick)
     if settings.prompts is not None:
         patching = replace(patching, prompts=settings.prompts)
@@ -142,11 +143,9 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
 def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
     """Whether to resume; raises `UserError` where the folder holds anything else than this demo's dictionaries."""
     from sae_core.errors import UserError
-    from sae_core.files import read_json
     from sae_core.model.fingerprint import parts_other_than
     from sae_core.storage import SET, load_set
     from sae_core.training.checkpoint import has_checkpoint, read_checkpoint
-    from sae_core.training.run import Run
     from subrank.sites import sites_of
 
     try:
@@ -157,7 +156,7 @@ def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
             same = same and there.text.shares(run.text) and not parts_other_than(there.fingerprint, model)
             resume = False
         else:
-            begun = Run.from_json(read_json(folder / RUN))
+            begun = run_in(folder / RUN)
             same = resume = begun == run and not parts_other_than(read_checkpoint(folder).fingerprint, model)
     except UserError:
         same = resume = False

@@ -40,5 +40,6 @@ def run(options: argparse.Namespace) -> None:
     with reporting() as report:
         saes = run_import(options.files, foreign, model, settings, report)
     origin = {"text": asdict(saes.text), "origin": saes.origin}
-    save_sets(out, {"dictionary": saes}, Provenance.of("import", model, origin))
+    depends = {"dictionaries": saes.dictionaries, "text": saes.text.digest}
+    save_sets(out, {"dictionary": saes}, Provenance.of("import", model, origin, **depends))
     say(f"dictionaries: {out}")

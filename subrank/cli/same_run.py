@@ -19,14 +19,12 @@ def check_same(given: Mapping[str, Any], model: LanguageModel, run: Run, out: Pa
     """Raise `UserError`, naming them, where the `given` options describe another run than the one begun in `out`."""
     begun, differences = _values(run, model), []
     for name, value in sorted(given.items()):
-        if name == "quick":  # it changes defaults, which a run that goes on does not take
-            continue
         wanted = _unique(value if isinstance(value, (list, tuple)) else [value])
         if name == "text":
             wanted = [Text(str(value), 2, True).source]
         elif name == "sites":
             wanted = [str(site) for site in sites_of(model, value)]
-        if begun[name] and set(wanted) != set(begun[name]):
+        if set(wanted) != set(begun[name]):
             differences.append((_flag(name), wanted, begun[name]))
     if differences:
         wanted_now, was = (
@@ -47,7 +45,7 @@ def _flag(name: str) -> str:
 
 
 def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
-    """The values by which each option would describe a run; none for one that no member has a use for."""
+    """The values by which each option would describe a run."""
     recipes = [recipe_to_json(member.recipe) for member in run.members]
     seeds = [member.seed for member in run.members]
     values = {
@@ -62,12 +60,14 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
         "sites": [str(site) for site in sites_of(model, run.sites)],
         "memory": [run.memory / 2**30],
         "outliers": [run.outliers],
+        "quick": [run.quick],
         "kind": ["tied" if recipe.get("tied") else recipe["kind"] for recipe in recipes],
         "seed": seeds,
         "seeds": seeds,
     }
     for name in ("k", "l1", "multi"):
-        values[name] = [recipe[name] for recipe in recipes if name in recipe]
+        # no member may have a use for it
+        values[name] = [recipe[name] for recipe in recipes if name in recipe] or ["nothing"]
     for name in ("expansion", "tokens", "batch", "lr", "clip", "dead_after", "bfloat16", "kl"):
         values[name] = [getattr(member, name) for member in run.members]
     return {name: _unique(each) for name, each in values.items()}

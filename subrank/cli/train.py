@@ -95,14 +95,21 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
 def _config(options: argparse.Namespace) -> "Run":
     """The run in the file that --config names."""
     from sae_core.errors import UserError
-    from sae_core.files import read_json
-    from sae_core.training.run import Run
     from subrank.cli.same_run import flags
 
     described = _described(options)
     if options.model or described:
         raise UserError(f"--config describes the whole run; leave out {options.model or flags(described)}")
-    return Run.from_json(read_json(options.config))
+    return run_in(options.config)
+
+
+def run_in(path: Path) -> "Run":
+    """The run that a file describes; raises `UserError`, which names the file, where it describes none."""
+    from sae_core.files import read_json, reading
+    from sae_core.training.run import Run
+
+    with reading(path):
+        return Run.from_json(read_json(path))
 
 
 def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]":
@@ -110,13 +117,11 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
     from dataclasses import replace
 
     from sae_core.errors import UserError
-    from sae_core.files import read_json
     from sae_core.model.fingerprint import parts_other_than
     from sae_core.training.checkpoint import read_checkpoint
-    from sae_core.training.run import Run
     from subrank.cli.same_run import check_same
 
-    card, begun = read_checkpoint(out), Run.from_json(read_json(out / RUN))
+    card, begun = read_checkpoint(out), run_in(out / RUN)
     config = _config(options) if options.config is not None else None
     model = model_of(config.model if config else options.model or begun.model, options)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -168,7 +173,7 @@ def _session(
     with reporting() as report:
         session = Session.begin(model, run, cache=cache, state=state, on_progress=report)
     if state is not None:
-        if read_checkpoint(out).contexts != session.digest:
+        if read_checkpoint(out).contexts != session.contexts.digest:
             raise UserError(
                 f"{run.text.source} holds another text than when the run in {out} began; "
                 "bring that back, or start anew elsewhere"
@@ -210,7 +215,10 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0, *, go_on
     for saes in trained.sets.values():
         for line in saes.quality.lines() if saes.quality else ():
             say(f"  {line}")
-    provenance = Provenance.of("train", session.model, session.run.to_json())
+    by_name = {name: saes.dictionaries for name, saes in trained.sets.items()}
+    dictionaries = by_name if len(by_name) > 1 else next(iter(by_name.values()))
+    depends = {"dictionaries": dictionaries, "text": session.contexts.digest}
+    provenance = Provenance.of("train", session.model, session.run.to_json(), **depends)
     save_sets(out, trained.sets, provenance, trained.thresholds)
     remove_checkpoint(out)
     return trained
@@ -222,7 +230,7 @@ def _take_steps(out: Path, session: "Session", save_every: float) -> None:
     from subrank.cli.training_log import Log
 
     def save() -> None:
-        save_checkpoint(state, session.run.text, session.model, out, contexts=session.digest)
+        save_checkpoint(state, session.run.text, session.model, out, contexts=session.contexts.digest)
 
     state, total, saved = session.state, session.run.members[0].steps, time.monotonic()
     log = Log(out / LOG, state)

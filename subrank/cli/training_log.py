@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_core.files import naming, write_text
+from sae_core.files import naming, parse_json, write_text
 from sae_core.training.loop import LOOK
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Log:
 
     def __init__(self, path: Path, state: "TrainState"):
         self._path, self._state, self._every, self._started = path, state, LOOK, time.monotonic()
-        lines = path.read_text(encoding="utf-8").splitlines() if state.step and path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if state.step and path.is_file() else []
         write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= state.step))
 
     def add(self, step: "TrainStep") -> None:
@@ -42,6 +42,6 @@ class Log:
 def _step_of(line: str) -> float:
     """The step of a line, infinity if half of it is missing."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(parse_json(line, "the line")["step"])
+    except (LookupError, TypeError, ValueError, OverflowError):  # `UserError` is a ValueError
         return math.inf

@@ -101,7 +101,7 @@ def run_circuit(
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
     explored = Explored.of(resolved, graph, read, settings.cards, names, on_progress) if settings.cards else None
     known = asdict(settings) | {"target": target, "set": saes.folder}
-    provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read)
+    provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read.digest)
 
     def numbers() -> list[Recomputed]:
         edges = recomputed_edges(resolved, graph, settings.seed)

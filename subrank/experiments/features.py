@@ -150,16 +150,20 @@ def run_features(
     neurons = neurons_of(catalogue, chosen, on_progress) if settings.neurons else {}
     read = {"training": len(training), "held_out": len(held)}
     known = asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
-    provenance = Provenance.of("features", model, known, dictionaries=saes.dictionaries, text=contexts)
+    provenance = Provenance.of("features", model, known, dictionaries=saes.dictionaries, text=contexts.digest)
     check = check_of(model, settings.check, on_progress, lambda: recomputed(catalogue, cards, seed))
     return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue, check=check)
 
 
 def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:
-    """The features that are named; raises `UserError` for one, or a site, that is not there, and for both together."""
+    """The features that are named; raises `UserError` for one, or a site, that is not there.
+
+    And where something is chosen that is read of features that are drawn alone.
+    """
     named = saes.ids(names)
-    if named and settings.site:
-        raise UserError("--features and --site exclude each other; give one of them")
+    for name in ("site", "full"):
+        if named and name in settings.chosen:
+            raise UserError(f"--features and --{name} exclude each other; give one of them")
     if settings.site:
         saes.at(settings.site)
     return named

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from editing.set_quality import measure_set
 from sae_core.data.activations import harvest
+from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
@@ -71,8 +73,10 @@ def run_import(
     n_ctx = min(128, model.n_ctx, *known) if settings.context is None else settings.context
     bos = bos_of(model, settings.bos) if settings.bos or _prepend_bos(foreign) else False
     text = Text(settings.text, n_ctx, bos, settings.tokens, settings.column, settings.seed)
+    check_column(text.source, text.column)
     sites = [one_site(model, name) for name in settings.at] if settings.at else None
     plain, contexts = gather(files, foreign, model, text, sites), text.read(model)
+    plain = replace(plain, text=replace(text, digest=contexts.digest))
     few, n_held = contexts.training[:LIMITED_BY], len(contexts.held_out)
     read = {f"norms on {len(few)} contexts": pass_over(model, len(few), n_ctx, plain.sites)}
     announce(model, {"": plain.dictionaries}, {**read, **quality_parts(model, plain.sites, n_held, n_ctx)}, on_progress)

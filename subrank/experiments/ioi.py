@@ -131,10 +131,10 @@ def run_ioi(
 ) -> IOI:
     """`ioi` of sets by name."""
     model, *_ = [saes.on(model) for saes in sets.values()]
+    selectors = selectors_of(settings, model)
     settings = fitted(settings, model.block_weights, on_progress)
     config, positions = ioi_config(settings, next(iter(sets.values()))), positions_of(settings.positions)
-    if settings.selectors is None and model.block_weights < GREEDY_BELOW:
-        config = replace(config, selectors=(Selector.ATTRIBUTION, Selector.GREEDY, Selector.RANDOM))
+    config = replace(config, selectors=selectors)
     places = _places(settings, model, sets)
     text, _ = text_of(sets, settings.text)
     contexts = text.read(model)
@@ -153,10 +153,28 @@ def run_ioi(
         study.run(kind, site=place, positions=positions, on_progress=on_progress) for kind in kinds for place in places
     )
     known = asdict(settings) | folders_of(sets)
-    provenance = Provenance.of("ioi", model, known, dictionaries=dictionaries, text=contexts)
+    provenance = Provenance.of("ioi", model, known, dictionaries=dictionaries, text=contexts.digest)
     labels = _labels(study, sets, results)
     check = check_of(model, settings.check, on_progress, lambda: recomputed(study, results, settings.seed))
     return IOI(results, quality, labels, provenance, study.task.notes, check=check)
+
+
+def selectors_of(settings: IOISettings, model: LanguageModel) -> tuple[Selector, ...]:
+    """How features are chosen: as set, or else in the ways that fit the model's size.
+
+    Raises `UserError` where something is chosen for a greedy search that a model of this size does not have by default.
+    """
+    if settings.selectors is not None:
+        return tuple(map(Selector, settings.selectors))
+    if model.block_weights < GREEDY_BELOW:
+        return (Selector.ATTRIBUTION, Selector.GREEDY, Selector.RANDOM)
+    for name in ("shortlist", "features"):
+        if name in settings.chosen:
+            raise UserError(
+                f"--{name} is read by greedy search, for which {model.name} is too large by default; "
+                f"give --selectors greedy as well, or leave --{name} out"
+            )
+    return (Selector.ATTRIBUTION, Selector.RANDOM)
 
 
 def ioi_config(settings: IOISettings, saes: Saes) -> IOIConfig:

@@ -143,7 +143,7 @@ def run_remove(
     spared = text[: config.text_contexts] if config.prepend_bos else None
     ran = {"prompts": config.test_prompts, "budget": config.budget}  # the demo runs less than its settings say
     known = asdict(settings) | ran | {"task": task, "set": saes.folder}
-    provenance = Provenance.of("remove", model, known, dictionaries=saes.dictionaries, text=contexts)
+    provenance = Provenance.of("remove", model, known, dictionaries=saes.dictionaries, text=contexts.digest)
     numbers = partial(recomputed, model, capability, saes.at(Site.parse(result.site)), text, config, result)
     check = check_of(model, settings.check, on_progress, numbers)
     return Removal(result, quality, provenance, model, spared, check=check)

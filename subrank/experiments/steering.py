@@ -133,7 +133,7 @@ def run_steer(
     config = DoseConfig(contexts=settings.contexts, seed=settings.seed)
     response = dose_response(model, steering, strengths, held, config, on_progress)
     known = asdict(settings) | {"features": list(map(str, features)), "set": saes.folder}
-    provenance = Provenance.of("steer", model, known, dictionaries=saes.dictionaries, text=contexts)
+    provenance = Provenance.of("steer", model, known, dictionaries=saes.dictionaries, text=contexts.digest)
     numbers = partial(recomputed, model, steering, held, config, response)
     check = check_of(model, settings.check, on_progress, numbers)
     return Steered(tuple(texts), response, quality, provenance, check=check)

@@ -1,7 +1,7 @@
 """`sr.train`, `sr.sweep`, `subrank train`: dictionaries for chosen sites, any number of members in one pass."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 from editing.set_quality import measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes
 from sae_core.data.activations import ActivationStream, seconds_per_token
+from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Contexts, Text
-from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, duration, silent
@@ -100,8 +100,7 @@ def run_of(settings: TrainSettings, model: LanguageModel, text: str) -> Run:
     bos = bos_of(model, settings.bos)
     how = {name: getattr(settings, name) for name in ("column", "seed", "exclude", "chat", "pack")}
     read = Text(text, n_ctx, bos, amount, **how)
-    if read.source == "storybook" and settings.column != TrainSettings.column:
-        raise UserError("--column is read with rows of texts only, not with storybook; leave it out")
+    check_column(read.source, read.column)
     read.read_by(model)  # raises for what is no token
     rest = (int(settings.memory * 2**30), settings.outliers, settings.quick)
     return Run(model.name, read, settings.sites, members, *rest)
@@ -167,8 +166,6 @@ class Session:
     model: LanguageModel
     run: Run
     contexts: Contexts
-    digest: str
-    """Of all contexts: by this a run that goes on knows its text again."""
     source: ActivationSource
     state: TrainState
 
@@ -203,7 +200,7 @@ class Session:
             check_cache(source, run.members[0].tokens, cache)
             source = CachedStream(source, cache)
         state = state or start(source, *run.members, outliers=run.outliers)
-        return cls(model, run, contexts, digest(contexts.all), source, state)
+        return cls(model, run, contexts, source, state)
 
     def facts(self) -> list[str]:
         """How much there is to train on, in words; what limits it."""
@@ -236,7 +233,7 @@ class Session:
 
     def finish(self, on_progress: OnProgress = silent) -> Trained:
         """The dictionaries, thresholds calibrated, measured on held-out text."""
-        sets, thresholds = {}, {}
+        sets, thresholds, text = {}, {}, replace(self.run.text, digest=self.contexts.digest)
         for number, member in enumerate(self.state.members):
             on_progress(Progress(f"measuring {member.name} on held-out text", number, len(self.state.members)))
             dictionaries = member.dictionaries()
@@ -245,6 +242,6 @@ class Session:
             )
             thresholds |= {f"{member.name}/{site}": both for site, both in calibrated.items()}
             how = {"training": member.config, "stream_seed": self.run.stream_seed}
-            plain = DictionarySet(self.model.name, self.model.fingerprint(), self.run.text, dictionaries, **how)
+            plain = DictionarySet(self.model.name, self.model.fingerprint(), text, dictionaries, **how)
             sets[member.name] = Saes.of(plain, self.model, measure_set(self.model, plain, self.contexts.held_out))
         return Trained(sets, thresholds)

@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from sae_core.checks import SEEDS
+from sae_core.errors import UserError
 from subrank.settings.fields import Settings, setting
 
 _WHAT, _HOW, _THEN = "what is explained", "how causes are found", "what is made of the circuit"
+
+
+def _several(draws: int) -> None:
+    if draws == 1:
+        raise UserError("--draws must be 0, or at least 2, which are compared; got 1")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class CircuitSettings(Settings):
     """contexts on which it is scored; 0: it is not"""
     cover: int = setting(2, least=1, needs={"held": (), "nodes": ()}, group=_THEN)
     """sites below the target that are left to the circuit alone"""
-    draws: int | None = setting(None, least=0, most=1000, needs={"held": ()}, group=_THEN)
+    draws: int | None = setting(None, least=0, most=1000, needs={"held": ()}, reads=_several, group=_THEN)
     """draws of examples on which it is discovered again (default: 3, of a large model 2); 0: it is not"""
     cards: int = setting(300, least=0, quick=30, large=100, group=_THEN)
     """contexts read for the explorer's feature cards; 0: no explorer"""

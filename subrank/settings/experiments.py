@@ -137,13 +137,13 @@ class SteerSettings(Settings):
 class FeatureSettings(Settings):
     """Which features get a full card, and how much text is read."""
 
-    site: str | None = setting(None, reads=parse_site)
+    site: str | None = setting(None, reads=parse_site, needs={"full": ()})
     """full cards for features of this site only, e.g. resid_post.3"""
     full: int = setting(24, least=0, quick=3, large=12)
     """full cards, for features drawn at random if not named"""
     contexts: int = setting(1000, least=8, quick=100, large=400)
     """contexts read, and a quarter as many held-out ones"""
-    neurons: bool = False
+    neurons: bool = setting(False, needs={"full": ()})
     """beside each full card that of the nearest neuron"""
     text: str | None = None
     """another text than the one trained on"""

@@ -52,6 +52,8 @@ class Settings:
     Where several values may be, a single one may be given alone. Raises `UserError`.
     """
 
+    chosen: frozenset[str] = frozenset()
+    """The settings that somebody chose one by one, where `make` made these; else none."""
     by_default: frozenset[str] = frozenset()
     """The settings that nobody chose, neither one by one nor by `quick`, where `make` made these; else none."""
 
@@ -69,6 +71,7 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
     chosen = (_quick(kind) if given.get("quick") is True else {}) | dict(given)
     settings = kind(**chosen)
     _go_together(settings, {name for name in given if getattr(settings, name) not in (None, 0, ())})  # 0: not at all
+    object.__setattr__(settings, "chosen", frozenset(given))
     object.__setattr__(settings, "by_default", frozenset(names) - chosen.keys())
     return settings
 

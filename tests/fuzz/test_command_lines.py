@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from answers import Began, begin
 from command_lines import command_line
 from verbs import VERBS, run
 
@@ -18,14 +19,6 @@ MANY, FEW = 222, 22
 """Command lines of each verb; those of them in which no text is read, and that every run of the suite tries."""
 MOST = 16_000
 """Tokens of a text that are read."""
-
-
-class Began(BaseException):
-    """Work would begin here."""
-
-
-def begin(*args, **kwargs):
-    raise Began
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, cap
     monkeypatch.setattr("editing.removal.capability.pronoun_prompts", begin)  # half a second of drawing
     monkeypatch.setattr("subrank.studies.superposition.announce", begin)
     wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
-    assert 0.2 * FEW < sum(wrong) < FEW  # neither are all wrong nor all right
+    assert 0.2 * FEW < sum(wrong) < FEW, wrong  # neither are all wrong nor all right
 
 
 @pytest.mark.slow

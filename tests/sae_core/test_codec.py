@@ -58,13 +58,28 @@ def test_what_is_not_finite_is_null_and_reads_as_nan():
         ("pair", [1.5, "b"]),
         ("pair", [1, 2]),
         ("by_site", {"resid_post.1": "0"}),
+        ("pair", "1b"),
+        ("pair", [1]),
+        ("inner", ""),
+        ("inner", {}),
     ],
 )
 def test_a_value_of_another_type_is_no_number_or_text(field, value):
-    """`"34"` was once read as 34, and 1.5 as 1."""
+    """`"34"` was once read as 34, 1.5 as 1, and a text as the list of its characters."""
     plain = json.loads(json.dumps(to_plain(VALUE)))
     with user_error("no Outer", field):
         from_plain(Outer, plain | {field: value})
+
+
+def test_names_that_the_type_does_not_have_are_passed_over_or_refused():
+    plain = to_plain(VALUE) | {"later": 1}
+    assert from_plain(Outer, plain) == VALUE
+    with user_error("no Outer", "later"):
+        from_plain(Outer, plain, exact=True)
+    deep = to_plain(VALUE)
+    deep["inner"][0]["x"]["middle"] = 0.5
+    with user_error("middle"):
+        from_plain(Outer, deep, exact=True)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"kind": "z"}, [], {"kind": "a", "inner": 3, "by_site": {}}])

@@ -62,7 +62,7 @@ SET = json.loads(json.dumps({"model": 3, "fingerprint": None, "text": "x", "site
 SET |= {"stream_seed": "1", "origin": [1], "digests": {"resid_post.0": 3}, "outlier_norms": {"resid_post.0": "big"}}
 MORE = [{"outlier_norms": {"resid_post.5": 1.0}}, {"outlier_norms": {"resid_post.0": -1.0}}]
 MORE += [{"sites": ["resid_post.0"] * 2}]
-TEXTS = {"source": 3, "n_ctx": -5, "prepend_bos": [], "max_tokens": 1.5, "exclude": 3, "seed": "x", "chat": 1}
+TEXTS = {"source": 3, "n_ctx": -5, "prepend_bos": [], "max_tokens": 1.5, "exclude": "Mary", "seed": "x", "chat": 1}
 
 
 @pytest.mark.parametrize(

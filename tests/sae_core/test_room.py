@@ -1,5 +1,8 @@
 """Room in memory and on disk, asked for before work begins."""
 
+import errno
+import os
+
 import pytest
 import torch
 from tiny import user_error
@@ -33,3 +36,6 @@ def test_what_torch_says_where_memory_runs_out_is_known():
     with pytest.raises(RuntimeError) as other:
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not out_of_memory(other.value) and out_of_memory(MemoryError())
+    assert out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "x.bin"))
+    assert out_of_memory(ImportError("libx.so: failed to map segment from shared object"))
+    assert not out_of_memory(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "memory/x.bin"))

@@ -197,6 +197,9 @@ def test_thresholds_need_their_selector():
         (SteerSettings, {"chat": True}, {"chat": True, "prompt": "Hello"}, ("--chat", "--prompt")),
         (SteerSettings, {"top_p": 0.5, "temperature": 0}, {"top_p": 0.5}, ("--top-p", "--temperature 0")),
         (SteerSettings, {"mode": "off", "strengths": 1}, {"mode": "clamp", "strengths": 1}, ("--strengths", "off")),
+        (FeatureSettings, {"site": "resid_post.1", "full": 0}, {"site": "resid_post.1"}, ("--site", "--full 0")),
+        (FeatureSettings, {"neurons": True, "full": 0}, {"neurons": True, "quick": True}, ("--neurons", "--full 0")),
+        (CircuitSettings, {"draws": 1}, {"draws": 2}, ("--draws", "at least 2")),
     ],
 )
 def test_what_would_be_ignored_is_refused(kind, wrong, right, words):

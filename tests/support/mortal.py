@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.fsync"}
 _REMOVALS = {"os.remove", "os.rmdir"}
 WHOLE, NAMED = "whole", "named"
 
@@ -70,7 +70,8 @@ def _seen(happen, action, prepare, look) -> list[tuple[str, Any]]:
                 happen(event)
 
     sys.addaudithook(watch)
-    os.fsync = lambda descriptor: None  # which matters when the machine dies, and takes most of the time
+    # what a file holds has been written, or not: asking the disk for it takes most of the time
+    os.fsync = lambda descriptor: watch("os.fsync", ())
     seen = []
     for change in count(1):
         prepare()

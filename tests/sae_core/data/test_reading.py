@@ -148,6 +148,8 @@ def test_conversations_need_the_word_chat_and_a_template_that_takes_them(chattin
     system = lines(tmp_path / "b.jsonl", [{"messages": [{"role": "system", "content": "Mary"}]}])
     with user_error("does not take", "no system"):
         Text(system, 4, True, seed=0, chat=True).contexts(chatting)
+    with user_error("token ids", "--chat"):
+        Text(lines(tmp_path / "d.jsonl", [{"input_ids": [2, 3, 4, 5]}]), 4, True, seed=0, chat=True).contexts(chatting)
     with user_error("turns"):
         Text(lines(tmp_path / "c.jsonl", [{"messages": [{"who": "Mary"}]}]), 4, True, chat=True).contexts(chatting)
 

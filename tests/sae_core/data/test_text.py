@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -235,3 +236,17 @@ def test_a_dataset_name_without_hub(monkeypatch):
     monkeypatch.setattr(hub, "hub_answers", lambda endpoint: False)
     with user_error("nobody/no-such-text", "hub does not answer"):
         list(documents("nobody/no-such-text"))
+
+
+def test_another_text_under_the_same_name_is_refused_unless_it_is_named(tmp_path, model):
+    """What was held out might else be what was trained on."""
+    source = write_documents(tmp_path / "a.jsonl", [f"Mary gave {word} to John ." for _, word in WORDS[:40]])
+    text = Text(source, 6, True, seed=0)
+    known = replace(text, digest=text.read(model).digest)
+    assert known == text and known.read(model).digest == known.digest
+    for texts in (["Mary went home ."] * 40, [f"Mary gave {word} to John ." for _, word in WORDS[:39]]):
+        write_documents(tmp_path / "a.jsonl", texts)
+        with user_error(source, "holds another text", "--text"):
+            known.at(None).read(model)
+        assert known.at(source).read(model).digest == text.read(model).digest != known.digest
+    assert known.at("storybook").digest == ""

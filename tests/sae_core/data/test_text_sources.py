@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import user_error
 
-from sae_core.data.documents import documents, looks_like_file
+from sae_core.data.documents import check_column, documents, looks_like_file
 from sae_core.data.text import Text
 from sae_core.model import hub
 from sae_core.model.language_model import LanguageModel
@@ -268,6 +268,19 @@ def test_the_text_of_a_jsonl_file_may_have_another_name(model, tmp_path):
     assert read(str(path), model, 5, column="content") == [[model.bos_id, *model.to_ids("Mary went home .")]]
     with user_error(str(path), "line 1", "'body'", "content, text"):
         list(documents(str(path), "body"))
+
+
+def test_a_column_is_refused_where_nothing_has_columns(tmp_path):
+    """It was ignored: who gave --column with a plain text learned nothing of it."""
+    for name in ("a.txt", "b.md", "c.txt.gz", "rows/d.csv", "texts/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\nMary\n")
+    for source in ("storybook", *(str(tmp_path / name) for name in ("a.txt", "b.md", "c.txt.gz", "texts"))):
+        with user_error("--column", source, "leave it out"):
+            check_column(source, "story")
+        check_column(source, "text")
+    for source in (tmp_path / "rows", tmp_path / "rows" / "d.csv", tmp_path, "someone/stories"):
+        check_column(str(source), "story")
 
 
 def test_what_looks_like_a_file(tmp_path, monkeypatch):

@@ -89,6 +89,23 @@ def test_weights_that_need_not_be_there_or_may_be(folder, change, config):
     assert first.fingerprint() == second.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_key_value_heads")),
+        ("num_attention_heads", -4),
+        ("hidden_size", "x"),
+        ("num_hidden_layers", 1.5),
+        ("text_config", {"hidden_size": -1}),
+    ],
+)
+def test_a_model_without_size_is_refused_by_the_name_of_what_it_lacks(folder, name, value):
+    change_json(folder, "config.json", **{name: value})
+    shown = value["hidden_size"] if isinstance(value, dict) else value
+    with user_error(str(folder / "config.json"), f"= {shown!r}", "from 1 up"):
+        load_model(folder, device="cpu")
+
+
 def test_quantised_weights_are_refused_by_name(folder):
     for method in ("gptq", "bitsandbytes", "awq"):
         change_json(folder, "config.json", quantization_config={"quant_method": method, "bits": 4})

@@ -1,5 +1,6 @@
 """Sets made of other people's dictionaries."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from verbs import result_of, run
 
 from editing.loss_recovered import Splice
 from sae_core.data.text import Text
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sparsify import save_sparsify
@@ -150,6 +152,8 @@ def test_the_command_makes_a_set_that_loads(found, checkpoints, model, tmp_path,
     assert list(loaded.dictionaries) == [Site(0, Stream.MLP_OUT), Site(2)]
     assert loaded.text.n_ctx == 16 and not loaded.text.prepend_bos  # as the first file says
     assert loaded.origin["mlp_out.0"].startswith(str(found[1]))
+    digests = json.loads((out / "provenance.json").read_text())["digests"]
+    assert digests == {"dictionaries": digest(loaded.dictionaries), "text": loaded.text.digest}
     assert {path.name for path in out.iterdir()} >= {"set.json", QUALITY, "result.json", "provenance.json"}
     assert "mlp_out.0" in (out / "result.json").read_text()
     assert str(out) in said

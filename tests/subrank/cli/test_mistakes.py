@@ -1,10 +1,12 @@
 """Every mistake is answered in one line, with exit status 2."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from verbs import one_line, run
+from verbs import VERBS, one_line, run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -128,6 +130,25 @@ def test_an_out_that_cannot_be_written_is_found_before_work_starts(untrained_set
     )
     for verb in (["train", "storybook"], ["ioi", untrained_set], ["demo"]):
         assert "cannot be written" in one_line(capsys, *verb, "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_folder_in_which_nothing_can_be_written_is_found_before_work_starts(
+    verb, number, untrained_set, tmp_path, capsys, monkeypatch
+):
+    """By its owner's rights, a disk that is mounted read-only, or a full one; the superuser may write anywhere."""
+
+    def refuse(*args, **how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("it was loaded first"))
+    arguments = {"train": ["storybook"], "demo": [], "import": [untrained_set / "resid_post.0", "--model", "storybook"]}
+    for folder, function in ((tmp_path, "tempfile.TemporaryFile"), (tmp_path / "new", "pathlib.Path.mkdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(function, refuse)
+            error = one_line(capsys, verb, *arguments.get(verb, [untrained_set]), "--out", folder)
+        assert f"--out {folder} cannot be written: {os.strerror(number)}" in error and not [*tmp_path.iterdir()]
 
 
 def test_training_never_overwrites_a_set(untrained_set, capsys):

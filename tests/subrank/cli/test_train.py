@@ -117,6 +117,8 @@ def test_what_cannot_be_said_of_new_sets_leaves_none(tmp_path):
         (["--kind", "relu"], "begun with --kind topk, not --kind relu;"),
         (["--memory", 1], "begun with --memory 2.0, not --memory 1.0;"),
         (["--memory", "nan"], "--memory must be"),
+        (["--l1", 5], "begun with --l1 nothing, not --l1 5.0;"),
+        (["--quick"], "begun with --quick False, not --quick True;"),
     ],
 )
 def test_a_resumed_run_must_be_the_run_that_was_begun(begun, capsys, options, complaint):

@@ -15,6 +15,7 @@ from circuits.evaluation import CircuitEvaluation
 from editing.removal.config import RemovalConfig
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site
@@ -39,6 +40,9 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
     assert quality.keys() == {str(site) for site in dictionaries}
     assert all(0 < row["fvu"] < 1 and row["l0"] <= 16 and row["loss_recovered"] <= 1 for row in quality.values())
     assert not (trained_set / "checkpoint").exists()
+    text, digests = load_set(trained_set).text, json.loads((trained_set / "provenance.json").read_text())["digests"]
+    assert digests == {"dictionaries": digest(dictionaries), "text": text.digest}
+    assert text.read(load_model("storybook")).digest == text.digest
 
 
 def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):

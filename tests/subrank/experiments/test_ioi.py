@@ -25,6 +25,18 @@ def test_the_defaults_are_the_experiments():
     assert (few.test_prompts, few.selection_prompts, few.selection.n_thresholds) == (12, 4, 4)
 
 
+def test_settings_of_a_greedy_search_that_a_large_model_does_not_have_are_refused():
+    small, large = (SimpleNamespace(name="it", block_weights=front.GREEDY_BELOW + more) for more in (-1, 0))
+    search = {"shortlist": 8, "features": 4}
+    assert Selector.GREEDY in front.selectors_of(make(IOISettings, search), small)
+    for name, n in search.items():
+        with user_error(f"--{name}", "it is too large", "--selectors greedy"):
+            front.selectors_of(make(IOISettings, {name: n}), large)
+        wanted = make(IOISettings, {name: n, "selectors": "greedy"})
+        assert front.selectors_of(wanted, large) == (Selector.GREEDY,)
+    assert front.selectors_of(make(IOISettings, {"quick": True}), large) == IOIConfig().selectors
+
+
 def test_positions_are_roles_or_count_from_the_end():
     assert front.positions_of(["all"]) is None and front.positions_of(["s2", "END", "-3"]) == (Role.S2, Role.END, -3)
     for wrong in ("0", "2", "S3", "-0", "all"):
