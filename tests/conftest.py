@@ -1,6 +1,7 @@
 """What test files share: models, the trained set, and the options and markers of the suite."""
 
 import os
+from functools import wraps
 from itertools import count
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 from filelock import FileLock
 from planted import unchecked
 from tiny import KINDS, write_tiny
-from verbs import LONG_VERBS, TRAINING
+from verbs import LONG_VERBS, SHORT_TRAINING, TRAINING
 
 from sae_core.data import documents
+from sae_core.model import language_model
 from sae_core.model.language_model import LanguageModel, load_model
 
 MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow", "storybook_set": "slow"}
@@ -66,6 +68,25 @@ def _quiet_and_small():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _bundled_model_loaded_once():
+    """Whoever asks for storybook in the same way has the same object: verbs leave their model as they find it."""
+    from_disk, loaded = language_model.load_model, {}
+
+    @wraps(from_disk)
+    def load(name, **how):
+        key = repr(sorted(how.items()))
+        if name != "storybook":
+            return from_disk(name, **how)
+        if key not in loaded:
+            loaded[key] = from_disk(name, **how)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "load_model", load)
+        yield
+
+
 @pytest.fixture(scope="session")
 def n_kills(request) -> int:
     return request.config.getoption("kills") or 2
@@ -76,9 +97,9 @@ def storybook() -> LanguageModel:
     return load_model("storybook", device="cpu")
 
 
-@pytest.fixture(scope="session")
-def drawn_stories():
-    """The grammar's documents are drawn once, for all the verbs that read them from the start."""
+@pytest.fixture(scope="session", autouse=True)
+def _stories_drawn_once():
+    """The grammar's documents are drawn once, for all that read them from the start."""
     drawn, source = [], documents._storybook()
 
     def from_the_start():
@@ -93,26 +114,26 @@ def drawn_stories():
 
 
 @pytest.fixture(scope="session")
-def trained_set(training_seed, drawn_stories, tmp_path_factory) -> Path:
+def trained_set(training_seed, tmp_path_factory) -> Path:
     """Dictionaries for every layer of storybook; for tests of what they explain. Tests only read it."""
-    return set_of_seed(training_seed, tmp_path_factory)
+    return set_of_seed(training_seed, TRAINING, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def storybook_set(drawn_stories, tmp_path_factory) -> Path:
-    """That of one seed, for tests of what is computed with any set: they need no other seeds and processors."""
-    return set_of_seed(0, tmp_path_factory)
+def storybook_set(tmp_path_factory) -> Path:
+    """Shorter trained, with one seed, for tests of what is computed with any set."""
+    return set_of_seed(0, SHORT_TRAINING, tmp_path_factory)
 
 
-def set_of_seed(seed: int, tmp_path_factory) -> Path:
-    """Trained by the command, once per seed for all workers of a run."""
+def set_of_seed(seed: int, training: dict[str, int], tmp_path_factory) -> Path:
+    """Trained by the command, once per seed and settings for all workers of a run."""
     from subrank.cli import command
 
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # each worker's own folder lies in that of the run
-    folder = shared / f"trained-set-{seed}"
-    options = [str(option) for name, value in TRAINING.items() for option in (f"--{name}", value)]
+    folder = shared / f"trained-set-{seed}-{training['tokens']}"
+    options = [str(option) for name, value in training.items() for option in (f"--{name}", value)]
     with FileLock(f"{folder}.lock"), unchecked():
         if not (folder / "result.json").is_file():
             assert command.main(["train", "storybook", "--out", str(folder), "--seed", str(seed), *options]) == 0

@@ -50,9 +50,10 @@ SMALLER = {
         "selectors": "attribution",
         "baselines": "pca",
         "site": "resid_post.4",
+        "contexts": 16,
     },
     CircuitSettings: {"contexts": 100, "max_targets": 1, "null": 5, "held": 0, "cards": 0},
-    RemoveSettings: {"prompts": 16, "site": "resid_post.5"},
+    RemoveSettings: {"prompts": 16, "site": "resid_post.5", "contexts": 8},
 }
 """What the script of the README is made smaller by here; as it stands it takes minutes."""
 

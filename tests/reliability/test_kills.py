@@ -24,7 +24,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_at_random_and_started_again(killed_verb, n_kills, model, drawn_stories, tmp_path):
+def test_killed_at_random_and_started_again(killed_verb, n_kills, model, tmp_path):
     trained = tmp_path / "set"
     if killed_verb in ("train", "sweep"):
         first = ["train", str(model)]

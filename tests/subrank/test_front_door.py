@@ -50,12 +50,20 @@ SMALL = {
         "site": "resid_post.4",
         "selectors": "attribution",
         "baselines": "pca",
+        "contexts": 16,
     },
-    "remove": {"prompts": 8, "site": "resid_post.5"},
+    "remove": {"prompts": 8, "site": "resid_post.5", "contexts": 8, "budget": 2.0},
     "steer": {"tokens": 3, "contexts": 2, "mode": "off", "read": 32},
     "features": {"contexts": 24, "full": 2},
     "evaluate": {"contexts": 4, "spliced": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it():
+    """Every part of what is called here is checked in tests of its own."""
+    with unchecked():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def saes(storybook_set) -> sr.Saes:
 def results(storybook, saes) -> dict[str, Result]:
     with unchecked():
         made = {verb: getattr(sr, verb)(storybook, saes, check=True, **QUIET, **SMALL[verb]) for verb in SMALL}
-        small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 20, "draws": 0, "cards": 8, "cover": 1}
+        small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 16, "draws": 0, "cards": 8, "cover": 1}
         return made | {"circuit": sr.discover(storybook, saes, check=True, **QUIET, **small)}
 
 
@@ -182,7 +190,7 @@ def test_edits_by_name_are_those_of_the_floors_below(storybook, saes):
     with user_error("at least one feature"):
         saes.ablate()
     for nothing in ("nonsense", "", 5, None, ["5_1"], sr.FeatureId(sr.Site(5), -1)):
-        with unchecked(), user_error("no feature"):
+        with user_error("no feature"):
             saes.ablate(nothing)
     with user_error("twice"):
         saes.ablate("5_1", sr.FeatureId.parse("5_1"))
@@ -214,9 +222,8 @@ def test_saving_and_loading_are_inverse(saes, tmp_path):
 
 def test_training_in_python_is_training_by_the_command(storybook, tmp_path):
     options = ["--tokens", "2048", "--batch", "256", "--context", "32", "--sites", "resid_post.1"]
-    with unchecked():
-        saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", **QUIET)
-        assert command.main(["train", "storybook", "--out", str(tmp_path), *options]) == 0
+    saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", **QUIET)
+    assert command.main(["train", "storybook", "--out", str(tmp_path), *options]) == 0
     by_command = sr.load(tmp_path)
     assert saes.quality.to_json() == by_command.quality.to_json()
     for site, dictionary in by_command.dictionaries.items():
@@ -281,25 +288,23 @@ def test_a_damaged_result_is_one_line(results, tmp_path):
 @pytest.mark.parametrize("verb", [*SMALL, "discover"])
 def test_what_is_no_model_or_no_set_is_one_line(storybook, saes, storybook_set, verb):
     function = getattr(sr, verb)
-    with unchecked():
-        for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(storybook_set)), (storybook, [saes])):
-            with user_error("is no ", "sr.load"):
-                function(*wrong, **QUIET)
-        with user_error("is no language model"):
-            sr.train("storybook", **QUIET)
+    for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(storybook_set)), (storybook, [saes])):
+        with user_error("is no ", "sr.load"):
+            function(*wrong, **QUIET)
+    with user_error("is no language model"):
+        sr.train("storybook", **QUIET)
 
 
 def test_a_circuit_that_is_not_scored_says_so_after_loading_too(results, tmp_path):
-    unscored = replace(results["circuit"], evaluation=None, notes=("not scored: too little text",))
+    unscored = replace(results["circuit"], evaluation=None, explored=None, notes=("not scored: too little text",))
     unscored.save(tmp_path)
     assert sr.load_result(tmp_path).lines() == unscored.lines()
 
 
 def test_progress_is_reported_stage_by_stage_or_not_at_all(storybook, saes, capsys):
     stages = []
-    with unchecked():
-        loud = sr.evaluate(storybook, saes, contexts=2, spliced=1, on_progress=stages.append)
-        quiet = sr.evaluate(storybook, saes, contexts=2, spliced=1, progress=False)
+    loud = sr.evaluate(storybook, saes, contexts=2, spliced=1, on_progress=stages.append)
+    quiet = sr.evaluate(storybook, saes, contexts=2, spliced=1, progress=False)
     before, counted = stages[1], [stage for stage in stages if stage.total is not None]
     assert before.stage.startswith("about ") and len(counted) == len(stages) - 1  # how long it takes is no stage
     assert [stage.done for stage in counted] == list(range(len(counted))) and counted[0].total == len(counted)
@@ -308,8 +313,7 @@ def test_progress_is_reported_stage_by_stage_or_not_at_all(storybook, saes, caps
 
 def test_the_command_writes_what_the_function_returns(results, storybook_set, tmp_path, capsys):
     options = [option for name, value in SMALL["ioi"].items() for option in (f"--{name}", str(value))]
-    with unchecked():
-        assert command.main(["ioi", str(storybook_set), "--out", str(tmp_path), *options]) == 0
+    assert command.main(["ioi", str(storybook_set), "--out", str(tmp_path), *options]) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(results["ioi"].to_dict()))
 
 

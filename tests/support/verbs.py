@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from planted import unchecked
 
-from sae_core.model.language_model import load_model
+from sae_core.model import language_model
 from sae_core.storage import load_set
 from subrank.cli import command
 
 TRAINING = {"tokens": 60_000}
-"""How the sets of storybook are trained that tests share, beside the seed."""
+"""How the sets of storybook are trained that tests of what they explain share, beside the seed."""
+SHORT_TRAINING = {"tokens": 20_000}
+"""How the one is trained with which the rest is computed: every verb reads as much text."""
 _CONTEXTS = ["--contexts", "16"]
 _TRAIN = ["--batch", "128", "--context", "32", "--save-every", "0.05"]
 LONG_VERBS = {
@@ -56,7 +58,7 @@ def result_of(folder: Path) -> dict:
 
 def most_active(folder: Path) -> str:
     """The name of the feature of the last layer that is active on most tokens."""
-    model, dictionaries = load_model("storybook"), load_set(folder)
+    model, dictionaries = language_model.load_model("storybook"), load_set(folder)
     site = max(dictionaries.dictionaries, key=lambda s: s.layer)
     contexts = dictionaries.text.contexts(model)[:40]
     codes = dictionaries.dictionaries[site].encode(model.record(contexts, [site])[site])[model.content(contexts)]

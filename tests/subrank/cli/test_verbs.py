@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from graph_json import faults
 from planted import unchecked
-from verbs import TRAINING, most_active, one_line, result_of, run
+from verbs import SHORT_TRAINING, most_active, one_line, result_of, run
 
+import subrank as sr
 from circuits.discovery.target_causes import CauseSearch
 from circuits.evaluation import CircuitEvaluation
 from editing.removal.config import RemovalConfig
@@ -17,7 +18,6 @@ from sae_core.data.reading import bos_of
 from sae_core.data.text import Text
 from sae_core.digest import digest
 from sae_core.errors import UserError
-from sae_core.model.language_model import load_model
 from sae_core.sites import Site
 from sae_core.storage import load_set
 from sae_core.training.config import TrainConfig
@@ -47,7 +47,7 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
 
 def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
     options = ["--prompts", 6, "--corruption", "swap", "--site", "resid_post.4", "--thresholds", 2]
-    options += ["--selectors", "attribution", "greedy", "threshold", "random"]
+    options += ["--selectors", "attribution", "greedy", "threshold", "random", "--contexts", 16]
     status, printed, _ = run(capsys, "ioi", storybook_set, "--out", tmp_path, *options)
     assert status == 0
     score, verdict = (printed.index(text) for text in ("the model itself does this task", "chosen on other prompts"))
@@ -66,8 +66,8 @@ def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
 
 def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, capsys):
     target = most_active(storybook_set)
-    options = ["--target", target, "--contexts", 60, "--max-targets", 2, "--examples", 16, "--null", 5, "--keep", 2]
-    options += ["--held", 20, "--cards", 8, "--draws", 0, "--cover", 1]
+    options = ["--target", target, "--contexts", 40, "--max-targets", 2, "--examples", 16, "--null", 5, "--keep", 2]
+    options += ["--held", 16, "--cards", 8, "--draws", 0, "--cover", 1]
     status, printed, error = run(capsys, "circuit", storybook_set, "--out", tmp_path, *options)
     assert status == 0, error
     result = json.loads((tmp_path / "result.json").read_text())
@@ -82,6 +82,9 @@ def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, cap
     assert "digraph" in (tmp_path / "circuit.dot").read_text()
     assert "<svg" in (tmp_path / "circuit.svg").read_text()
     assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    loaded = sr.load_result(tmp_path)
+    assert json.loads(json.dumps(loaded.to_dict(), allow_nan=False)) == result and "<table" in loaded._repr_html_()
+    assert len(str(loaded).splitlines()) <= 10 and all(line in printed for line in loaded.evaluation.lines())
 
 
 def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained_set, tmp_path, capsys):
@@ -141,7 +144,7 @@ def test_remove_reports_every_method_on_the_same_site(trained_set, tmp_path, cap
 
 def test_steer_shows_texts_side_by_side(storybook_set, tmp_path, capsys):
     feature = most_active(storybook_set)
-    options = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 8, "--contexts", 3]
+    options = ["--feature", feature, "--strengths", -4, 1, 8, "--tokens", 4, "--contexts", 3, "--read", 32]
     status, printed, error = run(
         capsys, "steer", storybook_set, "--out", tmp_path, *options, "--prompt", "Mary went to"
     )
@@ -161,7 +164,7 @@ def test_steer_shows_texts_side_by_side(storybook_set, tmp_path, capsys):
 
 
 def test_steer_chooses_a_feature_and_prompts_itself(storybook_set, tmp_path, capsys):
-    settings = ["--mode", "off", "--tokens", 3, "--contexts", 2]
+    settings = ["--mode", "off", "--tokens", 3, "--contexts", 2, "--read", 16]
     status, _, error = run(capsys, "steer", storybook_set, "--out", tmp_path, *settings)
     assert status == 0, error
     result = result_of(tmp_path)
@@ -173,15 +176,15 @@ def test_a_demo_removes_on_fewer_prompts_when_it_is_quick_and_on_as_many_as_aske
     assert quick.test_prompts < usual.test_prompts < asked.test_prompts == 2 * asked.selection_prompts == 500
 
 
-def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set, tmp_path, capsys):
-    sizes = {"eraser_prompts": 16, "shortlist": 8, "max_features": 4, "text_contexts": 8, "random_draws": 1}
+def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook, storybook_set, tmp_path, capsys):
+    sizes = {"eraser_prompts": 16, "shortlist": 16, "max_features": 16, "text_contexts": 8, "random_draws": 1}
     few = RemovalConfig(16, 8, 16, budget=2.0, strengths=(0.5, 1.0), site=Site(5), **sizes)
-    patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca")
+    patching = IOISettings(prompts=4, corruption="swap", selectors="attribution", baselines="pca", contexts=16)
     folder = shutil.copytree(storybook_set, tmp_path / "dictionaries")
-    circuit = CircuitSettings(contexts=100, max_targets=1, null=5, held=20, draws=0, cards=8, cover=1)
+    circuit = CircuitSettings(contexts=60, max_targets=1, null=5, held=0, cards=8)
     with unchecked():
         plan = Plan(patching, circuit, few)
-        assert run_demo(tmp_path, DemoSettings(**TRAINING), plan, load_model("storybook")) == 0
+        assert run_demo(tmp_path, DemoSettings(**SHORT_TRAINING), plan, storybook) == 0
     printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed
     page = (tmp_path / "index.html").read_text()
@@ -190,15 +193,15 @@ def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook_set
     assert "plotly-graph-div" in page and "<svg" in page and "subrank train" in page
     assert [path.parent for path in tmp_path.rglob("plotly.min.js")] == [tmp_path]
     # dictionaries of other settings are neither passed off as these nor deleted
-    model, config = load_model("storybook"), TrainConfig(**TRAINING)
-    text = Text("storybook", 128, bos_of(model, None), max_tokens=config.tokens)
+    config = TrainConfig(**SHORT_TRAINING)
+    text = Text("storybook", 128, bos_of(storybook, None), max_tokens=config.tokens)
     requested = Run("storybook", text, ("resid_post",), (config,))
-    assert prepare_demo(folder, model, requested) is False
+    assert prepare_demo(folder, storybook, requested) is False
     others = (
         replace(requested, members=(replace(config, seed=1),)),
         replace(requested, sites=("resid_post.4",)),
     )
     for other in others:
         with pytest.raises(UserError, match="other settings"):
-            prepare_demo(folder, model, other)
+            prepare_demo(folder, storybook, other)
     assert (folder / "set.json").exists()
