@@ -27,7 +27,7 @@ PACKAGES = [Path(subrank.__file__).parents[1] / name for name in ("sae_core", "e
 
 
 @pytest.fixture(scope="module")
-def trained(drawn_stories, tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     """A set of a tiny model."""
     folder = tmp_path_factory.mktemp("scarce")
     run(["train", str(write_tiny(folder / "model", "neox")), "--out", str(folder / "set"), *LONG_VERBS["train"]])
