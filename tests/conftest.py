@@ -1,6 +1,7 @@
 """What test files share: models, the trained set, and the options and markers of the suite."""
 
 import os
+from contextlib import nullcontext
 from functools import wraps
 from itertools import count
 from pathlib import Path
@@ -38,6 +39,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("killed_verb", [*LONG_VERBS][: None if metafunc.config.getoption("kills") else 1])
 
 
+def of_later_family(item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    families = LATER_FAMILIES & {value for value in parameters if isinstance(value, str)}
+    return bool(families) and MODEL_TESTS not in item.path.parents
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """First, so that `-m trained` sees the markers."""
@@ -45,9 +52,7 @@ def pytest_collection_modifyitems(items):
         for fixture, marker in MARKED_BY_FIXTURE.items():
             if fixture in item.fixturenames:
                 item.add_marker(marker)
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        families = LATER_FAMILIES & {value for value in parameters if isinstance(value, str)}
-        if families and MODEL_TESTS not in item.path.parents:
+        if of_later_family(item):
             item.add_marker("slow")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
@@ -66,6 +71,13 @@ def _quiet_and_small():
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_checked_on_the_first_family(request):
+    """They are the same on the others, where only numbers can differ."""
+    with unchecked() if of_later_family(request.node) else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,7 +43,7 @@ def test_dictionaries_of_a_real_model_explain_most_of_it(stories):
 
 
 def test_its_circuit_is_found_and_drawn(stories, tmp_path):
-    light = ["--max-targets", "1", "--contexts", "150", "--held", "50", "--cards", "20", "--draws", "0", "--null", "50"]
+    light = ["--max-targets", "1", "--contexts", "150", "--held", "0", "--cards", "8", "--null", "5"]
     assert run(["circuit", str(stories), "--out", str(tmp_path), *light]) == 0
     graph = json.loads((tmp_path / "circuit.json").read_text())
     causes = [edge["cause"] for edge in graph["edges"]]

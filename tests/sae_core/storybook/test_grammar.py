@@ -15,7 +15,7 @@ from sae_core.storybook.sentences import State
 from sae_core.storybook.train import N_CTX, build_tokenizer, rows
 from sae_core.storybook.words import SENTENCES
 
-N_DOCUMENTS = 3000
+N_DOCUMENTS = 1500
 GIFTS = frozenset(words.CLASSES["gift"])
 
 

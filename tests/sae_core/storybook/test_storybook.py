@@ -14,7 +14,7 @@ from sae_core.storybook.measure import measure
 from sae_core.storybook.page import CLOSING, END, NAMES, PRONOUNS, female
 from sae_core.storybook.train import build_model, train
 
-N_DOCUMENTS = 3000
+N_DOCUMENTS = 1500
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_pronouns_agree_with_the_one_they_stand_for(documents):
     count = Counter(pronoun for pronoun, _, _ in uses)
     assert set(count) == set(FORMS) and min(count.values()) > 10
     # control: where people of both kinds were named before, a pronoun for the wrong one would show
-    assert sum(len({female(name) for name in named}) == 2 for _, _, named in uses) > 500
+    assert sum(len({female(name) for name in named}) == 2 for _, _, named in uses) > N_DOCUMENTS / 6
 
 
 def test_a_subject_is_a_name_of_its_own_sentence(documents):
@@ -104,10 +104,11 @@ def test_every_role_and_register_occurs(documents):
 # ---- training it -----------------------------------------------------------------------------------
 
 
-def train_tiny(seed: int):
+def train_tiny(seed: int, steps: int = 15):
     ids = {word: i for i, word in enumerate(vocabulary())}
     model = build_model(len(ids), n_layers=2, d_model=32, seed=seed)
-    losses = [loss for _, loss in train(model, ids, steps=15, batch=4, lr=1e-2, seed=seed)]
+    with unchecked():
+        losses = [loss for _, loss in train(model, ids, steps=steps, batch=4, lr=1e-2, seed=seed)]
     return losses, model.state_dict()
 
 
@@ -119,7 +120,7 @@ def test_a_few_steps_lower_the_loss_and_the_seed_decides():
     assert losses[-1] < losses[0] - 1
     again, same = train_tiny(0)
     assert again == losses and all(torch.equal(weights[name], same[name]) for name in weights)
-    _, other = train_tiny(1)
+    (_, weights), (_, other) = (train_tiny(seed, steps=1) for seed in (0, 1))
     assert not torch.equal(weights["gpt_neox.embed_in.weight"], other["gpt_neox.embed_in.weight"])
 
 
@@ -142,7 +143,8 @@ def figures():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(STORYBOOK, dtype=torch.float32).eval()
-    return measure(model, AutoTokenizer.from_pretrained(STORYBOOK).get_vocab(), n=100)
+    with unchecked():
+        return measure(model, AutoTokenizer.from_pretrained(STORYBOOK).get_vocab(), n=100)
 
 
 def test_the_bundled_model_can_do_its_tasks(figures):
