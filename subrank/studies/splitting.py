@@ -63,7 +63,7 @@ class Splitting(Result):
         return sentences(self.steps)[:10]
 
     def figures(self) -> "dict[str, Figure]":
-        return {"families": family_figure(self.steps), "shares": shares_figure(self.steps)}
+        return {"shares": shares_figure(self.steps), "families": family_figure(self.steps)}
 
     def body(self) -> Markup:
         return splitting_section(self.steps, self.sizes, self.figures())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from editing.plotting import AMBER, BLUE, GREEN, GREY, RED, error_bars, styled
+from editing.plotting import AMBER, BLUE, GREEN, GREY, PURPLE, RED, error_bars, styled
 from sae_core.estimate import Estimate
 from sae_core.sites import FeatureId, Site
 from subrank.pages.page import Cell, Table, figure, render
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 FAMILIES = 12
 """Of the smallest set, the largest, which are drawn."""
-SHARES = {"kept": BLUE, "split": AMBER, "gone": GREY, "coalesced": RED, "new": GREEN}
+SAME_START = 0.2
+"""Share of parents that have their child's number from which on a line says what that means."""
+_SAME_START = (
+    " Beware: {} of the parents have their child's number. The sets began from the same directions, as those of one "
+    "seed do; compare sets of different seeds."
+)
+SHARES = {"kept": BLUE, "split": AMBER, "gone": GREY, "coalesced": RED, "new": GREEN, "split_together": PURPLE}
 
 
 def sentences(steps: Sequence[Step]) -> list[str]:
@@ -26,9 +32,9 @@ def sentences(steps: Sequence[Step]) -> list[str]:
     return [
         f"{step.site}, {step.small} ({step.n_small}) → {step.large} ({step.n_large}): {_percent(step.kept)} kept, "
         f"{_percent(step.split)} split, {_percent(step.gone)} gone, {_percent(step.coalesced)} coalesced; "
-        f"{_percent(step.new)} of the larger are new (of random directions {_percent(step.new_by_chance)}). Where a "
-        f"feature splits, a child is active on {_percent(step.covered)} of its tokens "
-        f"(by chance {_percent(step.covered_by_chance)})."
+        f"{_percent(step.new)} of the larger are new (of random directions {_percent(step.new_by_chance)}). "
+        f"By activity {_percent(step.split_together)} split (by chance {_percent(step.split_together_by_chance)})."
+        + (_SAME_START.format(_percent(step.same_number)) if step.same_number.value > SAME_START else "")
         for step in steps
     ]
 
@@ -96,7 +102,8 @@ def shares_figure(steps: Sequence[Step]) -> "Figure":
     for name, colour in SHARES.items():
         values: list[Estimate] = [getattr(step, name) for step in steps]
         bars = error_bars(values, thickness=1)
-        drawn.add_trace(Bar(x=names, y=[v.value for v in values], error_y=bars, name=name, marker={"color": colour}))
+        look = {"name": name.replace("split_together", "split, by activity"), "marker": {"color": colour}}
+        drawn.add_trace(Bar(x=names, y=[v.value for v in values], error_y=bars, **look))
     drawn.update_yaxes(title_text="share of the latents", tickformat=".0%")
     return styled(drawn, height=400)
 
@@ -119,14 +126,14 @@ def splitting_section(
 
 
 def _step_table(steps: Sequence[Step]) -> Table:
-    head = ("site, sets", "latents", "kept", "split", "gone", "coalesced", "new", "alone", "agree", "covered")
-    beside = {"new": "new_by_chance", "alone": "alone_by_chance", "agree": "agree_by_chance"}
-    beside |= {"covered": "covered_by_chance"}
+    names = ("kept", "split", "gone", "coalesced", "new", "alone", "split_together", "agree", "covered", "same_number")
+    head = ("site, sets", "latents", *(name.replace("_", " ") for name in names))
+    beside = {name: f"{name}_by_chance" for name in ("new", "alone", "split_together", "agree", "covered")}
     rows = [
         (
             Cell(str(step.site), f"{step.small} → {step.large}"),
             f"{step.n_small} → {step.n_large}",
-            *(_cell(step, name, beside.get(name)) for name in head[2:]),
+            *(_cell(step, name, beside.get(name)) for name in names),
         )
         for step in steps
     ]

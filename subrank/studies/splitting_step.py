@@ -42,6 +42,13 @@ class Step:
     """Of the larger one's: without a parent by activity."""
     alone_by_chance: Estimate
     """The same with the tokens of the one shuffled."""
+    split_together: Estimate
+    """Of the smaller one's: with several children by activity."""
+    split_together_by_chance: Estimate
+    """The same with the tokens of the one shuffled."""
+    same_number: Estimate
+    """Of the larger one's with a parent by direction: where that is the latent of the same number. Dictionaries of one
+    seed begin from the same directions, number by number; others have no reason to."""
     agree: Estimate
     """Of those with a parent by either: where both are the same latent."""
     agree_by_chance: Estimate
@@ -84,7 +91,8 @@ class StepCount:
         children = n_children(parents, len(lives))
         back = nearest(cosines.T.masked_fill(~living, -1.0), NEAR)
         shared = (n_children(back, len(living)) > 1)[back] & (back != NOBODY)
-        by_activity = nearest(counts.excess(), TOGETHER)
+        by_activity, by_chance = (nearest(each.excess(), TOGETHER) for each in (counts, self.by_chance))
+        together, by_chance_together = (n_children(each, len(lives)) > 1 for each in (by_activity, by_chance))
         random = F.normalize(torch.randn(self.b.shape, generator=self.chance), dim=-1)
         either = living & ((parents != NOBODY) | (by_activity != NOBODY))
         same = (parents == by_activity)[either]
@@ -104,7 +112,10 @@ class StepCount:
             new=share((parents == NOBODY)[living]),
             new_by_chance=share((nearest((random @ self.a.T).masked_fill(~lives, -1.0), NEAR) == NOBODY)[living]),
             alone=share((by_activity == NOBODY)[living]),
-            alone_by_chance=share((nearest(self.by_chance.excess(), TOGETHER) == NOBODY)[living]),
+            alone_by_chance=share((by_chance == NOBODY)[living]),
+            split_together=share(together[lives]),
+            split_together_by_chance=share(by_chance_together[lives]),
+            same_number=share((parents == torch.arange(len(parents)))[parents != NOBODY]),
             agree=share(same),
             agree_by_chance=share(other),
             covered=covered[0],

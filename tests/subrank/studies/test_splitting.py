@@ -13,10 +13,12 @@ from verbs import one_line, run
 import subrank as sr
 from sae_core.data.text import Text
 from sae_core.dictionaries.saes import ReLUSAE
+from sae_core.seeds import generator_for
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
+from sae_core.training.topk_recipes import TopK
 from subrank.saes import Saes
-from subrank.studies.splitting_page import family_figure
+from subrank.studies.splitting_page import family_figure, sentences
 from subrank.studies.splitting_step import StepCount
 
 SITE, D_IN = Site(0), 24
@@ -63,6 +65,7 @@ def test_what_was_planted_is_counted(step):
     assert [each.value for each in shares] == pytest.approx([2 / 8, 4 / 8, 2 / 8, 4 / 14, 4 / 14])
     assert step.agree.value == 1 and step.covered.value == 1 and step.coalesced.value == 0
     assert step.kept.low < 2 / 8 < step.kept.high
+    assert step.split_together.value == 4 / 8 and step.split_together_by_chance.value < 1 / 8
     assert step.new_by_chance.value > 0.9 and step.alone_by_chance.value > 0.8  # controls
     assert step.agree_by_chance.value < 0.6 and step.covered_by_chance.value < 0.7
 
@@ -91,6 +94,19 @@ def test_a_band_goes_from_each_parent_to_each_child(step):
     links = zip(sankey.link.source, sankey.link.target, strict=True)
     assert len(sankey.link.value) == 10 and all(source < target for source, target in links)
     assert sankey.node.label[0].startswith("0_") and set(sankey.node.customdata) == {"small", "large"}
+
+
+def test_sets_that_began_alike_are_told_from_others():
+    """One seed draws the same first directions whatever the size: what is kept then says little, and a line says so."""
+    small, large, elsewhere = (
+        TopK(2).new(24, n, generator=generator_for(seed, "init", SITE)) for n, seed in ((8, 0), (32, 0), (32, 1))
+    )
+    alike, other = (StepCount(SITE, ("small", small), ("large", each), seed=0) for each in (large, elsewhere))
+    for counts in (alike, other):
+        counts.add(torch.ones(3, 8), torch.ones(3, 32))
+    first, second = alike.step(0), other.step(0)
+    assert first.kept.value == first.same_number.value == 1 and "same directions" in sentences([first])[0]
+    assert second.kept.value < 0.5 and "same directions" not in sentences([second])[0]
 
 
 # ---- the verb --------------------------------------------------------------------------------------
@@ -123,7 +139,7 @@ def test_sets_are_compared_from_the_smallest_on(result, tmp_path):
     result.save(tmp_path)
     again = sr.load_result(tmp_path)
     assert json.dumps(again.to_dict()) == json.dumps(result.to_dict()) and again.lines() == result.lines()
-    assert len(result.lines()) <= 10 and result.plot() == result.figures()["families"]
+    assert len(result.lines()) <= 10 and result.plot() == result.figures()["shares"]
 
 
 @pytest.mark.slow
