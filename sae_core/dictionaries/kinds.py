@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_core import checks
 from sae_core.dictionaries.baselines import Basis, Rectified, Unmixing
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder, Centred, LayerNormed, Normed, NormRescaled
@@ -106,13 +107,17 @@ def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dictionar
         return kind.type(**tensors)
     n_latents, d_in = tensors["W_dec"].shape
     settings = [card[name] for name in kind.settings]
+    for name, value in zip(kind.settings, settings, strict=True):
+        checks.whole(name, value, 1)
     sae = kind.type(d_in, n_latents, *settings, generator=torch.Generator()).to(tensors["W_dec"])
     sae.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "gain"})
     sae.requires_grad_(False)
     if "gain" in tensors:
         sae.gain = tensors["gain"]
     dictionary = _named(card["norm"], NORMALISATIONS).type(sae) if card["norm"] else sae
-    dictionary.outlier_norm = card.get("outlier_norm", math.inf)
+    if "outlier_norm" in card:
+        checks.positive("the outlier norm", card["outlier_norm"], most=math.inf)
+        dictionary.outlier_norm = card["outlier_norm"]
     return dictionary
 
 

@@ -62,7 +62,8 @@ def load_checkpoint(source: Path | str, name: str, *, device: str, dtype: str) -
     model.eval()
     model.requires_grad_(False)
     tokenizer = _tokenizer(source, adapter, name)
-    return model, tokenizer, _bos(tokenizer, source, model.get_input_embeddings().weight.shape[0])
+    with in_one_line(f"the tokenizer of {name} cannot be used"):
+        return model, tokenizer, _bos(tokenizer, source, model.get_input_embeddings().weight.shape[0])
 
 
 def _full(source: Path | str, name: str, device: str, dtype: str) -> Any:
@@ -174,8 +175,8 @@ def _tokenizer(source: Path | str, adapter: Path | None, name: str) -> Any:
     with in_one_line(f"the tokenizer of {name} could not be loaded; {way_out}"):
         folder, file = _folder_and_file(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone
-        raise UserError(f"{name} has no tokenizer; {way_out}")
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, from its class alone
+            raise UserError(f"{name} has no tokenizer; {way_out}")
     return tokenizer
 
 
