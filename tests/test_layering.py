@@ -103,6 +103,7 @@ def loaded_after(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.slow
 def test_importing_the_ground_floor_loads_no_heavy_library():
     loaded = loaded_after("import " + ", ".join(LIGHT))
     assert "sae_core" in loaded and "torch" in loaded

@@ -56,6 +56,7 @@ def test_a_block_that_raises_leaves_everything_as_it_was(folder):
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("happen", "end"), [(kill, "Killed"), (fill_disk, NAMED)])
 def test_old_and_new_never_lie_side_by_side_and_the_same_again_ends_well(folder, tmp_path, monkeypatch, happen, end):
     """It used to be that of a result killed while it was saved JSON and drawing were new, and pages old."""

@@ -220,6 +220,7 @@ def test_saving_and_loading_are_inverse(saes, tmp_path):
             assert torch.equal(again.dictionaries[site].state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 def test_training_in_python_is_training_by_the_command(storybook, tmp_path):
     options = ["--tokens", "2048", "--batch", "256", "--context", "32", "--sites", "resid_post.1"]
     saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", **QUIET)

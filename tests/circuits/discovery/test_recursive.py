@@ -79,6 +79,7 @@ def test_a_weak_edge_is_kept_when_asked_for(circuit, atlas):
     assert [abs(e.effect) for e in edges] == sorted((abs(e.effect) for e in edges), reverse=True)
 
 
+@pytest.mark.slow
 def test_without_their_description_the_edges_are_the_same(circuit, atlas):
     """Control: with it the edge has its effects by position."""
     for described, bare in zip(planted(circuit, atlas), planted(circuit, atlas, described=False), strict=True):
@@ -248,6 +249,7 @@ def test_settings_that_make_no_sense(settings):
         EdgeConfig(**settings)
 
 
+@pytest.mark.slow
 def test_features_of_attention_sinks_are_not_followed_unless_told_to(circuit, atlas):
     """They stay causes of others; a root is searched whatever it is."""
     steps = planted(circuit, atlas)

@@ -177,6 +177,7 @@ def test_nothing_is_taken_where_nothing_is_active(double):
     assert ablation_effects(Causes.of(double, own, Site(0), target, examples, ablation=to_zero)).effect.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["neox", "gpt2", "llama"])
 def test_parts_of_several_blocks_say_what_a_rerun_says(tiny_models, kind):
     """In single precision, which parts need: ablations, single places, gradients at several points at once."""

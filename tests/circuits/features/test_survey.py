@@ -125,6 +125,7 @@ def test_outliers_are_counted_apart(model):
     assert sum(piece.n_inliers for piece in pieces) == int(model.content(contexts).sum()) - int(outliers.sum()) > 0
 
 
+@pytest.mark.slow
 def test_the_mean_after_the_last_block_is_of_some_contexts_where_no_site_gives_it(model):
     """An eighth of them, by their tokens; of few the first. All of them where the last residual is a site."""
     contexts, last = text(900), model.sites()[-1]

@@ -37,6 +37,7 @@ def test_a_planted_feature_is_recognised_and_the_control_is_not(contexts):
     assert named[0].predicate == "next: )" and named[0].f1 < 0.6
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
 def test_the_best_threshold_is_what_trying_all_of_them_finds(tokens):
     f = torch.tensor([float(value) for value, _ in tokens])

@@ -138,6 +138,7 @@ def only_pair(pairs: PromptPairs, number: int) -> PromptPairs:
     return replace(pairs, **per_pair, **{n: getattr(pairs, n)[number : number + 1] for n in ("rival", "end", "groups")})
 
 
+@pytest.mark.slow
 @EVERY_SITE
 def test_with_an_order_for_each_pair_every_pair_reads_as_if_it_were_alone(tiny, site):
     """Row by row the trace of that pair's own order; and its order is the one that attribution finds on it alone."""

@@ -70,6 +70,7 @@ def test_an_edit_that_turns_some_sentences_round_ranks_behind_one_that_removes()
     assert Reach(1.0, 0.8, 1e-3, True, 0.24).rank() < removes.rank()  # what is left within decides only in steps
 
 
+@pytest.mark.slow
 def test_features_are_chosen_fitted_and_kept_within_the_budget(search, components, task, text):
     """Control: a budget of nothing leaves nothing."""
     choice = search._choice(MIDDLE)
@@ -94,6 +95,7 @@ def test_the_largest_affordable_share_is_found_in_few_runs(cost):
         assert len(run) <= 40
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.2, 3), st.floats(0, 0.1), st.integers(0, 3)), min_size=1, max_size=6), st.data())
 def test_the_best_trial_is_the_first_in_rank_of_all(kinds, data):

@@ -35,6 +35,7 @@ def test_fingerprint_changes_with_every_weight(checkpoints, kind):
     assert model.fingerprint() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "change"),
     [("neox", {"rotary_pct": 1.0}), ("gpt2", {"activation_function": "relu"}), ("llama", {"rms_norm_eps": 0.1})],

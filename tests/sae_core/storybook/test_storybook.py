@@ -147,6 +147,7 @@ def figures():
         return measure(model, AutoTokenizer.from_pretrained(STORYBOOK).get_vocab(), n=100)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_can_do_its_tasks(figures):
     accuracies = {name: value for name, value in figures.items() if name.startswith("ioi_")}
     assert len(accuracies) == 6
@@ -155,6 +156,7 @@ def test_the_bundled_model_can_do_its_tasks(figures):
     assert figures["n_pronoun_agreement"] > 50 and figures["n_bracket_closing"] > 50
 
 
+@pytest.mark.slow
 def test_the_bundled_model_is_near_the_grammars_entropy(figures):
     assert figures["entropy"] - 0.02 < figures["loss"] < figures["entropy"] + 0.1
 

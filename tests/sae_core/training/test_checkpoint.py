@@ -100,6 +100,7 @@ def test_a_new_checkpoint_replaces_the_old_one(half_way, model, out):
     assert load_checkpoint(out, device=CPU).step == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("happen", "end"), [(kill, "Killed"), (fill_disk, NAMED)])
 @pytest.mark.parametrize("earlier", [True, False])
 def test_killed_at_any_moment_training_goes_on_from_a_whole_checkpoint_or_begins(

@@ -19,6 +19,7 @@ def test_what_is_written_is_read(tmp_path):
     assert json.loads((tmp_path / "names.json").read_text())["run"] == "abc"
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NODES), st.text(max_size=2 * LONGEST)))
 def test_a_name_is_read_as_written_or_refused(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("names") / "names.json"

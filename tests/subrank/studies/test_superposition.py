@@ -41,6 +41,7 @@ def test_a_study_is_at_the_front_door_and_its_result_is_known(name):
     assert _KINDS[name].startswith(f"subrank.studies.{module}:")
 
 
+@pytest.mark.slow
 def test_the_result_is_as_all_others_are(result, tmp_path):
     plain = plain_of(result)
     assert 1 <= len(result.lines()) <= 10 and str(result) == "\n".join(result.lines())
