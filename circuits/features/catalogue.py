@@ -45,8 +45,8 @@ from sae_core.sites import FeatureId, Site
 LIGHT_EXAMPLES = 4
 _TOP, _PER_QUARTER = 8, 3
 _MADE_FROM, _WEIGHTS = 10, 5e8
-"""Places of each quarter of the active tokens from which patterns are made; the first `_PER_QUARTER` are shown. Fewer of
-large models: places times weights of the blocks, at most."""
+"""Places of each quarter of the active tokens from which patterns are made; the first `_PER_QUARTER` are shown.
+Fewer of large models: places times weights of the blocks, at most."""
 _PROMOTED, _PROMOTED_LIGHT = 8, 4
 _CONTROLS = 16
 """Labels of other features that a label is compared with, at most."""
