@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow
 
 
-def test_train_writes_a_set_that_states_its_quality(trained_set):
+def test_train_writes_a_set_that_states_its_quality(storybook, trained_set):
     dictionaries = load_set(trained_set).dictionaries
     assert [str(site) for site in dictionaries] == [f"resid_post.{layer}" for layer in range(6)]
     quality = result_of(trained_set)["dictionaries"]
@@ -42,7 +42,7 @@ def test_train_writes_a_set_that_states_its_quality(trained_set):
     assert not (trained_set / "checkpoint").exists()
     text, digests = load_set(trained_set).text, json.loads((trained_set / "provenance.json").read_text())["digests"]
     assert digests == {"dictionaries": digest(dictionaries), "text": text.digest}
-    assert text.read(load_model("storybook")).digest == text.digest
+    assert text.read(storybook).digest == text.digest
 
 
 def test_ioi_states_the_models_own_score_first(storybook_set, tmp_path, capsys):
