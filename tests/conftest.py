@@ -88,7 +88,7 @@ def _bundled_model_loaded_once():
     @wraps(from_disk)
     def load(name, **how):
         key = repr(sorted(how.items()))
-        if name != "storybook":
+        if not isinstance(name, str) or name != "storybook":
             return from_disk(name, **how)
         if key not in loaded:
             loaded[key] = from_disk(name, **how)

@@ -50,7 +50,7 @@ def test_the_planted_circuit_is_evaluated_and_read_back(handmade, held, n_nodes)
     circuit = circuit_of(question, sufficient, list(circuit_steps(question, sufficient)))
     stages = []
     evaluation = evaluate_circuit(question, circuit, held, n_draws=2, on_progress=stages.append)
-    assert [(stage.done, stage.total) for stage in stages] == [(0, 3), (1, 3), (2, 3)]
+    assert [(stage.done, stage.total) for stage in stages] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     nearest = evaluation.reached[0]
     assert nearest.sites == ("resid_post.2",)
     if n_nodes:  # pruning also removes feature 7, which opposes the target

@@ -98,7 +98,7 @@ def test_directories_that_hold_no_model(tmp_path, refused):
     with user_error(str(tmp_path), "config.json"):
         load_model(tmp_path, device="cpu")
     (tmp_path / "config.json").write_text("{")
-    with user_error(str(tmp_path), "could not be loaded"):
+    with user_error(str(tmp_path / "config.json"), "damaged, or not JSON"):
         load_model(tmp_path, device="cpu")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-architecture"}')
     with user_error(str(tmp_path), "could not be loaded"):

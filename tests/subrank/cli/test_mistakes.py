@@ -144,10 +144,11 @@ def test_a_folder_in_which_nothing_can_be_written_is_found_before_work_starts(
 
     monkeypatch.setattr("sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("it was loaded first"))
     arguments = {"train": ["storybook"], "demo": [], "import": [untrained_set / "resid_post.0", "--model", "storybook"]}
+    arguments |= {"study superposition": [], "study splitting": [untrained_set, untrained_set]}
     for folder, function in ((tmp_path, "tempfile.TemporaryFile"), (tmp_path / "new", "pathlib.Path.mkdir")):
         with monkeypatch.context() as patch:
             patch.setattr(function, refuse)
-            error = one_line(capsys, verb, *arguments.get(verb, [untrained_set]), "--out", folder)
+            error = one_line(capsys, *verb.split(), *arguments.get(verb, [untrained_set]), "--out", folder)
         assert f"--out {folder} cannot be written: {os.strerror(number)}" in error and not [*tmp_path.iterdir()]
 
 
