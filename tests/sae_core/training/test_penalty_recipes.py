@@ -190,7 +190,7 @@ def test_options_that_make_no_sense_are_refused(kind, option, values):
     for value in values:
         with user_error("must be"), unchecked():
             kind(**{option: value})
-        with pytest.raises(UserError, match="must be|expected"), unchecked():  # the reader of JSON knows types
+        with pytest.raises(UserError, match=r"must be|expected"), unchecked():  # the reader of JSON knows types
             recipe_from_json({"kind": kind.__name__.lower(), option: value})
 
 
