@@ -3,6 +3,7 @@
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
 # make kills  every long verb killed 30 times at random, and started again: the same bytes
+# make fuzz   five times as many command lines and damaged files as in make test
 # make verify  every verb on storybook, a sample of what it reports computed again by plain forward passes
 # make interop  the tests that need SAELens, sparsify or dictionary-learning, each in an environment of its own
 # make lint   ruff and pyright
@@ -16,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 kills verify interop lint clean
+.PHONY: demo test quick seeds trained-avx2 kills fuzz verify interop lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +44,9 @@ seeds: $(VENV)/installed
 
 kills: $(VENV)/installed
 	$(PYTEST) -n 2 --kills 30 tests/reliability
+
+fuzz: $(VENV)/installed
+	$(PYTEST) $(SPREAD) --fuzz 5 tests/fuzz
 
 verify: $(VENV)/installed
 	$(BIN)/python benchmarks/verify.py

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES
 from filelock import FileLock
 from planted import unchecked
 from tiny import KINDS, write_tiny
@@ -19,7 +20,7 @@ from sae_core.model.language_model import LanguageModel, load_model
 
 MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_set": "slow", "storybook_set": "slow"}
 """A test that asks for the fixture on the left, directly or not, carries the marker on the right."""
-LATER_FAMILIES = {*KINDS[1:], "sequential neox"}
+LATER_FAMILIES = {*KINDS[1:], *list(FAMILIES)[1:], "sequential neox"}
 MODEL_TESTS = Path(__file__).parent / "sae_core" / "model"
 """Where families of models are the point; elsewhere the second and later ones are slow: `make quick` runs the first."""
 LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test_train", "test_exact_routes")
@@ -28,6 +29,7 @@ LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test
 
 def pytest_addoption(parser):
     parser.addoption("--seeds", type=int, default=1, help="run tests of trained dictionaries with this many seeds")
+    parser.addoption("--fuzz", type=int, default=1, help="so many times as many command lines and damaged files")
     parser.addoption("--kills", type=int, help="kill every verb this many times, at random; by default one, twice")
 
 
@@ -41,8 +43,7 @@ def pytest_generate_tests(metafunc):
 
 def of_later_family(item) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    families = LATER_FAMILIES & {value for value in parameters if isinstance(value, str)}
-    return bool(families) and MODEL_TESTS not in item.path.parents
+    return bool(LATER_FAMILIES & {value for value in parameters if isinstance(value, str)})
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,7 +53,7 @@ def pytest_collection_modifyitems(items):
         for fixture, marker in MARKED_BY_FIXTURE.items():
             if fixture in item.fixturenames:
                 item.add_marker(marker)
-        if of_later_family(item):
+        if of_later_family(item) and MODEL_TESTS not in item.path.parents:
             item.add_marker("slow")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
@@ -97,6 +98,12 @@ def _bundled_model_loaded_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "load_model", load)
         yield
+
+
+@pytest.fixture(scope="session")
+def times(request) -> int:
+    """How many times as much as usual the fuzz is to try."""
+    return request.config.getoption("fuzz")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ being an opening with a sentence; every opening and every sentence occurs in eac
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -155,7 +155,7 @@ def pronoun_prompts(
     drawn = [(case, group == "female") for group, of_class in cases.items() for case in rng.sample(of_class, n_each)]
     drawn = rng.sample(drawn, len(drawn))  # any prefix is about balanced
     texts = tuple(case.text for case, _ in drawn)
-    rows = [model.with_bos(model.to_ids(text), prepend=prepend_bos) for text in texts]
+    rows = [model.with_bos(ids, prepend=prepend_bos) for ids in model.all_ids(texts)]
     tokens, lengths = pad(rows, fill=model.bos_id or 0)
     if tokens.shape[1] > model.n_ctx:
         raise UserError(f"pronoun prompts take {tokens.shape[1]} tokens; {model.name} reads {model.n_ctx}")
@@ -164,16 +164,20 @@ def pronoun_prompts(
     sentence = torch.tensor([case.template.sentence for case, _ in drawn])
     groups, people = numbered(case.template for case, _ in drawn), numbered(case.name for case, _ in drawn)
     mentions = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, (case, _) in zip(mentions, drawn, strict=True):
-        row[_ends_of_mentions(model, case, prepend_bos)] = True
+    for row, ends in zip(mentions, _ends_of_mentions(model, [case for case, _ in drawn], prepend_bos), strict=True):
+        row[ends] = True
     return PronounPrompts(tokens, lengths - 1, female, she, he, texts, sentence, groups, people, mentions)
 
 
-def _ends_of_mentions(model: LanguageModel, case: _Case, prepend_bos: bool) -> list[int]:
-    """Where each mention of the name ends: the text up to there has so many tokens."""
-    pieces = case.template.text.split("{N}")
-    heads = ["{N}".join(pieces[: i + 1]).format(N=case.name) + case.name for i in range(len(pieces) - 1)]
-    return [len(model.with_bos(model.to_ids(head), prepend=prepend_bos)) - 1 for head in heads]
+def _ends_of_mentions(model: LanguageModel, cases: Sequence[_Case], prepend_bos: bool) -> Iterator[list[int]]:
+    """Where each mention of the name ends in each case: the text up to there has so many tokens."""
+    heads = []
+    for case in cases:
+        pieces = case.template.text.split("{N}")
+        heads.append(["{N}".join(pieces[:i]).format(N=case.name) + case.name for i in range(1, len(pieces))])
+    ids = iter(model.all_ids([head for of_case in heads for head in of_case]))
+    for of_case in heads:
+        yield [len(model.with_bos(next(ids), prepend=prepend_bos)) - 1 for _ in of_case]
 
 
 def pronoun_pairs(
@@ -195,8 +199,8 @@ def pronoun_pairs(
     pairs_of: dict[str, list[TextPair]] = {}
     for group, other in (("female", "male"), ("male", "female")):
         partners: dict[tuple[PronounTemplate, int], list[str]] = {}
-        for case in cases[other]:
-            partners.setdefault((case.template, len(model.to_ids(case.text))), []).append(case.text)
+        for case, ids in zip(cases[other], model.all_ids([case.text for case in cases[other]]), strict=True):
+            partners.setdefault((case.template, len(ids)), []).append(case.text)
         pairs_of[group] = []
         for case in rng.sample(cases[group], len(cases[group])):
             if len(pairs_of[group]) == max(1, n // 2):

@@ -15,8 +15,8 @@ from verbs import VERBS, run
 
 from sae_core.data.text import Text
 
-MANY, FEW = 222, 22
-"""Command lines of each verb; those of them in which no text is read, and that every run of the suite tries."""
+MANY, FEW = 60, 22
+"""Command lines of each verb: in which texts are read, `--fuzz` times as many; and in which none is."""
 MOST = 16_000
 """Tokens of a text that are read."""
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, cap
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
-def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys, monkeypatch):
+def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys, monkeypatch, times):
     for place in ("announce", "measure_set"):
         for module in ("circuit", "evaluation", "features", "importing", "ioi", "removal", "steering"):
             monkeypatch.setattr(f"subrank.experiments.{module}.{place}", begin, raising=False)
@@ -89,5 +89,5 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
     monkeypatch.setattr("subrank.studies.splitting.count", begin)
     read = Text.read
     monkeypatch.setattr(Text, "read", lambda text, by: read(replace(text, max_tokens=min(text.max_tokens, MOST)), by))
-    for line in lines_of(verb, world, small_set, range(FEW, MANY)):
+    for line in lines_of(verb, world, small_set, range(FEW, FEW + times * MANY)):
         answered(capsys, line)

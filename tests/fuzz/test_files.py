@@ -46,8 +46,8 @@ from subrank.pages.names import read_names, write_names
 from subrank.result import Provenance, load_result
 from subrank.saes import load
 
-MANY, FEW = 400, 12
-"""Damages of each file; those of them that every run of the suite tries."""
+MANY, FEW = 100, 12
+"""Damages of each file that the whole suite tries, or `--fuzz` times as many; those of them that are tried always."""
 SITES = (Site(0), Site(2))
 TEXT = Text("storybook", 12, True, exclude=("Mary",))
 QUALITIES = SetQuality(
@@ -182,8 +182,8 @@ def test_json_is_read_or_refused(name, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_much_json_is_read_or_refused(name, whole):
-    try_damages(name, whole, range(FEW, MANY))
+def test_much_json_is_read_or_refused(name, whole, times):
+    try_damages(name, whole, range(FEW, times * MANY))
 
 
 @pytest.mark.slow
@@ -235,8 +235,8 @@ def test_tensors_are_read_or_refused(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
-def test_many_tensors_are_read_or_refused(name, tmp_path):
-    try_tensors(name, tmp_path, range(FEW, MANY))
+def test_many_tensors_are_read_or_refused(name, tmp_path, times):
+    try_tensors(name, tmp_path, range(FEW, times * MANY))
 
 
 # ---- texts -----------------------------------------------------------------------------------------
@@ -273,5 +273,5 @@ def test_texts_are_read_or_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_texts_are_read_or_refused(tmp_path):
-    try_texts(tmp_path, range(FEW, MANY // 4))
+def test_many_texts_are_read_or_refused(tmp_path, times):
+    try_texts(tmp_path, range(FEW, times * MANY // 4))

@@ -4,6 +4,7 @@ import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from subrank.cli.command import build_parser
@@ -56,6 +57,7 @@ def command_line(seed: str, verb: str, positionals: Sequence[str], files: Sequen
     return CommandLine(seed, tuple(words))
 
 
+@cache
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb."""
     parser = build_parser()
