@@ -1,6 +1,6 @@
 """An edit tried on prompts at rising strengths: the least that removes a given share of the capability, and its cost.
 
-What it costs other text is asked only where that decides: a run of the text takes as long as ten of the prompts.
+What it costs other text is asked only where that decides: that takes a run of the whole text.
 """
 
 from collections.abc import Callable, Sequence

@@ -32,7 +32,7 @@ class Vocabulary:
         return self.all_ids([text])[0]
 
     def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """`to_ids` of every text; several at a time take a third of the time."""
+        """`to_ids` of every text, which go through the tokenizer together."""
         for text in texts:
             try:
                 text.encode("utf-8")

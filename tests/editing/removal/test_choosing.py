@@ -112,6 +112,19 @@ def test_the_best_trial_is_the_first_in_rank_of_all(kinds, data):
         assert len(runs) <= len(kinds)  # once for each trial at most: nothing is looked for below the budget
 
 
+def test_the_text_is_not_run_for_what_leaves_more_within_sentences():
+    """The second trial costs less and leaves capability within sentences: it ranks behind, unasked for its cost."""
+    runs, others = [], []
+    with unchecked():
+        first, second = planted_trial(1.0, 0.02, 0, runs), planted_trial(1.0, 0.001, 1, others)
+        best = best_trial([second, first], 0.05, least=0.05)
+    assert best is not None and best[0] == 1 and best[1].reached and runs
+    assert second.reached and second.within > 0.25 and others == []
+    with unchecked():  # control: what leaves as little within sentences is asked, and wins by its cost
+        best = best_trial([planted_trial(1.0, 0.001, 0, others), first], 0.05, least=0.05)
+    assert best is not None and best[0] == 0 and others
+
+
 def planted_trial(needs: float, cost: float, turned: int, runs: list) -> Trial:
     """An edit that brings the classes together at the strength `needs`, and costs `cost` times its square.
 
