@@ -37,11 +37,11 @@ PROMPT_TOKENS = 12
 RUN_AGAIN = 0.4
 """Of the tokens of all prompts at all points of a curve those that are run: where a feature differs, and behind it."""
 SHARED = 0.7
-"""Different features among the causes of all targets of a circuit, as targets share causes: 27 of 45 on a model of
+"""Different features among the causes of all targets of a circuit, as targets share causes: 25 of 45 on a model of
 135M weights, and a little more than that."""
 PATTERN_TOKENS, DROP_CONTEXTS = 15_000, 16
-"""Tokens run to find a feature's patterns, and contexts in which it is ablated for a full card, of a large model: 25,000
-were counted before its places were halved. Of a small one there are more, which take little time."""
+"""Tokens run to find a feature's patterns, and contexts in which it is ablated for a full card, of a large model:
+25,000 were counted before its places were halved. Of a small one there are more, which take little time."""
 
 
 def announce(model: LanguageModel, sets: Sets, parts: Parts, on_progress: OnProgress, *, about: str = "about") -> None:
