@@ -4,7 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import Field, field, fields
+from dataclasses import Field, field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
 from numbers import Integral, Real
@@ -131,12 +131,13 @@ def takes(kind: type) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
 @cache
 def documented(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, by name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-    texts = {}
-    for statement, following in pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            texts[ast.unparse(statement.target)] = ast.literal_eval(following.value)
+    """The docstring under each field of a dataclass, and of those that it builds on, by name."""
+    texts: dict[str, str] = {}
+    for part in (base for base in reversed(kind.__mro__) if is_dataclass(base)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]
+        for statement, following in pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                texts[ast.unparse(statement.target)] = ast.literal_eval(following.value)
     return texts
 
 

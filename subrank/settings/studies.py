@@ -1,6 +1,7 @@
 """Settings of the studies, and which studies there are."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sae_core.checks import SEEDS
 from sae_core.formats.hook_names import parse_site
@@ -45,6 +46,28 @@ class SplittingSettings(Settings):
     """another text than the one trained on"""
     seed: int = setting(0, least=0, most=SEEDS)
     """seed of the random controls and of intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
+class MetricSettings(Settings):
+    """On what, and how thoroughly, the metrics of dictionaries are measured."""
+
+    contexts: int = setting(96, least=2, quick=12)
+    """held-out contexts on which dictionaries are measured, at most, and as many of training to choose on"""
+    explained: int = setting(8, least=0, quick=2)
+    """latents of each dictionary that are explained by n-grams of tokens"""
+    ablated: int = setting(16, least=0, quick=4)
+    """latents of each dictionary that are ablated to see how many logits they move"""
+    read_at: tuple[int, ...] = setting((4, 8, 16, 32, 64, 128), metavar="K", least=1, empty=True)
+    """numbers of active latents at which dictionaries are read besides that of their training"""
+    labels: Path | None = None
+    """JSON lines of {"text": ..., "label": true or false}, and "task" where there are several: further probes"""
+    ladder: Path | None = None
+    """JSON list of {"loss": ..., "compute": ...} of a family of models on this text: for the share of compute"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of the latents that are drawn, of random controls and of intervals"""
     quick: bool = False
     """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
 
