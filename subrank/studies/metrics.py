@@ -1,7 +1,7 @@
 """What is measured of a dictionary besides its reconstruction, as plain numbers, each beside its controls.
 
-The metrics are those of Gao et al. 2024 (sections 4 and 5). `set_metrics.py` measures them all; how, is said by a module
-`metrics_*.py` for each.
+The metrics are those of Gao et al. 2024 (sections 4 and 5). `set_metrics.py` measures them all; how, is said in
+`metrics_*.py`, a module for each.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,10 @@ class Metric:
 
 METRICS = {
     "fvu": Metric("FVU", "share of the variance that the reconstruction does not explain"),
-    "loss_rise": Metric(
-        "rise of the loss, nats", "cross-entropy with the reconstruction spliced in, less that without"
-    ),
+    "loss_rise": Metric("rise of the loss, nats", "cross-entropy with the reconstruction spliced in, less without"),
     "recovered": Metric("loss recovered", "spliced loss on the scale site at zero = 0, untouched = 1", higher=True),
-    "compute": Metric(
-        "share of compute", "what a model of the spliced loss takes to train, over this one", higher=True
-    ),
-    "probe_loss": Metric("probe loss, nats", "of the latent that alone tells the answer best; the mean over tasks"),
+    "compute": Metric("share of compute", "what a model of the spliced loss took to train, over this one", higher=True),
+    "probe_loss": Metric("probe loss, nats", "of the latent that alone tells the answer best; mean of tasks"),
     "precision": Metric("precision of n-grams", "where an n-gram rule expects a latent: active there", higher=True),
     "recall": Metric("recall of n-grams", "where a latent is active: expected by its n-gram rule", higher=True),
     "effect_sparsity": Metric("share of logits moved", "(L1 / L2)^2, over its size, of an ablation's effect on logits"),
