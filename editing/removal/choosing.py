@@ -19,7 +19,7 @@ from editing.removal.class_scores import scores_of
 from editing.removal.config import RemovalConfig
 from editing.removal.damage_text import DamageText
 from editing.removal.feature_fit import AtSite, Fitted, fit_features, shortlist, with_strengths
-from editing.removal.trial import Reach, Trial, best_trial
+from editing.removal.strengths import EditAtStrengths, Reach, best_edit
 from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
@@ -85,8 +85,8 @@ class EditSearch:
         check = runs.on(self.task.check)
         finals: dict[int, Tensor] = {}
         candidates = [(edit, plain) for edit in self._fits(runs, SIZES, finals) for plain in (False, True)]
-        trials = [self.trial(check, set_to_zero(edit) if plain else edit) for edit, plain in candidates]
-        best = best_trial(trials, budget, least=LEAST)
+        tried = [self.at_strengths(check, set_to_zero(edit) if plain else edit) for edit, plain in candidates]
+        best = best_edit(tried, budget, least=LEAST)
         if best is None:
             return None
         number, reach = best
@@ -115,10 +115,10 @@ class EditSearch:
         fits = fit_features(AtSite.of(runs, dictionary, latents), gram, sizes)
         return [_ablation(site, dictionary, latents, fitted) for fitted in fits]
 
-    def trial(self, runs: PromptRuns, edit: Intervention) -> Trial:
-        """Of an edit at one site."""
+    def at_strengths(self, runs: PromptRuns, edit: Intervention) -> EditAtStrengths:
+        """An edit of one site, on its prompts and the text for choosing."""
         change = runs.change(edit)
-        return Trial(
+        return EditAtStrengths(
             runs.prompts,
             lambda strengths: runs.scores_at(torch.tensor(strengths), change),
             lambda strength: self.text.kl([Scaled(edit, strength)]),
@@ -127,7 +127,7 @@ class EditSearch:
 
     def reach(self, runs: PromptRuns, edit: Intervention, budget: float = inf) -> Reach:
         """Of an edit at one site, whose strength is lowered to the budget (nats per token on the text for choosing)."""
-        return self.trial(runs, edit).reach(budget)
+        return self.at_strengths(runs, edit).reach(budget)
 
     def reaches_on_check(self, site: Site, edits: Sequence[Intervention]) -> list[Reach]:
         """Of several edits of one site on the check prompts, within the budget."""
@@ -146,7 +146,7 @@ class EditSearch:
         def damage(strength: float) -> float:
             return self.text.kl([Scaled(edit, strength) for edit in edits])
 
-        return Trial(prompts, scores, damage, self.config.share).reach(budget)
+        return EditAtStrengths(prompts, scores, damage, self.config.share).reach(budget)
 
 
 def _ablation(site: Site, dictionary: Dictionary, latents: list[int], fitted: Fitted) -> FeaturePatch:

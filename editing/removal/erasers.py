@@ -20,7 +20,7 @@ from editing.interventions.masks import with_mask
 from editing.removal.cached_runs import PromptRuns, up_to_end
 from editing.removal.choosing import EditSearch
 from editing.removal.evaluation import Method
-from editing.removal.trial import Reach
+from editing.removal.strengths import Reach
 from editing.removal.two_class_prompts import TwoClassPrompts
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import NO_LIMITS, Limits, limits_of

@@ -30,7 +30,7 @@ EXPERIMENTS, CURVES, COUNTS = 2, 3, (1, 16)
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
+class _PatchCheck:
     """Latents to be patched, what is reported of them, and what is read of each pair."""
 
     what: str
@@ -59,21 +59,21 @@ def _of_experiment(study: IOIStudy, result: IOIResult, seed: int) -> list[Recomp
     sites = [Site.parse(name) for name in result.site.split(" + ")]
     methods = study.sets | study.baselines.at(sites)
     at = f"{result.corruption} at {result.site}"
-    trials: list[_Trial] = []
+    checks: list[_PatchCheck] = []
     for name, floors in result.floors.items():
         every = {site: range(len(study.sets[name][site].directions)) for site in sites}
         for floor, latents in {"nothing": {}, "all_latents": every}.items():
-            trials.append(_Trial(f"{at}, {name}, {floor}", study.sets[name], latents, floors[floor]))
+            checks.append(_PatchCheck(f"{at}, {name}, {floor}", study.sets[name], latents, floors[floor]))
     curves = [curve for curve in result.curves if curve.order and (len(sites) == 1 or "_" in curve.order[0])]
     for curve in drawn(curves, CURVES, seed, at):
         for point in curve.points:
             if point.n_features in COUNTS and point.n_features <= len(curve.order):
                 what = f"{at}, {curve.name} by {curve.selection}, {point.n_features} features"
                 latents = _named(curve, sites, point.n_features)
-                trials.append(_Trial(what, methods[curve.name], latents, point.kl.value, point.edit_size.value))
+                checks.append(_PatchCheck(what, methods[curve.name], latents, point.kl.value, point.edit_size.value))
     pairs = study.prompts(result.corruption).test
-    _run(study.model, pairs, _edited(study.model, pairs, result.positions), trials)
-    return [number for trial in trials for number in trial.numbers()]
+    _run(study.model, pairs, _edited(study.model, pairs, result.positions), checks)
+    return [number for check in checks for number in check.numbers()]
 
 
 def _named(curve: Curve, sites: Sequence[Site], n: int) -> dict[Site, list[int]]:
@@ -96,24 +96,26 @@ def _edited(model: LanguageModel, pairs: PromptPairs, positions: Sequence | None
 
 
 @torch.no_grad()
-def _run(model: LanguageModel, pairs: PromptPairs, edited: Bool[Tensor, "batch pos"], trials: Sequence[_Trial]) -> None:
-    """Run every trial on every pair, and note what is read."""
-    sites = {site for trial in trials for site in trial.latents}
+def _run(
+    model: LanguageModel, pairs: PromptPairs, edited: Bool[Tensor, "batch pos"], checks: Sequence[_PatchCheck]
+) -> None:
+    """Run every check on every pair, and note what is read."""
+    sites = {site for check in checks for site in check.latents}
     for row, end in enumerate(pairs.end.tolist()):
         clean, corrupted, places = pairs.clean[row, : end + 1], pairs.corrupted[row, : end + 1], edited[row, : end + 1]
         x, x_bar = (activations(model, tokens, sites) for tokens in (clean, corrupted))
         wanted = log_probs(model, clean)[-1]
-        for trial in trials:
-            edits = [_patch(trial, site, places, x[site], x_bar[site]) for site in trial.latents]
-            trial.kl.append(kl(wanted, log_probs(model, corrupted, *edits)[-1]))
+        for check in checks:
+            edits = [_patch(check, site, places, x[site], x_bar[site]) for site in check.latents]
+            check.kl.append(kl(wanted, log_probs(model, corrupted, *edits)[-1]))
             # at one site outliers are edited places that nothing moves, at several they are none
             n = [int((edit.mask if len(sites) > 1 else places).sum()) for edit in edits]
-            trial.size.append(math.fsum(float(e.moved[0].sum()) / max(1, of) for e, of in zip(edits, n, strict=True)))
+            check.size.append(math.fsum(float(e.moved[0].sum()) / max(1, of) for e, of in zip(edits, n, strict=True)))
 
 
-def _patch(trial: _Trial, site: Site, mask: Bool[Tensor, "pos"], x: Tensor, x_bar: Tensor) -> Formula:
-    """h -> h + sum_i (c_i(x) - c_i(h)) f_i over the trial's latents, where neither run has an outlier."""
-    dictionary, index = trial.dictionaries[site], list(trial.latents[site])
+def _patch(check: _PatchCheck, site: Site, mask: Bool[Tensor, "pos"], x: Tensor, x_bar: Tensor) -> Formula:
+    """h -> h + sum_i (c_i(x) - c_i(h)) f_i over the check's latents, where neither run has an outlier."""
+    dictionary, index = check.dictionaries[site], list(check.latents[site])
     for run in (x, x_bar):
         mask = mask & ~(run.norm(dim=-1) > limit_of(dictionary)).cpu()
     codes, directions = dictionary.encode(x)[:, index], dictionary.directions[index]

@@ -18,7 +18,7 @@ from editing.removal.cached_runs import PromptRuns
 from editing.removal.choosing import EditSearch
 from editing.removal.erasers import Place, fit_erasers
 from editing.removal.evaluation import Method
-from editing.removal.trial import Reach, Trial, affordable_share, best_trial, largest_affordable
+from editing.removal.strengths import EditAtStrengths, Reach, affordable_share, best_edit, largest_affordable
 
 
 @pytest.fixture(scope="module")
@@ -98,34 +98,34 @@ def test_the_largest_affordable_share_is_found_in_few_runs(cost):
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.2, 3), st.floats(0, 0.1), st.integers(0, 3)), min_size=1, max_size=6), st.data())
-def test_the_best_trial_is_the_first_in_rank_of_all(kinds, data):
-    """Against the reach of every trial; and the text is not run for a trial that others beat without it."""
+def test_the_best_edit_is_the_first_in_rank_of_all(kinds, data):
+    """Against the reach of every edit; and the text is not run for an edit that others beat without it."""
     budget, runs = data.draw(st.floats(0.001, 0.1)), []
     with unchecked():
-        trials = [planted_trial(*kind, runs=runs) for kind in kinds]
-        every = [planted_trial(*kind, runs=[]).reach(budget) for kind in kinds]
-        best = best_trial(trials, budget, least=0.05)
+        edits = [planted_edit(*kind, runs=runs) for kind in kinds]
+        every = [planted_edit(*kind, runs=[]).reach(budget) for kind in kinds]
+        best = best_edit(edits, budget, least=0.05)
     usable = [i for i, reach in enumerate(every) if reach.removed >= 0.05]
     expected = min(usable, key=lambda i: every[i].rank(), default=None)
     assert best == (None if expected is None else (expected, every[expected]))
     if expected is not None and every[expected].reached:
-        assert len(runs) <= len(kinds)  # once for each trial at most: nothing is looked for below the budget
+        assert len(runs) <= len(kinds)  # once for each edit at most: nothing is looked for below the budget
 
 
 def test_the_text_is_not_run_for_what_leaves_more_within_sentences():
-    """The second trial costs less and leaves capability within sentences: it ranks behind, unasked for its cost."""
+    """The second edit costs less and leaves capability within sentences: it ranks behind, unasked for its cost."""
     runs, others = [], []
     with unchecked():
-        first, second = planted_trial(1.0, 0.02, 0, runs), planted_trial(1.0, 0.001, 1, others)
-        best = best_trial([second, first], 0.05, least=0.05)
+        first, second = planted_edit(1.0, 0.02, 0, runs), planted_edit(1.0, 0.001, 1, others)
+        best = best_edit([second, first], 0.05, least=0.05)
     assert best is not None and best[0] == 1 and best[1].reached and runs
     assert second.reached and second.within > 0.25 and others == []
     with unchecked():  # control: what leaves as little within sentences is asked, and wins by its cost
-        best = best_trial([planted_trial(1.0, 0.001, 0, others), first], 0.05, least=0.05)
+        best = best_edit([planted_edit(1.0, 0.001, 0, others), first], 0.05, least=0.05)
     assert best is not None and best[0] == 0 and others
 
 
-def planted_trial(needs: float, cost: float, turned: int, runs: list) -> Trial:
+def planted_edit(needs: float, cost: float, turned: int, runs: list) -> EditAtStrengths:
     """An edit that brings the classes together at the strength `needs`, and costs `cost` times its square.
 
     It turns the answers of `turned` of four sentences round twice as fast as those of the others, which leaves
@@ -147,4 +147,4 @@ def planted_trial(needs: float, cost: float, turned: int, runs: list) -> Trial:
         runs.append(strength)
         return cost * strength**2
 
-    return Trial(prompts, scores, damage, 0.8)
+    return EditAtStrengths(prompts, scores, damage, 0.8)

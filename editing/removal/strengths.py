@@ -55,7 +55,7 @@ def step_of(within: float) -> int:
     return int(within / 0.25)
 
 
-class Trial:
+class EditAtStrengths:
     """An edit, or several that are scaled together, on prompts for choosing.
 
     `scores` are those of every prompt at several strengths, `damage` (nats per token) that of the text at one.
@@ -127,26 +127,26 @@ class Trial:
         return left_within(self.prompts, self.scores([strength]).cpu()).item()
 
 
-def best_trial(trials: Sequence[Trial], budget: float, *, least: float) -> tuple[int, Reach] | None:
-    """The number of the trial that ranks first among those that remove at least the share `least`, and its reach.
+def best_edit(edits: Sequence[EditAtStrengths], budget: float, *, least: float) -> tuple[int, Reach] | None:
+    """The number of the edit that ranks first among those that remove at least the share `least`, and its reach.
 
-    None where there is none. The first `rank` of all reaches, found with fewer of them: a trial that reaches the share
+    None where there is none. The first `rank` of all reaches, found with fewer of them: an edit that reaches the share
     within the budget keeps its strength, so that only its damage is not known before the text is run; and one that
     does not ranks behind every one that does.
     """
     best: tuple[int, Reach] | None = None
-    order = [i for i, trial in enumerate(trials) if trial.reached and trial.removed(trial.strength) >= least]
-    for number in sorted(order, key=lambda i: step_of(trials[i].within)):
-        trial = trials[number]
-        if best and step_of(trial.within) > step_of(best[1].within):
+    order = [i for i, edit in enumerate(edits) if edit.reached and edit.removed(edit.strength) >= least]
+    for number in sorted(order, key=lambda i: step_of(edits[i].within)):
+        edit = edits[number]
+        if best and step_of(edit.within) > step_of(best[1].within):
             break
-        if trial.damage(trial.strength) <= budget:
-            reach = trial.reach(budget)
+        if edit.damage(edit.strength) <= budget:
+            reach = edit.reach(budget)
             if best is None or (reach.rank(), number) < (best[1].rank(), best[0]):
                 best = number, reach
     if best:
         return best
-    reaches = {i: trial.reach(budget) for i, trial in enumerate(trials)}
+    reaches = {i: edit.reach(budget) for i, edit in enumerate(edits)}
     usable = [i for i, reach in reaches.items() if reach.removed >= least]
     return min(((i, reaches[i]) for i in usable), key=lambda pair: pair[1].rank(), default=None)
 
