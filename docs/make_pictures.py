@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import subrank as sr
-from editing.removal.evaluation import Method
+from editing.removal.measurement.evaluation import Method
 from editing.removal.result import RemovalResult
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 """Removing a capability by ablating features, and what the removal does to other text.
 
-The experiment, in order (each line is a file):
+The experiment, in order (each line is a file of prompts/, edits/ or measurement/):
 
     capability     balanced prompts of two classes; capability = 2 |AUROC of logit(yes) - logit(no) - 0.5|
     feature_fit    at every site features, and a strength for each, that bring the classes together on selection prompts
@@ -30,19 +30,19 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate, mean_ablate
-from editing.removal.cached_runs import REMOVABLE, ablated_latents
-from editing.removal.capability import Capability
-from editing.removal.choosing import Choice, EditSearch
-from editing.removal.class_scores import model_score
-from editing.removal.comparisons import Comparison, compared
 from editing.removal.config import FEWEST_CONTEXTS, RemovalConfig
-from editing.removal.curve import SHARES, Curve, MeasuredCurve
-from editing.removal.damage_text import DamageText
-from editing.removal.erasers import FittedEraser, best_erasers, best_scrubbing
-from editing.removal.evaluation import Evaluated, Evaluator, Method, Removal, mean_over_draws
-from editing.removal.joint_features import joint_features
-from editing.removal.random_edits import Resampled, random_edits, scaled_to_sizes
-from editing.removal.resampling import resampling_scheme
+from editing.removal.edits.choosing import Choice, EditSearch
+from editing.removal.edits.erasers import FittedEraser, best_erasers, best_scrubbing
+from editing.removal.edits.joint_features import joint_features
+from editing.removal.edits.random_edits import Resampled, random_edits, scaled_to_sizes
+from editing.removal.measurement.cached_runs import REMOVABLE, ablated_latents
+from editing.removal.measurement.comparisons import Comparison, compared
+from editing.removal.measurement.curve import SHARES, Curve, MeasuredCurve
+from editing.removal.measurement.damage_text import DamageText
+from editing.removal.measurement.evaluation import Evaluated, Evaluator, Method, Removal, mean_over_draws
+from editing.removal.prompts.capability import Capability
+from editing.removal.prompts.class_scores import model_score
+from editing.removal.prompts.resampling import resampling_scheme
 from editing.removal.result import RemovalResult
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError

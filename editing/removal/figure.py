@@ -5,8 +5,8 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from editing.plotting import AMBER, BLUE, GREEN, GREY, PURPLE, RED, error_bars, styled
-from editing.removal.curve import SHARES, Curve, CurvePoint
-from editing.removal.evaluation import Method, Removal
+from editing.removal.measurement.curve import SHARES, Curve, CurvePoint
+from editing.removal.measurement.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
 from sae_core.estimate import Estimate
 

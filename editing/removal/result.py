@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from editing.removal.comparisons import Comparison, verdict
 from editing.removal.config import RemovalConfig
-from editing.removal.curve import Curve, Needed
-from editing.removal.evaluation import EVERYWHERE, Method, Removal
+from editing.removal.measurement.comparisons import Comparison, verdict
+from editing.removal.measurement.curve import Curve, Needed
+from editing.removal.measurement.evaluation import EVERYWHERE, Method, Removal
 from editing.tasks.score import TaskScore
 from sae_core.codec import to_plain
 from sae_core.model.language_model import Intervention

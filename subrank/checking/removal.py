@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.interventions.erase import fit_leace
-from editing.removal.capability import Capability
 from editing.removal.config import RemovalConfig
-from editing.removal.damage_text import TASK_PROBABILITY
-from editing.removal.erasers import Place
-from editing.removal.evaluation import Method, Removal
+from editing.removal.edits.erasers import Place
 from editing.removal.experiment import split_text
+from editing.removal.measurement.damage_text import TASK_PROBABILITY
+from editing.removal.measurement.evaluation import Method, Removal
+from editing.removal.prompts.capability import Capability
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.removal.result import RemovalResult
-from editing.removal.two_class_prompts import TwoClassPrompts
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site

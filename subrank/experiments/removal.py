@@ -14,11 +14,11 @@ from torch import Tensor
 from editing.interventions.compose import spare_bos
 from editing.interventions.hook_export import export_hook
 from editing.interventions.save import save_edit
-from editing.removal.cached_runs import REMOVABLE
-from editing.removal.capability import capability_of
 from editing.removal.config import RemovalConfig
 from editing.removal.experiment import remove as remove_capability
 from editing.removal.figure import removal_figure
+from editing.removal.measurement.cached_runs import REMOVABLE
+from editing.removal.prompts.capability import capability_of
 from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from sae_core.codec import from_plain, to_plain

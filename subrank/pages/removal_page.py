@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from editing.removal.comparisons import Comparison
-from editing.removal.curve import SHARES, Needed
-from editing.removal.evaluation import Method, Removal
 from editing.removal.figure import removal_figure
+from editing.removal.measurement.comparisons import Comparison
+from editing.removal.measurement.curve import SHARES, Needed
+from editing.removal.measurement.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
 from sae_core.estimate import Estimate
 from sae_core.sites import Site

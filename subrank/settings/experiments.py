@@ -12,7 +12,7 @@ Selector = Literal["attribution", "greedy", "threshold", "random"]
 Baseline = Literal["pca", "nonnegative_pca", "neurons", "random_basis", "ica"]
 
 SHARES = (0.5, 0.8, 0.9)
-"""Of a capability: removals are compared where these are removed (`editing.removal.curve`, which loads torch)."""
+"""Of a capability; removals are compared there (`editing.removal.measurement.curve`, which loads torch)."""
 
 PROMPTS = 100_000
 """Of a task, at most: they are in memory together."""

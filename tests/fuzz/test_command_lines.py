@@ -70,7 +70,7 @@ def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, capsys, monkeypatch):
     monkeypatch.setattr(Text, "read", begin)
-    monkeypatch.setattr("editing.removal.capability.pronoun_prompts", begin)  # half a second of drawing
+    monkeypatch.setattr("editing.removal.prompts.capability.pronoun_prompts", begin)  # half a second of drawing
     monkeypatch.setattr("subrank.studies.superposition.announce", begin)
     wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
     assert 0.2 * FEW < sum(wrong) < FEW, wrong  # neither are all wrong nor all right

@@ -8,14 +8,14 @@ import torch
 from handmade import HandModel
 from planted import unchecked
 
-from editing.removal.capability import Capability
 from editing.removal.config import RemovalConfig
-from editing.removal.curve import MeasuredCurve
-from editing.removal.damage_text import Damage
-from editing.removal.evaluation import Evaluated, Method, Removal
 from editing.removal.experiment import remove
+from editing.removal.measurement.curve import MeasuredCurve
+from editing.removal.measurement.damage_text import Damage
+from editing.removal.measurement.evaluation import Evaluated, Method, Removal
+from editing.removal.prompts.capability import Capability
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.removal.result import RemovalResult
-from editing.removal.two_class_prompts import TwoClassPrompts
 from editing.tasks.pronouns import PRONOUNS
 from sae_core.dictionaries.baselines import Basis
 from sae_core.estimate import Estimate

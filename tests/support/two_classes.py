@@ -2,7 +2,7 @@
 
 import torch
 
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 
 
 def two_classes(

@@ -14,7 +14,7 @@ from editing.interventions.save import describe_all, load_edit, save_edit
 from editing.ioi.joint_experiment import JointExperiment
 from editing.ioi.site_experiment import PatchExperiment
 from editing.loss_recovered import Splice, splice_costs
-from editing.removal.random_edits import random_projection
+from editing.removal.edits.random_edits import random_projection
 from sae_core.outliers import norm_limit
 from sae_core.sites import Site
 

@@ -3,10 +3,10 @@
 import pytest
 from removal_world import CONFIG, MIDDLE, MLP
 
-from editing.removal.cached_runs import PromptRuns
-from editing.removal.capability import Capability, capability_of
-from editing.removal.damage_text import DamageText
-from editing.removal.evaluation import Evaluator
+from editing.removal.measurement.cached_runs import PromptRuns
+from editing.removal.measurement.damage_text import DamageText
+from editing.removal.measurement.evaluation import Evaluator
+from editing.removal.prompts.capability import Capability, capability_of
 from sae_core.data.activations import harvest
 from sae_core.data.text import Text
 from sae_core.dictionaries.baselines import pca

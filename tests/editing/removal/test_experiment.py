@@ -10,10 +10,10 @@ from planted import unchecked
 from removal_world import CONFIG, LAST, MIDDLE, D, World, holds_its_value, named
 from tiny import user_error
 
-from editing.removal.capability import NO_CONCEPT, capability_of
-from editing.removal.erasers import ERASERS
-from editing.removal.evaluation import EVERYWHERE, Method
+from editing.removal.edits.erasers import ERASERS
 from editing.removal.experiment import remove, split_text
+from editing.removal.measurement.evaluation import EVERYWHERE, Method
+from editing.removal.prompts.capability import NO_CONCEPT, capability_of
 from editing.removal.result import RemovalResult
 from editing.tasks.pairs import at_end
 from sae_core.codec import from_plain

@@ -8,8 +8,8 @@ from pieces import Pieces
 from prompt_texts import id_of, people, template, words
 from tiny import user_error
 
-from editing.removal.class_scores import model_score
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.class_scores import model_score
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks import names, pronouns
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_pairs, pronoun_prompts
 from editing.tasks.score import task_score

@@ -7,7 +7,7 @@ from checks import agree, wrong
 from planted import unchecked
 from removal_world import CONFIG, World
 
-from editing.removal.evaluation import Method
+from editing.removal.measurement.evaluation import Method
 from editing.removal.result import RemovalResult
 from sae_core.sites import Site
 from subrank.checking.removal import recomputed

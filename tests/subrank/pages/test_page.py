@@ -11,7 +11,7 @@ from circuits.graph import Edge, FeatureGraph, Node
 from editing.ioi.curve import Curve, PatchingPoint
 from editing.ioi.result import IOIResult
 from editing.loss_recovered import SpliceCost
-from editing.removal.evaluation import Method, Removal
+from editing.removal.measurement.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
 from editing.set_quality import SetQuality
 from editing.tasks.ioi import Corruption

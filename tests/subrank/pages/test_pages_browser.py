@@ -5,7 +5,7 @@ from chromium import Page
 from explorer_pages import example, example_cards
 from removal_world import measured
 
-from editing.removal.evaluation import Method, Removal
+from editing.removal.measurement.evaluation import Method, Removal
 from editing.removal.result import RemovalResult
 from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate

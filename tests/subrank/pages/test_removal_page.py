@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from removal_world import measured
 
-from editing.removal.comparisons import compared
-from editing.removal.curve import SHARES, MeasuredCurve
-from editing.removal.evaluation import EVERYWHERE, Method, Removal
 from editing.removal.figure import LEAST, removal_figure
+from editing.removal.measurement.comparisons import compared
+from editing.removal.measurement.curve import SHARES, MeasuredCurve
+from editing.removal.measurement.evaluation import EVERYWHERE, Method, Removal
 from editing.removal.result import RemovalResult
 from editing.tasks.score import TaskScore
 from sae_core.estimate import Estimate

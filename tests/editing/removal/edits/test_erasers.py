@@ -8,10 +8,10 @@ from comparing import close
 from removal_world import CONFIG, LAST, MIDDLE
 
 from editing.interventions.erase import fit_leace
-from editing.removal.cached_runs import PromptRuns, up_to_end
-from editing.removal.choosing import EditSearch
-from editing.removal.erasers import ERASERS, Place, best_erasers, fit_erasers, fit_layer_by_layer
-from editing.removal.evaluation import Method
+from editing.removal.edits.choosing import EditSearch
+from editing.removal.edits.erasers import ERASERS, Place, best_erasers, fit_erasers, fit_layer_by_layer
+from editing.removal.measurement.cached_runs import PromptRuns, up_to_end
+from editing.removal.measurement.evaluation import Method
 from editing.tasks.pairs import at_end
 from sae_core.sites import Site
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from editing.interventions.compose import unscaled
 from editing.interventions.patch import FeaturePatch
 from editing.metrics import bootstrap_estimate, weighted_aurocs
-from editing.removal.cached_runs import TokenRuns, ablated_latents, up_to_end
-from editing.removal.class_scores import answer_probabilities, scores_of
-from editing.removal.damage_text import Damage, DamageText
-from editing.removal.resampling import Weights, bootstrap_weights, conditional_auroc, mean_auroc, pooled_auroc
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.measurement.cached_runs import TokenRuns, ablated_latents, up_to_end
+from editing.removal.measurement.damage_text import Damage, DamageText
+from editing.removal.prompts.class_scores import answer_probabilities, scores_of
+from editing.removal.prompts.resampling import Weights, bootstrap_weights, conditional_auroc, mean_auroc, pooled_auroc
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel

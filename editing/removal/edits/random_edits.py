@@ -13,9 +13,9 @@ from editing.interventions.erase import Erasure
 from editing.interventions.masks import Mask
 from editing.interventions.patch import ablate, resample_ablate
 from editing.random_latents import latents_of_like_density
-from editing.removal.cached_runs import TokenRuns, changes
-from editing.removal.evaluation import Method
-from editing.removal.feature_fit import codes_in_parts
+from editing.removal.edits.feature_fit import codes_in_parts
+from editing.removal.measurement.cached_runs import TokenRuns, changes
+from editing.removal.measurement.evaluation import Method
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import Intervention
 from sae_core.outliers import inliers, outlier_norm_of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editing.edited_contexts import LOGITS_AT_ONCE
 from editing.metrics import estimate_from, kl_from_log_probs, resampled
-from editing.removal.cached_runs import CODES_AT_ONCE, TokenRuns
+from editing.removal.measurement.cached_runs import CODES_AT_ONCE, TokenRuns
 from sae_core.errors import UserError
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention, LanguageModel

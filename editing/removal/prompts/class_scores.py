@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editing.metrics import auroc, aurocs
-from editing.removal.resampling import bootstrap_weights
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.resampling import bootstrap_weights
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks.score import TaskScore, end_logits
 from sae_core.model.language_model import LanguageModel
 

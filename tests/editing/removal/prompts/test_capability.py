@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from tiny import user_error
 
-from editing.removal.capability import capability_of, of_pairs
 from editing.removal.config import RemovalConfig
+from editing.removal.prompts.capability import capability_of, of_pairs
 from editing.tasks.pairs import PromptPairs
 
 SMALL = RemovalConfig(selection_prompts=8, test_prompts=8)

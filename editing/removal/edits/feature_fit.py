@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.interventions.patch import FeaturePatch
-from editing.removal.cached_runs import PromptRuns, up_to_end
-from editing.removal.class_scores import scores_of
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.measurement.cached_runs import PromptRuns, up_to_end
+from editing.removal.prompts.class_scores import scores_of
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel

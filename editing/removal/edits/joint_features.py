@@ -3,9 +3,9 @@
 import torch
 
 from editing.interventions.patch import FeaturePatch, ablate
-from editing.removal.choosing import Choice, EditSearch
-from editing.removal.feature_fit import AtSites, fit_strengths, with_strengths
-from editing.removal.strengths import Reach
+from editing.removal.edits.choosing import Choice, EditSearch
+from editing.removal.edits.feature_fit import AtSites, fit_strengths, with_strengths
+from editing.removal.edits.strengths import Reach
 from sae_core.sites import Site
 
 

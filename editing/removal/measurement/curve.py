@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from editing.interventions.compose import Scaled
 from editing.removal.config import STRENGTHS
-from editing.removal.evaluation import Evaluated, Evaluator, Method
+from editing.removal.measurement.evaluation import Evaluated, Evaluator, Method
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import Intervention
 

@@ -7,9 +7,9 @@ import torch
 from two_classes import normal, two_classes
 
 from editing.metrics import auroc
-from editing.removal.class_scores import left_within, model_score
-from editing.removal.resampling import conditional_auroc
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.class_scores import left_within, model_score
+from editing.removal.prompts.resampling import conditional_auroc
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks.pronouns import Form, Split, pronoun_prompts
 
 

@@ -12,7 +12,7 @@ from tiny import random_tokens, user_error
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
-from editing.removal.cached_runs import PromptRuns, TokenRuns
+from editing.removal.measurement.cached_runs import PromptRuns, TokenRuns
 from sae_core.model.language_model import load_model
 from sae_core.sites import Site, Stream
 

@@ -9,8 +9,7 @@ from handmade import random_topk
 from removal_world import MIDDLE, MLP, World, plain_scores
 
 from editing.interventions.patch import ablate
-from editing.removal.cached_runs import PromptRuns
-from editing.removal.feature_fit import (
+from editing.removal.edits.feature_fit import (
     MOST,
     AtSite,
     AtSites,
@@ -21,6 +20,7 @@ from editing.removal.feature_fit import (
     shortlist,
     with_strengths,
 )
+from editing.removal.measurement.cached_runs import PromptRuns
 from sae_core.sites import Site
 
 LATENTS = [1, 3, 5]

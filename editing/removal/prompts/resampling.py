@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.metrics import auroc, interval, resampled, weighted_aurocs
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from sae_core.estimate import Estimate
 
 Weights = Float[Tensor, "resamples batch"]

@@ -6,7 +6,7 @@ from handmade import random_topk
 from removal_world import MIDDLE
 
 from editing.interventions.patch import ablate
-from editing.removal.random_edits import Resampled, scaled_to_sizes
+from editing.removal.edits.random_edits import Resampled, scaled_to_sizes
 from sae_core.sites import Site
 
 

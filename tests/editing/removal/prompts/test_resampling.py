@@ -8,8 +8,8 @@ import torch
 from two_classes import normal, two_classes
 
 from editing.metrics import auroc, resampled
-from editing.removal.resampling import bootstrap_weights, conditional_auroc, pooled_auroc, resampling_scheme
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.resampling import bootstrap_weights, conditional_auroc, pooled_auroc, resampling_scheme
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from sae_core.estimate import Estimate
 
 

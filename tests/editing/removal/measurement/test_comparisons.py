@@ -3,9 +3,9 @@
 import pytest
 from removal_world import evaluated
 
-from editing.removal.comparisons import compared, verdict
-from editing.removal.curve import MeasuredCurve
-from editing.removal.evaluation import Method
+from editing.removal.measurement.comparisons import compared, verdict
+from editing.removal.measurement.curve import MeasuredCurve
+from editing.removal.measurement.evaluation import Method
 
 
 def curve(method: Method, area: float, damages: list[float], site: str = "resid_post.1"):

@@ -9,8 +9,8 @@ from planted import unchecked
 from removal_world import evaluated
 
 from editing.interventions.compose import Scaled
-from editing.removal.curve import SHARES, Curve, MeasuredCurve, damage_needed, left_of, strength_needed
-from editing.removal.evaluation import Method
+from editing.removal.measurement.curve import SHARES, Curve, MeasuredCurve, damage_needed, left_of, strength_needed
+from editing.removal.measurement.evaluation import Method
 from sae_core.codec import from_plain, to_plain
 from sae_core.estimate import Estimate
 

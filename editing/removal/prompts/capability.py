@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from editing.removal.class_scores import model_score
 from editing.removal.config import RemovalConfig
-from editing.removal.two_class_prompts import TwoClassPrompts, together
+from editing.removal.prompts.class_scores import model_score
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Form, PronounPrompts, Split, pronoun_ids, pronoun_prompts
 from editing.tasks.task import task_of

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from editing.interventions.erase import Erasure, fit_leace, mean_difference, project_out
 from editing.interventions.masks import with_mask
-from editing.removal.cached_runs import PromptRuns, up_to_end
-from editing.removal.choosing import EditSearch
-from editing.removal.evaluation import Method
-from editing.removal.strengths import Reach
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.edits.choosing import EditSearch
+from editing.removal.edits.strengths import Reach
+from editing.removal.measurement.cached_runs import PromptRuns, up_to_end
+from editing.removal.measurement.evaluation import Method
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import NO_LIMITS, Limits, limits_of
 from sae_core.sites import Site

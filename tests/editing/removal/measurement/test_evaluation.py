@@ -10,10 +10,10 @@ from removal_world import CONFIG, LAST, MIDDLE, MLP, evaluated, holds_its_value,
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate, clamp
 from editing.metrics import auroc
-from editing.removal.cached_runs import PromptRuns
-from editing.removal.capability import capability_of
-from editing.removal.erasers import Place, fit_erasers
-from editing.removal.evaluation import Evaluator, Method, mean_over_draws, probe_scores
+from editing.removal.edits.erasers import Place, fit_erasers
+from editing.removal.measurement.cached_runs import PromptRuns
+from editing.removal.measurement.evaluation import Evaluator, Method, mean_over_draws, probe_scores
+from editing.removal.prompts.capability import capability_of
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.baselines import Basis
 from sae_core.estimate import Estimate

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from editing.removal.curve import SHARES, MeasuredCurve, Needed
-from editing.removal.evaluation import EVERYWHERE, Method
+from editing.removal.measurement.curve import SHARES, MeasuredCurve, Needed
+from editing.removal.measurement.evaluation import EVERYWHERE, Method
 
 CLEARLY = 0.975
 """Share of resamples from which on the features do clearly less damage."""

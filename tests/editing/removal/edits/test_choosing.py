@@ -14,11 +14,11 @@ from removal_world import CONFIG, MIDDLE
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import ablate
 from editing.metrics import aurocs
-from editing.removal.cached_runs import PromptRuns
-from editing.removal.choosing import EditSearch
-from editing.removal.erasers import Place, fit_erasers
-from editing.removal.evaluation import Method
-from editing.removal.strengths import EditAtStrengths, Reach, affordable_share, best_edit, largest_affordable
+from editing.removal.edits.choosing import EditSearch
+from editing.removal.edits.erasers import Place, fit_erasers
+from editing.removal.edits.strengths import EditAtStrengths, Reach, affordable_share, best_edit, largest_affordable
+from editing.removal.measurement.cached_runs import PromptRuns
+from editing.removal.measurement.evaluation import Method
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from editing.interventions.compose import Scaled
 from editing.interventions.patch import FeaturePatch, ablate
-from editing.removal.cached_runs import PromptRuns, TokenRuns, up_to_end
-from editing.removal.capability import Capability
-from editing.removal.class_scores import scores_of
 from editing.removal.config import RemovalConfig
-from editing.removal.damage_text import DamageText
-from editing.removal.feature_fit import AtSite, Fitted, fit_features, shortlist, with_strengths
-from editing.removal.strengths import EditAtStrengths, Reach, best_edit
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.edits.feature_fit import AtSite, Fitted, fit_features, shortlist, with_strengths
+from editing.removal.edits.strengths import EditAtStrengths, Reach, best_edit
+from editing.removal.measurement.cached_runs import PromptRuns, TokenRuns, up_to_end
+from editing.removal.measurement.damage_text import DamageText
+from editing.removal.prompts.capability import Capability
+from editing.removal.prompts.class_scores import scores_of
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError

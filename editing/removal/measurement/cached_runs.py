@@ -20,8 +20,8 @@ from editing.interventions.compose import unscaled
 from editing.interventions.edit_size import MeasuredEdit
 from editing.interventions.masks import with_mask
 from editing.interventions.patch import FeaturePatch
-from editing.removal.class_scores import scores_of
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.prompts.class_scores import scores_of
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 from sae_core.errors import UserError
 from sae_core.model.language_model import Intervention, LanguageModel
 from sae_core.sites import Site, Stream

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from two_classes import two_classes
 
-from editing.removal.two_class_prompts import TwoClassPrompts, together
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts, together
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.pronouns import Split, pronoun_prompts
 

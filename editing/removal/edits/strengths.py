@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editing.metrics import aurocs
-from editing.removal.class_scores import left_within
-from editing.removal.curve import strength_needed
-from editing.removal.two_class_prompts import TwoClassPrompts
+from editing.removal.measurement.curve import strength_needed
+from editing.removal.prompts.class_scores import left_within
+from editing.removal.prompts.two_class_prompts import TwoClassPrompts
 
 GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Strengths at which an edit is tried first; then where a straight line between two of them says."""

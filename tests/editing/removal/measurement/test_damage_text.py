@@ -14,10 +14,10 @@ from editing.interventions.compose import Scaled
 from editing.interventions.erase import fit_leace
 from editing.interventions.patch import ablate
 from editing.metrics import kl_divergence
-from editing.removal.cached_runs import PromptRuns
-from editing.removal.damage_text import DamageText
-from editing.removal.feature_fit import AtSite, shortlist
-from editing.removal.random_edits import density_on
+from editing.removal.edits.feature_fit import AtSite, shortlist
+from editing.removal.edits.random_edits import density_on
+from editing.removal.measurement.cached_runs import PromptRuns
+from editing.removal.measurement.damage_text import DamageText
 from editing.tasks.pairs import at_end
 from sae_core.data.activations import harvest
 
