@@ -43,7 +43,8 @@ Every verb also takes `--out` (a folder for the results), `--device` and `--dtyp
 `sr.load_model`'s), and `--lm-batch` (contexts of a text that go through the language model together: less takes less
 memory, and changes numbers by rounding only); the model runs on one device. Those on a set take the folder of the set,
 and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
-goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run.
+goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run,
+`--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well.
 `circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`. `study superposition` reads no model, and of these takes
 `--out` alone.

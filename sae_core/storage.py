@@ -142,11 +142,11 @@ class DictionarySet:
     def _metadata(self, site: Site) -> dict[str, Any]:
         """What a SAELens card says of where a dictionary belongs."""
         return {
-            "model_name": _public(self.model),
+            "model_name": public_name(self.model),
             "hook_name": hook_name(site),
             "prepend_bos": bool(self.text.prepend_bos),
             "context_size": self.text.n_ctx,
-            "dataset_path": _public(self.text.source),
+            "dataset_path": public_name(self.text.source),
         }
 
 
@@ -192,6 +192,6 @@ def _stored_digest(folder: Path) -> str:
     return digest(json.dumps(read_json(folder / CONFIG), sort_keys=True), digest_in(folder / WEIGHTS))
 
 
-def _public(place: str) -> str:
+def public_name(place: str) -> str:
     """A name as it is, of a path its last part: a folder of dictionaries is given away, the machine's paths are not."""
     return Path(place).name if Path(place).is_absolute() else place

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from sae_core.progress import OnProgress, Progress, duration, silent
 
@@ -31,7 +32,7 @@ def _bar(title: str, unit: str) -> Iterator[OnProgress]:
     """A bar; what is said of the work as a whole, such as how long it takes, stands in full above it."""
     from tqdm.auto import tqdm
 
-    with tqdm(desc=title, unit=unit) as bar:
+    with steady(tqdm(desc=title, unit=unit)) as bar:
 
         def report(event: Progress) -> None:
             if event.total is None:
@@ -45,6 +46,13 @@ def _bar(title: str, unit: str) -> Iterator[OnProgress]:
         yield report
         if bar.total:
             bar.update(bar.total - bar.n)
+
+
+def steady(bar: Any) -> Any:
+    """A tqdm bar by the clock that does not jump: it would stand still until the time of day has caught up."""
+    bar._time = time.monotonic  # tqdm has no other way to say so
+    bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
 
 
 def _fewer(report: OnProgress) -> OnProgress:

@@ -30,6 +30,7 @@ from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Site
 from sae_core.storage import QUALITY, DictionarySet, load_set
+from subrank.hub_sets import local_set, push
 from subrank.top_examples import TopExamples
 
 FeatureName = str | FeatureId
@@ -218,13 +219,21 @@ class Saes(DictionarySet):
         if self.quality is not None:
             write_json(folder / QUALITY, self.quality.to_json())
 
+    def push_to_hub(self, repository: str, *, private: bool = False, message: str | None = None) -> str:
+        """Put the set, with a model card, on the Hugging Face hub; what it returns `sr.load` reads (`hub_sets.py`).
+
+        `repository` is `OWNER/NAME` or, of a folder in it, `OWNER/NAME/FOLDER`; made, `private` or not, if need be.
+        """
+        return push(repository, self, self.quality, private=private, message=message)
+
 
 def load(folder: str | Path) -> Saes:
-    """The set in `folder`; raises `UserError` where there is none, or where it is damaged.
+    """The set in `folder`, or on the Hugging Face hub: `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION/FOLDER`.
 
-    Its dictionaries are moved to the device of the model that they are used with.
+    Raises `UserError` where there is none, or where it is damaged. Its dictionaries are moved to the device of the
+    model that they are used with.
     """
-    folder = user_path(folder)
+    folder = local_set(folder)
     saes = replace(Saes.of(load_set(folder)), folder=str(folder))
     path = folder / QUALITY
     if not path.is_file():

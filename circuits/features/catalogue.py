@@ -138,18 +138,20 @@ class Catalogue:
         score, control = (scores[feature.site].of(feature.index) for scores in (self.scores, self.controls))
         return Label(table.text(self.model), table.kind, score, control)
 
-    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[TokenChanges, TokenChanges]]:
-        """For each latent the `n` tokens that it promotes most, and the `n` that it suppresses most."""
+    def logit_changes(self, site: Site, latents: Int[Tensor, "k"]) -> Float[Tensor, "k vocab"]:
+        """What each latent adds to the logits directly, at its mean activation (`direct_effect`)."""
         device = self.dictionaries[site].directions.device
         directions = written(self.model, site, self.dictionaries[site].directions[latents.to(device)])
-        change = direct_effect(self.model, self.tally.atlas, site, directions, latents)
+        return direct_effect(self.model, self.tally.atlas, site, directions, latents)
 
-        def named(largest: bool) -> list[TokenChanges]:
+    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[TokenChanges, TokenChanges]]:
+        """For each latent the `n` tokens that it promotes most, and the `n` that it suppresses most."""
+        change, sides = self.logit_changes(site, latents), []
+        for largest in (True, False):
             end = change.topk(min(n, change.shape[1]), largest=largest)
             rows = zip(end.indices.tolist(), end.values.tolist(), strict=True)
-            return [tuple((self.names[t], v) for t, v in zip(*row, strict=True)) for row in rows]
-
-        return list(zip(named(True), named(False), strict=True))
+            sides.append([tuple((self.names[t], v) for t, v in zip(*row, strict=True)) for row in rows])
+        return list(zip(sides[0], sides[1], strict=True))
 
     # ---- full cards ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_core.marks import marked
 from sae_core.progress import OnProgress, Progress
-from subrank.progress import lines
+from subrank.progress import lines, steady
 
 if TYPE_CHECKING:
     from subrank.result import Result
@@ -46,7 +46,7 @@ def steps_shown(steps: Iterator[Any], total: int, done: int) -> Iterator[Any]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, initial=done, unit="step") as bar:
+        with steady(tqdm(total=total, initial=done, unit="step")) as bar:
             for step in steps:
                 bar.update(1)
                 if step.step % 16 == 0:

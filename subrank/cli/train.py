@@ -2,15 +2,16 @@
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, given, path, settings_of, word
 from subrank.cli.stopping import Stopped, finishing_a_step
 from subrank.cli.terminal import reporting, say, steps_shown
-from subrank.settings.train import TrainSettings
+from subrank.settings.train import LoggerName, TrainSettings
 
 if TYPE_CHECKING:
     from sae_core.model.language_model import LanguageModel
@@ -39,6 +40,8 @@ def add(verbs: Verbs) -> None:
     option("--cache", type=path, default=None, help="folder to keep activations in, and to take them from")
     option("--config", type=path, default=None, help="a run.json in place of MODEL and all that describes the run")
     option("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints (default: 60)")
+    names = get_args(LoggerName)
+    option("--log", nargs="+", choices=names, default=[], help="send the numbers of training there as well")
     option("--resume", action="store_true", help="go on from the checkpoint in --out")
 
 
@@ -48,10 +51,12 @@ def run(options: argparse.Namespace) -> int:
     from sae_core.errors import UserError
     from sae_core.storage import SET
     from sae_core.training.checkpoint import has_checkpoint
+    from subrank.loggers import ready
     from subrank.result import QUICK
 
     checks.weight("--save-every", options.save_every)
     TrainSettings(**given(options, TrainSettings))  # what is wrong with them is said before anything else
+    ready(options.log)
     out = writable(options.out or Path("dictionaries"), options)
     if has_checkpoint(out):
         if not options.resume:
@@ -61,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     model, wanted = _begun(options, out) if options.resume else _new(options)
     session = (go_on if options.resume else begin)(out, model, wanted, options.cache)
     again = f"subrank train {options.model or wanted.model} --out {out} --resume"
-    train_into(out, session, options.save_every, go_on_with=again)
+    again += " --log " + " ".join(options.log) if options.log else ""
+    train_into(out, session, options.save_every, go_on_with=again, log=options.log)
     if session.run.quick:
         say(QUICK)
     say(f"dictionaries: {out}")
@@ -196,7 +202,9 @@ def _say_precision(state: "TrainState") -> None:
             say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")
 
 
-def train_into(out: Path, session: "Session", save_every: float = 60.0, *, go_on_with: str) -> "Trained":
+def train_into(
+    out: Path, session: "Session", save_every: float = 60.0, *, go_on_with: str, log: Sequence[str] = ()
+) -> "Trained":
     """Take the steps that are left and save the sets.
 
     Raises `Stopped`, with the command to `go_on_with`, where a signal asked for it and a checkpoint was left. One
@@ -206,7 +214,7 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0, *, go_on
     from subrank.result import Provenance
 
     try:
-        _take_steps(out, session, save_every)
+        _take_steps(out, session, save_every, log)
         with reporting() as report:
             trained = session.finish(report)
     except Stopped as stop:
@@ -224,19 +232,22 @@ def train_into(out: Path, session: "Session", save_every: float = 60.0, *, go_on
     return trained
 
 
-def _take_steps(out: Path, session: "Session", save_every: float) -> None:
+def _take_steps(out: Path, session: "Session", save_every: float, log_to: Sequence[str] = ()) -> None:
     """The steps that are left, with a checkpoint every so many seconds, at a signal, and at the end."""
     from sae_core.training.checkpoint import save_checkpoint
     from subrank.cli.training_log import Log
+    from subrank.loggers import Loggers
 
     def save() -> None:
         save_checkpoint(state, session.run.text, session.model, out, contexts=session.contexts.digest)
 
     state, total, saved = session.state, session.run.members[0].steps, time.monotonic()
     log = Log(out / LOG, state)
-    with finishing_a_step() as stopped:
+    begun = Loggers.begin(log_to, session.run.to_json(), state.step, out)
+    with closing(begun) as loggers, finishing_a_step() as stopped:
         for step in steps_shown(session.steps(), total, state.step):
             log.add(step)
+            loggers.add(step, state)
             if stopped():
                 break
             if time.monotonic() - saved > save_every:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
+from circuits.features.dashboards import write_dashboards
 from circuits.features.geometry import coordinates
 from circuits.features.survey import Survey
 from editing.set_quality import SetQuality
@@ -22,6 +23,7 @@ from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
+from sae_core.storage import public_name
 from subrank.checking.features import recomputed
 from subrank.checking.recomputed import check_of
 from subrank.experiments.cost import again, announce, feature_parts
@@ -60,6 +62,8 @@ class Features(Result):
     quality: SetQuality
     provenance: Provenance
     catalogue: Catalogue | None = field(default=None, repr=False)
+    dashboards_of: str | None = field(default=None, repr=False)
+    """The name of the text, where dashboards for Neuronpedia are to be written."""
 
     def title(self) -> str:
         return "Features"
@@ -104,6 +108,8 @@ class Features(Result):
         super().write(folder)
         if self.catalogue is not None:
             write_chunks(folder / "features", self.catalogue, self.cards)
+            if self.dashboards_of is not None:
+                write_dashboards(folder / "neuronpedia", self.catalogue, self.dashboards_of)
 
 
 @takes(FeatureSettings)
@@ -152,7 +158,9 @@ def run_features(
     known = asdict(settings) | {"names": list(map(str, names)), "set": saes.folder}
     provenance = Provenance.of("features", model, known, dictionaries=saes.dictionaries, text=contexts.digest)
     check = check_of(model, settings.check, on_progress, lambda: recomputed(catalogue, cards, seed))
-    return Features(cards, neurons, site_scores(catalogue), read, quality, provenance, catalogue, check=check)
+    dashboards = {"dashboards_of": public_name(saes.text.at(settings.text).source)} if settings.neuronpedia else {}
+    scores = site_scores(catalogue)
+    return Features(cards, neurons, scores, read, quality, provenance, catalogue, check=check, **dashboards)
 
 
 def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureSettings) -> list[FeatureId]:

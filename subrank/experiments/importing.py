@@ -16,7 +16,6 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Centred
 from sae_core.errors import UserError
-from sae_core.files import user_path
 from sae_core.formats.readers import Foreign, load_foreign
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.named_sites import site_named
@@ -25,6 +24,7 @@ from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.experiments.cost import announce, pass_over, quality_parts
+from subrank.hub_sets import local_path
 from subrank.progress import shown
 from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
@@ -47,14 +47,15 @@ def import_saes(
 ) -> Saes:
     """A set of the dictionaries in `files` for `model`, one per site.
 
-    Files of SAELens, OpenAI, Gemma Scope, sparsify and dictionary-learning are read. Raises `UserError`, which names
+    Files of SAELens, OpenAI, Gemma Scope, sparsify and dictionary-learning are read, and safetensors of these on the
+    Hugging Face hub: `hf:OWNER/NAME@REVISION/FOLDER`. Raises `UserError`, which names
     the file, where one cannot be loaded or is of another width than the model, and where two are for one site.
     """
     a_model(model)
     several = [files] if isinstance(files, (str, Path)) else files
     if not isinstance(several, Sequence) or not several:
         raise UserError(f"{files!r} is no file of dictionaries; give at least one, or a list of them")
-    paths = [user_path(file) for file in several]
+    paths = [local_path(file) for file in several]
     chosen = make(ImportSettings, settings)
     foreign = [load_foreign(path) for path in paths]
     with shown("import", progress, on_progress) as report:

@@ -1,6 +1,7 @@
 """`sr.train`, `sr.sweep`, `subrank train`: dictionaries for chosen sites, any number of members in one pass."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from sae_core.training.recipe import Recipe
 from sae_core.training.run import Run, calibrate_thresholds
 from sae_core.training.state import TrainState, TrainStep
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
+from subrank.loggers import Loggers, LogTo, ready
 from subrank.progress import shown
 from subrank.saes import Saes, a_model
 from subrank.settings.fields import make, takes
@@ -43,6 +45,7 @@ def train(
     model: LanguageModel,
     text: str = "storybook",
     *,
+    log: LogTo = (),
     progress: bool = True,
     on_progress: OnProgress | None = None,
     **settings: Any,
@@ -50,12 +53,14 @@ def train(
     """One dictionary per site, trained in one pass over a text and measured on its held-out part.
 
     `text` is 'storybook', a file (kinds: docs/texts.md), a folder, or a dataset on the hub (`name:configuration`).
+    `log` is 'wandb', 'tensorboard', 'trackio', or what has `log(step, numbers)` and `close()`; several may be given.
     """
+    ready(log)  # what is wrong with it is said before anything slow
     run = run_of(make(TrainSettings, settings), model, text)
     if len(run.members) > 1:
         raise UserError(f"these settings describe {len(run.members)} sets; sr.sweep trains them in one pass")
     with shown("train", progress, on_progress, "step") as report:
-        return next(iter(_trained(model, run, report).values()))
+        return next(iter(_trained(model, run, log, report).values()))
 
 
 @takes(TrainSettings)
@@ -63,22 +68,26 @@ def sweep(
     model: LanguageModel,
     text: str = "storybook",
     *,
+    log: LogTo = (),
     progress: bool = True,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> dict[str, Saes]:
     """A set for every combination of the settings with several values, by name, all trained in the same pass."""
+    ready(log)
     run = run_of(make(TrainSettings, settings), model, text)
     with shown("train", progress, on_progress, "step") as report:
-        return _trained(model, run, report)
+        return _trained(model, run, log, report)
 
 
-def _trained(model: LanguageModel, run: Run, on_progress: OnProgress) -> dict[str, Saes]:
+def _trained(model: LanguageModel, run: Run, log: LogTo, on_progress: OnProgress) -> dict[str, Saes]:
     session = Session.begin(model, run, on_progress=on_progress)
     total = run.members[0].steps
-    for step in session.steps():
-        if step.step % SHOWN_EVERY == 0 or step.step == total:
-            on_progress(Progress(summary(step), step.step, total))
+    with closing(Loggers.begin(log, run.to_json(), 0)) as loggers:
+        for step in session.steps():
+            loggers.add(step, session.state)
+            if step.step % SHOWN_EVERY == 0 or step.step == total:
+                on_progress(Progress(summary(step), step.step, total))
     return session.finish().sets
 
 

@@ -147,6 +147,8 @@ class FeatureSettings(Settings):
     """beside each full card that of the nearest neuron"""
     text: str | None = None
     """another text than the one trained on"""
+    neuronpedia: bool = False
+    """write a folder neuronpedia/ as well: dashboards of all features that are alive, as SAEDashboard makes them"""
     seed: int = setting(0, least=0, most=SEEDS)
     """seed of the features drawn and of the examples"""
     quick: bool = False

@@ -7,6 +7,7 @@ from sae_core.checks import SEEDS, TOKENS
 from subrank.settings.fields import Settings, setting, site_or_stream
 
 Kind = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "tied"]
+LoggerName = Literal["wandb", "tensorboard", "trackio"]
 _BY_K, _BY_L1 = ("topk", "batchtopk", "matryoshka", "jumprelu"), ("relu", "tied", "gated")
 
 

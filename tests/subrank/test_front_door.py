@@ -220,10 +220,25 @@ def test_saving_and_loading_are_inverse(saes, tmp_path):
             assert torch.equal(again.dictionaries[site].state_dict()[name], tensor)
 
 
+class Listener:
+    """A logger of our own."""
+
+    def __init__(self) -> None:
+        self.steps, self.closed = {}, False
+
+    def log(self, step, numbers) -> None:
+        self.steps[step] = numbers
+
+    def close(self) -> None:
+        self.closed = True
+
+
 @pytest.mark.slow
 def test_training_in_python_is_training_by_the_command(storybook, tmp_path):
     options = ["--tokens", "2048", "--batch", "256", "--context", "32", "--sites", "resid_post.1"]
-    saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", **QUIET)
+    listener = Listener()
+    saes = sr.train(storybook, tokens=2048, batch=256, context=32, sites="resid_post.1", log=listener, **QUIET)
+    assert {step: round(row["tokens"]) for step, row in listener.steps.items()} == {8: 2048} and listener.closed
     assert command.main(["train", "storybook", "--out", str(tmp_path), *options]) == 0
     by_command = sr.load(tmp_path)
     assert saes.quality.to_json() == by_command.quality.to_json()

@@ -4,10 +4,11 @@ import json
 import math
 import resource
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from signal import SIGINT, SIGTERM, raise_signal
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +45,13 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     assert status == 143 and len(error.splitlines()) == 1 and f"--out {halves} --resume" in error
     assert not (halves / "set.json").exists()
     monkeypatch.setattr(subrank.cli.train, "steps_shown", real)
-    assert run(capsys, "train", "storybook", "--out", halves, "--resume")[0] == 0
+    monkeypatch.setitem(sys.modules, "trackio", trackio := ModuleType("trackio"))
+    calls = []
+    for name in ("init", "log", "finish"):
+        setattr(trackio, name, lambda *values, name=name, **how: calls.append((name, values, how)))
+    assert run(capsys, "train", "storybook", "--out", halves, "--resume", "--log", "trackio")[0] == 0
+    assert [name for name, _, _ in calls] == ["init", "log", "finish"]
+    assert calls[1][2] == {"step": 16} and "mlp_out.2/fvu" in calls[1][1][0]
     uninterrupted, resumed = load_set(whole), load_set(halves)
     for site, sae in uninterrupted.dictionaries.items():
         for name, tensor in sae.state_dict().items():
