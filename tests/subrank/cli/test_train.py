@@ -48,7 +48,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, capsys, m
     monkeypatch.setitem(sys.modules, "trackio", trackio := ModuleType("trackio"))
     calls = []
     for name in ("init", "log", "finish"):
-        setattr(trackio, name, lambda *values, name=name, **how: calls.append((name, values, how)))
+        setattr(trackio, name, lambda *values, what=name, **how: calls.append((what, values, how)))
     assert run(capsys, "train", "storybook", "--out", halves, "--resume", "--log", "trackio")[0] == 0
     assert [name for name, _, _ in calls] == ["init", "log", "finish"]
     assert calls[1][2] == {"step": 16} and "mlp_out.2/fvu" in calls[1][1][0]
