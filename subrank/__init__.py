@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subrank.experiments.training import sweep, train
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
+    from subrank.studies.dark_matter import dark_matter
     from subrank.studies.splitting import splitting
     from subrank.studies.superposition import superposition
 
@@ -52,6 +53,7 @@ _HOMES = {
     "Feature": "subrank.saes",
     "Saes": "subrank.saes",
     "load": "subrank.saes",
+    "dark_matter": "subrank.studies.dark_matter",
     "splitting": "subrank.studies.splitting",
     "superposition": "subrank.studies.superposition",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "Site",
     "Stream",
     "UserError",
+    "dark_matter",
     "discover",
     "evaluate",
     "features",

@@ -43,6 +43,7 @@ _KINDS = {
     "evaluate": "subrank.experiments.evaluation:Evaluation",
     "superposition": "subrank.studies.superposition:Superposition",
     "splitting": "subrank.studies.splitting:Splitting",
+    "dark-matter": "subrank.studies.dark_matter:DarkMatter",
 }
 """Where the result of each verb is defined."""
 

@@ -73,6 +73,32 @@ class MetricSettings(Settings):
 
 
 @dataclass(frozen=True)
+class DarkMatterSettings(Settings):
+    """Where and on how much text the errors of dictionaries are looked at."""
+
+    site: str | None = setting(None, reads=parse_site)
+    """site at which (default: all that the sets share)"""
+    contexts: int = setting(512, least=1, quick=128)
+    """contexts on which the linear maps are fitted, at most"""
+    held: int = setting(128, least=2, quick=32)
+    """further contexts on which all is measured, at most"""
+    steps: int = setting(300, least=0, most=10**6, quick=60)
+    """steps of training dictionaries on each part of the error; 0 for none"""
+    expansion: int = setting(4, least=1)
+    """latents of these dictionaries per dimension"""
+    k: int = setting(16, flag="-k", least=1)
+    """latents active per token in them"""
+    pursuit: int = setting(2048, least=0, quick=512)
+    """tokens at which gradient pursuit chooses codes; 0 for none"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of the random controls, of training and of intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
 class Study:
     """What the command knows of a study before it loads its module, `subrank/studies/NAME.py`."""
 
@@ -87,5 +113,6 @@ class Study:
 STUDIES = {
     "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions"),
     "splitting": Study(SplittingSettings, "what becomes of features from small dictionaries to large", on_sets=True),
+    "dark-matter": Study(DarkMatterSettings, "what dictionaries leave unexplained, and why", on_sets=True),
 }
 """By the names that the command uses."""

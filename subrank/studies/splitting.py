@@ -122,9 +122,9 @@ def run_splitting(
     return Splitting(sizes, steps, provenance)
 
 
-def shared_sites(sets: Mapping[str, Saes], site: str | None) -> list[Site]:
-    """The sites that all sets have, or the one that is named; raises `UserError` where there is none, or one set."""
-    if len(sets) < 2:
+def shared_sites(sets: Mapping[str, Saes], site: str | None, *, least: int = 2) -> list[Site]:
+    """The sites that all sets have, or the one that is named; raises `UserError` for none, or too few sets."""
+    if len(sets) < least:
         raise UserError("splitting compares two sets of dictionaries or more; give folders of other sizes, too")
     if site:
         for saes in sets.values():

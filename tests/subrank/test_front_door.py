@@ -26,7 +26,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import documented, make
-from subrank.settings.studies import SplittingSettings, SuperpositionSettings
+from subrank.settings.studies import DarkMatterSettings, SplittingSettings, SuperpositionSettings
 from subrank.settings.train import TrainSettings
 
 SETTINGS = {
@@ -39,6 +39,7 @@ SETTINGS = {
     "features": FeatureSettings,
     "evaluate": EvaluateSettings,
     "import_saes": ImportSettings,
+    "dark_matter": DarkMatterSettings,
     "splitting": SplittingSettings,
     "superposition": SuperpositionSettings,
 }

@@ -1,0 +1,273 @@
+"""The study of dark matter: the planted split of an error is found, each rival predictor where it should be."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from handmade import HandModel, normal, random_topk
+from planted import unchecked
+from tiny import user_error
+from verbs import one_line, run
+
+import subrank as sr
+from sae_core.data.text import Text
+from sae_core.dictionaries.baselines import Basis
+from sae_core.seeds import generator_for
+from sae_core.sites import Site
+from sae_core.storage import DictionarySet
+from subrank.settings.fields import make
+from subrank.settings.studies import DarkMatterSettings
+from subrank.studies import dark_matter_errors as names
+from subrank.studies.dark_matter_claims import claims
+from subrank.studies.dark_matter_errors import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, ErrorFit, SizePair, X
+from subrank.studies.dark_matter_parts import LIKE_N, RISE, SHUFFLED, KeptError, dictionary_fvus, loss_shares, pursued
+from subrank.studies.error_batches import Batch
+from subrank.studies.error_regression import Linear, context_weights
+
+D_IN, N_FEATURES, N_MISSING, SIGMA = 32, 24, 8, 0.14
+DIRECTIONS = F.normalize(normal(N_FEATURES, D_IN), dim=-1)
+PRESENT = Basis(DIRECTIONS[N_MISSING:], torch.zeros(D_IN))
+FIT, HELD = 6000, 3000
+
+
+def batch_of(x: torch.Tensor, x_hat: torch.Tensor, seed: int) -> Batch:
+    tokens = torch.randint(50, (len(x),), generator=generator_for(seed, "tokens"))
+    return Batch(x, x_hat, torch.full((len(x),), 3), tokens, torch.arange(len(x)) * 30 // len(x))
+
+
+def sparse_features(n: int, seed: int) -> torch.Tensor:
+    chance = generator_for(seed, "features")
+    active = torch.rand(n, N_FEATURES, generator=chance) < 0.1
+    return active * (0.5 + torch.rand(n, N_FEATURES, generator=chance))
+
+
+def missing_and_noise(n: int, seed: int) -> Batch:
+    """Features that the dictionary lacks, and noise in what it makes of the others."""
+    f, noise = sparse_features(n, seed), SIGMA * normal(n, D_IN, seed=seed + 50)
+    return batch_of(f @ DIRECTIONS + 1, f[:, N_MISSING:] @ DIRECTIONS[N_MISSING:] + 1 + noise, seed)
+
+
+def fitted(make_batch, seed: int = 0) -> tuple[ErrorFit, Batch]:
+    """What is fitted to planted batches, and a batch of other contexts that it was measured on."""
+    error = ErrorFit(PRESENT, torch.arange(50), context_weights(30, 0), seed)
+    train, held = make_batch(FIT, 1), make_batch(HELD, 2)
+    for step, batch in ((error.fit, train), (error.fit_parts, train), (error.score, held)):
+        step(batch)
+    error.measured["fvu"] = error.fvus()
+    return error, held
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[ErrorFit, Batch]:
+    return fitted(missing_and_noise)
+
+
+def r2(error: ErrorFit, target: str, predictor: str) -> float:
+    return error.scores.r2(target, predictor)[0].item()
+
+
+def test_missing_features_are_the_linear_error_and_noise_the_nonlinear(planted):
+    error, held = planted
+    missing = sparse_features(HELD, 2)[:, :N_MISSING] @ DIRECTIONS[:N_MISSING]
+    variance, noise = (missing - missing.mean(0)).square().sum().item(), HELD * D_IN * SIGMA**2
+    whole = (held.x - held.x.mean(0)).square().sum().item()
+    assert 0.3 < variance / (variance + noise) < 0.8  # both are there
+    assert r2(error, ERROR, X) == pytest.approx(variance / (variance + noise), abs=0.02)
+    fvu, nonlinear = (error.fvus()[name][0].item() for name in (PLAIN, X))
+    assert nonlinear == pytest.approx(noise / whole, abs=0.02)
+    assert fvu - nonlinear == pytest.approx(variance / whole, abs=0.03)
+    linear, rest = error.split(held)
+    torch.testing.assert_close(held.x_hat + linear + rest, held.x)
+    assert F.cosine_similarity(linear - linear.mean(0), missing - missing.mean(0), dim=-1).mean() > 0.9
+
+
+def test_what_ought_to_predict_nothing_does(planted):
+    error, _ = planted
+    for name in (names.OTHER, names.NOISE, names.TOKEN):
+        assert abs(r2(error, ERROR, name)) < 0.02, name
+    assert r2(error, ERROR, names.RESCALED) < 0.2
+    assert r2(error, ERROR, "x, no intercept") < r2(error, ERROR, X) + 0.01
+
+
+def test_lengths_of_sparse_sums_are_linear_and_those_of_noise_are_not(planted):
+    error, _ = planted
+    lengths = {name: r2(error, f"|{name}|²", X) for name in (X, names.X_HAT, LINEAR, NONLINEAR)}
+    assert lengths[LINEAR] > 0.7 and lengths[X] > 0.8 and abs(lengths[NONLINEAR]) < 0.05
+    assert r2(error, SQUARED, X) > 0.3 and abs(r2(error, SQUARED, names.OTHER)) < 0.02
+
+
+def test_a_dictionary_that_only_shrinks_is_all_linear_and_the_factor_says_so(planted):
+    def shrunk(n: int, seed: int) -> Batch:
+        x = sparse_features(n, seed) @ DIRECTIONS + 1
+        return batch_of(x, 0.8 * x, seed)
+
+    error, _ = fitted(shrunk)
+    for name in (X, names.RESCALED, names.X_HAT):
+        assert r2(error, ERROR, name) == pytest.approx(1, abs=1e-5)
+    assert r2(planted[0], ERROR, names.RESCALED) < 0.2  # control
+
+
+def test_an_error_of_the_token_alone_is_told_by_the_token():
+    table = normal(50, D_IN, seed=7)
+
+    def by_token(n: int, seed: int) -> Batch:
+        plain = missing_and_noise(n, seed)
+        return Batch(plain.x, plain.x - table[plain.tokens], plain.l0, plain.tokens, plain.contexts)
+
+    error, _ = fitted(by_token)
+    assert r2(error, ERROR, names.TOKEN) > 0.999 and r2(error, SQUARED, names.TOKEN) > 0.999
+    assert r2(error, ERROR, X) < 0.05
+
+
+def test_an_earlier_reconstruction_that_knows_what_is_missing_makes_the_error_less():
+    def knowing(n: int, seed: int) -> Batch:
+        plain, f = missing_and_noise(n, seed), sparse_features(n, seed)
+        return Batch(plain.x, plain.x_hat, plain.l0, plain.tokens, plain.contexts, earlier=f @ normal(N_FEATURES, 40))
+
+    error, _ = fitted(knowing)
+    assert r2(error, LINEAR, names.EARLIER) > 0.95 and abs(r2(error, NONLINEAR, names.EARLIER)) < 0.05
+    assert error.fvus()[names.EARLIER][0] < 0.8 * error.fvus()[PLAIN][0]
+
+
+def test_tokens_that_stay_hard_are_predicted_and_shuffled_ones_are_not(planted):
+    def hard(n: int, seed: int) -> tuple[Batch, Batch]:
+        x, scale = normal(n, D_IN, seed=seed), 1 + torch.rand(n, 1, generator=generator_for(seed, "hard"))
+        small, large = (size * scale * F.normalize(normal(n, D_IN, seed=seed + 9 + i)) for i, size in enumerate((2, 1)))
+        return batch_of(x, x - small, seed), batch_of(x, x - large, seed)
+
+    error = planted[0]
+    for shuffle in (False, True):
+        pair = SizePair(error, error)
+        for seed, step in ((1, pair.fit_parts), (2, pair.score)):
+            small, large = hard(HELD, seed)
+            order = torch.randperm(HELD, generator=generator_for(seed, "order")) if shuffle else torch.arange(HELD)
+            step(small, Batch(large.x[order], large.x_hat[order], large.l0, large.tokens, large.contexts))
+        found = {name: draws[0].item() for name, draws in pair.r2().items()}
+        assert found[names.ERROR_NORM] < 0.02 if shuffle else found[names.ERROR_NORM] > 0.99
+        assert found[names.NORM] < 0.02
+
+
+# ---- the parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_dictionary_does_well_on_missing_features_and_no_better_on_noise_than_on_random_vectors(planted):
+    error, held = planted
+    settings = make(DarkMatterSettings, {"steps": 80, "expansion": 2, "k": 4})
+    with unchecked():
+        *_, fvus = dictionary_fvus(error, missing_and_noise(FIT, 1), held, settings)
+    on = {name: draws[0].item() for name, draws in fvus.items()}
+    assert on[LINEAR] < 0.5 * on[NONLINEAR] and on[NONLINEAR] == pytest.approx(on[LIKE_N], abs=0.1)
+    assert on[X] < on[NONLINEAR] and on[LINEAR] < on[ERROR]
+
+
+def test_pursuit_makes_better_codes_than_a_poor_encoder(planted):
+    sae, held = random_topk(D_IN), planted[1]
+    with torch.no_grad():
+        f = sae.encode(held.x)
+        batch = Batch(held.x, sae.decode(f), (f != 0).sum(-1), held.tokens, held.contexts)
+    error = ErrorFit(sae, torch.arange(50), context_weights(30, 0), 0)
+    fvus = pursued(error, batch, 300)
+    assert fvus["pursuit"][0] < 0.7 * fvus[PLAIN][0]
+    assert pursued(error, batch, 10**6)[PLAIN][0].item() == pytest.approx(
+        ((batch.error**2).sum() / (batch.x - batch.x.mean(0)).square().sum()).item(), rel=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def hand() -> HandModel:
+    embedding = torch.cat([torch.zeros(1, 6), normal(9, 6)])
+    return HandModel(embedding, [(0.3 * normal(6, 6, seed=1), 0.3 * normal(6, 6, seed=2)) for _ in range(2)])
+
+
+def test_the_parts_add_up_to_the_activation():
+    sae, linear, h = random_topk(6, 12, 3), Linear(normal(6, 6).double(), normal(6).double()), normal(2, 5, 6)
+    edits = {part: KeptError(Site(0), sae, linear, part, None, math.inf) for part in ("", LINEAR, NONLINEAR)}
+    plain, with_linear, with_nonlinear = (edit(h) for edit in edits.values())
+    torch.testing.assert_close(plain, sae.decode(sae.encode(h)))
+    torch.testing.assert_close(with_linear + with_nonlinear, plain + h, rtol=1e-4, atol=1e-5)
+    massive = KeptError(Site(0), sae, linear, "", torch.tensor([[True, False, True, True, True]]), 0.0)
+    assert torch.equal(massive(h), h)
+
+
+def test_where_all_of_the_error_is_linear_leaving_it_in_gives_everything_back(hand):
+    """A dictionary that shrinks: L is e."""
+    contexts = 1 + torch.randint(9, (8, 7), generator=generator_for(0, "contexts"))
+    error = ErrorFit(Basis(0.7 * torch.eye(6), torch.zeros(6)), torch.arange(10), context_weights(8, 0), 0)
+    error.linear = Linear(0.51 * torch.eye(6).double(), torch.zeros(6).double())  # x_hat = 0.49 x
+    shares = loss_shares(hand, Site(0), error, contexts, math.inf)
+    assert shares[RISE][0].abs() > 1e-3
+    assert shares[LINEAR][0].item() == pytest.approx(1, abs=1e-4)
+    assert shares[NONLINEAR][0].item() == pytest.approx(0, abs=1e-4)
+    assert abs(shares[SHUFFLED][0].item() - 1) > 0.1  # control
+
+
+def test_claims_are_judged_where_they_were_measured(planted):
+    error, _ = planted
+    by_text = {claim.text: claim for claim in claims([error], [error])}
+    vector, norm, fewer = list(by_text.values())[:3]
+    assert vector.agrees and vector.value.low < vector.value.value < vector.value.high and "token" in vector.beside
+    assert norm.agrees is False and fewer.agrees is True
+    assert {claim.agrees for claim in list(by_text.values())[3:]} == {None}
+
+
+# ---- the verb --------------------------------------------------------------------------------------
+
+SMALL = {"contexts": 12, "held": 4, "steps": 2, "pursuit": 8}
+
+
+@pytest.fixture(scope="module")
+def folders(storybook, tmp_path_factory):
+    """Two sets of storybook at two sites, never trained."""
+    sets = {}
+    for name, n in (("small", 24), ("large", 48)):
+        folder = tmp_path_factory.mktemp(name)
+        text = Text("storybook", 32, True, max_tokens=4_000)
+        dictionaries = {site: random_topk(128, n, 4, seed=site.layer) for site in storybook.sites()[:2]}
+        DictionarySet("storybook", storybook.fingerprint(), text, dictionaries).save(folder)
+        sets[name] = folder
+    return sets
+
+
+@pytest.fixture(scope="module")
+def result(storybook, folders) -> sr.Result:
+    with unchecked():
+        sets = {name: sr.load(folder) for name, folder in reversed(folders.items())}
+        return sr.dark_matter(storybook, sets, progress=False, **SMALL)
+
+
+@pytest.mark.slow
+def test_the_result_is_as_all_others_are(result, tmp_path):
+    assert [(each.set, str(each.site)) for each in result.errors] == [
+        (name, f"resid_post.{layer}") for name in ("small", "large") for layer in (0, 1)
+    ]
+    assert {"smaller", "loss", "dictionaries", "pursuit", "fvu"} == result.errors[-1].measured.keys()
+    assert names.EARLIER in result.errors[-1].measured["fvu"] and names.EARLIER not in result.errors[0].measured["fvu"]
+    assert None not in {claim.agrees for claim in result.claims}
+    page = result.save(tmp_path).read_text()
+    again = sr.load_result(tmp_path)
+    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(result.to_dict(), allow_nan=False)
+    assert again.lines() == result.lines() and 1 <= len(result.lines()) <= 10
+    assert page.count('class="plot"') == len(result.figures()) and result.plot() == result.figures()["parts"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_the_function_returns_and_one_set_suffices(storybook, folders, tmp_path, capsys):
+    options = [option for name, value in SMALL.items() for option in (f"--{name}", value)]
+    options += ["--site", "resid_post.1", "--steps", 0]
+    status, printed, _ = run(capsys, "study", "dark-matter", folders["small"], *options, "--out", tmp_path)
+    numbers = json.loads((tmp_path / "result.json").read_text())
+    assert status == 0 and "Not measured" in printed and "about" in printed
+    (error,) = numbers["errors"]
+    assert error["site"] == "resid_post.1" and error["measured"].keys() == {"fvu", "loss", "pursuit"}
+
+
+def test_what_makes_no_sense_is_one_line(storybook, folders, tmp_path, capsys):
+    saes = sr.load(folders["small"])
+    with user_error("resid_post.3"):
+        sr.dark_matter(storybook, saes, site="resid_post.3", progress=False)
+    with user_error("too few", "--contexts"):
+        sr.dark_matter(storybook, saes, contexts=2, progress=False)
+    assert "--held" in one_line(capsys, "study", "dark-matter", folders["small"], "--held", 1, "--out", tmp_path)
