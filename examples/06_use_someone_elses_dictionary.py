@@ -12,16 +12,16 @@ import torch
 import subrank as sr
 from sae_core.formats.sparsify import save_sparsify
 
-saes = sr.load(sys.argv[1] if len(sys.argv) > 1 else "example_set")
+ours = sr.load(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 file = Path(sys.argv[2] if len(sys.argv) > 2 else "example_foreign") / "layers.2"
 model, site = sr.load_model("storybook"), sr.Site(2)
-save_sparsify(saes.at(site), file)
+save_sparsify(ours.at(site), file)
 
-imported = sr.import_saes(file, model, tokens=20_000)  # the file's name says where it belongs: behind block 2
-result = sr.evaluate(model, imported, contexts=16, spliced=16)
+theirs = sr.import_saes(file, model, tokens=20_000)  # the file's name says where it belongs: behind block 2
+result = sr.evaluate(model, theirs, contexts=16, spliced=16)
 print(result)
 
 text = "Then, Mary and John went to the store."
-assert list(imported.dictionaries) == [site]
-assert torch.allclose(imported.encode(model, text)[site], saes.encode(model, text)[site], atol=1e-4)
+assert list(theirs.dictionaries) == [site]
+assert torch.allclose(theirs.encode(model, text)[site], ours.encode(model, text)[site], atol=1e-4)
 assert result.to_dict()["sets"]["dictionary"]["resid_post.2"]["l0"] <= 16

@@ -64,7 +64,7 @@ def test_the_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 12 and sum("import" in line for line in lines) == 1
     for module in ("training", "ioi", "circuit", "removal"):
-        monkeypatch.setattr(f"subrank.experiments.{module}.make", lambda kind, named: make(kind, named | SMALLER[kind]))
+        monkeypatch.setattr(f"subrank.experiments.{module}.make", lambda kind, given: make(kind, given | SMALLER[kind]))
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     with unchecked():  # every part of it is checked in tests of its own
@@ -85,4 +85,4 @@ def test_example(path, trained_set, training_seed, tmp_path):
 
     sweep = sr.sweep
     arguments = (tmp_path, training_seed) if path.stem.startswith(TRAINS) else (trained_set, tmp_path)
-    run(path, *arguments, train=train, sweep=lambda *sets, **settings: sweep(*sets, **settings | FEWER))
+    run(path, *arguments, train=train, sweep=lambda *given, **settings: sweep(*given, **settings | FEWER))

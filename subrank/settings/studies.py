@@ -56,7 +56,7 @@ class MetricSettings(Settings):
 
     contexts: int = setting(96, least=2, quick=12)
     """held-out contexts on which dictionaries are measured, at most, and as many of training to choose on"""
-    explained: int = setting(8, least=0, quick=2)
+    explained: int = setting(6, least=0, quick=2)
     """latents of each dictionary that are explained by n-grams of tokens"""
     ablated: int = setting(16, least=0, quick=4)
     """latents of each dictionary that are ablated to see how many logits they move"""

@@ -7,7 +7,7 @@ import pytest
 @pytest.mark.parametrize("name", ["storybook", "Pythia-70M shape"])
 def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_path, storybook):
     from patching import TOLERANCE, Size, compare, ioi_pairs, pythia
-    from report import Report
+    from train_throughput import Report
 
     model, report = storybook if name == "storybook" else pythia(tmp_path, quick=True), Report()
     worst = compare(report, name, model, ioi_pairs(model, 6), Size(6, 5, 2, 2, pca=True))
@@ -20,5 +20,5 @@ def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_pat
 def test_numbers_that_differ_are_the_exit_status(apart, status, monkeypatch, capsys):
     import patching
 
-    monkeypatch.setattr(patching, "compare", lambda *arguments: apart)
+    monkeypatch.setattr(patching, "compare", lambda *given: apart)
     assert patching.main(["--quick", "--models", "storybook", "--threads", "1"]) == status

@@ -1,0 +1,82 @@
+"""Questions of tokens: the grammar answers as the characters do; labels of texts stand at their last tokens."""
+
+import json
+
+import torch
+from handmade import Circuit
+from tiny import user_error
+
+from circuits.features.predicates import CLOSING, QUOTES, predicates
+from editing.metrics import resampled
+from subrank.studies.metrics_reading import Reading
+from subrank.studies.metrics_tasks import (
+    LEAST,
+    NOT_ASKED,
+    Questions,
+    kept,
+    knows_grammar,
+    labels_at,
+    of_characters,
+    of_grammar,
+    of_labels,
+)
+
+
+def test_what_the_grammar_says_is_open_the_characters_say_too(storybook):
+    assert knows_grammar(storybook) and not knows_grammar(Circuit().model)
+    training, held = of_grammar(storybook, 24, 64, seed=0)
+    assert len(training.tokens) == len(held.tokens) == 24 and not torch.equal(training.tokens, held.tokens)
+    inside = predicates(storybook, training.tokens)
+    by_characters = torch.stack([inside[f"inside {mark}"] for mark in (*CLOSING, *QUOTES)]).any(0)
+    answer = training.answers["a bracket or quote is open"]
+    asked = answer != NOT_ASKED
+    assert torch.equal(answer[asked] == 1, by_characters[asked]) and by_characters[asked].any()
+    subject = training.answers["a woman is the subject"]
+    assert {*subject.unique().tolist()} == {NOT_ASKED, 0, 1}
+
+
+def test_a_sentence_begins_behind_a_full_stop(storybook):
+    tokens = torch.tensor([[0, *storybook.to_ids("Alice went home . Then she slept .")]])
+    answers = of_characters(storybook, tokens).answers["first of a sentence"]
+    assert [storybook.token_text(int(t)).strip() for t in tokens[answers == 1]] == ["Then"]
+
+
+def written(path, lines):
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def test_a_label_is_asked_at_the_last_token_and_the_texts_are_split(storybook, tmp_path):
+    words = ["home", "Then", "she", "went", ".", "Alice", "slept", "the", "a", "and"]
+    texts = [f"{a} {b}" for a in words for b in words]
+    lines = [{"text": text, "label": "home" in text, "task": "home"} for text in texts]
+    lines += [{"text": text, "label": text.startswith("a "), "task": "rare"} for text in texts[:20]]
+    training, held = of_labels(storybook, written(tmp_path / "probe.jsonl", lines * 6))
+    assert kept(training, held) == ["home"]  # the other has too few
+    for part in (training, held):
+        row, place = (part.answers["home"] != NOT_ASKED).nonzero().T
+        assert (place == 2).all() and (part.tokens[row, place + 0] != 0).all()
+    rows = {tuple(row.tolist()) for row in training.tokens}
+    assert not rows & {tuple(row.tolist()) for row in held.tokens}
+
+
+def test_a_file_of_labels_that_is_none_is_refused_by_its_line(storybook, tmp_path):
+    right = {"text": "Alice went home", "label": True}
+    for wrong in ({"text": "Alice"}, {"label": True}, {"text": "", "label": 0}, {"text": "Bob", "label": "yes"}, [1]):
+        with user_error("probe.jsonl, line 2"):
+            of_labels(storybook, written(tmp_path / "probe.jsonl", [right, wrong]))
+    with user_error("probe.jsonl", str(LEAST)):
+        of_labels(storybook, written(tmp_path / "probe.jsonl", [right] * 50))
+
+
+def test_labels_stand_beside_the_activations_of_the_tokens_that_count():
+    tokens = torch.arange(60).view(3, 20)
+    answers = {"a": torch.full_like(tokens, NOT_ASKED), "b": torch.full_like(tokens, NOT_ASKED)}
+    answers["a"][0, 4], answers["b"][0, 4], answers["b"][2, 7], answers["b"][1, 1] = 1, 0, 1, 1
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+    counted[1, 1] = False  # an outlier
+    labels = labels_at(Reading(tokens, counted, tokens[..., None].float()), Questions(tokens, answers), ["a", "b"])
+    assert labels.rows.x[:, 0].tolist() == [4, 47] and labels.rows.context.tolist() == [0, 2]
+    assert labels.asked.tolist() == [[True, False], [True, True]]
+    assert labels.true.tolist() == [[True, False], [False, True]]
+    assert labels.rows.weights.equal(resampled(range(3), 0))
