@@ -26,7 +26,7 @@ BATCH, N_BINS, N_TOKENS, N_EXAMPLES = 128, 50, 10, 8
 """Features per file; of each the bins of a histogram, the tokens at one end of the logits, and the examples."""
 _TABLES = [f"neuron_alignment_{each}" for each in ("indices", "values", "l1")]
 _TABLES += [f"correlated_{which}_{each}" for which in ("neurons", "features") for each in ("indices", "l1", "pearson")]
-_TABLES += ["decoder_weights_dist"]
+_TABLES += ["decoder_weights_dist", "vector"]
 
 
 def write_dashboards(folder: Path, catalogue: Catalogue, dataset: str, *, batch: int = BATCH) -> None:

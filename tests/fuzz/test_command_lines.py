@@ -43,19 +43,19 @@ def world(storybook, small_set, tmp_path, monkeypatch):
     return tmp_path
 
 
-def answered(capsys, line) -> bool:
-    """Whether the command said what is wrong; fails where it did anything else than that or begin."""
+def answered(capsys, line) -> str:
+    """What the command says is wrong; empty where work begins. Fails where it did anything else."""
     try:
         status, _, error = run(capsys, *line.arguments)
     except Began:
         capsys.readouterr()
-        return False
+        return ""
     except BaseException as error:
         raise AssertionError(f"{line}: {type(error).__name__}: {error}"[:2000]) from error
     last = error.strip().splitlines()[-1:] or [""]
     assert status == 2 and last[0].startswith("subrank: "), f"{line}: status {status}, {error[-500:]}"
     assert len(error.strip().splitlines()) == 1, f"{line}: {error[-1000:]}"
-    return True
+    return error.strip()
 
 
 def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
@@ -73,7 +73,8 @@ def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, cap
     monkeypatch.setattr("editing.removal.prompts.capability.pronoun_prompts", begin)  # half a second of drawing
     monkeypatch.setattr("subrank.studies.superposition.announce", begin)
     wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
-    assert 0.2 * FEW < sum(wrong) < FEW, wrong  # neither are all wrong nor all right
+    answers = "\n".join(wrong)  # which say why, where on some machine all are wrong: no room, a folder that is gone
+    assert 0.2 * FEW < sum(map(bool, wrong)) < FEW, answers  # neither are all wrong nor all right
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ BATCH_KEYS = "model_id layer sae_set sae_id_suffix features".split()
 TABLES = (
     "neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices "
     "correlated_neurons_l1 correlated_neurons_pearson correlated_features_indices correlated_features_l1 "
-    "correlated_features_pearson decoder_weights_dist"
+    "correlated_features_pearson decoder_weights_dist vector"
 ).split()
 FEATURE_KEYS = (
     "feature_index neg_str neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_values "
