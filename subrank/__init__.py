@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
     from subrank.studies.dark_matter import dark_matter
+    from subrank.studies.scaling import scaling
     from subrank.studies.splitting import splitting
     from subrank.studies.superposition import superposition
 
@@ -54,6 +55,7 @@ _HOMES = {
     "Saes": "subrank.saes",
     "load": "subrank.saes",
     "dark_matter": "subrank.studies.dark_matter",
+    "scaling": "subrank.studies.scaling",
     "splitting": "subrank.studies.splitting",
     "superposition": "subrank.studies.superposition",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "load_model",
     "load_result",
     "remove",
+    "scaling",
     "splitting",
     "steer",
     "superposition",

@@ -44,6 +44,7 @@ _KINDS = {
     "superposition": "subrank.studies.superposition:Superposition",
     "splitting": "subrank.studies.splitting:Splitting",
     "dark-matter": "subrank.studies.dark_matter:DarkMatter",
+    "scaling": "subrank.studies.scaling:Scaling",
 }
 """Where the result of each verb is defined."""
 

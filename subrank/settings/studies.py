@@ -99,6 +99,24 @@ class DarkMatterSettings(Settings):
 
 
 @dataclass(frozen=True)
+class ScalingSettings(MetricSettings):
+    """Which laws are fitted, how far they are read, and what is measured beside them."""
+
+    site: str | None = setting(None, reads=parse_site)
+    """site at which laws are fitted (default: all that the sets share)"""
+    beyond: float = setting(4.0, least=1, most=1e6)
+    """multiple of the largest number of latents at which the loss is predicted"""
+    budget: float | None = setting(None, metavar="FLOP", above=0, most=1e30)
+    """training compute for which the best number of latents is wanted (default: that of the largest dictionary)"""
+    draws: int = setting(1000, least=100, most=100_000, quick=200)
+    """times that each law is fitted again for its intervals"""
+    metrics: bool = True
+    """whether the metrics are measured, which takes most of the time; laws need what training measured"""
+    text: str | None = None
+    """another text than the one trained on"""
+
+
+@dataclass(frozen=True)
 class Study:
     """What the command knows of a study before it loads its module, `subrank/studies/NAME.py`."""
 
@@ -114,5 +132,6 @@ STUDIES = {
     "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions"),
     "splitting": Study(SplittingSettings, "what becomes of features from small dictionaries to large", on_sets=True),
     "dark-matter": Study(DarkMatterSettings, "what dictionaries leave unexplained, and why", on_sets=True),
+    "scaling": Study(ScalingSettings, "laws of the loss over latents, sparsity and compute; metrics", on_sets=True),
 }
 """By the names that the command uses."""

@@ -89,6 +89,7 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
     monkeypatch.setattr("subrank.studies.splitting.count", begin)
     monkeypatch.setattr("subrank.studies.dark_matter.announce", begin)
+    monkeypatch.setattr("subrank.studies.scaling.series_of", begin)
     read = Text.read
     monkeypatch.setattr(Text, "read", lambda text, by: read(replace(text, max_tokens=min(text.max_tokens, MOST)), by))
     for line in lines_of(verb, world, small_set, range(FEW, FEW + times * MANY)):

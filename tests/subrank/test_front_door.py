@@ -26,7 +26,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import documented, make
-from subrank.settings.studies import DarkMatterSettings, SplittingSettings, SuperpositionSettings
+from subrank.settings.studies import DarkMatterSettings, ScalingSettings, SplittingSettings, SuperpositionSettings
 from subrank.settings.train import TrainSettings
 
 SETTINGS = {
@@ -40,6 +40,7 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
     "import_saes": ImportSettings,
     "dark_matter": DarkMatterSettings,
+    "scaling": ScalingSettings,
     "splitting": SplittingSettings,
     "superposition": SuperpositionSettings,
 }
