@@ -93,7 +93,12 @@ def local_path(place: str | Path) -> Path:
     offline = not hub_answers(hub)
     with _faults_of(at):
         copy = snapshot_download(
-            at.repository, revision=at.revision, allow_patterns=wanted, endpoint=hub, local_files_only=offline
+            at.repository,
+            revision=at.revision,
+            allow_patterns=wanted,
+            ignore_patterns=["survey/*", "*/survey/*"],  # what others say that a set makes of a text
+            endpoint=hub,
+            local_files_only=offline,
         )
     folder = Path(copy) / at.folder
     if not any(folder.rglob("*.safetensors")):

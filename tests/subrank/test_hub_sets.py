@@ -173,6 +173,13 @@ def test_what_a_hub_answers_else(hub: FakeHub, fault, words):
         sr.load(f"hf:{MINE}")
 
 
+def test_what_others_computed_with_a_set_is_not_fetched(hub, saes):
+    place = saes.push_to_hub(f"{MINE}/set")
+    hub.commit(MINE, {"set/survey/codes.safetensors": b"", "survey/card.json": b"{}", "set/extra.json": b"{}"})
+    folder = local_path(f"hf:{MINE}/set")
+    assert (folder / "extra.json").is_file() and not (folder / "survey").exists() and same(sr.load(place), saes)
+
+
 def test_pickles_are_not_fetched(hub):
     hub.commit(MINE, {"sae.pt": b"pickled", "set.json": b"{}"})
     with user_error(f"hf:{MINE}", "no safetensors"):
