@@ -4,7 +4,7 @@ Functions that take long accept `on_progress`, call it before each stage, and re
 makes a bar, a line or nothing of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -18,6 +18,15 @@ class Progress:
     """Stages of this piece of work that are finished."""
     total: int | None
     """How many there are; None where that shows only at the end."""
+    share: float | None = None
+    """Of the whole work what is finished, where stages are known to differ; None: all count alike."""
+
+    @property
+    def finished(self) -> float:
+        """The share of the work that is finished; 0 where nobody knows how much there is."""
+        if self.share is not None:
+            return self.share
+        return self.done / self.total if self.total else 0.0
 
 
 OnProgress = Callable[[Progress], None]
@@ -28,14 +37,22 @@ def silent(progress: Progress) -> None:
 
 
 class Stages:
-    """Counts the stages of one piece of work and reports each as it begins."""
+    """Counts the stages of one piece of work and reports each as it begins.
 
-    def __init__(self, on_progress: OnProgress = silent, total: int | None = None):
-        self._report, self._total, self._done = on_progress, total, 0
+    `costs` are what each stage costs, in any unit, where that is known to differ.
+    """
+
+    def __init__(
+        self, on_progress: OnProgress = silent, total: int | None = None, costs: Sequence[float] | None = None
+    ):
+        self._report, self._total, self._done = on_progress, total or (len(costs) if costs else None), 0
+        self._costs = costs or ()
 
     def begin(self, stage: str) -> None:
         """Report that the stage before is finished, and that `stage` begins."""
-        self._report(Progress(stage, self._done, self._total))
+        whole = sum(self._costs)
+        share = sum(self._costs[: self._done]) / whole if whole else None
+        self._report(Progress(stage, self._done, self._total, share))
         self._done += 1
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
     from subrank.studies.dark_matter import dark_matter
+    from subrank.studies.matching import matching
     from subrank.studies.scaling import scaling
     from subrank.studies.splitting import splitting
     from subrank.studies.superposition import superposition
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "subrank.saes",
     "dark_matter": "subrank.studies.dark_matter",
     "scaling": "subrank.studies.scaling",
+    "matching": "subrank.studies.matching",
     "splitting": "subrank.studies.splitting",
     "superposition": "subrank.studies.superposition",
 }
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "load_model",
     "load_result",
+    "matching",
     "remove",
     "scaling",
     "splitting",

@@ -40,7 +40,7 @@ def _bar(title: str, unit: str) -> Iterator[OnProgress]:
                 return
             if event.done == 0 or bar.total != event.total:
                 bar.reset(event.total)
-            bar.update(event.done - bar.n)
+            bar.n = event.done if event.share is None else round(event.share * event.total, 1)
             bar.set_postfix_str(event.stage[:60], refresh=True)
 
         yield report
@@ -123,9 +123,9 @@ class _Lines:
         return f"    ... {duration(now - self.entered)} so far{self._left(now)}"
 
     def _left(self, now: float) -> str:
-        """How much is left, by the mean time of the stages that are finished; nothing once that is used up."""
-        done, total = self.progress.done, self.progress.total
-        if not done or not total or now - self.begun < 5:
+        """How much is left, by the time that what is finished took; nothing once that is used up."""
+        done, total, finished = self.progress.done, self.progress.total, self.progress.finished
+        if not finished or now - self.begun < 5:
             return ""
-        left = (self.entered - self.begun) / done * (total - done) - (now - self.entered)
+        left = (self.entered - self.begun) / finished * (1 - finished) - (now - self.entered)
         return f" ({done} of {total} done{f', about {duration(left)} left' if left > 0 else ''})"

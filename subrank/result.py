@@ -42,6 +42,7 @@ _KINDS = {
     "features": "subrank.experiments.features:Features",
     "evaluate": "subrank.experiments.evaluation:Evaluation",
     "superposition": "subrank.studies.superposition:Superposition",
+    "matching": "subrank.studies.matching:Matching",
     "splitting": "subrank.studies.splitting:Splitting",
     "dark-matter": "subrank.studies.dark_matter:DarkMatter",
     "scaling": "subrank.studies.scaling:Scaling",

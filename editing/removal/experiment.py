@@ -67,7 +67,7 @@ def remove(
     Raises `UserError` where there is too little text, no site that can be edited, or no feature within the budget.
     """
     sites = _sites(dictionaries, config.site)
-    stages = Stages(on_progress, _n_stages(sites))
+    stages = Stages(on_progress, costs=_costs(model, sites))
     stages.begin(f"{task.name}: the model's own score on {len(task.test)} prompts")
     score, auroc = model_score(model, task.test)
     text_to_choose, text_to_report = (
@@ -119,9 +119,12 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
     return sites
 
 
-def _n_stages(sites: list[Site]) -> int:
-    """The model's score; choosing and measuring at each site; all layers at once."""
-    return 2 * len(sites) + 1 + _has_several_layers(sites)
+def _costs(model: LanguageModel, sites: list[Site]) -> list[float]:
+    """What the stages cost, in blocks that each edit runs again: the model's score; choosing, then measuring at each
+    site, which take about as long; all layers at once, where both is done."""
+    above = [model.n_layers - site.layer for site in sites]
+    everywhere = [2 * model.n_layers] if _has_several_layers(sites) else []
+    return [0.1, *above, *above, *everywhere]
 
 
 def _has_several_layers(sites: list[Site]) -> bool:

@@ -28,10 +28,16 @@ def run(name: str, options: argparse.Namespace) -> None:
     module, study = name.replace("-", "_"), STUDIES[name]
     run_study = getattr(import_module(f"subrank.studies.{module}"), f"run_{module}")
     settings = settings_of(options, study.settings)
-    sets = by_name(sets_of(options.dirs)) if study.on_sets else {}
+    sets = sets_of(options.dirs) if study.on_sets else {}
     out = result_folder(options.out or Path(name), options)
-    if sets:
-        run_study = partial(run_study, model_of(options.model or next(iter(sets.values())).model, options), sets)
+    if study.each_model:
+        named = {each: options.model or saes.model for each, saes in sets.items()}
+        models = {each: model_of(each, options) for each in set(named.values())}
+        run_study = partial(run_study, {each: models[place] for each, place in named.items()}, sets)
+    elif sets:
+        run_study = partial(
+            run_study, model_of(options.model or next(iter(sets.values())).model, options), by_name(sets)
+        )
     with reporting() as report:
         result = run_study(settings, on_progress=report)
     for line in result.lines():

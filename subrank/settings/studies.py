@@ -99,6 +99,24 @@ class DarkMatterSettings(Settings):
 
 
 @dataclass(frozen=True)
+class MatchingSettings(Settings):
+    """Where two sets are compared, and on how much text."""
+
+    site: str | None = setting(None, reads=parse_site)
+    """site of the first set (default: all)"""
+    other_site: str | None = setting(None, reads=parse_site)
+    """site of the other set (default: all)"""
+    contexts: int = setting(128, least=2, quick=13)
+    """held-out contexts of the first set that both read, at most"""
+    text: str | None = None
+    """another text than the one the first set was trained on"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
 class ScalingSettings(MetricSettings):
     """Which laws are fitted, how far they are read, and what is measured beside them."""
 
@@ -126,10 +144,15 @@ class Study:
     on_sets: bool = False
     """Whether it works on sets of dictionaries, and their model: `run_NAME(model, sets, settings, on_progress)`; else
     `run_NAME(settings, on_progress)`."""
+    each_model: bool = False
+    """Whether sets may be of different models: `run_NAME(models, sets, settings, on_progress)`, models by set."""
 
 
 STUDIES = {
     "superposition": Study(SuperpositionSettings, "toy models that keep more features than they have dimensions"),
+    "matching": Study(
+        MatchingSettings, "which features another set, layer or model has too", on_sets=True, each_model=True
+    ),
     "splitting": Study(SplittingSettings, "what becomes of features from small dictionaries to large", on_sets=True),
     "dark-matter": Study(DarkMatterSettings, "what dictionaries leave unexplained, and why", on_sets=True),
     "scaling": Study(ScalingSettings, "laws of the loss over latents, sparsity and compute; metrics", on_sets=True),

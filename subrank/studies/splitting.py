@@ -14,7 +14,7 @@ parent (`splitting_step.py`). Sets of one size, such as of two seeds, are compar
 what training finds again. Cost: the text read once by the model, and n_small x n_large additions per token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,8 +35,10 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import SplittingSettings
-from subrank.studies.splitting_page import family_figure, sentences, shares_figure, splitting_section
+from subrank.studies.splitting_page import Parents, family_figure, sentences, shares_figure, splitting_section
 from subrank.studies.splitting_step import Step, StepCount
+from subrank.studies.top_places import TopPlaces
+from subrank.studies.trial import announce
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -54,6 +56,8 @@ class Splitting(Result):
     """Latents of each set, the smallest first."""
     steps: tuple[Step, ...]
     """By site, then by size."""
+    labels: dict[str, dict[Site, tuple[str, ...]]]
+    """The words at each latent's largest activations, by set and site; empty where it is never active."""
     provenance: Provenance
 
     def title(self) -> str:
@@ -63,20 +67,26 @@ class Splitting(Result):
         return sentences(self.steps)[:10]
 
     def figures(self) -> "dict[str, Figure]":
-        return {"shares": shares_figure(self.steps), "families": family_figure(self.steps)}
+        families = {parents: family_figure(self.steps, parents, self.labels) for parents in Parents}
+        return {"shares": shares_figure(self.steps), **families}
 
     def body(self) -> Markup:
         return splitting_section(self.steps, self.sizes, self.figures())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"sizes": to_plain(self.sizes), "steps": to_plain(self.steps)}
+        known = {"sizes": self.sizes, "steps": self.steps, "labels": self.labels}
+        return {name: to_plain(value) for name, value in known.items()}
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "Splitting":
         sizes = {
             name: {Site.parse(at): int(n) for at, n in by_site.items()} for name, by_site in numbers["sizes"].items()
         }
-        return cls(sizes, tuple(from_plain(Step, each) for each in numbers["steps"]), provenance)
+        labels = {
+            name: {Site.parse(at): tuple(words) for at, words in by_site.items()}
+            for name, by_site in numbers["labels"].items()
+        }
+        return cls(sizes, tuple(from_plain(Step, each) for each in numbers["steps"]), labels, provenance)
 
 
 @takes(SplittingSettings)
@@ -105,21 +115,23 @@ def run_splitting(
     ordered = sorted(sets, key=lambda name: sum(len(sets[name].dictionaries[site].directions) for site in sites))
     model, *_ = [saes.on(model) for saes in sets.values()]
     text, _ = text_of(sets, settings.text)
-    stages = Stages(on_progress)
-    stages.begin(f"reading {text.source}")
+    Stages(on_progress).begin(f"reading {text.source}")
     contexts = text.read(model).held_out[: settings.contexts]
-    named = {name: sets[name].dictionaries for name in ordered}
-    counts = [
-        StepCount(site, (small, named[small][site]), (large, named[large][site]), settings.seed)
-        for site in sites
-        for small, large in pairwise(ordered)
-    ]
-    count(model, counts, contexts, on_progress)
-    steps = tuple(each.step(settings.seed) for each in counts)
+    named = {name: {site: sets[name].dictionaries[site] for site in sites} for name in ordered}
+    chunks = contexts.split(model.at_once(AT_ONCE))
+    trial = Counts(named, settings.seed).steps(model, chunks)
+    announce({f"{len(contexts)} contexts read": (trial, len(chunks))}, on_progress, warm=1, timed=2)
+    counts, stages = Counts(named, settings.seed), Stages(on_progress, len(chunks))
+    stages.begin("the first contexts")
+    for number, _ in enumerate(counts.steps(model, chunks), 1):
+        if number < len(chunks):
+            stages.begin(f"context {number * len(chunks[0]) + 1} of {len(contexts)}")
+    steps = tuple(each.step(settings.seed) for each in counts.between)
     sizes = {name: {site: len(named[name][site].directions) for site in sites} for name in ordered}
     known = asdict(settings) | folders_of(sets)
-    provenance = Provenance.of(Splitting.verb, model, known, dictionaries=named, text=contexts)
-    return Splitting(sizes, steps, provenance)
+    of_sets = {name: saes.dictionaries for name, saes in sets.items()}
+    provenance = Provenance.of(Splitting.verb, model, known, dictionaries=of_sets, text=contexts)
+    return Splitting(sizes, steps, counts.labels(), provenance)
 
 
 def shared_sites(sets: Mapping[str, Saes], site: str | None, *, least: int = 2) -> list[Site]:
@@ -136,17 +148,39 @@ def shared_sites(sets: Mapping[str, Saes], site: str | None, *, least: int = 2) 
     return sorted(shared)
 
 
-@torch.no_grad()
-def count(
-    model: LanguageModel, counts: list[StepCount], contexts: Int[Tensor, "contexts pos"], on_progress: OnProgress
-) -> None:
-    """Read the text once, and count for every step; special tokens are left out."""
-    content, chunks = model.content(contexts), torch.arange(len(contexts)).split(model.at_once(AT_ONCE))
-    stages = Stages(on_progress, len(chunks))
-    for rows in chunks:
-        stages.begin(f"context {int(rows[0])} of {len(contexts)}")
-        recorded = model.record(contexts[rows], {each.site for each in counts})
-        for each in counts:
-            h = recorded[each.site]
-            x = h[content[rows].to(h.device)]
-            each.add(each.small[1].encode(x), each.large[1].encode(x))
+class Counts:
+    """What is counted for all steps while the text is read; special tokens are left out."""
+
+    def __init__(self, named: Mapping[str, Mapping[Site, Dictionary]], seed: int):
+        self.named, self.sites = named, list(next(iter(named.values())))
+        self.between = [
+            StepCount(site, (small, named[small][site]), (large, named[large][site]), seed)
+            for site in self.sites
+            for small, large in pairwise(named)
+        ]
+        self.tops = {
+            (name, site): TopPlaces(len(dictionary.directions))
+            for name, dictionaries in named.items()
+            for site, dictionary in dictionaries.items()
+        }
+
+    @torch.no_grad()
+    def steps(self, model: LanguageModel, chunks: Sequence[Int[Tensor, "contexts pos"]]) -> Iterator[None]:
+        """Read chunk after chunk; each is a step."""
+        for tokens in chunks:
+            content = model.content(tokens)
+            words = [model.token_text(token) for token in tokens[content].tolist()]
+            recorded = model.record(tokens, self.sites)
+            codes = {
+                (name, site): self.named[name][site].encode(recorded[site][content.to(recorded[site].device)]).cpu()
+                for name, site in self.tops
+            }
+            for key, top in self.tops.items():
+                top.add(codes[key], words)
+            for each in self.between:
+                each.add(codes[each.small[0], each.site], codes[each.large[0], each.site])
+            yield
+
+    def labels(self) -> dict[str, dict[Site, tuple[str, ...]]]:
+        """The words at the largest activations of every latent."""
+        return {name: {site: self.tops[name, site].labels() for site in self.sites} for name in self.named}

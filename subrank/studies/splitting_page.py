@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -11,6 +12,7 @@ from sae_core.estimate import Estimate
 from sae_core.sites import FeatureId, Site
 from subrank.pages.page import Cell, Table, figure, render
 from subrank.studies.families import NEAR, NOBODY, TOGETHER
+from subrank.studies.shares import percent
 from subrank.studies.splitting_step import Step
 
 if TYPE_CHECKING:
@@ -30,39 +32,52 @@ SHARES = {"kept": BLUE, "split": AMBER, "gone": GREY, "coalesced": RED, "new": G
 def sentences(steps: Sequence[Step]) -> list[str]:
     """A sentence for each step."""
     return [
-        f"{step.site}, {step.small} ({step.n_small}) → {step.large} ({step.n_large}): {_percent(step.kept)} kept, "
-        f"{_percent(step.split)} split, {_percent(step.gone)} gone, {_percent(step.coalesced)} coalesced; "
-        f"{_percent(step.new)} of the larger are new (of random directions {_percent(step.new_by_chance)}). "
-        f"By activity {_percent(step.split_together)} split (by chance {_percent(step.split_together_by_chance)})."
-        + (_SAME_START.format(_percent(step.same_number)) if step.same_number.value > SAME_START else "")
+        f"{step.site}, {step.small} ({step.n_small}) → {step.large} ({step.n_large}): {percent(step.kept)} kept, "
+        f"{percent(step.split)} split, {percent(step.gone)} gone, {percent(step.coalesced)} coalesced; "
+        f"{percent(step.new)} of the larger are new (of random directions {percent(step.new_by_chance)}). "
+        f"By activity {percent(step.split_together)} split (by chance {percent(step.split_together_by_chance)})."
+        + (_SAME_START.format(percent(step.same_number)) if step.same_number.value > SAME_START else "")
         for step in steps
     ]
 
 
-def family_figure(steps: Sequence[Step]) -> "Figure":
+class Parents(StrEnum):
+    """By what latents are given parents."""
+
+    DIRECTION = "families by direction"
+    ACTIVITY = "families by activity"
+
+
+Labels = Mapping[str, Mapping[Site, Sequence[str]]]
+"""What latents respond to, by set and site."""
+
+
+def family_figure(steps: Sequence[Step], by: Parents, labels: Labels) -> "Figure":
     """The largest families at the last site, from the smallest set to the largest, as a Sankey diagram."""
     from plotly.graph_objects import Figure, Sankey
 
     site = steps[-1].site
     chain = [step for step in steps if step.site == site]
-    leaves = _leaves(chain)
+    parents_of = [step.parents if by is Parents.DIRECTION else step.parents_by_activity for step in chain]
+    leaves = _leaves(parents_of)
     roots = [root for root, n in leaves[0].most_common(FAMILIES) if n > 0]
     nodes, shown = [(0, root) for root in roots], set(roots)
     links: list[tuple[tuple[int, int], tuple[int, int], float]] = []
-    for level, step in enumerate(chain):
-        children = [j for j, parent in enumerate(step.parents) if parent in shown]
+    for level, parents in enumerate(parents_of):
+        children = [j for j, parent in enumerate(parents) if parent in shown]
         for j in children:
             value = max(1, leaves[level + 1][j]) if level + 1 < len(leaves) else 1
-            links.append(((level, step.parents[j]), (level + 1, j), value))
+            links.append(((level, parents[j]), (level + 1, j), value))
         nodes += [(level + 1, j) for j in children]
         shown = set(children)
     place = {node: number for number, node in enumerate(nodes)}
     names = [chain[0].small, *(step.large for step in chain)]
     levels = max(1, len(chain))
-    labels = [f"{FeatureId(site, latent)}" for _, latent in nodes]
+    words = [labels[names[level]][site][latent] for level, latent in nodes]
+    latents = [f"{FeatureId(site, latent)}" for _, latent in nodes]
     drawn = Sankey(
         node={
-            "label": labels,
+            "label": [" ".join(filter(None, each)) for each in zip(latents, words, strict=True)],
             "x": [0.001 + 0.998 * level / levels for level, _ in nodes],
             "color": [(BLUE, AMBER, GREEN, RED)[level % 4] for level, _ in nodes],
             "customdata": [names[level] for level, _ in nodes],
@@ -80,13 +95,13 @@ def family_figure(steps: Sequence[Step]) -> "Figure":
     return styled(Figure(drawn), height=560)
 
 
-def _leaves(chain: Sequence[Step]) -> list[Counter[int]]:
+def _leaves(parents_of: Sequence[Sequence[int]]) -> list[Counter[int]]:
     """For each set but the largest: how many latents of the largest descend from each of its latents."""
     below: list[Counter[int]] = []
     weights: Counter[int] | None = None
-    for step in reversed(chain):
+    for parents in reversed(parents_of):
         counted: Counter[int] = Counter()
-        for j, parent in enumerate(step.parents):
+        for j, parent in enumerate(parents):
             if parent != NOBODY:
                 counted[parent] += 1 if weights is None else max(1, weights[j])
         weights = counted
@@ -143,9 +158,5 @@ def _step_table(steps: Sequence[Step]) -> Table:
 def _cell(step: Step, name: str, control: str | None) -> Cell:
     value: Estimate = getattr(step, name)
     text = "–" if value.value != value.value else f"{value.value:.1%}"
-    by_chance = f"\nchance {_percent(getattr(step, control))}" if control else ""
+    by_chance = f"\nchance {percent(getattr(step, control))}" if control else ""
     return Cell(text, (f"[{value.low:.1%}, {value.high:.1%}]" if text != "–" else "") + by_chance)
-
-
-def _percent(value: Estimate) -> str:
-    return "–" if value.value != value.value else f"{value.value:.0%}"

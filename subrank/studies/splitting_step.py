@@ -1,19 +1,17 @@
 """One step from a smaller dictionary to a larger one: what becomes of the features, in shares, beside chance."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editing.metrics import bootstrap_estimate, resampled
-from editing.tasks.score import wilson_interval
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.estimate import Estimate
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 from subrank.studies.families import NEAR, NOBODY, TOGETHER, Coactivity, n_children, nearest
+from subrank.studies.shares import mean_estimate, share, shuffled
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Step:
     """The same with the children's parents shuffled."""
     parents: tuple[int, ...]
     """By direction, of every latent of the larger one; -1 for none."""
+    parents_by_activity: tuple[int, ...]
     cosines: tuple[float, ...]
     """With the nearest latent of the smaller one."""
 
@@ -121,21 +120,6 @@ class StepCount:
             covered=covered[0],
             covered_by_chance=covered[1],
             parents=tuple(parents.tolist()),
+            parents_by_activity=tuple(by_activity.masked_fill(~living, NOBODY).tolist()),
             cosines=tuple(near.amax(1).tolist()),
         )
-
-
-def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """The same rows in another order."""
-    return rows[torch.randperm(len(rows), generator=generator)]
-
-
-def share(of: Tensor) -> Estimate:
-    """The share of true values, with Wilson's interval; NaN where there are no values."""
-    n, n_true = len(of), int(of.sum())
-    return Estimate(n_true / n, *wilson_interval(n_true, n)) if n else Estimate(math.nan)
-
-
-def mean_estimate(values: Tensor, seed: int) -> Estimate:
-    """The mean, with a bootstrap interval; NaN where there are no values."""
-    return bootstrap_estimate(values, resampled(range(len(values)), seed)) if len(values) else Estimate(math.nan)

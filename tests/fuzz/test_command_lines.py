@@ -60,7 +60,8 @@ def answered(capsys, line) -> str:
 
 def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
     positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
-    positionals |= {"demo": [], "study superposition": [], "study splitting": [str(small_set), str(world / "second")]}
+    two = [str(small_set), str(world / "second")]
+    positionals |= {"demo": [], "study superposition": [], "study splitting": two, "study matching": two}
     needed = positionals.get(verb, [str(small_set)])
     needed = [*needed, "--model", "storybook"] if verb == "import" else needed
     files = [*sorted(world.iterdir()), small_set]
@@ -87,9 +88,10 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
         monkeypatch.setattr(place, begin)
     monkeypatch.setattr("subrank.experiments.training.start", begin)
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
-    monkeypatch.setattr("subrank.studies.splitting.count", begin)
     monkeypatch.setattr("subrank.studies.dark_matter.announce", begin)
     monkeypatch.setattr("subrank.studies.scaling.series_of", begin)
+    monkeypatch.setattr("subrank.studies.splitting.announce", begin)
+    monkeypatch.setattr("subrank.studies.matching.announce", begin)
     read = Text.read
     monkeypatch.setattr(Text, "read", lambda text, by: read(replace(text, max_tokens=min(text.max_tokens, MOST)), by))
     for line in lines_of(verb, world, small_set, range(FEW, FEW + times * MANY)):

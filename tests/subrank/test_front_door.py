@@ -26,7 +26,13 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import documented, make
-from subrank.settings.studies import DarkMatterSettings, ScalingSettings, SplittingSettings, SuperpositionSettings
+from subrank.settings.studies import (
+    DarkMatterSettings,
+    MatchingSettings,
+    ScalingSettings,
+    SplittingSettings,
+    SuperpositionSettings,
+)
 from subrank.settings.train import TrainSettings
 
 SETTINGS = {
@@ -41,6 +47,7 @@ SETTINGS = {
     "import_saes": ImportSettings,
     "dark_matter": DarkMatterSettings,
     "scaling": ScalingSettings,
+    "matching": MatchingSettings,
     "splitting": SplittingSettings,
     "superposition": SuperpositionSettings,
 }

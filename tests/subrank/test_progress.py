@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from sae_core.progress import Progress, duration
+from sae_core.progress import Progress, Stages, duration
 from subrank.progress import SHOWN_STEPS, _Lines, lines, shown
 
 SAYS = "about 3 min: 19,200 prompts x 12 sets of features behind each of the four sites; 128 contexts spliced at each"
@@ -64,6 +64,18 @@ def test_stages_say_how_much_is_left(capsys):
         "  stage 2 (2 of 4 done, about 2 min left)",
         "  another piece of work",
     ]
+
+
+def test_where_stages_differ_the_time_left_is_by_what_they_cost():
+    """A first stage that is a hundredth of the work and takes 6 s leaves 99 times as long, not as long again."""
+    now = iter([0.0, 0.0, 0.0, 0.0, 6.0])
+    worded, events = _Lines(lambda: next(now)), []
+    stages = Stages(events.append, costs=[1, 99])
+    stages.begin("a score")
+    stages.begin("all else")
+    assert [event.finished for event in events] == [0, 0.01] and events[1].total == 2
+    worded.begin(events[0])
+    assert worded.begin(events[1]) == "  all else (1 of 2 done, about 10 min left)"
 
 
 def test_a_long_stage_says_that_it_goes_on():

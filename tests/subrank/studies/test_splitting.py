@@ -18,7 +18,7 @@ from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from sae_core.training.topk_recipes import TopK
 from subrank.saes import Saes
-from subrank.studies.splitting_page import family_figure, sentences
+from subrank.studies.splitting_page import Parents, family_figure, sentences
 from subrank.studies.splitting_step import StepCount
 
 SITE, D_IN = Site(0), 24
@@ -90,10 +90,13 @@ def test_latents_that_are_never_active_are_left_out():
 
 
 def test_a_band_goes_from_each_parent_to_each_child(step):
-    (sankey,) = family_figure([step]).data
-    links = zip(sankey.link.source, sankey.link.target, strict=True)
-    assert len(sankey.link.value) == 10 and all(source < target for source, target in links)
-    assert sankey.node.label[0].startswith("0_") and set(sankey.node.customdata) == {"small", "large"}
+    labels = {name: {SITE: [f"word {i}" for i in range(14)]} for name in ("small", "large")}
+    for by in Parents:
+        (sankey,) = family_figure([step], by, labels).data
+        links = zip(sankey.link.source, sankey.link.target, strict=True)
+        assert len(sankey.link.value) == 10 and all(source < target for source, target in links)
+        label = sankey.node.label[0]
+        assert label == f"0_{label[2]} word {label[2]}" and set(sankey.node.customdata) == {"small", "large"}
 
 
 def test_sets_that_began_alike_are_told_from_others():
