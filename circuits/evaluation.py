@@ -24,7 +24,7 @@ from circuits.features.atlas import Examples, FeatureAtlas
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, NodeId
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
 from circuits.scoring.attribution import attribution, strongest
-from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, members_of
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, members_of, nearest_layers
 from circuits.scoring.controls import Controls, Stability, compare_with_controls, stability
 from circuits.scoring.edge_check import EdgeCheck, check_edges
 from circuits.scoring.faithfulness import CircuitScore, Scale, score_circuit
@@ -125,8 +125,10 @@ def evaluate_circuit(
     stages = Stages(on_progress, 1 + has_causes + n_draws)
     stages.begin(f"scoring the circuit on {len(held.prompts.examples)} other examples")
     below = held.sites_down_to(circuit, members)
-    reached = tuple(held.reached(below[: n + 1], members) for n in range(len(below)))
-    scores, controls, curves = held.scored(below[: resolved.request.cover], members, circuit)
+    layers = sorted({site.layer for site in below}, reverse=True)
+    reached = tuple(held.reached([site for site in below if site.layer >= layer], members) for layer in layers)
+    nearest = [site for site in below if site.layer in layers[: resolved.request.cover]]
+    scores, controls, curves = held.scored(nearest, members, circuit)
     moves = again = None
     if has_causes:
         stages.begin("scaling causes and reading their targets")
@@ -163,28 +165,35 @@ class _HeldOut:
     @cached_property
     def means(self) -> MeanAblation:
         """Mean codes and errors over the text."""
-        return MeanAblation.surveyed(self.atlas.survey, self.atlas.contexts)
+        sites = covered_sites(self.saes, self.prompts.target)
+        return MeanAblation.surveyed(self.atlas.survey, self.atlas.contexts, sites)
+
+    @property
+    def saes(self) -> dict[Site, Dictionary]:
+        """The dictionaries of the sites that a circuit is scored at."""
+        return self.resolved.covered
 
     def members(self, circuit: Circuit) -> dict[Site, tuple[int, ...]]:
-        """The circuit's members by residual site; raises `UserError` where there are none."""
+        """The circuit's members by site; raises `UserError` where there are none."""
         nodes = [node.id for node in circuit.graph.nodes if node.id != self.prompts.target.node]
-        sites = covered_sites(self.resolved.search.dictionaries, self.prompts.target)
+        sites = covered_sites(self.saes, self.prompts.target)
         members = {site: latents for site, latents in members_of(nodes, sites).items() if latents}
         if not members:
-            raise UserError(
-                f"the circuit of {self.prompts.target.node} has no members at residual sites; there is nothing to score"
-            )
+            streams = " or ".join(dict.fromkeys(site.stream for site in sites))
+            node = self.prompts.target.node
+            raise UserError(f"the circuit of {node} has no members at {streams} sites; there is nothing to score")
         return members
 
     def sites_down_to(self, circuit: Circuit, members: Mapping[Site, Any]) -> list[Site]:
         """The sites that may be covered, the nearest first: to the lowest member, a pruned circuit's `cover` sites."""
-        sites = covered_sites(self.resolved.search.dictionaries, self.prompts.target)
-        lowest = min(*members, *sites[-self.resolved.request.cover :]) if circuit.sufficient else min(members)
+        sites = covered_sites(self.saes, self.prompts.target)
+        nearest = nearest_layers(sites, self.resolved.request.cover)
+        lowest = min(*members, *nearest) if circuit.sufficient else min(members)
         return sorted((site for site in sites if not site < lowest), reverse=True)
 
     def covered(self, sites: Sequence[Site]) -> dict[Site, Dictionary]:
         """The dictionaries of some sites."""
-        return {site: self.resolved.search.dictionaries[site] for site in sites}
+        return {site: self.saes[site] for site in sites}
 
     def runs(self, covered: Mapping[Site, Dictionary], ablation: MeanAblation | ResampleAblation) -> CircuitRuns:
         """The held-out prompts, to be run with a circuit alone."""
@@ -257,7 +266,8 @@ class _HeldOut:
         elif request.n_nodes:
             drawn = TargetPrompts(drawn.target, search.source.examples(drawn.target.node, config.n_examples))
         if request.n_nodes:
-            chosen = prune_at(search, drawn, self.atlas.contexts, request.n_nodes, cover=request.cover)
+            contexts, n, cover = self.atlas.contexts, request.n_nodes, request.cover
+            chosen = prune_at(search.model, self.saes, drawn, contexts, n, cover=cover)
             steps = edges_among(search, by_site(chosen), drawn.target, examples)
         else:
             steps = discover(search, drawn.target, examples)

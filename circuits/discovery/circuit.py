@@ -37,9 +37,15 @@ def sufficient_features(resolved: ResolvedRequest, on_progress: OnProgress = sil
     request = resolved.request
     if not request.n_nodes:
         return []
-    contexts, cover = resolved.atlas.contexts, request.cover
+    model, contexts = resolved.search.model, resolved.atlas.contexts
     return prune_at(
-        resolved.search, resolved.prompts(), contexts, request.n_nodes, cover=cover, on_progress=on_progress
+        model,
+        resolved.covered,
+        resolved.prompts(),
+        contexts,
+        request.n_nodes,
+        cover=request.cover,
+        on_progress=on_progress,
     )
 
 
@@ -75,6 +81,6 @@ def how_found(resolved: ResolvedRequest, sufficient: Sequence[FeatureId]) -> dic
     }
     if sufficient:
         outside = "the corrupted prompts' codes" if resolved.corrupted is not None else "means"
-        chosen = f"all else at {request.cover} sites set to {outside}, errors too"
+        chosen = f"all else at {request.cover} layers set to {outside}, errors too"
         facts |= {"among": "members", "chosen_against": chosen}
     return facts

@@ -8,19 +8,20 @@ of features, and signed: what opposes the target is removed like what it does no
 backward pass over the prompts per cut, about log(latents / n) / log(1 / 0.8) cuts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.discovery.target_causes import CauseSearch
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.scoring.ablations import default_ablation
 from circuits.scoring.attribution import attribution
-from circuits.scoring.circuit_runs import CircuitRuns, Errors, covered_sites, features_in, members_of
+from circuits.scoring.circuit_runs import CircuitRuns, Errors, covered_sites, features_in, members_of, nearest_layers
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
+from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
-from sae_core.sites import FeatureId
+from sae_core.sites import FeatureId, Site
 
 CUT = 0.2
 """Share of the remaining latents that one pass removes."""
@@ -29,7 +30,8 @@ ROUNDING = 1e-5
 
 
 def prune_at(
-    search: CauseSearch,
+    model: LanguageModel,
+    dictionaries: Mapping[Site, Dictionary],
     prompts: TargetPrompts,
     contexts: Int[Tensor, "contexts pos"],
     n: int,
@@ -37,15 +39,14 @@ def prune_at(
     cover: int,
     on_progress: OnProgress = silent,
 ) -> list[FeatureId]:
-    """Up to `n` features at the `cover` sites nearest to the target that together carry it, most needed first.
+    """Up to `n` features at the `cover` layers nearest to the target that together carry it, most needed first.
 
-    Everything else at these sites is ablated: to its value in the corrupted prompts where there are some, to its
+    Everything else at their sites is ablated: to its value in the corrupted prompts where there are some, to its
     mean over `contexts` otherwise.
     """
-    sites = covered_sites(search.dictionaries, prompts.target)[-cover:]
-    covered = {site: search.dictionaries[site] for site in sites}
-    ablation = default_ablation(search.model, covered, prompts, contexts)
-    return prune(CircuitRuns(search.model, covered, prompts.target, prompts.examples, ablation), n, on_progress)
+    covered = {site: dictionaries[site] for site in nearest_layers(covered_sites(dictionaries, prompts.target), cover)}
+    ablation = default_ablation(model, covered, prompts, contexts)
+    return prune(CircuitRuns(model, covered, prompts.target, prompts.examples, ablation), n, on_progress)
 
 
 def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[FeatureId]:

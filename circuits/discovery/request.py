@@ -1,5 +1,6 @@
 """What a circuit explains and on which examples: a request in words, made into targets, prompts and ablations."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -9,16 +10,18 @@ from torch import Tensor
 from circuits.discovery.default_target import check_next_token, default_target, next_token_target
 from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text, logit_target
 from circuits.discovery.sampling import SpreadExamples
-from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, check_target
+from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, Reach, check_target
 from circuits.effects.ablation_effects import AblatedCodes, ToMean, ToOthers
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples, FeatureAtlas
+from circuits.scoring.walks import WRITTEN
 from editing.tasks.task import task_of
 from sae_core.data.activations import harvest
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId, Site, Stream
 from sae_core.storage import DictionarySet
 
 NEXT = "next:"
@@ -34,6 +37,25 @@ class CauseAblation(StrEnum):
     """Its mean over tokens of the text."""
     RESAMPLE = "resample"
     """Its value at a random token of the text."""
+
+
+class Covered(StrEnum):
+    """The sites that a sufficient set is chosen from, and at which everything else is ablated."""
+
+    RESIDUAL = "residual"
+    """The residual after each block, through which everything passes again at every layer."""
+    WRITTEN = "written"
+    """What attention and MLPs write (attn_out, mlp_out); the residual carries the rest by itself."""
+
+    def of(self, dictionaries: Mapping[Site, Dictionary]) -> dict[Site, Dictionary]:
+        """The dictionaries of those sites."""
+        streams = WRITTEN if self is Covered.WRITTEN else (Stream.RESID_POST,)
+        return {site: dictionary for site, dictionary in dictionaries.items() if site.stream in streams}
+
+    @classmethod
+    def default(cls, dictionaries: Mapping[Site, Dictionary]) -> "Covered":
+        """What blocks write where a set has both of it, else the residual."""
+        return cls.WRITTEN if set(WRITTEN) <= {site.stream for site in dictionaries} else cls.RESIDUAL
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,9 @@ class CircuitRequest:
     n_nodes: int = 0
     """Features of a sufficient set found by pruning; 0 for the circuit that recursion finds."""
     cover: int = 2
-    """Sites, nearest to the target, at which everything but the circuit is ablated, in pruning and in scoring."""
+    """Layers, nearest to the target, at whose sites all but the circuit is ablated, in pruning and in scoring."""
+    stream: Covered | None = None
+    """Of which sites a sufficient set is chosen; None: what blocks write, where the set has all of it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +116,17 @@ class ResolvedRequest:
     prepend_bos: bool
     """Whether prompts begin with BOS, as the text of the dictionaries does."""
 
+    @property
+    def covered(self) -> dict[Site, Dictionary]:
+        """The dictionaries of the sites that a sufficient set is chosen from, and that a circuit is scored at.
+
+        Recursion, which goes from residual to residual, is scored there.
+        """
+        saes, usual = self.search.dictionaries, Covered.RESIDUAL
+        if self.request.n_nodes or not usual.of(saes):
+            usual = Covered.default(saes)
+        return (self.request.stream or usual).of(saes)
+
     def prompts(self) -> TargetPrompts:
         """The target on its examples; raises `UserError` where a feature is never active."""
         examples = self.examples
@@ -116,6 +151,8 @@ def resolve(
     Raises `UserError` for a target that does not exist or cannot be explained.
     """
     saes = dictionaries.dictionaries
+    if request.n_nodes and (request.stream or Covered.default(saes)) is Covered.WRITTEN:
+        config = replace(config, reach=Reach.ALL)  # what one block writes is read by every later one
     ablations = cause_ablations(model, dictionaries, atlas.contexts, request)
     sinks = frozenset() if config.follow_sinks else sinks_of(atlas)
     prepend_bos = bool(dictionaries.text.prepend_bos)

@@ -8,7 +8,7 @@ At a site with codes c = f(h) and error e = h - x_hat, keeping some latents mean
 (as in Marks et al. 2024, sparse feature circuits). Ablated values are means, or those of another prompt.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,7 +26,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import inliers, outlier_norm_of
-from sae_core.sites import Site, Stream
+from sae_core.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,8 @@ class MeanAblation:
         return cls(name, *_means(model, dictionaries, contexts, counted))
 
     @classmethod
-    def surveyed(cls, survey: Survey, contexts: Int[Tensor, "contexts pos"]) -> "MeanAblation":
-        """`over_text` of all residual sites of a survey: no pass over contexts that it has read."""
-        sites = residual_sites(survey.dictionaries)
+    def surveyed(cls, survey: Survey, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]) -> "MeanAblation":
+        """`over_text` of some sites of a survey: no pass over contexts that it has read."""
         codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in sites}
         total, n = dict(codes), dict.fromkeys(sites, 0)
 
@@ -167,7 +166,7 @@ class ResampleAblation:
                 f"{tuple(prompts.tokens.shape)} tokens of prompts cannot be resampled from "
                 f"{tuple(corrupted.shape)} corrupted ones; pairs need equal lengths"
             )
-        return cls("resample: the corrupted prompt, same position", model.record(corrupted, residual_sites(sites)))
+        return cls("resample: the corrupted prompt, same position", model.record(corrupted, sites))
 
     @classmethod
     @torch.no_grad()
@@ -188,7 +187,7 @@ class ResampleAblation:
             allowed = (others >= min(end, int(others.max()))).nonzero()[:, 0]
             donors.append(int(allowed[torch.randint(len(allowed), (1,), generator=generator)]))
         place = torch.arange(prompts.tokens.shape[1]).clamp_max(prompts.end[donors][:, None])
-        recorded = model.record(prompts.tokens, residual_sites(sites))
+        recorded = model.record(prompts.tokens, sites)
         taken = {
             site: h[torch.tensor(donors)[:, None].to(h.device), place.to(h.device)] for site, h in recorded.items()
         }
@@ -214,10 +213,10 @@ def _means(
     """Mean codes and mean errors over the tokens that count, without each site's outliers."""
     if not counted.any():
         raise UserError("there are no tokens to take means over; give more text")
-    codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in residual_sites(dictionaries)}
+    codes: dict[Site, Tensor] = {site: torch.zeros((), dtype=torch.float64) for site in dictionaries}
     errors, n = dict(codes), dict.fromkeys(codes, 0)
     for rows, mask in zip(tokens.split(at_once), counted.split(at_once), strict=True):
-        for site, h in model.record(rows, residual_sites(dictionaries)).items():
+        for site, h in model.record(rows, dictionaries).items():
             x = h[mask.to(h.device)]
             x = x[inliers(x, outlier_norm_of(dictionaries[site]))]
             n[site] += len(x)
@@ -234,11 +233,6 @@ def _check_sites(name: str, values: Mapping[Site, Tensor], sites: Iterable[Site]
     missing = [str(site) for site in sites if site not in values]
     if missing:
         raise UserError(f"the ablation ({name}) has no values for {', '.join(missing)}; make it from all dictionaries")
-
-
-def residual_sites(sites: Iterable[Site]) -> list[Site]:
-    """Those of the sites that are residuals, from the lowest up."""
-    return sorted(site for site in sites if site.stream is Stream.RESID_POST)
 
 
 def _up_to_end(prompts: Examples) -> Bool[Tensor, "examples pos"]:

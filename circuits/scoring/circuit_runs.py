@@ -1,15 +1,14 @@
 """Prompts run again with only a circuit left of the model.
 
 At every site that the circuit covers, from the lowest up, codes and error are read from the run as it has
-been edited below; what is outside the circuit takes its ablated value there (`circuits/scoring/ablations.py`). BOS and
+been edited below (`walks.py`); what is outside the circuit takes its ablated value there (`ablations.py`). BOS and
 other special tokens keep their activation. Cost: the prompts are recorded once; a circuit then takes the
 blocks from the lowest covered site to the target on, one encoding and one decoding per covered site, and
 one position read. Circuits and prompts are stacked into passes of a measured size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,16 +17,17 @@ from torch import Tensor
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples
 from circuits.graph import NodeId
-from circuits.scoring.ablations import AblatedValues, KeepOnly, residual_sites
+from circuits.scoring.ablations import AblatedValues, KeepOnly
+from circuits.scoring.walks import WRITTEN, walk_of
 from editing.engine.batching import budget_on, measure_rows_that_fit
 from editing.tasks.pairs import at_end
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId, Site, Stream
 
 Members = Mapping[Site, Sequence[int]]
-"""A circuit: the latents it keeps, by residual site; a site that is not named keeps none."""
+"""A circuit: the latents it keeps, by site; a site that is not named keeps none."""
 _Masks = dict[Site, Bool[Tensor, "circuits n_latents"]]
 
 
@@ -47,18 +47,29 @@ class Errors(StrEnum):
 
 
 def covered_sites(dictionaries: Mapping[Site, Dictionary], target: Target) -> list[Site]:
-    """The residual sites with a dictionary whose latents can move the target, from the lowest up.
+    """The sites with a dictionary whose latents can move the target, from the lowest up: the residual ones.
 
-    For a target read from the logits they include the last; a feature is not a member of its own circuit. Raises
-    `UserError` if there are none.
+    Where there is none, those that blocks write. For a target read from the logits they include
+    the last residual; a feature is not a member of its own circuit. Raises `UserError` if there are none.
     """
     is_readout = not isinstance(target.node, FeatureId)
-    sites = [
-        s for s in residual_sites(dictionaries) if s.layer < target.site.layer or (is_readout and s == target.site)
-    ]
+    residual, written = (
+        sorted(site for site in dictionaries if site.stream in streams) for streams in ([Stream.RESID_POST], WRITTEN)
+    )
+    sites = [s for s in residual if s.layer < target.site.layer or (is_readout and s == target.site)]
+    sites = sites or [site for site in written if site < target.site]
     if not sites:
-        raise UserError(f"no resid_post site with a dictionary lies below {target.node}; there is no circuit to score")
+        raise UserError(
+            f"no resid_post, attn_out or mlp_out site with a dictionary lies below {target.node}; there is no circuit "
+            "to score"
+        )
     return sites
+
+
+def nearest_layers(sites: Sequence[Site], n: int) -> list[Site]:
+    """The sites in the `n` highest layers of `sites`, which go from the lowest up."""
+    layers = sorted({site.layer for site in sites})[-n:]
+    return [site for site in sites if site.layer in layers]
 
 
 def members_of(nodes: Iterable[NodeId], sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
@@ -86,8 +97,8 @@ def by_site(features: Iterable[FeatureId]) -> dict[Site, list[int]]:
 class CircuitRuns:
     """Prompts read once, and what a target is on them when only a circuit is left.
 
-    The circuit covers every residual site with a dictionary up to the target's (`covered_sites`); give fewer
-    dictionaries to leave more of the model as it is. Raises `UserError` where there are no prompts, no such
+    The circuit covers every site with a dictionary up to the target's (`covered_sites`); give fewer dictionaries to
+    leave more of the model as it is. Raises `UserError` where there are no prompts, no such
     site, or the ablation was made for other prompts or sites. `whole` holds the target in the untouched model.
     """
 
@@ -109,10 +120,10 @@ class CircuitRuns:
         tokens = prompts.tokens[:, : int(prompts.end.max()) + 1]
         up_to_end = torch.arange(tokens.shape[1], device=model.device) <= self.end[:, None]
         self.mask = model.content(tokens).to(model.device) & up_to_end
+        self.walk = walk_of(model, self.sites, target.site)
         with torch.no_grad():
-            recorded = model.record(tokens, {self.sites[0], target.site})
-            self.start = recorded[self.sites[0]]
-            self.whole = self._read(recorded[target.site], torch.arange(len(prompts)))
+            self.start = self.walk.start(tokens.to(model.device))
+            self.whole = self._read(model.record(tokens, [target.site])[target.site], torch.arange(len(prompts)))
         self.rows_at_once = measure_rows_that_fit(self._one_pass, budget_on(self.start.device))
         """Prompts, each under one circuit, that a pass may stack."""
 
@@ -141,7 +152,7 @@ class CircuitRuns:
         which the member has its ablated value anyway are not run.
         """
         kept = self._kept([members])
-        alone, below = self._values(kept, errors, 0, self.start), self._states(kept, errors)
+        alone, (below, here) = self._values(kept, errors, 0, self.start), self._states(kept, errors)
         parts = [alone[:0]]
         for number, site in enumerate(self.sites):
             latents = [int(j) for j in members.get(site, ())]
@@ -149,7 +160,7 @@ class CircuitRuns:
                 # One circuit per latent, [len(latents), n_latents], each without it; only from this site up.
                 fewer = {other: mask.repeat(len(latents), 1) for other, mask in kept.items()}
                 fewer[site][torch.arange(len(latents)), latents] = False
-                differs = self._differs(site, latents, below[number])
+                differs = self._differs(site, latents, here[number])
                 values = self._values(fewer, errors, number, below[number], differs)
                 parts.append(torch.where(differs.cpu(), values, alone))
         return torch.cat(parts)
@@ -162,12 +173,9 @@ class CircuitRuns:
         Each is computed from the one before, so that gradients reach all of them.
         """
         kept = {site: mask.expand(len(prompts), -1) for site, mask in self._kept([members]).items()}
-        h, before, after = self.start[prompts].detach().requires_grad_(torch.is_grad_enabled()), {}, {}
-        for number, site in enumerate(self.sites):
-            before[site] = h
-            after[site] = h = self._edit(number, prompts, kept, errors, h.shape[1])(h)
-            h = self._next(h, number)
-        return before, after, self._read(h, prompts)
+        state = self.start[prompts]
+        before, after, final = self.walk.traced(state, self._edits(0, prompts, kept, errors, state.shape[1]))
+        return before, after, self._read(final, prompts)
 
     # ---- inside ------------------------------------------------------------------------------------
 
@@ -175,7 +183,8 @@ class CircuitRuns:
         """A pass of so many rows, a prompt under a circuit each, through all covered sites."""
         prompts = self.end.new_zeros(rows)
         masks = {site: mask.expand(rows, -1) for site, mask in self._kept([self.everything()]).items()}
-        *_, final = self._run(self.start[prompts], 0, prompts, masks, Errors.ABLATED)
+        state = self.start[prompts]
+        final = self.walk.final(state, 0, self._edits(0, prompts, masks, Errors.ABLATED, state.shape[1]))
         self._read(final, prompts)
 
     def _values(
@@ -183,14 +192,14 @@ class CircuitRuns:
         kept: _Masks,
         errors: Errors,
         first: int,
-        h: Float[Tensor, "prompts pos d_model"],
+        state: Tensor,
         wanted: Bool[Tensor, "circuits prompts"] | None = None,
     ) -> Float[Tensor, "circuits prompts"]:
-        """The target from the activations `h` at site number `first` on, under each of the circuits in `kept`.
+        """The target from the prompts' `state` at site number `first` on, under each of the circuits in `kept`.
 
         Zero for pairs of circuit and prompt that are not wanted.
         """
-        result = h.new_zeros(len(kept[self.sites[0]]), len(self), dtype=torch.float64)
+        result = torch.zeros(len(kept[self.sites[0]]), len(self), dtype=torch.float64, device=state.device)
         wanted = torch.ones_like(result, dtype=torch.bool) if wanted is None else wanted
         by_length = self.end.argsort(stable=True)  # so that a pass is cut to prompts of about one length
         places, circuits = wanted[:, by_length].T.nonzero(as_tuple=True)
@@ -198,7 +207,8 @@ class CircuitRuns:
         for i, which in zip(prompts.split(self.rows_at_once), circuits.split(self.rows_at_once), strict=True):
             if len(i):
                 masks = {site: mask[which] for site, mask in kept.items()}
-                *_, final = self._run(h[i, : int(self.end[i].max()) + 1], first, i, masks, errors)
+                width = int(self.end[i].max()) + 1
+                final = self.walk.final(state[i, :width], first, self._edits(first, i, masks, errors, width))
                 result[which, i] = self._read(final, i).double()
         return result.cpu()
 
@@ -213,38 +223,25 @@ class CircuitRuns:
             parts.append((differs & self.mask[i][..., None]).any(1))
         return torch.cat(parts).T
 
-    def _states(self, kept: _Masks, errors: Errors) -> list[Float[Tensor, "prompts pos d_model"]]:
-        """The activations at every covered site, before it is edited, with one circuit alone."""
+    def _states(self, kept: _Masks, errors: Errors) -> tuple[list[Tensor], list[Float[Tensor, "prompts pos d_in"]]]:
+        """At every covered site the state, and the activation before it is edited, with one circuit alone."""
         parts = []
         for i in torch.arange(len(self), device=self.start.device).split(self.rows_at_once):
             masks = {site: mask.expand(len(i), -1) for site, mask in kept.items()}
-            parts.append(list(islice(self._run(self.start[i], 0, i, masks, errors), len(self.sites) - 1)))
-        return [self.start, *(torch.cat(states) for states in zip(*parts, strict=True))]
+            parts.append(self.walk.states(self.start[i], self._edits(0, i, masks, errors, self.start.shape[1])))
+        states, here = ([torch.cat(pieces) for pieces in zip(*each, strict=True)] for each in zip(*parts, strict=True))
+        return states, here
 
-    def _run(
-        self,
-        h: Float[Tensor, "rows pos d_model"],
-        first: int,
-        prompts: Tensor,
-        kept: _Masks,
-        errors: Errors,
-    ) -> Iterator[Float[Tensor, "rows pos d"]]:
-        """The activations at the sites above number `first`, each before it is edited, and last those to be read."""
-        for number in range(first, len(self.sites)):
-            h = self._next(self._edit(number, prompts, kept, errors, h.shape[1])(h), number)
-            yield h
+    def _edits(self, first: int, prompts: Tensor, kept: _Masks, errors: Errors, width: int) -> list[KeepOnly]:
+        """The edits of all sites that a run from site number `first` passes."""
+        numbers = range(self.walk.entry(first), len(self.sites))
+        return [self._edit(number, prompts, kept, errors, width) for number in numbers]
 
     def _edit(self, number: int, prompts: Tensor, kept: _Masks, errors: Errors, width: int) -> KeepOnly:
         site = self.sites[number]
         codes, error = self.ablation.at(site, self.dictionaries[site], prompts, width)
         error = error if errors is Errors.ABLATED else None
         return KeepOnly(site, self.dictionaries[site], kept[site], codes, error, self.mask[prompts, :width])
-
-    def _next(self, h: Float[Tensor, "rows pos d_model"], number: int) -> Float[Tensor, "rows pos d"]:
-        """The activation at the next covered site, and after the last at the target's."""
-        here = self.sites[number]
-        above = self.sites[number + 1] if number + 1 < len(self.sites) else self.target.site
-        return h if above == here else self.model.resume(h, here.layer, [above])[above]
 
     def _read(self, h: Float[Tensor, "rows pos d"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
         prompts = prompts.to(h.device)

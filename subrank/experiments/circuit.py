@@ -11,7 +11,7 @@ from torch import Tensor
 from circuits.discovery.circuit import Circuit, circuit_of, circuit_steps, sufficient_features
 from circuits.discovery.default_target import CLOSING_BRACKETS
 from circuits.discovery.edges import EdgeConfig, SearchMode
-from circuits.discovery.request import CauseAblation, CircuitRequest, ResolvedRequest, check_request, resolve
+from circuits.discovery.request import CauseAblation, CircuitRequest, Covered, ResolvedRequest, check_request, resolve
 from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
 from circuits.evaluation import CircuitEvaluation, evaluate_circuit, held_out_prompts
@@ -124,6 +124,7 @@ def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> Cir
         settings.spread,
         settings.nodes,
         settings.cover,
+        Covered(settings.stream) if settings.stream else None,
         settings.seed,
     )
 

@@ -46,6 +46,8 @@ class CircuitSettings(Settings):
     """seek the causes of features that are mostly active at first positions or on tokens of massive norm, too"""
     nodes: int = setting(0, least=0, group=_HOW)
     """in place of recursion: prune to at most this many features that suffice"""
+    stream: Literal["residual", "written"] | None = setting(None, needs={"nodes": ()}, group=_HOW)
+    """sites that such features are chosen from (default: what blocks write where the set has attn_out and mlp_out)"""
     null: int = setting(1000, least=0, most=1_000_000, quick=100, excludes=("screen_only",), group=_HOW)
     """random directions that each edge is compared with; 0: none"""
     exhaustive: bool = setting(False, excludes=("screen_only", "nodes"), group=_HOW)
@@ -55,7 +57,7 @@ class CircuitSettings(Settings):
     held: int = setting(400, least=0, quick=40, large=128, group=_THEN)
     """contexts on which it is scored; 0: it is not"""
     cover: int = setting(2, least=1, needs={"held": (), "nodes": ()}, group=_THEN)
-    """sites below the target that are left to the circuit alone"""
+    """layers below the target that are left to the circuit alone"""
     draws: int | None = setting(None, least=0, most=1000, needs={"held": ()}, reads=_several, group=_THEN)
     """draws of examples on which it is discovered again (default: 3, of a large model 2); 0: it is not"""
     cards: int = setting(300, least=0, quick=30, large=100, group=_THEN)

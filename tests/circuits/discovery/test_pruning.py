@@ -168,11 +168,12 @@ def test_what_suffices_is_sought_at_the_sites_covered_and_on_the_ablation_given(
     search, target = searched(circuit)
     examples = search.source.examples(target.node, 16)
     prompts, contexts = TargetPrompts(target, examples), circuit.contexts(40)
-    chosen = prune_at(search, prompts, contexts, 4, cover=2)
+    model, saes = search.model, search.dictionaries
+    chosen = prune_at(model, saes, prompts, contexts, 4, cover=2)
     assert chosen and {f.site for f in chosen} == {Site(1), Site(2)}
-    assert {f.site for f in prune_at(search, prompts, contexts, 4, cover=1)} == {Site(2)}
+    assert {f.site for f in prune_at(model, saes, prompts, contexts, 4, cover=1)} == {Site(2)}
     with user_error("no feature at resid_post.1, resid_post.2 carries 3_0"):  # ablated to what it is
-        prune_at(search, replace(prompts, corrupted=examples.tokens), contexts, 4, cover=2)
+        prune_at(model, saes, replace(prompts, corrupted=examples.tokens), contexts, 4, cover=2)
 
 
 @pytest.mark.slow

@@ -30,13 +30,15 @@ def test_means_from_a_survey_are_those_of_a_pass(tinies, monkeypatch):
         monkeypatch.setattr(tiny.dictionaries[Site(1)], "outlier_norm", limit)
         survey = Survey(tiny.model, tiny.dictionaries)
         plain = MeanAblation.over_text(tiny.model, tiny.dictionaries, tiny.corrupted)
-        surveyed = MeanAblation.surveyed(survey, tiny.corrupted)
+        surveyed = MeanAblation.surveyed(survey, tiny.corrupted, [*tiny.dictionaries])
         assert surveyed.name == plain.name and surveyed.codes.keys() == plain.codes.keys()
         for site in plain.codes:
             assert torch.allclose(surveyed.codes[site], plain.codes[site], atol=1e-5)
             assert torch.allclose(surveyed.error[site], plain.error[site], atol=1e-5)
     monkeypatch.setattr(tiny.model, "record", None)
-    assert torch.equal(MeanAblation.surveyed(survey, tiny.corrupted).codes[Site(1)], surveyed.codes[Site(1)])
+    assert torch.equal(
+        MeanAblation.surveyed(survey, tiny.corrupted, [*tiny.dictionaries]).codes[Site(1)], surveyed.codes[Site(1)]
+    )
 
 
 def test_another_prompt_gives_its_values_at_the_same_position(tinies):

@@ -14,7 +14,8 @@ from circuits.graph import Readout
 from circuits.scoring.ablations import MeanAblation
 from circuits.scoring.attribution import attribution, attribution_circuit, strongest
 from circuits.scoring.circuit_runs import CircuitRuns, Errors
-from sae_core.sites import FeatureId, Site
+from circuits.scoring.walks import WRITTEN
+from sae_core.sites import FeatureId, Site, Stream
 
 
 def test_attribution_is_the_effect_where_the_model_is_linear():
@@ -39,10 +40,12 @@ def test_attribution_circuits_take_the_largest_of_each_site():
     assert sizes[0] == max(float(values.abs().max()) for values in attributions.values())
 
 
-def test_attribution_is_the_derivative_by_finite_differences(tiny_models, kind):
+@pytest.mark.parametrize("streams", [(Stream.RESID_POST,), WRITTEN])
+def test_attribution_is_the_derivative_by_finite_differences(tiny_models, kind, streams):
     """Every site moved by +-eps (c_j - ablated c_j) d_j at the content positions, in full forwards with a hook."""
     model = tiny_models[kind]
-    dictionaries = {site: random_topk(32, seed=site.layer) for site in model.sites()[:2]}
+    sites = [site for stream in streams for site in model.sites(stream)[:2]]
+    dictionaries = {site: random_topk(32, seed=number) for number, site in enumerate(sites)}
     tokens = random_tokens(model.n_vocab, 3, 6)
     tokens[:, 0] = model.bos_id
     prompts = Examples(tokens, torch.tensor([5, 4, 2]), torch.ones(3))
@@ -51,7 +54,7 @@ def test_attribution_is_the_derivative_by_finite_differences(tiny_models, kind):
     runs = CircuitRuns(model, dictionaries, LogitTarget(Readout("a - b"), model, plus, minus), prompts, ablation)
     attributions = attribution(runs)
     rows, content = torch.arange(3), model.content(tokens)[..., None]
-    recorded = model.record(tokens, model.sites())
+    recorded = model.record(tokens, sites)
 
     def moved(site: Site, j: int, step: float) -> float:
         c = dictionaries[site].encode(recorded[site])[..., j, None] - ablation.codes[site][j]

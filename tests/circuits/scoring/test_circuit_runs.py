@@ -9,8 +9,17 @@ from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
 from circuits.scoring.ablations import MeanAblation, ResampleAblation
-from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, features_in, members_of
+from circuits.scoring.circuit_runs import (
+    CircuitRuns,
+    Errors,
+    by_site,
+    covered_sites,
+    features_in,
+    members_of,
+    nearest_layers,
+)
 from circuits.scoring.faithfulness import Scale
+from circuits.scoring.walks import WRITTEN
 from sae_core.sites import FeatureId, Site, Stream
 
 ABLATED, KEPT = Errors
@@ -49,10 +58,11 @@ def value_plainly(model, dictionaries, target, tokens, i, members, errors, outsi
         return target.dictionary.encode(h[0, -1])[target.node.index].item()
 
 
+@pytest.mark.parametrize("stream", ["residual", "written"])
 @pytest.mark.parametrize("target", ["logit", "feature"])
 @pytest.mark.parametrize("errors", [ABLATED, KEPT])
-def test_equal_to_plain_full_forwards_with_the_corrupted_prompt_outside(tinies, kind, target, errors):
-    tiny = tinies[kind]
+def test_equal_to_plain_full_forwards_with_the_corrupted_prompt_outside(tinies, written, kind, stream, target, errors):
+    tiny = (written if stream == "written" else tinies)[kind]
     members = tiny.covered(target)
     values = tiny.runs(target).values([members], errors)[0].tolist()
     for i, end in enumerate(tiny.end.tolist()):
@@ -78,9 +88,10 @@ def test_equal_to_plain_full_forwards_with_the_mean_outside(tinies, kind, errors
         assert values[i] == pytest.approx(value_plainly(*args, tiny.members, errors, outside), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("stream", ["residual", "written"])
 @pytest.mark.parametrize("errors", [ABLATED, KEPT])
-def test_taking_members_out_from_their_own_site_up_is_exact(tinies, kind, errors):
-    tiny = tinies[kind]
+def test_taking_members_out_from_their_own_site_up_is_exact(tinies, written, kind, stream, errors):
+    tiny = (written if stream == "written" else tinies)[kind]
     runs, features = tiny.runs(), features_in(tiny.members)
     fewer = [by_site(f for f in features if f != member) for member in features]
     values, expected = runs.without_each(tiny.members, errors), runs.values(fewer, errors)
@@ -88,6 +99,18 @@ def test_taking_members_out_from_their_own_site_up_is_exact(tinies, kind, errors
     alone = runs.values([tiny.members], errors)
     assert (expected - alone).abs().max() > 1e-2
     assert (values == alone).any()  # a member that is silent here and in the other prompt was not run
+
+
+def test_what_blocks_write_may_be_covered_from_any_layer_up(written):
+    """From a later block on, a run starts at the residual below it: the same numbers as with the tokens."""
+    tiny = written["gpt2"]
+    upper = {site: dictionary for site, dictionary in tiny.dictionaries.items() if site.layer > 0}
+    outside = ResampleAblation.paired(tiny.model, tiny.dictionaries, tiny.prompts, tiny.corrupted)
+    runs = CircuitRuns(tiny.model, upper, tiny.targets["logit"], tiny.prompts, outside)
+    members = {site: latents for site, latents in tiny.members.items() if site in upper}
+    below = {site: range(48) for site in tiny.dictionaries if site.layer == 0}
+    expected = tiny.runs().values([members | below], KEPT)
+    assert runs.start.shape[-1] == 32 and torch.allclose(runs.values([members], KEPT), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -119,6 +142,10 @@ def test_which_sites_a_circuit_covers(tinies):
     more = tiny.dictionaries | {Site(1, Stream.MLP_OUT): random_topk(32)}
     assert covered_sites(more, tiny.targets["logit"]) == tiny.model.sites()
     assert covered_sites(more, tiny.targets["feature"]) == [Site(0), Site(1)]
+    blocks = {Site(layer, stream): random_topk(32) for layer in (2, 1) for stream in reversed(WRITTEN)}
+    for target in tiny.targets.values():
+        assert covered_sites(blocks, target) == sorted(blocks)
+    assert nearest_layers(sorted(blocks), 1) == [Site(2, Stream.ATTN_OUT), Site(2, Stream.MLP_OUT)]
     nodes = [FeatureId(Site(0), 5), FeatureId(Site(0), 3), Readout("a - b"), FeatureId(Site(1, Stream.MLP_OUT), 2)]
     assert members_of(nodes, tiny.model.sites()) == {Site(0): (3, 5), Site(1): (), Site(2): ()}
 
@@ -134,7 +161,7 @@ def test_mistakes(tinies, planted):
         runs.values([tiny.members], ABLATED)
     with user_error("no latent 48", "48, numbered from 0"):
         runs.values([{Site(0): (48,)}], ABLATED)
-    with user_error("no resid_post site", "lies below"):
+    with user_error("no resid_post, attn_out or mlp_out site", "lies below"):
         CircuitRuns(
             tiny.model, {Site(2): tiny.dictionaries[Site(2)]}, tiny.targets["feature"], tiny.prompts, runs.ablation
         )
