@@ -49,7 +49,9 @@ def prune_at(
     return prune(CircuitRuns(model, covered, prompts.target, prompts.examples, ablation), n, on_progress)
 
 
-def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[FeatureId]:
+def prune(
+    runs: CircuitRuns, n: int, on_progress: OnProgress = silent, *, shares=(1.0,), exact: int = 0
+) -> list[FeatureId]:
     """At most `n` features of the covered sites that together carry the target, most needed first.
 
     Where the target is lower in the whole model than with everything ablated, carrying it means lowering it. Fewer
@@ -59,7 +61,7 @@ def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[F
         raise UserError(f"a circuit has at least one node; got {n}")
     lowered = runs.whole.double().mean() < runs.values([{}], Errors.ABLATED).mean()
     sign, stages = -1 if lowered else 1, Stages(on_progress)
-    support = _support(runs, features_in(runs.everything()), sign)
+    support = _support(runs, features_in(runs.everything()), sign, shares, exact)
     kept = _kept(support, n)
     # Invariant: `support` belongs to a circuit on which the target still depends, `kept` is the next, smaller one.
     # Every pass removes at least one member, so the loop ends: at the latest where no member can be missed.
@@ -70,7 +72,7 @@ def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[F
                 "once error terms are ablated; cover fewer sites, or give other prompts or dictionaries"
             )
         stages.begin(f"pruning: {len(kept)} features left")
-        smaller = _support(runs, kept, sign)
+        smaller = _support(runs, kept, sign, shares, exact)
         if not any(smaller.values()):  # the cut went too far: nothing reaches the target any more
             return _ranked(support)[:n]
         support = smaller
@@ -78,10 +80,14 @@ def prune(runs: CircuitRuns, n: int, on_progress: OnProgress = silent) -> list[F
     return _ranked(support)
 
 
-def _support(runs: CircuitRuns, members: Iterable[FeatureId], sign: int) -> dict[FeatureId, float]:
+def _support(runs: CircuitRuns, members: Iterable[FeatureId], sign: int, shares, exact) -> dict[FeatureId, float]:
     """What the target loses to first order with each member, in the run in which only `members` are left."""
     circuit = members_of(members, runs.sites)
-    attributions = attribution(runs, circuit)
+    if len(features_in(circuit)) <= exact:
+        alone = runs.values([circuit], Errors.ABLATED)
+        lost = (alone - runs.without_each(circuit, Errors.ABLATED)).mean(1)
+        return {f: sign * float(x) for f, x in zip(features_in(circuit), lost, strict=True)}
+    attributions = attribution(runs, circuit, shares=shares)
     return {f: sign * float(attributions[f.site][f.index]) for f in features_in(circuit)}
 
 

@@ -33,7 +33,7 @@ from sae_core.sites import Site
 class KeepOnly:
     """Give every latent but those kept its ablated value, and the error term too unless it is kept.
 
-        c' = c where kept, else ablated
+        c' = ablated + share (c - ablated) where kept, else ablated
         h  ->  decode(c') + error            error ablated
         h  ->  h + (c' - c) D                error kept, exactly h where all latents are
 
@@ -47,10 +47,13 @@ class KeepOnly:
     error: Float[Tensor, "#batch #pos d_in"] | None
     """The ablated error term; None keeps that of the run."""
     mask: Mask = None
+    share: float = 1.0
+    """How much of what is kept is there: on the straight line from nothing to the circuit."""
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         c = codes_of(self.site, self.dictionary, h)
-        left = torch.where(self.kept[:, None], c, self.ablated)
+        there = c if self.share == 1 else self.ablated + self.share * (c - self.ablated)
+        left = torch.where(self.kept[:, None], there, self.ablated)
         if self.error is None:
             return where_inlier(self.dictionary, self.mask, h + (left - c) @ self.dictionary.directions, h)
         return where_inlier(self.dictionary, self.mask, self.dictionary.decode(left) + self.error, h)

@@ -1,6 +1,6 @@
-"""First-order attribution of a target to every latent of the covered sites, by one forward and one backward pass."""
+"""First-order attribution of a target to every latent of the covered sites, by a few forward and backward passes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,23 +11,31 @@ from sae_core.sites import FeatureId, Site
 
 
 @torch.enable_grad()
-def attribution(runs: CircuitRuns, members: Members | None = None) -> dict[Site, Float[Tensor, "_"]]:
+def attribution(
+    runs: CircuitRuns, members: Members | None = None, *, shares: Sequence[float] = (1.0,)
+) -> dict[Site, Float[Tensor, "_"]]:
     """First-order estimate of the effect of ablating each latent alone, for every covered site.
 
         mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
 
     in units of the target, positive where the latent supports it, with all paths to the target open. In the
     untouched model; with `members`, in the run in which only these are left and error terms are ablated, where all
-    others have their ablated value already and get 0.
+    others have their ablated value already and get 0. The gradient is the mean of those where only a share of the
+    members' activations is there, by default the whole; several `shares` are integrated gradients in few steps
+    (Sundararajan et al. 2017, "Axiomatic attribution for deep networks").
     """
     kept, errors = (runs.everything(), Errors.KEPT) if members is None else (members, Errors.ABLATED)
     sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in runs.dictionaries.items()}
     for prompts in torch.arange(len(runs), device=runs.start.device).split(runs.rows_at_once):
-        before, after, values = runs.circuit_run(kept, errors, prompts)
-        gradients = torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True)
+        gradients, here = [], {}
+        for share in shares:
+            before, after, values = runs.circuit_run(kept, errors, prompts, share)
+            gradients.append(torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True))
+            here = before if share == max(shares) else here
         with torch.no_grad():
             # Per site: codes [rows, pos, k] of the kept latents, gradient [rows, pos, d_in] of m; summed to [k].
-            for (site, h), gradient in zip(before.items(), gradients, strict=True):
+            for (site, h), each in zip(here.items(), zip(*gradients, strict=True), strict=True):
+                gradient = sum(each[1:], each[0]) / len(shares)
                 dictionary, latents = runs.dictionaries[site], torch.tensor(list(kept.get(site, ())), dtype=torch.long)
                 ablated, _ = runs.ablation.at(site, dictionary, prompts, h.shape[1])
                 change = (dictionary.encode(h) - ablated)[..., latents] * runs.mask[prompts][..., None]

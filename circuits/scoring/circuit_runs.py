@@ -8,6 +8,7 @@ one position read. Circuits and prompts are stacked into passes of a measured si
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 import torch
@@ -166,15 +167,17 @@ class CircuitRuns:
         return torch.cat(parts)
 
     def circuit_run(
-        self, members: Members, errors: Errors, prompts: Int[Tensor, "rows"]
+        self, members: Members, errors: Errors, prompts: Int[Tensor, "rows"], share: float = 1.0
     ) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Float[Tensor, "rows"]]:
         """Activations at the covered sites before and after all but the circuit is ablated, and the target.
 
-        Each is computed from the one before, so that gradients reach all of them.
+        Each is computed from the one before, so that gradients reach all of them. With a `share` below 1 the members
+        are only so far from their ablated values.
         """
         kept = {site: mask.expand(len(prompts), -1) for site, mask in self._kept([members]).items()}
         state = self.start[prompts]
-        before, after, final = self.walk.traced(state, self._edits(0, prompts, kept, errors, state.shape[1]))
+        edits = [replace(edit, share=share) for edit in self._edits(0, prompts, kept, errors, state.shape[1])]
+        before, after, final = self.walk.traced(state, edits)
         return before, after, self._read(final, prompts)
 
     # ---- inside ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ block that is the tokens.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -21,6 +21,7 @@ WRITTEN = (Stream.ATTN_OUT, Stream.MLP_OUT)
 """What a block adds to the residual."""
 
 
+@runtime_checkable
 class Walk(Protocol):
     """From states of prompts to the activation that the target is read from, past the covered sites.
 
