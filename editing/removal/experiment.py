@@ -122,8 +122,8 @@ def _sites(dictionaries: dict[Site, Dictionary], site: Site | None) -> list[Site
 def _costs(model: LanguageModel, sites: list[Site]) -> list[float]:
     """What the stages cost, in blocks that each edit runs again: the model's score; choosing, then measuring at each
     site, which take about as long; all layers at once, where both is done."""
-    above = [model.n_layers - site.layer for site in sites]
-    everywhere = [2 * model.n_layers] if _has_several_layers(sites) else []
+    above = [float(model.n_layers - site.layer) for site in sites]
+    everywhere = [2.0 * model.n_layers] if _has_several_layers(sites) else []
     return [0.1, *above, *above, *everywhere]
 
 

@@ -35,4 +35,5 @@ def on_spans(
     codes: Float[Tensor, "pos n_latents"], spans: Int[Tensor, "pos"], n_spans: int
 ) -> Float[Tensor, "spans n_latents"]:
     """The largest activation of each latent on the tokens of a span; activations are not negative."""
-    return codes.new_zeros(n_spans, codes.shape[1]).index_reduce_(0, spans.to(codes.device), codes, "amax")
+    places = spans.to(codes.device)[:, None].expand_as(codes)
+    return codes.new_zeros(n_spans, codes.shape[1]).scatter_reduce_(0, places, codes, "amax")

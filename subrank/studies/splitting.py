@@ -25,6 +25,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from sae_core.codec import from_plain, to_plain
+from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel

@@ -70,7 +70,7 @@ def test_where_stages_differ_the_time_left_is_by_what_they_cost():
     """A first stage that is a hundredth of the work and takes 6 s leaves 99 times as long, not as long again."""
     now = iter([0.0, 0.0, 0.0, 0.0, 6.0])
     worded, events = _Lines(lambda: next(now)), []
-    stages = Stages(events.append, costs=[1, 99])
+    stages = Stages(events.append, costs=[1.0, 99.0])
     stages.begin("a score")
     stages.begin("all else")
     assert [event.finished for event in events] == [0, 0.01] and events[1].total == 2

@@ -4,12 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from handmade import normal
-from planted import Planted, unchecked
 
-from sae_core.sites import Site
-from sae_core.training.config import TrainConfig
-from sae_core.training.loop import start, train
-from sae_core.training.topk_recipes import TopK
 from subrank.studies.families import NEAR, NOBODY, TOGETHER, Coactivity, edge_f1, n_children, nearest
 from subrank.studies.shares import shuffled
 
@@ -76,32 +71,3 @@ def test_edges_are_counted():
     assert edge_f1(truth, truth) == 1 and edge_f1(torch.full_like(truth, NOBODY), truth) == 0
     assert edge_f1(torch.tensor([0, 1, 1, 1]), truth) == pytest.approx(2 * 2 / (4 + 3))
     assert n_children(truth, 3).tolist() == [2, 1, 0]
-
-
-@pytest.mark.slow
-def test_a_hierarchy_that_was_trained_on_is_recovered(training_seed):
-    """Sixteen parents of three children each; a dictionary of 16 latents finds the parents, one of 48 the children."""
-    parents, noise = torch.eye(16), F.normalize(normal(48, 16, seed=1), dim=-1)
-    children = F.normalize(parents.repeat(3, 1) + 0.6 * noise, dim=-1)
-    small, large = (trained_on(children, expansion, training_seed) for expansion in (1, 3))
-    of_parent = (small @ parents.T).argmax(0)  # the latent of each parent
-    truth = of_parent[(large @ children.T).argmax(1) % 16]
-    recovered = nearest(large @ small.T, NEAR)
-    assert edge_f1(recovered, truth) >= 0.9
-    chance = torch.Generator().manual_seed(training_seed)
-    assert edge_f1(shuffled(recovered, chance), truth) < 0.3
-    stream = Planted(children, n_active=1)
-    x = next(iter(stream.block(10**4)))[Site(0)]
-    coarse, fine = (x @ directions.T for directions in (small, large))
-    counts = counted(coarse == coarse.amax(1, keepdim=True), fine == fine.amax(1, keepdim=True))
-    assert edge_f1(nearest(counts.excess(), TOGETHER), truth) >= 0.9
-
-
-def trained_on(children: torch.Tensor, expansion: int, seed: int) -> torch.Tensor:
-    """The directions of a dictionary with one active latent, trained on rows in which one child is active."""
-    stream, shape = Planted(children, n_active=1), {"batch": 256, "tokens": 256 * 400, "bfloat16": False}
-    state = start(stream, TrainConfig(TopK(1), seed=seed, expansion=expansion, dead_after=2048, **shape), outliers=0)
-    with unchecked():
-        for _ in train(stream, state):
-            pass
-    return F.normalize(state.members[0].sites[Site(0)].sae.directions.detach(), dim=-1)

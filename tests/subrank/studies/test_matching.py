@@ -168,7 +168,7 @@ def test_one_set_is_compared_with_itself_through_the_layers(storybook, folders):
     with unchecked():
         result = sr.matching(sets, models={"only": storybook}, contexts=4, progress=False)
     grid = {(each.site.layer, each.other.layer): each.best.value for each in result.matches}
-    assert grid[1, 1] == grid[4, 4] == pytest.approx(1) and grid[1, 4] < 0.999
+    assert grid[1, 1] == pytest.approx(grid[4, 4]) == pytest.approx(1) and grid[1, 4] < 0.999
     assert [each.split(" ")[0] for each in result.lines()] == ["resid_post.1", "resid_post.4"]
 
 
