@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from subrank.result import Result, load_result
     from subrank.saes import Feature, Saes, load
     from subrank.studies.dark_matter import dark_matter
+    from subrank.studies.explain import explain
     from subrank.studies.matching import matching
     from subrank.studies.scaling import scaling
     from subrank.studies.splitting import splitting
@@ -56,6 +57,7 @@ _HOMES = {
     "Saes": "subrank.saes",
     "load": "subrank.saes",
     "dark_matter": "subrank.studies.dark_matter",
+    "explain": "subrank.studies.explain",
     "scaling": "subrank.studies.scaling",
     "matching": "subrank.studies.matching",
     "splitting": "subrank.studies.splitting",
@@ -73,6 +75,7 @@ __all__ = [
     "dark_matter",
     "discover",
     "evaluate",
+    "explain",
     "features",
     "import_saes",
     "ioi",

@@ -44,6 +44,7 @@ _KINDS = {
     "superposition": "subrank.studies.superposition:Superposition",
     "matching": "subrank.studies.matching:Matching",
     "splitting": "subrank.studies.splitting:Splitting",
+    "explain": "subrank.studies.explain:Explanations",
     "dark-matter": "subrank.studies.dark_matter:DarkMatter",
     "scaling": "subrank.studies.scaling:Scaling",
 }

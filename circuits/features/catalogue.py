@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.features.atlas import direct_effect
@@ -174,22 +174,11 @@ class Catalogue:
         stages.begin(f"reading {len(features)} features again")
         seen = self.survey.activations(features, self.training)
         held = self.survey.activations(features, self.held)
-        content = self.model.content(self.training)
-        made_from = max(_PER_QUARTER, min(_MADE_FROM, int(_WEIGHTS / self.model.block_weights)))
-        examples = {
-            feature: spots(
-                seen[feature],
-                self.training,
-                top=_TOP,
-                per_quarter=made_from,
-                generator=self._draw(feature, "spots"),
-            )
-            for feature in features
-        }
+        examples = {feature: self.places(feature, seen[feature]) for feature in features}
         rules = {}
         for feature in features:
             stages.begin(f"patterns of {feature}")
-            rules[feature] = self._rule(feature, seen[feature], content, examples[feature])
+            rules[feature] = self.rule(feature, seen[feature], examples[feature])
         for feature in features:
             stages.begin(f"the card of {feature}")
             yield self._full(feature, self._label(feature, rules, held[feature]), seen[feature], examples[feature])
@@ -220,12 +209,16 @@ class Catalogue:
     def _draw(self, feature: FeatureId, purpose: str) -> torch.Generator:
         return generator_for(self.seed, purpose, feature)
 
-    def _rule(
-        self,
-        feature: FeatureId,
-        activation: Float[Tensor, "contexts pos"],
-        content: Bool[Tensor, "contexts pos"],
-        places: Sequence[Spot],
+    def places(
+        self, feature: FeatureId, activation: Float[Tensor, "contexts pos"], most: int = _MADE_FROM
+    ) -> list[Spot]:
+        """Where the examples are from which a feature's patterns are made: of each quarter `most`, or fewer."""
+        made_from = max(_PER_QUARTER, min(most, int(_WEIGHTS / self.model.block_weights)))
+        chance = self._draw(feature, "spots")
+        return spots(activation, self.training, top=_TOP, per_quarter=made_from, generator=chance)
+
+    def rule(
+        self, feature: FeatureId, activation: Float[Tensor, "contexts pos"], places: Sequence[Spot]
     ) -> Explanation:
         """The token table or the patterns, whichever predicts the activation better on the training contexts."""
         probe = Probe(self.model, self.dictionaries[feature.site], feature)

@@ -80,6 +80,10 @@ class Explanation(Protocol):
         """The rule in words."""
         ...
 
+    def shortened(self) -> "Explanation":
+        """The rule that its words state: without what they only count."""
+        ...
+
     def predict(
         self, tokens: Int[Tensor, "contexts pos"], content: Bool[Tensor, "contexts pos"]
     ) -> Float[Tensor, "contexts pos"]:
@@ -121,6 +125,10 @@ class TokenTable:
     def text(self, model: LanguageModel) -> str:
         """The first few tokens."""
         return listed([spelled([model.token_text(token)], joined=True) for token in self.tokens], _SHOWN)
+
+    def shortened(self) -> "TokenTable":
+        """The tokens that are named."""
+        return TokenTable(self.tokens[:_SHOWN], self.values[:_SHOWN])
 
     def predict(
         self, tokens: Int[Tensor, "contexts pos"], content: Bool[Tensor, "contexts pos"]

@@ -89,9 +89,18 @@ class Patterns:
 
     def text(self, model: LanguageModel) -> str:
         """The patterns, the one that explains most first."""
-        order = sorted(range(len(self.patterns)), key=lambda i: -self.hits[i])
+        order = self._order
         more = f" (+{len(order) - _SHOWN})" if len(order) > _SHOWN else ""
         return "; ".join(self.patterns[i].text(model) for i in order[:_SHOWN]) + more
+
+    def shortened(self) -> "Patterns":
+        """The patterns that are named."""
+        kept = sorted(self._order[:_SHOWN])
+        return Patterns(*(tuple(part[i] for i in kept) for part in (self.patterns, self.values, self.hits)))
+
+    @property
+    def _order(self) -> list[int]:
+        return sorted(range(len(self.patterns)), key=lambda i: -self.hits[i])
 
     def predict(
         self, tokens: Int[Tensor, "contexts pos"], content: Bool[Tensor, "contexts pos"]

@@ -30,6 +30,8 @@ def run(name: str, options: argparse.Namespace) -> None:
     settings = settings_of(options, study.settings)
     sets = sets_of(options.dirs) if study.on_sets else {}
     out = result_folder(options.out or Path(name), options)
+    if study.keeps:
+        run_study = partial(run_study, folder=out)
     if study.each_model:
         named = {each: options.model or saes.model for each, saes in sets.items()}
         models = {each: model_of(each, options) for each in set(named.values())}

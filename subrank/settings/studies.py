@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae_core.checks import SEEDS
 from sae_core.formats.hook_names import parse_site
+from subrank.settings.experiments import Baseline
 from subrank.settings.fields import Settings, setting
 
 
@@ -135,6 +136,39 @@ class ScalingSettings(MetricSettings):
 
 
 @dataclass(frozen=True)
+class ExplainSettings(Settings):
+    """Which features are explained, by whom, and on which text."""
+
+    site: str | None = setting(None, reads=parse_site)
+    """site of the features (default: all that there are)"""
+    only: tuple[str, ...] | None = setting(None, metavar="FEATURE", excludes=("site",))
+    """explain these features, such as those of a circuit, and none that are drawn"""
+    features: int = setting(6, least=2, most=10_000, quick=3)
+    """features per site, drawn at random, and as many directions of each kind beside them"""
+    beside: tuple[Baseline, ...] = setting(("neurons", "pca", "ica", "random_basis"), metavar="WHAT", empty=True)
+    """what stands beside: pca, nonnegative_pca, neurons, random_basis, ica"""
+    contexts: int = setting(500, least=16, quick=100)
+    """contexts on which explanations are made, and half as many held-out ones, at most, on which they are scored"""
+    fragment: int = setting(32, least=4, most=10_000)
+    """tokens of a fragment of these: what is shown, simulated and told apart"""
+    examples: int = setting(5, least=1, most=1000)
+    """fragments of each group (top, random, any) per feature"""
+    llm: str | None = setting(None, metavar="WHERE")
+    """a language model that explains and simulates: an address, http://127.0.0.1:8000/v1, of an endpoint that speaks
+    OpenAI's chat completions, or a folder in Hugging Face layout (default: rules, without one)"""
+    llm_model: str | None = setting(None, metavar="NAME", needs={"llm": ()})
+    """its name at the endpoint"""
+    llm_at_once: int = setting(4, least=1, most=1000, needs={"llm": ()})
+    """questions that wait for an answer at the same time, at most"""
+    text: str | None = None
+    """another text than the one trained on"""
+    seed: int = setting(0, least=0, most=SEEDS)
+    """seed of the features, of fragments and of intervals"""
+    quick: bool = False
+    """about a tenth of the work wherever nothing else is given, to see what comes; the result says so"""
+
+
+@dataclass(frozen=True)
 class Study:
     """What the command knows of a study before it loads its module, `subrank/studies/NAME.py`."""
 
@@ -146,6 +180,8 @@ class Study:
     `run_NAME(settings, on_progress)`."""
     each_model: bool = False
     """Whether sets may be of different models: `run_NAME(models, sets, settings, on_progress)`, models by set."""
+    keeps: bool = False
+    """Whether it keeps in the result's folder what an interrupted run goes on from: `run_NAME(..., folder=)`."""
 
 
 STUDIES = {
@@ -156,5 +192,6 @@ STUDIES = {
     "splitting": Study(SplittingSettings, "what becomes of features from small dictionaries to large", on_sets=True),
     "dark-matter": Study(DarkMatterSettings, "what dictionaries leave unexplained, and why", on_sets=True),
     "scaling": Study(ScalingSettings, "laws of the loss over latents, sparsity and compute; metrics", on_sets=True),
+    "explain": Study(ExplainSettings, "features explained, and what explanations are worth", on_sets=True, keeps=True),
 }
 """By the names that the command uses."""

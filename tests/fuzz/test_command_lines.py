@@ -89,6 +89,7 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
     monkeypatch.setattr("subrank.experiments.training.start", begin)
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
     monkeypatch.setattr("subrank.studies.dark_matter.announce", begin)
+    monkeypatch.setattr("subrank.studies.explain.announce", begin)
     monkeypatch.setattr("subrank.studies.scaling.series_of", begin)
     monkeypatch.setattr("subrank.studies.splitting.announce", begin)
     monkeypatch.setattr("subrank.studies.matching.announce", begin)

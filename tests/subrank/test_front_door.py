@@ -28,6 +28,7 @@ from subrank.settings.experiments import (
 from subrank.settings.fields import documented, make
 from subrank.settings.studies import (
     DarkMatterSettings,
+    ExplainSettings,
     MatchingSettings,
     ScalingSettings,
     SplittingSettings,
@@ -46,6 +47,7 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
     "import_saes": ImportSettings,
     "dark_matter": DarkMatterSettings,
+    "explain": ExplainSettings,
     "scaling": ScalingSettings,
     "matching": MatchingSettings,
     "splitting": SplittingSettings,

@@ -27,7 +27,14 @@ LONG_VERBS = {
     "steer": [*_CONTEXTS, "--tokens", "4"],
 }
 """What takes long enough to be killed, with options by which it takes a second or two on a tiny model."""
-STUDIES = ("study superposition", "study splitting", "study matching", "study dark-matter", "study scaling")
+STUDIES = (
+    "study superposition",
+    "study splitting",
+    "study matching",
+    "study dark-matter",
+    "study scaling",
+    "study explain",
+)
 VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "remove", "steer", *STUDIES)
 
 
