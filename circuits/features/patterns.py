@@ -96,7 +96,8 @@ class Patterns:
     def shortened(self) -> "Patterns":
         """The patterns that are named."""
         kept = sorted(self._order[:_SHOWN])
-        return Patterns(*(tuple(part[i] for i in kept) for part in (self.patterns, self.values, self.hits)))
+        patterns, values = tuple(self.patterns[i] for i in kept), tuple(self.values[i] for i in kept)
+        return Patterns(patterns, values, tuple(self.hits[i] for i in kept))
 
     @property
     def _order(self) -> list[int]:
