@@ -32,7 +32,7 @@ Variables = Mapping[str, Vector]
 """Values of each variable at every point; its name is one letter."""
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
 """Of the least loss: what the last term is taken to be where a fit starts."""
-STEPS = 200
+STEPS = 100
 """Of a fit, at most."""
 SHUFFLES = 20
 SIGNIFICANT = 0.05
@@ -74,14 +74,14 @@ class Form:
         designs = [np.stack(each) for each in zip(*map(self.designs, xs), strict=True)]
         if len(designs) == 1:
             return (np.linalg.pinv(designs[0]) @ y[..., None])[..., 0]
+        n, n_starts = len(y), len(SHARES)
         if start is not None:
-            return _descend(designs, y, np.broadcast_to(start, (len(y), len(start))))[0]
-        tries = [
-            _descend(designs, y, np.stack([_start([X[i] for X in designs], y[i], share) for i in range(len(y))]))
-            for share in SHARES
-        ]
-        best = np.array([error for _, error in tries]).argmin(0)
-        return np.array([tries[share][0][i] for i, share in enumerate(best)])
+            return _descend(designs, y, np.broadcast_to(start, (n, len(start))))[0]
+        wide = [np.broadcast_to(X, (n, *X.shape[1:])) for X in designs]
+        starts = [_start([X[i] for X in wide], y[i], share) for share in SHARES for i in range(n)]
+        many = [np.tile(X, (n_starts, 1, 1)) for X in wide]
+        a, error = _descend(many, np.tile(y, (n_starts, 1)), np.array(starts))
+        return a.reshape(n_starts, n, -1)[error.reshape(-1, n).argmin(0), np.arange(n)]
 
 
 def _sum(designs: Sequence[np.ndarray], a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
