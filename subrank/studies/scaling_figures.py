@@ -34,7 +34,8 @@ def all_figures(laws: Laws) -> "dict[str, Figure]":
 
 
 def _members(series: Series, points: Sequence[Point]) -> list[Point]:
-    return [p for p in points if (p.site, p.kind, p.k) == (series.site, series.kind, series.k)]
+    members = [p for p in points if (p.site, p.kind, p.k) == (series.site, series.kind, series.k)]
+    return sorted(members, key=lambda p: p.n_latents)
 
 
 def size_figure(here: Sequence[Series], points: Sequence[Point], loss: str) -> "Figure":
@@ -121,7 +122,7 @@ def compute_figure(here: Sequence[Series], points: Sequence[Point]) -> "Figure":
             y = series.compute.at({"C": x})
             drawn.add_trace(Scatter(x=x, y=y, mode="lines", showlegend=col == 1, **law), row=1, col=col)
             _residuals(drawn, corners, series.compute, {"marker": {"color": "black"}}, col)
-    drawn.update_xaxes(type="log", exponentformat="power")
+    drawn.update_xaxes(type="log", exponentformat="power", dtick=1)
     drawn.update_xaxes(title_text="FLOP", row=2)
     drawn.update_yaxes(type="log", row=1)
     drawn.update_yaxes(title_text="FVU", row=1, col=1)

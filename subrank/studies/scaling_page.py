@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+DEAD = 0.1
+"""Share of dead latents from which on a line says what that means."""
+
+
 def sentences(laws: Laws) -> list[str]:
     """The model's own loss, then what the laws say: of sizes, of compute, of the budget."""
     n, k = ([getattr(p, name) for p in laws.points] for name in ("n_latents", "k"))
@@ -26,6 +30,11 @@ def sentences(laws: Laws) -> list[str]:
     joints = [_joint(joint) for joint in laws.joints if "fvu" in joint.laws]
     sizes = [_sizes(series) for series in laws.series if "fvu" in series.sizes]
     compute = [_compute(series) for series in laws.series if series.compute]
+    worst = max(laws.points, key=lambda p: p.dead)
+    if worst.dead > DEAD:
+        start += (
+            f" Of {worst.name} {worst.dead:.0%} of the latents are dead: too few tokens for them flatten the law."
+        )
     if not sizes:
         start += " Of too few sizes for a law: train a sweep, such as --expansion 1 2 4 8 16 -k 8 16 32 64."
     return [start, *sizes[:4], *joints[:2], *compute[:4], *sizes[4:], *joints[2:], *compute[4:]]
@@ -131,7 +140,7 @@ def _joint_table(joints: Sequence[Joint]) -> Table:
 def _compute_table(series: Sequence[Series]) -> Table:
     head = (
         "site, kind, k",
-        "corners: n at FLOP",
+        "corners of the hull",
         "m of C",
         "e",
         "R²",
@@ -144,7 +153,7 @@ def _compute_table(series: Sequence[Series]) -> Table:
     rows = [
         (
             each.name,
-            Cell(str(len(each.hull)), ", ".join(f"{p.n_latents:,} at {p.flops:.1e}" for p in each.hull)),
+            _corners(each),
             estimate_cell(each.compute and each.compute.exponents[0]),
             estimate_cell(each.compute and each.compute.irreducible, ".3g"),
             _number(each.compute and each.compute.r2, ".3f"),
@@ -157,6 +166,11 @@ def _compute_table(series: Sequence[Series]) -> Table:
         for each in series
     ]
     return Table(head, rows, wide=True)
+
+
+def _corners(series: Series) -> Cell:
+    sizes = [p.n_latents for p in series.hull]
+    return Cell(str(len(sizes)), f"n {min(sizes):,} to {max(sizes):,}" if sizes else "")
 
 
 def _set_table(laws: Laws) -> Table:
