@@ -46,7 +46,7 @@ def ablation_sparsity(
     """s of each latent that is active early enough in a context, at one such token drawn for it, and the controls'."""
     ahead = min(AHEAD, reading.tokens.shape[1] // 2)
     active = activations(dictionary, reading, latents)[:, :, : reading.tokens.shape[1] - ahead + 1]
-    places = [one.nonzero() for one in active]
+    places = [each.nonzero() for each in active]
     living = [i for i, each in enumerate(places) if len(each)]
     if not living:
         return dict.fromkeys((ABLATED, DIRECTION, CHANNEL), torch.tensor([]))

@@ -79,24 +79,24 @@ def probe(read: Reader, training: Labels, held: Labels) -> Probed:
     z, z_held = standardised(training.rows.x), standardised(held.rows.x)
     best, loss, resamples = [], [], []
     for task in range(len(training.names)):
-        asked, columns = training.asked[task], place[task]
-        y = training.true[task][asked].to(z)
-        w, b = fit(z[asked][:, columns], y)
-        chosen = int(nats(z[asked][:, columns], y, w, b).mean(0).argmin())
-        asked, column = held.asked[task], columns[chosen]
-        y = held.true[task][asked].to(z)
-        losses = nats(z_held[asked][:, column, None], y, w[chosen, None], b[chosen, None])[:, 0]
+        tokens, columns = training.asked[task], place[task]
+        y = training.true[task][tokens].to(z)
+        w, b = fit(z[tokens][:, columns], y)
+        least = int(nats(z[tokens][:, columns], y, w, b).mean(0).argmin())
+        tokens, column = held.asked[task], columns[least]
+        y = held.true[task][tokens].to(z)
+        losses = nats(z_held[tokens][:, column, None], y, w[least, None], b[least, None])[:, 0]
         best.append(union[column])
         loss.append(losses.double().mean())
-        resamples.append(held.rows.chosen(asked).resampled(losses, torch.ones_like(losses)))
+        resamples.append(held.rows.chosen(tokens).resampled(losses, torch.ones_like(losses)))
     return Probed(torch.stack(best), torch.stack(loss), torch.stack(resamples))
 
 
 def _scores(read: Reader, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
     """(|score| of each task and column, mean of each column, its standard deviation), some rows at a time."""
     # with v_t = y_t - mean y over the tokens that are asked, 0 elsewhere, sum_t v_t = 0: z need not be centred first
-    asked, true = labels.asked.to(labels.rows.x), (labels.asked & labels.true).to(labels.rows.x)
-    v = true - asked * true.sum(1, keepdim=True) / asked.sum(1, keepdim=True)
+    inside, true = labels.asked.to(labels.rows.x), (labels.asked & labels.true).to(labels.rows.x)
+    v = true - inside * true.sum(1, keepdim=True) / inside.sum(1, keepdim=True)
     pulls, moments = [], []
     for x, part in zip(labels.rows.x.split(_ROWS), v.split(_ROWS, dim=1), strict=True):
         z = read(x)

@@ -190,12 +190,12 @@ class Asked:
 
     def tasks(self, probed: Probed) -> list[ProbeTask]:
         """Each question with what a dictionary, and the others, make of it."""
-        asked, true = self.held.asked, self.held.asked & self.held.true
+        true = self.held.asked & self.held.true
         return [
             ProbeTask(
                 name,
                 n_true=int(true[task].sum()),
-                n_tokens=int(asked[task].sum()),
+                n_tokens=int(self.held.asked[task].sum()),
                 latent=int(probed.column[task]),
                 loss=estimate_from(probed.loss[task].item(), probed.resamples[task]),
                 component=self.component.loss[task].item(),

@@ -73,7 +73,7 @@ class Bench:
     limit: float
     basis: Basis
     """A complete PCA of the training tokens."""
-    asked: list[Asked]
+    questions: list[Asked]
     ladder: Ladder | None
     settings: MetricSettings
 
@@ -111,24 +111,23 @@ def benches(
 ) -> list[Bench]:
     """The texts and questions, read at all sites; raises `UserError` for a file of labels or a ladder that is none."""
     ladder = read_ladder(settings.ladder) if settings.ladder else None
+    labelled = [of_labels(model, settings.labels)] if settings.labels else []
     parts = (contexts.training[: settings.contexts], contexts.held_out[: settings.contexts])
-    splits = [(of_characters(model, parts[0]), of_characters(model, parts[1]))]
+    splits = [(of_characters(model, parts[0]), of_characters(model, parts[1])), *labelled]
     if knows_grammar(model):
         splits.append(of_grammar(model, settings.contexts, parts[0].shape[1], settings.seed))
-    if settings.labels:
-        splits.append(of_labels(model, settings.labels))
 
     def read(questions: Questions) -> dict[Site, Reading]:
         return read_sites(model, questions.tokens, limits, sites)
 
     readings = [(read(training), read(held)) for training, held in splits]
-    made = []
+    every = []
     for site in sites:
         here = [(training[site], held[site]) for training, held in readings]
         basis = pca(here[0][0].rows.x)
-        asked = [Asked.of(split, pair, basis) for split, pair in zip(splits, here, strict=True) if kept(*split)]
-        made.append(Bench(model, site, *here[0], limits[site], basis, asked, ladder, settings))
-    return made
+        questions = [Asked.of(split, pair, basis) for split, pair in zip(splits, here, strict=True) if kept(*split)]
+        every.append(Bench(model, site, *here[0], limits[site], basis, questions, ladder, settings))
+    return every
 
 
 @torch.no_grad()
@@ -152,8 +151,8 @@ def _losses(bench: Bench, here: Mapping[str, Dictionary], codes: Mapping[str, Co
 
 def measured(bench: Bench, name: str, dictionary: Dictionary, codes: Coded, losses: Losses) -> SetMetrics:
     """Every metric of one dictionary."""
-    probed = [asked.of_dictionary(dictionary) for asked in bench.asked]
-    tasks = [task for asked, each in zip(bench.asked, probed, strict=True) for task in asked.tasks(each)]
+    probed = [each.of_dictionary(dictionary) for each in bench.questions]
+    tasks = [task for each, best in zip(bench.questions, probed, strict=True) for task in each.tasks(best)]
     by_threshold, curve = _other_k(bench, dictionary, codes)
     numbers = {
         **_reconstruction(bench, name, codes, losses),
@@ -196,10 +195,10 @@ def _reconstruction(bench: Bench, name: str, codes: Coded, losses: Losses) -> Nu
 
 
 def _probe_loss(bench: Bench, probed: list[Probed]) -> Numbers:
-    alone = torch.tensor([loss for asked in bench.asked for loss in asked.labels_alone])
+    alone = torch.tensor([loss for each in bench.questions for loss in each.labels_alone])
     controls = {
-        "best principal component": mean_loss([asked.component for asked in bench.asked]),
-        "best coordinate": mean_loss([asked.channel for asked in bench.asked]),
+        "best principal component": mean_loss([each.component for each in bench.questions]),
+        "best coordinate": mean_loss([each.channel for each in bench.questions]),
         "labels alone": Estimate(alone.mean().item()),
     }
     return {"probe_loss": Measured(mean_loss(probed), controls)} if probed else {}

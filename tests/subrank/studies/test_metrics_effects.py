@@ -15,9 +15,9 @@ T, V = 8, 64
 
 
 def test_one_logit_is_one_of_all_and_normal_effects_are_two_over_pi():
-    one = torch.zeros(2, T, V)
-    one[0, 3, 5], one[1, 0, 0] = 2.0, -0.1
-    torch.testing.assert_close(effect_sparsity(one), torch.full((2,), 1 / (T * V), dtype=torch.float64))
+    single = torch.zeros(2, T, V)
+    single[0, 3, 5], single[1, 0, 0] = 2.0, -0.1
+    torch.testing.assert_close(effect_sparsity(single), torch.full((2,), 1 / (T * V), dtype=torch.float64))
     assert abs(effect_sparsity(normal(16, 2048)) - 2 / math.pi) < 0.01
     assert effect_sparsity(torch.zeros(T, V)).isnan()  # nothing moved: no share of anything
 
@@ -56,8 +56,8 @@ def test_a_latent_that_moves_one_logit_is_told_from_a_random_direction():
     reading = Reading(tokens, model.content(tokens), model.record(tokens, [Site(0)])[Site(0)])
     latents = tokens[:8, 0].unique()
     chance = torch.Generator().manual_seed(1)
-    found = ablation_sparsity(model, Site(0), neurons(V), reading, latents, chance)
+    sparsity = ablation_sparsity(model, Site(0), neurons(V), reading, latents, chance)
     ahead = 10  # half of a context
-    torch.testing.assert_close(found[ABLATED], torch.full((len(latents),), 1 / (ahead * V), dtype=torch.float64))
-    assert found[DIRECTION].mean() > 20 * found[ABLATED].mean()  # control: one token of all, some 2 / pi of its logits
-    assert len(found[CHANNEL]) == len(latents) and model.edits == ()
+    torch.testing.assert_close(sparsity[ABLATED], torch.full((len(latents),), 1 / (ahead * V), dtype=torch.float64))
+    assert sparsity[DIRECTION].mean() > 20 * sparsity[ABLATED].mean()  # control: 2 / pi of a token
+    assert len(sparsity[CHANNEL]) == len(latents) and model.edits == ()

@@ -63,8 +63,8 @@ def test_shuffled_labels_leave_the_entropy():
 
 def test_tokens_that_a_question_is_not_asked_of_have_no_say():
     training, held = planted(1000, 0), planted(500, 1)
-    asked = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) < 0.5
-    some = [replace(training, asked=asked, true=training.true ^ (~asked & flip)) for flip in (False, True)]
-    first, second = (probe(lambda x: x, each, held) for each in some)
+    inside = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) < 0.5
+    both = [replace(training, asked=inside, true=training.true ^ (~inside & flip)) for flip in (False, True)]
+    first, second = (probe(lambda x: x, each, held) for each in both)
     assert torch.equal(first.column, second.column) and first.column[0] == PLANTED
     torch.testing.assert_close(first.loss, second.loss)

@@ -29,8 +29,8 @@ def test_what_the_grammar_says_is_open_the_characters_say_too(storybook):
     inside = predicates(storybook, training.tokens)
     by_characters = torch.stack([inside[f"inside {mark}"] for mark in (*CLOSING, *QUOTES)]).any(0)
     answer = training.answers["a bracket or quote is open"]
-    asked = answer != NOT_ASKED
-    assert torch.equal(answer[asked] == 1, by_characters[asked]) and by_characters[asked].any()
+    known = answer != NOT_ASKED
+    assert torch.equal(answer[known] == 1, by_characters[known]) and by_characters[known].any()
     subject = training.answers["a woman is the subject"]
     assert {*subject.unique().tolist()} == {NOT_ASKED, 0, 1}
 
@@ -55,7 +55,7 @@ def test_a_label_is_asked_at_the_last_token_and_the_texts_are_split(storybook, t
     assert kept(training, held) == ["home"]  # the other has too few
     for part in (training, held):
         row, place = (part.answers["home"] != NOT_ASKED).nonzero().T
-        assert (place == 2).all() and (part.tokens[row, place + 0] != 0).all()
+        assert (place == 2).all() and (part.tokens[row, place] != 0).all()
     rows = {tuple(row.tolist()) for row in training.tokens}
     assert not rows & {tuple(row.tolist()) for row in held.tokens}
 
