@@ -54,11 +54,12 @@ class Table:
 
 
 def estimate_cell(value: Estimate | float | None, spec: str = ".3f", ends: str | None = None) -> Cell:
-    """The number by `spec`, and below it its interval by `ends` (by default as the number), where it has one."""
-    if value is None:
+    """The number by `spec`, a dash for NaN, and below it its interval by `ends` (by default as the number), if any."""
+    number = value.value if isinstance(value, Estimate) else value
+    if number is None or math.isnan(number):
         return Cell(MISSING)
     if not isinstance(value, Estimate) or math.isnan(value.low):
-        return Cell(format(getattr(value, "value", value), spec))
+        return Cell(format(number, spec))
     ends = ends or spec
     return Cell(format(value.value, spec), f"[{format(value.low, ends)}, {format(value.high, ends)}]")
 

@@ -53,8 +53,9 @@ Split = tuple[Questions, Questions]
 def of_characters(model: LanguageModel, tokens: Int[Tensor, "contexts pos"]) -> Questions:
     """What the characters of a text say."""
     truths = predicates(model, tokens)
-    ends = torch.tensor([model.token_text(token).strip()[-1:] in (".", "!", "?") for token in range(model.n_vocab)])
-    after = torch.cat([torch.zeros_like(tokens[:, :1], dtype=torch.bool), ends[tokens][:, :-1]], 1)
+    distinct, place = tokens.unique(return_inverse=True)
+    ends = torch.tensor([model.token_text(token).strip()[-1:] in (".", "!", "?") for token in distinct.tolist()])[place]
+    after = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1)
     answers = {name: truth.long() for name, truth in (truths | {"first of a sentence": after}).items()}
     for each in answers.values():
         each[:, -1] = NOT_ASKED  # what comes next is not known

@@ -4,6 +4,7 @@ What is chosen (the latent of a probe, a threshold, a rule) is chosen on trainin
 held-out ones. Tokens of massive norm, by the strictest limit of a site's dictionaries, are left out.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from sae_core.dictionaries.saes import SAE
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import limits_of
-from sae_core.progress import OnProgress, Stages, silent
+from sae_core.progress import OnProgress, Stages, duration, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 from subrank.settings.studies import MetricSettings
@@ -90,6 +91,7 @@ def set_metrics(
     stages = Stages(on_progress, 1 + sum(map(len, sets.values())) + len(sites))
     stages.begin("reading the text for the metrics")
     metrics: dict[str, dict[Site, SetMetrics]] = {name: {} for name in sets}
+    left, last = sum(map(len, sets.values())), ""
     for bench in benches(model, sites, limits_of(sets.values()), contexts, settings):
         site = bench.site
         here = {name: dictionaries[site] for name, dictionaries in sets.items() if site in dictionaries}
@@ -97,8 +99,10 @@ def set_metrics(
         codes = {name: coded(dictionary, bench) for name, dictionary in here.items()}
         losses = _losses(bench, here, codes)
         for name, dictionary in here.items():
-            stages.begin(f"metrics of {name} at {site}")
+            stages.begin(f"metrics of {name} at {site}{last}")
+            begun, left = time.perf_counter(), left - 1
             metrics[name][site] = measured(bench, name, dictionary, codes[name], losses)
+            last = f", about {duration(left * (time.perf_counter() - begun))} left"
     return metrics
 
 
