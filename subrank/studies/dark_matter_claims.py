@@ -38,7 +38,9 @@ class Claim:
         if ours[0].isnan():
             return cls(text, rule, Estimate(math.nan), "", None)
         value = estimate(ours)
-        words = [f"{name} {draws[0].item():.2f}" for name, draws in beside.items() if not draws[0].isnan()]
+        words = [
+            f"{name} {round(draws[0].item(), 2) + 0.0:.2f}" for name, draws in beside.items() if not draws[0].isnan()
+        ]
         return cls(text, rule, value, ", ".join(words), agrees(value))
 
 

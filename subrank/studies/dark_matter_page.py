@@ -14,7 +14,7 @@ from subrank.studies import dark_matter_errors as names
 from subrank.studies.dark_matter_claims import Claim
 from subrank.studies.dark_matter_errors import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, X
 from subrank.studies.dark_matter_parts import LIKE_N, PURSUED, RISE, SHUFFLED
-from subrank.studies.dark_matter_report import SiteErrors
+from subrank.studies.dark_matter_report import Prediction, SiteErrors
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,6 +29,23 @@ PREDICTORS = {
     names.NOISE: RED,
 }
 """What is drawn beside x, in these colours."""
+MEASURED = {
+    "FVU": ("fvu", PLAIN),
+    "nonlinear": ("fvu", X),
+    "with earlier x̂": ("fvu", names.EARLIER),
+    "rise of CE": ("loss", RISE),
+    "L back": ("loss", LINEAR),
+    "N back": ("loss", NONLINEAR),
+    "other L": ("loss", SHUFFLED),
+    "FVU on x": ("dictionaries", X),
+    "on e": ("dictionaries", ERROR),
+    "on L": ("dictionaries", LINEAR),
+    "on N": ("dictionaries", NONLINEAR),
+    "on Gaussian": ("dictionaries", LIKE_N),
+    "before pursuit": ("pursuit", PLAIN),
+    "after": ("pursuit", PURSUED),
+}
+"""Columns of the table of both parts, by kind and name."""
 VERDICTS = {True: "agrees", False: "does not agree", None: "not measured"}
 
 
@@ -105,14 +122,16 @@ def dark_matter_section(
     errors: Sequence[SiteErrors], claims: Sequence[Claim], figures: "Mapping[str, Figure]"
 ) -> Markup:
     """The page: the two parts of the error, the paper's findings beside ours, the controls, and all numbers."""
+    larger = [each for each in errors if "smaller" in each.measured]
+    by_smaller = {f"from {name}": ("smaller", name) for each in larger[:1] for name in each.measured["smaller"]}
     return render(
         "dark_matter.html",
         lines=sentences(errors, claims)[:1],
         plots={name: figure(plot) for name, plot in figures.items()},
         claims=_claim_table(claims),
-        errors=_error_table(errors),
+        errors=_measured_table(errors, MEASURED),
         predictions=_prediction_table(largest(errors)),
-        sizes=_sizes_table([each for each in errors if "smaller" in each.measured]),
+        sizes=_measured_table(larger, by_smaller) if larger else None,
         left_out=sum(each.n_left_out for each in largest(errors)[:1]),
     )
 
@@ -130,62 +149,32 @@ def _claim_table(claims: Sequence[Claim]) -> Table:
     return Table(("Engels et al.", "here", "ours", "beside it"), rows, prose=True, wide=True)
 
 
-def _error_table(errors: Sequence[SiteErrors]) -> Table:
-    columns = {
-        "rise of CE": ("loss", RISE),
-        "L back": ("loss", LINEAR),
-        "N back": ("loss", NONLINEAR),
-        "other L": ("loss", SHUFFLED),
-        "FVU on x": ("dictionaries", X),
-        "on e": ("dictionaries", ERROR),
-        "on L": ("dictionaries", LINEAR),
-        "on N": ("dictionaries", NONLINEAR),
-        "on Gaussian": ("dictionaries", LIKE_N),
-        "before pursuit": ("pursuit", PLAIN),
-        "after": ("pursuit", PURSUED),
-        "with earlier x_hat": ("fvu", names.EARLIER),
-    }
+def _measured_table(errors: Sequence[SiteErrors], columns: Mapping[str, tuple[str, str]]) -> Table:
+    """A row for each dictionary, and in each column the number of that kind and name."""
     rows = [
         (
-            Cell(str(each.site), f"{each.set}, {each.n_latents} latents"),
-            f"{each.l0:.1f}",
-            _cell(each.fvu),
-            _cell(each.nonlinear),
+            Cell(str(each.site), f"{each.set}: {each.n_latents}, L0 {each.l0:.1f}"),
             *(_cell(each.number(*where)) for where in columns.values()),
         )
         for each in errors
     ]
-    return Table(("site, set", "L0", "FVU", "of it nonlinear", *columns), rows, wide=True)
+    return Table(("site, set", *columns), rows, wide=True)
+
+
+def _cell(value: Estimate) -> Cell:
+    return Cell(MISSING) if math.isnan(value.value) else estimate_cell(value)
 
 
 def _prediction_table(errors: Sequence[SiteErrors]) -> Table:
     keys = list(dict.fromkeys((p.target, p.predictor) for each in errors for p in each.predictions))
     by_site = [{(p.target, p.predictor): p for p in each.predictions} for each in errors]
-    rows = [
-        (
-            Cell(target, f"from {predictor}"),
-            *(
-                Cell(f"{p.r2.value:.3f}", f"dimensions {p.of_dimensions:.3f}\nfit {p.on_fit:.3f}")
-                if p
-                else Cell(MISSING)
-                for p in (there.get((target, predictor)) for there in by_site)
-            ),
-        )
-        for target, predictor in keys
-    ]
+    rows = [(Cell(key[0], f"from {key[1]}"), *(_prediction_cell(there.get(key)) for there in by_site)) for key in keys]
     return Table(("R²", *(str(each.site) for each in errors)), rows, wide=True)
 
 
-def _sizes_table(errors: Sequence[SiteErrors]) -> Table | None:
-    if not errors:
-        return None
-    predictors = list(errors[0].measured["smaller"])
-    rows = [
-        (Cell(str(each.site), each.set), *(_cell(each.number("smaller", name)) for name in predictors))
-        for each in errors
-    ]
-    return Table(("site, set", *(f"from {name}" for name in predictors)), rows)
-
-
-def _cell(value: Estimate) -> Cell:
-    return Cell(MISSING) if math.isnan(value.value) else estimate_cell(value)
+def _prediction_cell(prediction: Prediction | None) -> Cell:
+    if prediction is None:
+        return Cell(MISSING)
+    beside = {"dimensions": prediction.of_dimensions, "fit": prediction.on_fit}
+    small = [f"{name} {value:.3f}" for name, value in beside.items() if not math.isnan(value)]
+    return Cell(f"{prediction.r2.value:.3f}", "\n".join(small))
