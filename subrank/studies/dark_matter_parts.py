@@ -1,7 +1,7 @@
 """What the two parts of an error are: x = x_hat + L + N (`dark_matter_errors.py`).
 
 - What each costs the prediction: of the rise of the cross-entropy with x_hat in place of x, the share that goes when
-  x_hat + L, or x_hat + N, is there instead. Control: the L of another context.
+  x_hat + L, or x_hat + N, is there instead. Control: the L of another token.
 - How well a sparse dictionary does on each: TopK dictionaries of one size and training on x, e, L, N, by FVU on other
   contexts. Control: a Gaussian of the mean and covariance of N, which has no features.
 - How much of the FVU is the encoder's: gradient pursuit with the same directions and as many latents, token by token
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.edited_contexts import EditedContexts
-from editing.interventions.masks import Mask, where_inlier
+from editing.interventions.masks import where_inlier
 from editing.interventions.patch import codes
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
@@ -33,7 +33,7 @@ from subrank.studies.error_batches import Batch
 from subrank.studies.error_regression import Draws, LeastSquares, Linear, Scores
 from subrank.studies.pursuit import pursuit
 
-LIKE_N, SHUFFLED = "Gaussian like the nonlinear error", "linear error of another context"
+LIKE_N, SHUFFLED = "Gaussian like the nonlinear error", "linear error of another token"
 RISE, PURSUED = "rise", "pursuit"
 BATCH = 512
 """Tokens per step of training."""
@@ -50,15 +50,22 @@ class KeptError:
     dictionary: Dictionary
     linear: Linear
     part: str
-    mask: Mask
+    mask: Bool[Tensor, "batch pos"]
     outlier_norm: float
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        linear = self.linear(h.roll(1, 0) if self.part == SHUFFLED else h).to(h)
+        linear = self.linear(h).to(h)
+        if self.part == SHUFFLED:
+            linear = _elsewhere(torch.where(self.mask[..., None], linear, 0.0))
         if self.part == NONLINEAR:
             return where_inlier(self, self.mask, h - linear, h)
         x_hat = self.dictionary.decode(codes(self.site, self.dictionary, h))
         return where_inlier(self, self.mask, x_hat + linear if self.part else x_hat, h)
+
+
+def _elsewhere(values: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+    """Those of the token seven before, the first of a context having those of the end of another."""
+    return values.flatten(0, 1).roll(7, 0).view_as(values)
 
 
 @torch.no_grad()

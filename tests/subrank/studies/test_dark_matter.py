@@ -184,12 +184,16 @@ def hand() -> HandModel:
 
 def test_the_parts_add_up_to_the_activation():
     sae, linear, h = random_topk(6, 12, 3), Linear(normal(6, 6).double(), normal(6).double()), normal(2, 5, 6)
-    edits = {part: KeptError(Site(0), sae, linear, part, None, math.inf) for part in ("", LINEAR, NONLINEAR)}
-    plain, with_linear, with_nonlinear = (edit(h) for edit in edits.values())
+    mask = torch.tensor([[True, False, True, True, True]]).expand(2, 5)
+    edits = [KeptError(Site(0), sae, linear, part, mask, math.inf) for part in ("", LINEAR, NONLINEAR, SHUFFLED)]
+    changed = [edit(h) for edit in edits]
+    assert all(torch.equal(each[~mask], h[~mask]) for each in changed)
+    h, plain, with_linear, with_nonlinear, with_other = (each[mask] for each in (h, *changed))
     torch.testing.assert_close(plain, sae.decode(sae.encode(h)))
     torch.testing.assert_close(with_linear + with_nonlinear, plain + h, rtol=1e-4, atol=1e-5)
-    massive = KeptError(Site(0), sae, linear, "", torch.tensor([[True, False, True, True, True]]), 0.0)
-    assert torch.equal(massive(h), h)
+    assert not torch.isclose(with_other, with_linear).all(-1).any()
+    massive = normal(2, 5, 6)
+    assert torch.equal(KeptError(Site(0), sae, linear, "", mask, 0.0)(massive), massive)
 
 
 def test_where_all_of_the_error_is_linear_leaving_it_in_gives_everything_back(hand):
