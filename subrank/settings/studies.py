@@ -83,7 +83,7 @@ class DarkMatterSettings(Settings):
     """contexts on which the linear maps are fitted, at most"""
     held: int = setting(128, least=2, quick=32)
     """further contexts on which all is measured, at most"""
-    steps: int = setting(300, least=0, most=10**6, quick=60)
+    steps: int = setting(200, least=0, most=10**6, quick=40)
     """steps of training dictionaries on each part of the error; 0 for none"""
     expansion: int = setting(4, least=1)
     """latents of these dictionaries per dimension"""

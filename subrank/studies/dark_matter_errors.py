@@ -25,7 +25,7 @@ from subrank.studies.error_regression import Designs, Draws, Gaussian, Linear, R
 X, X_HAT, NORM, TOKEN, EARLIER = "x", "x_hat", "|x|", "token", "earlier x_hat"
 RESCALED, OTHER, NOISE = "a x_hat + mean", "x of another token", "Gaussian like x"
 ERROR, LINEAR, NONLINEAR = "error", "linear error", "nonlinear error"
-ERROR_NORM, SQUARED, ON_NOISE = "|e|", "|e|²", "error on the Gaussian"
+ERROR_NORM, SQUARED, ON_NOISE = "|e|", "|e|²", "error on Gaussian vectors"
 ACTIVATION, PLAIN = "activation", "nothing"
 """What is added to x_hat where nothing is."""
 BOTH, WITH_NORM = "|e|, |nonlinear error|", "|e|, |x|"

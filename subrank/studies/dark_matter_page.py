@@ -84,6 +84,7 @@ def parts_figure(errors: Sequence[SiteErrors]) -> "Figure":
     """FVU of every dictionary as linear and nonlinear error, and what pursuit and an earlier site leave of it."""
     from plotly.graph_objects import Figure
 
+    errors = sorted(errors, key=lambda each: each.site)
     several = len({each.set for each in errors}) > 1
     x = [f"{each.site}<br>{each.set}" if several else str(each.site) for each in errors]
     linear = [each.fvu.value - each.nonlinear.value for each in errors]
@@ -141,12 +142,17 @@ def _claim_table(claims: Sequence[Claim]) -> Table:
         (
             Cell(claim.text, claim.rule),
             VERDICTS[claim.agrees],
-            estimate_cell(claim.value, ".2f") if claim.agrees is not None else MISSING,
+            _narrow(claim.value) if claim.agrees is not None else MISSING,
             claim.beside,
         )
         for claim in claims
     ]
     return Table(("Engels et al.", "here", "ours", "beside it"), rows, prose=True, wide=True)
+
+
+def _narrow(value: Estimate) -> Cell:
+    """With its interval in one line."""
+    return Cell(f"{value.value:.2f}", f"[{value.low:.2f},\u00a0{value.high:.2f}]")
 
 
 def _measured_table(errors: Sequence[SiteErrors], columns: Mapping[str, tuple[str, str]]) -> Table:
