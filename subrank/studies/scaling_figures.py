@@ -131,37 +131,33 @@ def compute_figure(here: Sequence[Series], points: Sequence[Point]) -> "Figure":
 
 
 def metric_figure(laws: Laws) -> "Figure":
-    """Every metric over n, a line per k, and over k, a line per n; dotted grey what it is first compared with."""
+    """Every metric over n, a line per k, and over k, a line per n; dotted what it is first compared with."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
     measured = [(p, laws.metrics[p.name][p.site].numbers) for p in laws.points if p.name in laws.metrics]
-    names = [name for name in METRICS if any(name in numbers for _, numbers in measured)]
-    drawn = make_subplots(
-        rows=max(1, len(names)), cols=2, horizontal_spacing=0.09, vertical_spacing=0.4 / (len(names) + 1)
-    )
+    names = [name for name in METRICS if any(name in numbers for _, numbers in measured)] or ["fvu"]
+    titles = ["over n, a line per k", "over k, a line per n"] + [""] * (2 * len(names) - 2)
+    space = {"horizontal_spacing": 0.09, "vertical_spacing": 0.4 / (len(names) + 1)}
+    drawn = make_subplots(rows=len(names), cols=2, subplot_titles=titles, **space)
     legend: set[str] = set()
     for row, metric in enumerate(names, 1):
         has = [(p, numbers[metric]) for p, numbers in measured if metric in numbers]
         for col, (axis, other) in enumerate((("n_latents", "k"), ("k", "n_latents")), 1):
-            groups = sorted({(str(p.site), p.kind, getattr(p, other)) for p, _ in has})
-            for rank, group in enumerate(groups):
+            for rank, group in enumerate(sorted({(str(p.site), p.kind, getattr(p, other)) for p, _ in has})):
                 members = [(p, m) for p, m in has if (str(p.site), p.kind, getattr(p, other)) == group]
                 members.sort(key=lambda each: getattr(each[0], axis))
-                x, colour = [getattr(p, axis) for p, _ in members], COLOURS[rank % len(COLOURS)]
-                name = " ".join([*group[:2], f"{other[0]}={group[2]}"])
-                look = {"mode": "lines+markers", "name": name, "legendgroup": name, "line": {"color": colour}}
-                values = [m.value for _, m in members]
-                bars = error_bars(values)
-                y = [v.value for v in values]
-                first = name not in legend
-                drawn.add_trace(Scatter(x=x, y=y, error_y=bars, showlegend=first, **look), row=row, col=col)
+                x, values = [getattr(p, axis) for p, _ in members], [m.value for _, m in members]
+                name = f"{group[0]} {group[1]} {other[0]}={group[2]:,}"
+                line = {"color": COLOURS[(rank + 4 * (col - 1)) % len(COLOURS)]}
+                look = {"mode": "lines+markers", "name": name, "legendgroup": name, "showlegend": name not in legend}
                 legend.add(name)
+                y, bars = [v.value for v in values], error_bars(values)
+                drawn.add_trace(Scatter(x=x, y=y, error_y=bars, line=line, **look), row=row, col=col)
                 control = [next(iter(m.controls.values())).value if m.controls else None for _, m in members]
-                grey = {"mode": "lines", "line": {"color": colour, "dash": "dot", "width": 1}, "showlegend": False}
-                drawn.add_trace(Scatter(x=x, y=control, hoverinfo="skip", **grey), row=row, col=col)
+                dotted = {"mode": "lines", "line": line | {"dash": "dot", "width": 1}, "showlegend": False}
+                drawn.add_trace(Scatter(x=x, y=control, hoverinfo="skip", **dotted), row=row, col=col)
         drawn.update_yaxes(title_text=METRICS[metric].title, row=row, col=1)
-    drawn.update_xaxes(type="log")
-    drawn.update_xaxes(title_text="latents n", col=1, row=len(names) or 1)
-    drawn.update_xaxes(title_text="k", col=2, row=len(names) or 1)
-    return styled(drawn, height=220 * max(1, len(names)) + 120)
+    drawn.update_xaxes(type="log", dtick=math.log10(2), tickformat=",")
+    height = 220 * len(names) + 120
+    return styled(drawn, height=height, top=100).update_layout(legend_y=1 + 35 / height)

@@ -32,9 +32,7 @@ def sentences(laws: Laws) -> list[str]:
     compute = [_compute(series) for series in laws.series if series.compute]
     worst = max(laws.points, key=lambda p: p.dead)
     if worst.dead > DEAD:
-        start += (
-            f" Of {worst.name} {worst.dead:.0%} of the latents are dead: too few tokens for them flatten the law."
-        )
+        start += f" Of {worst.name} {worst.dead:.0%} of the latents are dead: too few tokens for them flatten the law."
     if not sizes:
         start += " Of too few sizes for a law: train a sweep, such as --expansion 1 2 4 8 16 -k 8 16 32 64."
     return [start, *sizes[:4], *joints[:2], *compute[:4], *sizes[4:], *joints[2:], *compute[4:]]
