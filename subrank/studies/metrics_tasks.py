@@ -35,6 +35,8 @@ from subrank.studies.metrics_reading import Reading
 LEAST = 16
 MOST = 2048
 """Tokens to choose on, at most."""
+LONGEST = 128
+"""Tokens of a user's text that are read, the last ones, at most."""
 NOT_ASKED = -1
 
 
@@ -126,7 +128,7 @@ def _labelled(model: LanguageModel, line: Any, where: str, path: Path) -> tuple[
     shape = '{"text": "...", "label": true or false}'
     if not isinstance(line, dict) or not isinstance(line.get("text"), str) or line.get("label") not in (0, 1):
         raise UserError(f'{where}: expected {shape}, and "task" where there are several')
-    ids = model.to_ids(line["text"])[: model.n_ctx - 1]
+    ids = model.to_ids(line["text"])[1 - min(LONGEST, model.n_ctx) :]
     if not ids:
         raise UserError(f"{where}: the text has no tokens; leave the line out")
     return ids, str(line.get("task", path.stem)), bool(line["label"])

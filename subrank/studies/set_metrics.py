@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.data.text import Contexts
@@ -45,17 +45,16 @@ Numbers = dict[str, Measured]
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A dictionary's codes on training and held-out tokens, summed up."""
+    """What a dictionary's codes are on training and held-out tokens."""
 
     active: Int[Tensor, "2 n_latents"]
     """Tokens of each text on which a latent is active."""
-    l0: tuple[Float[Tensor, "training"], Float[Tensor, "held"]]
-    x_hat: Float[Tensor, "held d_in"]
-
-    @property
-    def components(self) -> int:
-        """As many principal components as latents are active on a held-out token."""
-        return max(1, min(round(self.l0[1].mean().item()), self.x_hat.shape[1]))
+    training_l0: float
+    l0: Estimate
+    fvu: Estimate
+    """Of held-out tokens, as `l0`."""
+    components: int
+    """As many principal components as latents are active on a held-out token."""
 
     def drawn(self, n: int, seed: int, purpose: str) -> Int[Tensor, "k"]:
         """At most `n` latents that are active often enough."""
@@ -137,13 +136,19 @@ def benches(
 @torch.no_grad()
 def coded(dictionary: Dictionary, bench: Bench) -> Coded:
     """The codes of both texts, summed up."""
-    active, l0, x_hat = [], [], []
-    for reading in (bench.training, bench.held):
-        parts = [dictionary.encode(few) for few in reading.rows.x.split(_ROWS)]
-        active.append(torch.stack([(f != 0).sum(0) for f in parts]).sum(0))
-        l0.append(torch.cat([(f != 0).sum(-1) for f in parts]).double())
-        x_hat = [dictionary.decode(f) for f in parts]  # of the last, the held-out text
-    return Coded(torch.stack(active), (l0[0], l0[1]), torch.cat(x_hat))
+    active, l0 = torch.zeros(2, len(dictionary.directions), dtype=torch.long).to(bench.held.h.device), []
+    x_hat: list[Tensor] = []
+    for counts, reading in zip(active, (bench.training, bench.held), strict=True):
+        per_token, x_hat = [], []
+        for few in reading.rows.x.split(_ROWS):
+            f = dictionary.encode(few)
+            counts += (f != 0).sum(0)
+            per_token.append((f != 0).sum(-1))
+            x_hat.append(dictionary.decode(f))
+        l0.append(torch.cat(per_token).double())
+    rows, width = bench.held.rows, len(bench.basis.directions)
+    components = max(1, min(round(l0[1].mean().item()), width))
+    return Coded(active, l0[0].mean().item(), rows.mean(l0[1]), rows.fvu(torch.cat(x_hat)), components)
 
 
 def _losses(bench: Bench, here: Mapping[str, Dictionary], codes: Mapping[str, Coded]) -> Losses:
@@ -168,7 +173,7 @@ def measured(bench: Bench, name: str, dictionary: Dictionary, codes: Coded, loss
     }
     return SetMetrics(
         n_latents=len(dictionary.directions),
-        l0=bench.held.rows.mean(codes.l0[1]),
+        l0=codes.l0,
         dead=(codes.active.sum(0) == 0).double().mean().item(),
         numbers=numbers,
         tasks=tuple(tasks),
@@ -188,7 +193,7 @@ def _reconstruction(bench: Bench, name: str, codes: Coded, losses: Losses) -> Nu
     rows, k = bench.held.rows, codes.components
     control, basis = _pca(k), _truncated(bench.basis, k)
     numbers = {
-        "fvu": Measured(rows.fvu(codes.x_hat), {control: rows.fvu(basis.decode(basis.encode(rows.x)))}),
+        "fvu": Measured(codes.fvu, {control: rows.fvu(basis.decode(basis.encode(rows.x)))}),
         "loss_rise": Measured(losses.rise(name), {control: losses.rise(control)}),
         "recovered": Measured(losses.recovered(name), {control: losses.recovered(control)}),
     }
@@ -239,7 +244,7 @@ def _other_k(bench: Bench, dictionary: Dictionary, codes: Coded) -> tuple[Number
     if not isinstance(dictionary, SAE):
         return {}, ()
     k = [each for each in bench.settings.read_at if each <= dictionary.n_latents // 2]
-    *curve, usual = read_at(dictionary, bench.training.rows, bench.held.rows, [*k, codes.l0[0].mean().item()])
+    *curve, usual = read_at(dictionary, bench.training.rows, bench.held.rows, [*k, codes.training_l0])
     return {"threshold_fvu": Measured(usual.threshold_fvu, {"as many of each token": usual.fvu})}, tuple(curve)
 
 
