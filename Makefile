@@ -6,6 +6,7 @@
 # make fuzz   five times as many command lines and damaged files as in make test
 # make verify  every verb on storybook, a sample of what it reports computed again by plain forward passes
 # make interop  the tests that need SAELens, sparsify or dictionary-learning, each in an environment of its own
+# make docs   run the tutorials and build the site: build/docs/site/index.html
 # make lint   ruff and pyright
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 kills fuzz verify interop lint clean
+.PHONY: demo test quick seeds trained-avx2 kills fuzz verify interop docs lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -67,10 +68,30 @@ interop-%:
 	    .interop/$*/bin/python -m pytest --noconftest -p no:cacheprovider -k '$(subst -,_,$(*:eai-%=%))' \
 	        tests/sae_core/formats/test_other_tools.py; }
 
+# The site's tools stand apart, so that no version of theirs is one of ours. Tutorials run again where the code is new.
+DOCS := build/docs
+CODE := $(wildcard examples/*.py sae_core/*.py sae_core/*/*.py editing/*.py editing/*/*.py circuits/*.py circuits/*/*.py \
+    subrank/*.py subrank/*/*.py)
+
+.docs/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .docs
+	.docs/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.docs/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $@
+
+$(DOCS)/tutorials.made: $(VENV)/installed docs/make_tutorials.py $(CODE)
+	$(BIN)/python docs/make_tutorials.py $(DOCS)/tutorials
+	touch $@
+
+docs: .docs/installed $(DOCS)/tutorials.made
+	$(BIN)/python docs/make_site.py $(DOCS)
+	.docs/bin/mkdocs build --strict --config-file $(DOCS)/mkdocs.yml
+	$(BIN)/python docs/check_offline.py $(DOCS)/site
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) .interop demo build *.egg-info
+	rm -rf $(VENV) .interop .docs demo build *.egg-info

@@ -9,7 +9,7 @@ out = Path(sys.argv[1] if len(sys.argv) > 1 else "example_sweep")
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 site, sizes, kinds = sr.Site(2), (8, 16, 32), ("topk", "batchtopk")
 
-# one stream of activations feeds all six; BatchTopK becomes a dictionary with one threshold, at which L0 = k
+# One stream of activations feeds all six. BatchTopK becomes a dictionary with one threshold, at which L0 = k.
 members = sr.sweep(
     sr.load_model("storybook"), "storybook", sites=str(site), kind=kinds, k=sizes, tokens=60_000, seed=seed
 )
@@ -20,6 +20,7 @@ for name, saes in members.items():
     print(f"{name:26s} {saes.quality.lines()[0]}")
     saes.save(out / name)
 
+# More active latents explain more, whichever the kind.
 for kind in kinds:
     by_k = [fvu[f"{kind}-n512-k{k}-seed{seed}"] for k in sizes]
     assert by_k == sorted(by_k, reverse=True), "more active latents explain more"

@@ -17,10 +17,13 @@ file = Path(sys.argv[2] if len(sys.argv) > 2 else "example_foreign") / "layers.2
 model, site = sr.load_model("storybook"), sr.Site(2)
 save_sparsify(ours.at(site), file)
 
-theirs = sr.import_saes(file, model, tokens=20_000)  # the file's name says where it belongs: behind block 2
+# The file's name says where it belongs: behind block 2. Others say it in their card, or are told by `at=`.
+theirs = sr.import_saes(file, model, tokens=20_000)
 result = sr.evaluate(model, theirs, contexts=16, spliced=16)
 print(result)
+result.plot()
 
+# What was read is what was written, to rounding.
 text = "Then, Mary and John went to the store."
 assert list(theirs.dictionaries) == [site]
 assert torch.allclose(theirs.encode(model, text)[site], ours.encode(model, text)[site], atol=1e-4)

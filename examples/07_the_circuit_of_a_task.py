@@ -18,6 +18,9 @@ circuit = sr.discover(sr.load_model("storybook"), saes, "task: ioi", nodes=40, c
 print(circuit)
 print(circuit.draw(out / "circuit.svg"))
 
+# The curve is the test: how much of the task do the first n features carry alone, beside as many random ones?
+circuit.plot()
+
 assert circuit.evaluation is not None
 controls = circuit.evaluation.controls[-1]  # under resampling, the ablation that chose the circuit
 features = [node for node in circuit.graph.nodes if str(node.id).startswith("5_")]

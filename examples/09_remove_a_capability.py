@@ -1,0 +1,28 @@
+"""Remove a capability, and see what else suffers: `python examples/09_remove_a_capability.py [SET [OUT]]`.
+
+The model knows whether "she" or "he" follows a name. Features that carry this are ablated, beside LEACE, which erases
+all linear information on it, and the mean difference. What counts is the damage to other text *at equal removal*.
+"""
+
+import sys
+from pathlib import Path
+
+import subrank as sr
+
+saes = sr.load(sys.argv[1] if len(sys.argv) > 1 else "example_set")
+out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_removal")
+model = sr.load_model("storybook")
+
+result = sr.remove(model, saes, "pronouns", site="resid_post.4", prompts=64, contexts=16)
+print(result)
+
+# Every method along its strength: capability left against damage, in nats per token.
+result.plot()
+
+# The folder holds the edit itself, twice: for `load_edit`, and as a PyTorch hook that needs nothing of ours.
+result.save(out)
+print(*sorted(str(path.relative_to(out)) for path in out.glob("*/*")), sep="\n")
+
+features = next(method for method in result.result.methods if method.method == "features")
+print(f"{', '.join(features.features)}: {features.left:.0%} of the capability left, damage {features.damage.value:.5f}")
+assert features.left < 0.5 and features.damage.value < 0.1
