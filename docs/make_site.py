@@ -2,8 +2,8 @@
 
 python docs/make_site.py build/docs      # build/docs/pages and build/docs/mkdocs.yml, from which mkdocs builds the site
 
-The pages lie as in the repository, so that links among them hold: the README is the front page, docs/*.md are the guides,
-build/docs/tutorials (`make_tutorials.py`) becomes examples/. The reference names modules and objects, whose
+The pages lie as in the repository, so that links among them hold: the README is the front page, docs/*.md are the
+guides, build/docs/tutorials (`make_tutorials.py`) becomes examples/. The reference names modules and objects, whose
 docstrings mkdocstrings reads.
 """
 
@@ -20,15 +20,7 @@ import subrank as sr
 from subrank.settings.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = (
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "LICENSE",
-    "CITATION.cff",
-    "benchmarks/RESULTS.md",
-)
+SHARED = "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE CITATION.cff benchmarks/RESULTS.md".split()
 """Files beside those in docs/ that are pages, or that pages link to."""
 GUIDES = {
     "Your model": "families",
@@ -51,7 +43,7 @@ Nav = list[dict[str, Any]]
 
 
 def navigation(scripts: Sequence[str]) -> Nav:
-    """The site's pages by title; `scripts` are the names of the examples, those of studies ending in the study's name."""
+    """The site's pages by title; `scripts` are the examples' names, those of studies ending in the study's."""
     of_studies = {name: next((s for s in scripts if s.endswith(f"_{name.replace('-', '_')}")), "") for name in STUDIES}
     tutorials = [script for script in scripts if script not in of_studies.values()]
     return [

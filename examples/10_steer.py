@@ -1,7 +1,7 @@
 """Turn a feature up, and read what the model writes: `python examples/10_steer.py [SET]`.
 
-A feature's contribution is multiplied: by 0 it is off, by 1 nothing changes, by 8 it shouts. Texts show what that does;
-how far the tokens rise that the feature promotes, and what it costs where the feature is silent, is measured beside them.
+A feature's contribution is multiplied: by 0 it is off, by 1 nothing changes, by 8 it shouts. Texts show what that does.
+How far the tokens rise that the feature promotes, and what it costs where the feature is silent, is measured.
 """
 
 import sys
