@@ -2,7 +2,7 @@
 
 The target is the feature of the last layer that best predicts "a closing bracket comes next". On its strongest examples
 every active feature of the layer before is ablated, alone; the three that take most of the target are its causes. The
-same is asked of each of them.
+same is then asked of the causes.
 """
 
 import sys
@@ -13,8 +13,8 @@ import subrank as sr
 saes = sr.load(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "example_circuit")
 
-# What is left out here takes longer: scores on other prompts, random directions, the explorer.
-light = {"contexts": 150, "max_targets": 2, "null": 100, "held": 0, "cards": 0}  # not scored, and no explorer
+# What is left out takes longer: more than two targets, scores on other prompts (`held`), and the explorer (`cards`).
+light = {"contexts": 150, "max_targets": 2, "null": 100, "held": 0, "cards": 0}
 circuit = sr.discover(sr.load_model("storybook"), saes, **light)
 
 # An edge says which share of the target's activation goes when the cause is ablated.
