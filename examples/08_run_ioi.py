@@ -13,9 +13,9 @@ import subrank as sr
 saes = sr.load(sys.argv[1] if len(sys.argv) > 1 else "example_set")
 model = sr.load_model("storybook")
 
-# The site is named here; by default it is chosen on prompts of its own. PCA stands beside, the strongest of the rivals
-# on this model; `baselines` names more.
-result = sr.ioi(model, saes, site="resid_post.3", corruption="swap", prompts=24, contexts=64, baselines="pca")
+# The site is named here; by default it is chosen on prompts of its own. PCA stands beside; by default others do, too.
+fewer = {"site": "resid_post.3", "corruption": "swap", "prompts": 24, "contexts": 64, "baselines": "pca"}
+result = sr.ioi(model, saes, selectors=("attribution", "random"), **fewer)
 print(result)
 
 # Divergence from the clean prediction, against the number of patched directions and against the size of the edit.
