@@ -21,7 +21,9 @@ result.plot()
 # The largest families, parents on the left.
 result.plot("families")
 
-# Direction and activity are told apart, and agree on the parent far more often than by chance.
+# After so little training no direction is found twice: by cosine nothing is kept. By activity the families are there all
+# the same, as they are not when tokens are shuffled.
 (step,) = result.steps
-print(f"same parent by direction and by activity: {step.agree.value:.0%}, by chance {step.agree_by_chance.value:.0%}")
-assert step.agree.value > step.agree_by_chance.high
+split, by_chance = step.split_together, step.split_together_by_chance
+print(f"several children by activity: {split.value:.0%} of the features, by chance {by_chance.value:.0%}")
+assert split.low > by_chance.high

@@ -26,11 +26,11 @@ TRAINS = ("01", "05")
 """Examples that train: they take where to write and a seed, the others a set and where to write."""
 FEWER = {
     "sweep": {"tokens": 20_480},
-    "ioi": {"prompts": 12, "contexts": 16},
-    "remove": {"prompts": 24, "contexts": 8},
+    "ioi": {"prompts": 6, "contexts": 8},
+    "remove": {"prompts": 16, "contexts": 8, "shortlist": 6, "features": 4},
     "steer": {"strengths": (1, 4), "tokens": 4, "contexts": 4, "read": 32},
     "superposition": {"densities": (1.0, 0.01), "copies": 2, "steps": 600, "dictionary_steps": 20},
-    "splitting": {"contexts": 8},
+    "splitting": {"contexts": 4},
 }
 """What the examples' functions are told here, where less shows as much."""
 
@@ -93,7 +93,7 @@ def test_example(path, trained_set, training_seed, tmp_path):
         assert (model.name, text) == ("storybook", "storybook")
         if settings == TRAINING | {"seed": training_seed}:
             return sr.load(trained_set)
-        return real["train"](model, text, **settings | FEWER["sweep"])
+        return real["train"](model, text, **settings | {"tokens": 8_192})
 
     def fewer(name: str, *given, **settings):
         return real[name](*given, **settings | FEWER[name])
