@@ -12,7 +12,7 @@ import re
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,10 @@ from subrank.settings.studies import STUDIES
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE CITATION.cff benchmarks/RESULTS.md".split()
 """Files beside those in docs/ that are pages, or that pages link to."""
-GUIDES = {
-    "Your model": "families",
-    "Your text": "texts",
-    "Other people's dictionaries": "formats",
-    "Results": "results",
-    "Scale": "scale",
-    "Coming from other tools": "coming_from",
-    "Glossary": "glossary",
-}
-"""Titles in the navigation, and the files in docs/."""
+GUIDES = ("families", "texts", "formats", "results", "scale", "coming_from", "glossary")
+"""Files in docs/ in the order in which they are read; others follow."""
+ELSEWHERE = ("quickstart", "studies", "options")
+"""Files in docs/ that stand under other headings."""
 ROOMS = {
     "sae_core": "model data dictionaries training evaluation formats storybook",
     "editing": "interventions engine tasks ioi removal steering",
@@ -45,6 +39,7 @@ Nav = list[dict[str, Any]]
 def navigation(scripts: Sequence[str]) -> Nav:
     """The site's pages by title; `scripts` are the examples' names, those of studies ending in the study's."""
     of_studies = {name: next((s for s in scripts if s.endswith(f"_{name.replace('-', '_')}")), "") for name in STUDIES}
+    others = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - {*GUIDES, *ELSEWHERE})
     tutorials = [script for script in scripts if script not in of_studies.values()]
     return [
         {"Home": "README.md"},
@@ -55,7 +50,7 @@ def navigation(scripts: Sequence[str]) -> Nav:
                 *({name.replace("-", " ").capitalize(): f"examples/{s}.md"} for name, s in of_studies.items() if s),
             ]
         },
-        {"Guides": [{title: f"docs/{name}.md"} for title, name in GUIDES.items()]},
+        {"Guides": [f"docs/{name}.md" for name in (*GUIDES, *others)]},
         {
             "Reference": [
                 {"Command and settings": "docs/options.md"},
@@ -79,11 +74,14 @@ def navigation(scripts: Sequence[str]) -> Nav:
 
 def rooms_of(package: str) -> dict[str, list[str]]:
     """The modules on each page of a package, by the name of a room; those outside of rooms come first."""
-    rooms = {f"{package}.{room}": ROOT / package / room for room in ROOMS[package].split()}
-    return {
-        name: [f"{name}.{path.stem}" for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")]
-        for name, folder in {package: ROOT / package, **rooms}.items()
-    }
+
+    def modules(paths: Iterable[Path]) -> list[str]:
+        dotted = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(paths))
+        return [name for name in dotted if "._" not in name]
+
+    folder = ROOT / package
+    rooms = {f"{package}.{room}": modules((folder / room).rglob("*.py")) for room in ROOMS[package].split()}
+    return {package: modules(folder.glob("*.py"))} | rooms
 
 
 def object_of(name: str, heading: str, level: int = 2, **options: Any) -> str:
@@ -102,7 +100,7 @@ def facade() -> str:
     }
     parts = ["# import subrank as sr\n", sr.__doc__ or ""]
     for name in sorted(sr.__all__, key=lambda name: (name[0].isupper(), name)):
-        parts.append(object_of(f"{sr._HOMES[name]}.{name}", f"sr.{name}"))
+        parts.append(object_of(f"{sr._HOMES[name]}.{name}", f"sr.{name}", skip_local_inventory=True))
         if slug := slugs.get(f"sr.{name}"):
             parts.append(f"Settings, as keywords: [those of the command](../docs/options.md#{slug}).\n")
     return "\n".join(parts)

@@ -1,8 +1,8 @@
 """Which features carry the indirect object: `python examples/08_run_ioi.py [SET]`.
 
 In "When Mary and John went to the store, John gave a drink to" the next word is Mary. In the corrupted prompt another
-name stands in her place. Features are given their values of the clean run, x' = x + sum_j (c_j - f_j(x)) d_j, a growing
-number of them; how far the prediction still is from the clean one is drawn against their number (Cunningham et al. 2023).
+name stands in her place. More and more features are given their values of the clean run, x' = x + sum_j (c_j - f_j(x))
+d_j; how far the prediction still is from the clean one is drawn against their number (Cunningham et al. 2023).
 """
 
 import sys

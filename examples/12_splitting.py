@@ -21,8 +21,8 @@ result.plot()
 # The largest families, parents on the left.
 result.plot("families")
 
-# After so little training no direction is found twice: by cosine nothing is kept. By activity the families are there all
-# the same, as they are not when tokens are shuffled.
+# After so little training no direction is found twice: by cosine nothing is kept. By activity the families are there,
+# and when tokens are shuffled they are not.
 (step,) = result.steps
 split, by_chance = step.split_together, step.split_together_by_chance
 print(f"several children by activity: {split.value:.0%} of the features, by chance {by_chance.value:.0%}")
