@@ -27,7 +27,7 @@ TRAINS = ("01", "05")
 FEWER = {
     "sweep": {"tokens": 20_480},
     "ioi": {"prompts": 6, "contexts": 8},
-    "remove": {"prompts": 16, "contexts": 8, "shortlist": 6, "features": 4},
+    "remove": {"prompts": 24, "contexts": 8},
     "steer": {"strengths": (1, 4), "tokens": 4, "contexts": 4, "read": 32},
     "superposition": {"densities": (1.0, 0.01), "copies": 2, "steps": 600, "dictionary_steps": 20},
     "splitting": {"contexts": 4},
