@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = "files"
 """Folder beside the pages that holds their pictures."""
 PICTURES = (".svg", ".png")
+HEAD = "---\nhide: [toc]\n---"
+"""Before the text of a page: without sections it needs no list of them, and code has the room."""
 HEIGHT = 480
 """Pixels of a figure that does not say how high it is."""
 
@@ -107,7 +109,7 @@ def run_cell(cell: Cell, names: dict[str, Any], path: Path) -> tuple[str, Any]:
 def page(path: Path, folder: Path) -> str:
     """The page of a script, which is run here; its pictures are put into `folder`."""
     script, pictures, names = read_script(path.read_text()), Pictures(path.stem, folder), {"__name__": "__main__"}
-    parts, begun, known = [f"# {script.title}", script.prose], time.monotonic(), _drawn()
+    parts, begun, known = [HEAD, f"# {script.title}", script.prose], time.monotonic(), _drawn()
     for cell in script.cells:
         printed, value = run_cell(cell, names, path)
         parts += [cell.prose, fenced("python", cell.code)]

@@ -40,7 +40,11 @@ print(total)
 Path("picture.svg").write_text("<svg/>")
 Figure()
 '''
-PAGE = """# Add two numbers
+PAGE = """---
+hide: [toc]
+---
+
+# Add two numbers
 
 A sum has two parts.
 
