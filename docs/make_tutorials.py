@@ -3,8 +3,8 @@
 python docs/make_tutorials.py FOLDER
 
 A script is cut where a comment at the left margin follows an empty line: the comment becomes prose, what follows it
-code. Below each piece of code stands what it printed, the plotly figure that its last expression is, and the pictures
-(`.svg`, `.png`) that it wrote. Scripts run one after the other, without arguments, in one folder: the first trains
+code. Below each piece of code stands what it printed, the plotly figures that its expressions are (`result.plot()` on a line
+of its own), and the pictures (`.svg`, `.png`) that it wrote. Scripts run one after the other, without arguments, in one folder: the first trains
 what the others read. One that fails ends it all.
 """
 
@@ -73,7 +73,8 @@ class Pictures:
         """A picture that was written, as a part of a page."""
         file = f"{self.name}_{next(self.numbers)}{path.suffix}"
         shutil.copyfile(path, self.folder / FILES / file)
-        return f"[![{path.stem}]({FILES}/{file})]({FILES}/{file})"
+        picture = f'<img src="{FILES}/{file}" alt="{path.stem}">'
+        return f'<div class="drawing"><a href="{FILES}/{file}">{picture}</a></div>'
 
 
 def read_script(source: str) -> Script:
@@ -96,14 +97,16 @@ def _cell(begin: int, lines: list[str]) -> Cell | None:
     return Cell(prose, code, begin + comments + blank + 1) if prose or code else None
 
 
-def run_cell(cell: Cell, names: dict[str, Any], path: Path) -> tuple[str, Any]:
-    """(What a cell prints, the value of its last expression); `names` are those of the script so far."""
-    tree = ast.parse("\n" * (cell.line - 1) + cell.code, str(path))
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+def run_cell(cell: Cell, names: dict[str, Any], path: Path) -> tuple[str, list[Any]]:
+    """(What a cell prints, the values of its expressions); `names` are those of the script so far."""
+    values = []
     with redirect_stdout(io.StringIO()) as printed:
-        exec(compile(tree, str(path), "exec"), names)
-        value = eval(compile(ast.Expression(last.value), str(path), "eval"), names) if last else None
-    return printed.getvalue().rstrip(), value
+        for statement in ast.parse("\n" * (cell.line - 1) + cell.code, str(path)).body:
+            if isinstance(statement, ast.Expr):
+                values.append(eval(compile(ast.Expression(statement.value), str(path), "eval"), names))
+            else:
+                exec(compile(ast.Module([statement], []), str(path), "exec"), names)
+    return printed.getvalue().rstrip(), values
 
 
 def page(path: Path, folder: Path) -> str:
@@ -111,10 +114,10 @@ def page(path: Path, folder: Path) -> str:
     script, pictures, names = read_script(path.read_text()), Pictures(path.stem, folder), {"__name__": "__main__"}
     parts, begun, known = [HEAD, f"# {script.title}", script.prose], time.monotonic(), _drawn()
     for cell in script.cells:
-        printed, value = run_cell(cell, names, path)
+        printed, values = run_cell(cell, names, path)
         parts += [cell.prose, fenced("python", cell.code)]
         parts += [fenced("{ .text .output }", printed)] if printed else []
-        parts += [pictures.figure(value)] if hasattr(value, "write_html") else []
+        parts += [pictures.figure(value) for value in values if hasattr(value, "write_html")]
         parts += [pictures.drawing(drawing) for drawing in sorted(_drawn() - known)]
         known = _drawn()
     parts.append(f"Made by running [`{script.call}`]({path.name}), which took {time.monotonic() - begun:.0f} s.")

@@ -18,9 +18,6 @@ print(result)
 # Shares of features that are kept, split, gone and new, beside chance.
 result.plot()
 
-# The largest families, parents on the left.
-result.plot("families")
-
 # After so little training no direction is found twice: by cosine nothing is kept. By activity the families are there,
 # and when tokens are shuffled they are not.
 (step,) = result.steps

@@ -39,6 +39,7 @@ print(total)
 # A picture, and a figure.
 Path("picture.svg").write_text("<svg/>")
 Figure()
+assert total == 2
 '''
 PAGE = """---
 hide: [toc]
@@ -70,6 +71,7 @@ A picture, and a figure.
 ```python
 Path("picture.svg").write_text("<svg/>")
 Figure()
+assert total == 2
 ```
 
 """
