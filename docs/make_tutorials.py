@@ -3,9 +3,9 @@
 python docs/make_tutorials.py FOLDER
 
 A script is cut where a comment at the left margin follows an empty line: the comment becomes prose, what follows it
-code. Below each piece of code stands what it printed, the plotly figures that its expressions are (`result.plot()` on a line
-of its own), and the pictures (`.svg`, `.png`) that it wrote. Scripts run one after the other, without arguments, in one folder: the first trains
-what the others read. One that fails ends it all.
+code. Below each piece of code stands what it printed, the plotly figures that its expressions are (`result.plot()` on
+a line of its own), and the pictures (`.svg`, `.png`) that it wrote. Scripts run one after the other, without arguments,
+in one folder: the first trains what the others read. One that fails ends it all.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """How loss falls with the number of latents: `python examples/13_scaling.py`.
 
-L(n) = A n^-m: dictionaries of rising size, trained on one stream of activations, and the power law of their loss (Gao et
-al. 2024), with an interval and a control for its exponent.
+L(n) = A n^-m: dictionaries of rising size, trained on one stream of activations, and the power law of their loss (Gao
+et al. 2024), with an interval and a control for its exponent.
 """
 
 import subrank as sr
