@@ -31,7 +31,7 @@ FEWER = {
     "steer": {"strengths": (1, 4), "tokens": 4, "contexts": 4, "read": 32},
     "superposition": {"densities": (1.0, 0.01), "copies": 2, "steps": 600, "dictionary_steps": 20},
     "splitting": {"contexts": 4},
-    "matching": {"contexts": 4},
+    "matching": {"contexts": 2},
     "dark_matter": {"contexts": 16, "held": 8, "steps": 5, "pursuit": 16},
 }
 """What the examples' functions are told here, where less shows as much."""
