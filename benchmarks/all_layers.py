@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import ENTRIES, OURS, Job
+from contestants import ENTRIES, OURS
 from torch import Tensor
+from training_job import Job
 
 
 @dataclass(frozen=True)

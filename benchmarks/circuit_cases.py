@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 from label_agreement import agreements
+from report import Report, record
 from storybook_truth import truth
 from torch import Tensor
-from train_throughput import Report, record
 
 from circuits.discovery.assembly import assemble
 from circuits.discovery.default_target import CLOSING_BRACKETS, default_target

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 from all_layers import PYTHIA_70M, write_model
+from report import Report, record
 from torch import Tensor
-from train_throughput import Report, record
 
 from editing.interventions.patch import FeaturePatch
 from editing.ioi.curve import trace

@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from contestants import ENTRIES, OURS, Job
+from contestants import ENTRIES, OURS
+from field import Field
+from report import Report
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from train_throughput import Field, Report
+from training_job import Job
 
 from sae_core.data.activations import harvest
 from sae_core.data.text import Text

@@ -51,8 +51,9 @@ class Bench:
     def open(self, job: dict[str, Any], threads: int) -> dict[str, Any]:
         """Begin a training run."""
         import torch
-        from contestants import ENTRIES, Job, batches_of
+        from contestants import ENTRIES
         from safetensors.torch import load_file
+        from training_job import Job, batches_of
 
         torch.set_num_threads(threads)
         self.contestant, self.job = None, Job(**job)  # the last run's memory first

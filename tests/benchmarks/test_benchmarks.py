@@ -35,8 +35,9 @@ def conversation(name: str, *requests: dict) -> list[dict]:
 @pytest.mark.slow
 def test_our_worker_trains_and_reconstructs(made, tmp_path):
     from breakdown import PARTS
-    from contestants import OURS, Job
+    from contestants import OURS
     from safetensors.torch import load_file
+    from training_job import Job
 
     path, features = made
     job = Job(str(path), n_latents=32, k=4, batch=100, steps=400, lr=1e-2, dead_after=2_000)
@@ -125,8 +126,8 @@ def test_splits_have_one_scale_and_share_no_rows(made):
 
 
 def test_every_contestant_sees_the_same_batches(made):
-    from contestants import Job, batches_of
     from safetensors.torch import load_file
+    from training_job import Job, batches_of
 
     train = load_file(made[0])["train"]
     one, again, other = (batches_of(Job("", 32, 2, 300, seed=seed), train) for seed in (0, 0, 1))
@@ -135,7 +136,7 @@ def test_every_contestant_sees_the_same_batches(made):
 
 
 def test_a_record_says_when_where_and_how_and_keeps_what_was_there(tmp_path):
-    from train_throughput import Report, record
+    from report import Report, record
 
     path, report = tmp_path / "RESULTS.md", Report()
     report.table(("a", "b"), [("1", "2")])

@@ -26,14 +26,15 @@ def subject(found, request):
 
 @pytest.fixture
 def size():
-    from circuit_search import QUICK
+    from circuit_causes import QUICK
 
     return replace(QUICK, n_examples=5)
 
 
 @pytest.mark.slow
 def test_all_ways_find_the_same_effects(subject, size):
-    from circuit_search import TOLERANCE, best, literal, looped, ours, same_edges, search
+    from circuit_causes import TOLERANCE, best, same_edges, search
+    from circuit_questions import literal, looped, ours
 
     for question, effects in search(subject, ours, size):
         loop, some = looped(question), [*best(effects), 5, 6, 7]
@@ -44,7 +45,9 @@ def test_all_ways_find_the_same_effects(subject, size):
 
 @pytest.mark.slow
 def test_passes_are_counted_as_the_formulas_say(subject, size):
-    from circuit_search import literal, literal_forwards, loop_forwards, looped, measured, ours, search
+    from circuit_causes import search
+    from circuit_cost import measured
+    from circuit_questions import literal, literal_forwards, loop_forwards, looped, ours
 
     question, _ = search(subject, ours, size)[0]
     _, full = measured(subject.model, lambda: literal(question, [1, 2]))
@@ -59,7 +62,8 @@ def test_passes_are_counted_as_the_formulas_say(subject, size):
 
 @pytest.mark.slow
 def test_a_search_asks_all_causes_of_the_root_and_the_strongest_of_others(subject, size):
-    from circuit_search import best, ours, search
+    from circuit_causes import best, search
+    from circuit_questions import ours
 
     steps = search(subject, ours, size)
     (root, effects), *rest = steps
@@ -71,7 +75,7 @@ def test_a_search_asks_all_causes_of_the_root_and_the_strongest_of_others(subjec
 
 
 def test_edges_differ_unless_they_are_tied():
-    from circuit_search import same_edges
+    from circuit_causes import same_edges
 
     effects = torch.tensor([0.5, -0.4, 0.3, 0.3, 0.1])
     assert same_edges(effects, effects + torch.tensor([0, 0, 0, 1e-6, 0]))

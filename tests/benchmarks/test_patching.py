@@ -7,7 +7,7 @@ import pytest
 @pytest.mark.parametrize("name", ["storybook", "Pythia-70M shape"])
 def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_path, storybook):
     from patching import TOLERANCE, Size, compare, ioi_pairs, pythia
-    from train_throughput import Report
+    from report import Report
 
     model, report = storybook if name == "storybook" else pythia(tmp_path, quick=True), Report()
     worst = compare(report, name, model, ioi_pairs(model, 6), Size(6, 5, 2, 2, pca=True))
