@@ -81,7 +81,7 @@ PYTHIA_70M = {
 # ---- one pass -----------------------------------------------------------------------------------------
 
 
-def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, Callable[[], None]]]:
+def _subrank(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, Callable[[], None]]]:
     """(tokens, work) for each pass: `layers` names the sites of the passes, a list of tuples."""
     from sae_core.data.activations import ActivationStream
     from sae_core.model.language_model import load_model
@@ -107,14 +107,14 @@ def _ours(job: LayersJob, layers: Callable[[Any], list]) -> Iterator[tuple[int, 
         yield config.steps * batch, lambda stream=stream, state=state: [None for _ in train(stream, state)]
 
 
-def ours(job: LayersJob) -> dict[str, float]:
+def subrank(job: LayersJob) -> dict[str, float]:
     """All layers from one pass."""
-    return _timed(_ours(job, lambda model: [tuple(model.sites())]))
+    return _timed(_subrank(job, lambda model: [tuple(model.sites())]))
 
 
-def ours_layer_by_layer(job: LayersJob) -> dict[str, float]:
+def subrank_layer_by_layer(job: LayersJob) -> dict[str, float]:
     """The same, one pass per layer."""
-    return _timed(_ours(job, lambda model: [(site,) for site in model.sites()]))
+    return _timed(_subrank(job, lambda model: [(site,) for site in model.sites()]))
 
 
 def model_alone(job: LayersJob) -> dict[str, float]:
@@ -224,17 +224,17 @@ class _Halt(Exception):
 @torch.no_grad()
 def _activations(model: Any, contexts: Tensor, layer: int) -> Tensor:
     """The residual after a block, `[tokens, d_model]`; later blocks do not run."""
-    found = []
+    outputs = []
 
     def keep(module, args, output):
-        found.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
         raise _Halt
 
     handle = model.layers[layer].register_forward_hook(keep)
     try:
         model(contexts, use_cache=False)
     except _Halt:
-        return found[0].flatten(0, 1)
+        return outputs[0].flatten(0, 1)
     finally:
         handle.remove()
 
@@ -254,10 +254,10 @@ def _timed(passes: Iterator[tuple[int, Callable[[], Any]]]) -> dict[str, float]:
 
 TRAINERS: Mapping[str, LayersTrainer] = {
     "language model alone": LayersTrainer(model_alone, "sae_core"),
-    OURS: LayersTrainer(ours, "sae_core"),
+    OURS: LayersTrainer(subrank, "sae_core"),
     "sparsify": LayersTrainer(lambda job: _sparsify(job, "adam"), "sparsify", "rivals"),
     "sparsify, signum": LayersTrainer(lambda job: _sparsify(job, "signum"), "sparsify", "rivals"),
-    "subrank, layer by layer": LayersTrainer(ours_layer_by_layer, "sae_core", share=0.2),
+    "subrank, layer by layer": LayersTrainer(subrank_layer_by_layer, "sae_core", share=0.2),
 }
 TRAINERS |= {
     f"{name}, layer by layer": LayersTrainer(_layer_by_layer(name), ENTRIES[name].package, environment, share=0.2)

@@ -29,8 +29,8 @@ def ratio(
     apart, batched = x.new_empty(batch, n_latents), x.new_empty(n_members, batch, n_latents)
 
     def one_by_one() -> None:
-        for one, weight in zip(x, weights, strict=True):
-            torch.mm(one, weight, out=apart)
+        for rows, weight in zip(x, weights, strict=True):
+            torch.mm(rows, weight, out=apart)
 
     def together() -> None:
         torch.bmm(x, weights, out=batched)
@@ -49,8 +49,8 @@ def main() -> None:
     print("apart / batched > 1 means that batching is faster; six members, one thread, processor time")
     for d_in, n_latents in ((128, 512), (128, 1024), (512, 2048), (512, 4096)):
         for dtype in (torch.float32, torch.bfloat16):
-            found, milliseconds = ratio(6, 1024, d_in, n_latents, dtype, options.rounds)
-            print(f"d={d_in} n={n_latents} {str(dtype)[6:]}: {found:.2f} (apart {milliseconds:.1f} ms)")
+            factor, milliseconds = ratio(6, 1024, d_in, n_latents, dtype, options.rounds)
+            print(f"d={d_in} n={n_latents} {str(dtype)[6:]}: {factor:.2f} (apart {milliseconds:.1f} ms)")
 
 
 if __name__ == "__main__":

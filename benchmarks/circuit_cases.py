@@ -63,11 +63,16 @@ class Case:
 
 
 def cases(
-    model: LanguageModel, own: dict[Site, Dictionary], atlas: FeatureAtlas, held: FeatureAtlas, *, prepend_bos: bool
+    model: LanguageModel,
+    dictionaries: dict[Site, Dictionary],
+    atlas: FeatureAtlas,
+    held: FeatureAtlas,
+    *,
+    prepend_bos: bool,
 ) -> Iterator[Case]:
     """The closing bracket, and IOI with few names and with many."""
-    feature = default_target(model, own, atlas, CLOSING_BRACKETS)
-    bracket = FeatureTarget(feature, own[feature.site])
+    feature = default_target(model, dictionaries, atlas, CLOSING_BRACKETS)
+    bracket = FeatureTarget(feature, dictionaries[feature.site])
     seen, other = (TargetPrompts(bracket, text.examples(feature, 32)) for text in (atlas, held))
     yield Case(f"a bracket closes now, {feature}", ("open", "inside", "innermost"), seen, other, atlas)
     everyone = IOITask.of(model)
@@ -77,7 +82,7 @@ def cases(
         for split in ("selection", "test"):
             pairs = task.pairs(model, Corruption.SWAP, split, 64, seed=0, prepend_bos=prepend_bos)
             both.append(from_task(model, pairs))
-        yield Case(f"IOI, {who}", ("name", "role"), *both, PromptSource(model, own, both[0].examples))
+        yield Case(f"IOI, {who}", ("name", "role"), *both, PromptSource(model, dictionaries, both[0].examples))
 
 
 def carried(
@@ -89,10 +94,10 @@ def carried(
     n: int,
 ) -> None:
     """A row for each number of sites that are left to a circuit."""
-    model, own, rows = search.model, search.dictionaries, []
-    sites = covered_sites(own, case.chosen_on.target)
+    model, dictionaries, rows = search.model, search.dictionaries, []
+    sites = covered_sites(dictionaries, case.chosen_on.target)
     for cover in range(1, len(sites) + 1):
-        covered = {site: own[site] for site in sites[-cover:]}
+        covered = {site: dictionaries[site] for site in sites[-cover:]}
         chosen = prune_at(search, case.chosen_on, contexts, n, cover=cover)
         seen, runs = (
             CircuitRuns(model, covered, p.target, p.examples, default_ablation(model, covered, p, contexts))
@@ -130,18 +135,18 @@ def strongest_on(search: CauseSearch, feature: FeatureId, examples: Examples) ->
 
 def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
     """All cases."""
-    found = load_set(folder)
-    model, own = load_model(found.model), found.dictionaries
-    contexts = found.text.contexts(model)
+    saved = load_set(folder)
+    model, dictionaries = load_model(saved.model), saved.dictionaries
+    contexts = saved.text.contexts(model)
     searched, other = contexts[:1000], contexts[1000:1400]
-    atlas, held = survey(model, own, searched), survey(model, own, other)
+    atlas, held = survey(model, dictionaries, searched), survey(model, dictionaries, other)
     grammar = truth(model, 600)
-    everything = [FeatureId(site, j) for site, d in own.items() for j in range(len(d.directions))]
-    fits = {a.feature: a for a in agreements(model, own, everything, grammar.tokens, grammar.labels)}
-    for case in cases(model, own, atlas, held, prepend_bos=found.text.prepend_bos):
+    everything = [FeatureId(site, j) for site, d in dictionaries.items() for j in range(len(d.directions))]
+    fits = {a.feature: a for a in agreements(model, dictionaries, everything, grammar.tokens, grammar.labels)}
+    for case in cases(model, dictionaries, atlas, held, prepend_bos=saved.text.prepend_bos):
         target, examples = case.chosen_on.target, case.chosen_on.examples
         config = DiscoveryConfig(EdgeConfig(n_null=200), 32, min_examples=8, max_targets=24)
-        search = CauseSearch(model, own, case.source, config)
+        search = CauseSearch(model, dictionaries, case.source, config)
         report.say(f"### {case.title}: {len(case.scored_on.examples)} prompts scored")
         carried(report, search, case, searched, held, n_nodes)
         steps = list(discover(search, target, examples))

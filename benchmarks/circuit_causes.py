@@ -47,9 +47,9 @@ def best(effects: Float[Tensor, "n_latents"]) -> list[int]:
     return effects.abs().argsort(descending=True, stable=True)[:KEEP].tolist()
 
 
-def same_edges(one: Float[Tensor, "n_latents"], other: Float[Tensor, "n_latents"]) -> bool:
+def same_edges(effects: Float[Tensor, "n_latents"], other: Float[Tensor, "n_latents"]) -> bool:
     """Whether both keep the same causes in the same order; effects within the tolerance of each other are a tie."""
-    first, second = (one.abs()[best(own)] for own in (one, other))
+    first, second = (effects.abs()[best(each)] for each in (effects, other))
     return bool((first - second <= TOLERANCE).all())
 
 
@@ -59,7 +59,7 @@ def search(subject: Subject, way: Way, size: Size) -> list[tuple[Question, Tenso
     A cause with fewer than `size.least` examples is passed over.
     """
     root = subject.root(size.n_examples)
-    waiting, found, asked = [root], [], set()
+    waiting, answered, asked = [root], [], set()
     while waiting:
         node = waiting.pop(0)
         if node in asked:
@@ -67,9 +67,9 @@ def search(subject: Subject, way: Way, size: Size) -> list[tuple[Question, Tenso
         asked.add(node)
         source, examples = Site(node.site.layer - 1), subject.examples(node, size.n_examples)
         question = Question(subject.model, subject.target(node), source, subject.dictionaries[source], examples)
-        found.append((question, way(question)))
+        answered.append((question, way(question)))
         if source.layer:
-            causes = [FeatureId(source, j) for j in best(found[-1][1])]
+            causes = [FeatureId(source, j) for j in best(answered[-1][1])]
             causes = [cause for cause in causes if len(subject.examples(cause, size.n_examples)) >= size.least]
             waiting += causes if node == root else causes[:1]
-    return found
+    return answered

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from circuit_causes import Size, best, same_edges, search
 from circuit_cost import Cost, measured
-from circuit_questions import Question, literal, literal_forwards, loop_forwards, looped, ours
+from circuit_questions import Question, literal, literal_forwards, loop_forwards, looped, routed
 from circuit_subjects import Subject
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,7 +35,7 @@ def attempt(question: Question, answer: Float[Tensor, "n_latents"], size: Size) 
     """Ask the question by all ways; `answer` is what ours said."""
     model = question.model
     other, loop = measured(model, lambda: looped(question))
-    again = statistics.median(measured(model, lambda: ours(question))[1].cpu for _ in range(size.rounds))
+    again = statistics.median(measured(model, lambda: routed(question))[1].cpu for _ in range(size.rounds))
     latents = sample(answer, size.literal, generator_for(0, "latents", question.target.node))
     exact, full = measured(model, lambda: literal(question, latents.tolist()))
     apart = float((answer - other).abs().max()), float((answer[latents] - exact).abs().max())
@@ -57,25 +57,25 @@ class Comparison:
     peaks: dict[str, int]
     """Bytes."""
     n_targets: int
-    trials: list[TimedQuestion]
+    timed: list[TimedQuestion]
 
 
 def compare(subject: Subject, size: Size) -> Comparison:
     """Search by ours, answer a sample of the questions by the other ways, and scale."""
     model = subject.model
-    found, first = measured(model, lambda: search(subject, ours, size))
-    chosen = torch.linspace(0, len(found) - 1, min(size.looped, len(found))).long().tolist()
-    trials = [attempt(*found[number], size) for number in chosen]
-    more = [measured(model, lambda: search(subject, ours, size))[1] for _ in range(size.rounds - 1)]
-    questions = [question for question, _ in found]
-    full = sum((trial.literal for trial in trials), Cost())
-    loop = sum((trial.loop for trial in trials), Cost())
+    answered, first = measured(model, lambda: search(subject, routed, size))
+    chosen = torch.linspace(0, len(answered) - 1, min(size.looped, len(answered))).long().tolist()
+    timed = [attempt(*answered[number], size) for number in chosen]
+    more = [measured(model, lambda: search(subject, routed, size))[1] for _ in range(size.rounds - 1)]
+    questions = [question for question, _ in answered]
+    full = sum((each.literal for each in timed), Cost())
+    loop = sum((each.loop for each in timed), Cost())
     costs = {
         "literal": full.scaled(sum(literal_forwards(question, subject.n_latents) for question in questions)),
         "loop": loop.scaled(sum(map(loop_forwards, questions))),
-        "ours": sorted([first, *more], key=lambda own: own.cpu)[size.rounds // 2],
+        "ours": sorted([first, *more], key=lambda cost: cost.cpu)[size.rounds // 2],
     }
-    return Comparison(costs, peaks(questions[0]), len(found), trials)
+    return Comparison(costs, peaks(questions[0]), len(answered), timed)
 
 
 def peaks(question: Question) -> dict[str, int]:
@@ -83,5 +83,5 @@ def peaks(question: Question) -> dict[str, int]:
     return {
         "literal": peak_bytes(lambda: literal(question, [0])),
         "loop": peak_bytes(lambda: looped(question.longest(8))),
-        "ours": peak_bytes(lambda: ours(question)),
+        "ours": peak_bytes(lambda: routed(question)),
     }

@@ -47,6 +47,6 @@ def measured(model: LanguageModel, run: Callable[[], object]) -> tuple[object, C
                 shares[part] = size / sum(sizes)
                 undo.callback(part.register_forward_hook(count).remove)
         wall, cpu = time.perf_counter(), time.process_time()
-        found = run()
+        result = run()
         took = time.perf_counter() - wall, time.process_time() - cpu
-    return found, Cost(sum(shares[part] * n for part, n in rows.items()), *took)
+    return result, Cost(sum(shares[part] * n for part, n in rows.items()), *took)

@@ -8,7 +8,7 @@ import torch
 from circuit_causes import KEEP, Size, best
 from circuit_comparison import compare
 from circuit_cost import measured
-from circuit_questions import Question, looped, ours, rerun
+from circuit_questions import Question, looped, rerun, routed
 from circuit_subjects import Subject, Texts, language_model, subjects
 from jaxtyping import Float
 from report import Report
@@ -34,20 +34,20 @@ def hard_cases(report: Report, name: str, subject: Subject, size: Size) -> None:
     def question(source: Site, read: Target, ablation: AblatedCodes = to_zero) -> Question:
         return Question(model, read, source, subject.dictionaries[source], examples, ablation)
 
-    own = subject.atlas.sites[near]
-    means = ToMean(own.density * own.mean_active)
+    statistics = subject.atlas.sites[near]
+    means = ToMean(statistics.density * statistics.mean_active)
     for what, asked, way in (
-        ("zero ablation", question(near, target), ours),
-        ("mean ablation", question(near, target, means), ours),
-        ("a logit, one block away", question(near, logit), ours),
+        ("zero ablation", question(near, target), routed),
+        ("mean ablation", question(near, target, means), routed),
+        ("a logit, one block away", question(near, logit), routed),
         (f"a latent, {last.layer} blocks away, screened", question(far, target), screened),
         (f"a logit, {last.layer} blocks away, screened", question(far, logit), screened),
     ):
         exact, loop = measured(model, lambda asked=asked: looped(asked))
-        answer, mine = measured(model, lambda asked=asked, way=way: way(asked))
+        answer, routes = measured(model, lambda asked=asked, way=way: way(asked))
         recall = len(set(best(answer)) & set(best(exact))) / KEEP
-        times = (f"{loop.cpu:.3g}", f"{mine.cpu:.3g}", f"{loop.cpu / mine.cpu:.1f}")
-        rows.append((what, f"{loop.forwards / mine.forwards:.0f}", *times, f"{recall:.2f}"))
+        times = (f"{loop.cpu:.3g}", f"{routes.cpu:.3g}", f"{loop.cpu / routes.cpu:.1f}")
+        rows.append((what, f"{loop.forwards / routes.forwards:.0f}", *times, f"{recall:.2f}"))
         print(f"{name}: {' '.join(rows[-1])}", file=sys.stderr, flush=True)
     report.say(f"### {name}, where least is gained: one target, {len(examples)} examples, {subject.n_latents} latents")
     head = ("case", "loop/ours PLF", "loop, CPU s", "ours, CPU s", "times faster")
@@ -76,11 +76,11 @@ def tiny_model(report: Report, folder: Path, size: Size) -> None:
     n_contexts = min(1000, size.texts.n_contexts)
     texts = Texts(n_ctx=16, n_contexts=n_contexts, n_latents=(128,), width=32, n_layers=3)
     small = replace(size, texts=texts, n_examples=16, least=4)
-    found = compare(next(subjects(language_model("GPT-2 shape", folder, texts), texts)), small)
-    mine, loop, full = (found.costs[way] for way in ("ours", "loop", "literal"))
+    comparison = compare(next(subjects(language_model("GPT-2 shape", folder, texts), texts)), small)
+    routes, loop, full = (comparison.costs[way] for way in ("ours", "loop", "literal"))
     report.say(
-        f"A sequential model of 3 layers, d=32, 128 latents, 16 examples of 16 tokens: {loop.cpu / mine.cpu:.1f} times "
-        f"less CPU time than the loop, {full.cpu / mine.cpu:.0f} than literal, which has "
-        f"{full.forwards / mine.forwards:.0f} times the PLF."
+        f"A sequential model of 3 layers, d=32, 128 latents, 16 examples of 16 tokens: {loop.cpu / routes.cpu:.1f} "
+        f"times less CPU time than the loop, {full.cpu / routes.cpu:.0f} than literal, which has "
+        f"{full.forwards / routes.forwards:.0f} times the PLF."
     )
     report.say()

@@ -43,14 +43,14 @@ class Question:
 
     def longest(self, n: int) -> "Question":
         """Of only the examples with the latest ends."""
-        kept, own = self.examples.end.argsort(descending=True)[:n], self.examples
-        return replace(self, examples=Examples(own.tokens[kept], own.end[kept], own.activation[kept]))
+        kept, examples = self.examples.end.argsort(descending=True)[:n], self.examples
+        return replace(self, examples=Examples(examples.tokens[kept], examples.end[kept], examples.activation[kept]))
 
 
 Way = Callable[[Question], Float[Tensor, "n_latents"]]
 
 
-def ours(question: Question) -> Float[Tensor, "n_latents"]:
+def routed(question: Question) -> Float[Tensor, "n_latents"]:
     """Effects by the routes that the package chooses."""
     q = question
     causes = Causes.of(q.model, q.dictionary, q.source, q.target, q.examples, ablation=q.ablation)

@@ -45,7 +45,7 @@ BARS = {"parallel": 10, "sequential": 4}
 """Bars against the engineered loop: time."""
 
 
-def tell(report: Report, name: str, found: Iterable[Subject], size: Size) -> None:
+def tell(report: Report, name: str, tested: Iterable[Subject], size: Size) -> None:
     """Compare on every dictionary of one model, and say how the ratios stand to the bars."""
     kind, texts = MODELS[name], size.texts
     report.say(
@@ -53,26 +53,27 @@ def tell(report: Report, name: str, found: Iterable[Subject], size: Size) -> Non
         f"{torch.get_num_threads()} thread(s)"
     )
     took, ratios = [], []
-    for subject in found:
-        own = compare(subject, size)
+    for subject in tested:
+        comparison = compare(subject, size)
         label = (str(subject.n_latents), subject.kind)
-        for way, cost in own.costs.items():
-            numbers = (f"{cost.forwards:.3g}", f"{cost.wall:.3g}", f"{cost.cpu:.3g}", f"{own.peaks[way] / 2**20:.0f}")
+        for way, cost in comparison.costs.items():
+            peak = comparison.peaks[way] / 2**20
+            numbers = (f"{cost.forwards:.3g}", f"{cost.wall:.3g}", f"{cost.cpu:.3g}", f"{peak:.0f}")
             took.append((*label, f"{subject.l0:.0f}", f"{subject.fvu:.2f}", way, *numbers))
-        mine, loop, full = (own.costs[way] for way in ("ours", "loop", "literal"))
-        against = (full.forwards / mine.forwards, full.cpu / mine.cpu, loop.forwards / mine.forwards)
-        apart = [max(those) for those in zip(*(trial.apart for trial in own.trials), strict=True)]
-        equal = all(trial.same for trial in own.trials) and max(apart) <= TOLERANCE
-        passed = against[0] >= FEWER and against[1] >= FASTER and loop.cpu / mine.cpu >= BARS[kind]
+        routes, loop, full = (comparison.costs[way] for way in ("ours", "loop", "literal"))
+        against = (full.forwards / routes.forwards, full.cpu / routes.cpu, loop.forwards / routes.forwards)
+        apart = [max(those) for those in zip(*(question.apart for question in comparison.timed), strict=True)]
+        equal = all(question.same for question in comparison.timed) and max(apart) <= TOLERANCE
+        passed = against[0] >= FEWER and against[1] >= FASTER and loop.cpu / routes.cpu >= BARS[kind]
         ratios.append(
             (
                 *label,
-                str(own.n_targets),
+                str(comparison.n_targets),
                 *(f"{ratio:.0f}" for ratio in against),
-                f"{loop.cpu / mine.cpu:.1f}",
-                f"{loop.wall / mine.wall:.1f}",
-                f"{min(trial.gain for trial in own.trials):.1f}",
-                f"{sum(trial.same for trial in own.trials)} of {len(own.trials)}",
+                f"{loop.cpu / routes.cpu:.1f}",
+                f"{loop.wall / routes.wall:.1f}",
+                f"{min(question.gain for question in comparison.timed):.1f}",
+                f"{sum(question.same for question in comparison.timed)} of {len(comparison.timed)}",
                 *(f"{most:.0e}" for most in apart),
                 "yes" if passed and equal else "no",
             )
@@ -113,17 +114,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name in options.models:
-                found = list(subjects(language_model(name, Path(folder, name), size.texts), size.texts))
-                tell(report, name, found, size)
-                hard_cases(report, name, found[0], size)
+                tested = list(subjects(language_model(name, Path(folder, name), size.texts), size.texts))
+                tell(report, name, tested, size)
+                hard_cases(report, name, tested[0], size)
             tiny_model(report, Path(folder, "tiny"), size)
     finally:
         torch.set_num_threads(threads)
     minutes = (time.time() - started) / 60
     report.say(f"{minutes:.1f} minutes; load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.")
     if options.record:
-        given = sys.argv[1:] if arguments is None else arguments
-        record(Path(__file__).with_name("RESULTS.md"), report, given, script=Path(__file__).name)
+        typed = sys.argv[1:] if arguments is None else arguments
+        record(Path(__file__).with_name("RESULTS.md"), report, typed, script=Path(__file__).name)
     return 0
 
 

@@ -65,7 +65,7 @@ class Subject:
     @property
     def l0(self) -> float:
         """Active latents per token, mean over the layers."""
-        return sum(float(own.density.sum()) for own in self.atlas.sites.values()) / len(self.atlas.sites)
+        return sum(float(statistics.density.sum()) for statistics in self.atlas.sites.values()) / len(self.atlas.sites)
 
     def root(self, n: int) -> FeatureId:
         """Of the last layer's latents with `n` examples, the one whose density is nearest to a hundredth."""
@@ -95,13 +95,14 @@ def language_model(name: str, folder: Path, texts: Texts) -> LanguageModel:
 
     logging.disable_progress_bar()
     tokenizer = build_tokenizer()
-    given = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
+    shared = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     width, n_layers = texts.width, texts.n_layers
     if name.startswith("GPT-2"):
-        config = GPT2Config(n_embd=width, n_layer=n_layers, n_head=4, n_positions=256, n_inner=4 * width, **given)
+        config = GPT2Config(n_embd=width, n_layer=n_layers, n_head=4, n_positions=256, n_inner=4 * width, **shared)
     else:
-        own = {"hidden_size": width, "num_hidden_layers": n_layers, "num_attention_heads": 4, "num_key_value_heads": 2}
-        config = LlamaConfig(intermediate_size=3 * width, max_position_embeddings=256, **own, **given)
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        size = {"hidden_size": width, "num_hidden_layers": n_layers, "intermediate_size": 3 * width}
+        config = LlamaConfig(max_position_embeddings=256, **size, **heads, **shared)
     model = AutoModelForCausalLM.from_config(config)
     generator = generator_for(0, "weights", name)
     with torch.no_grad():
@@ -123,8 +124,8 @@ def subjects(model: LanguageModel, texts: Texts) -> Iterator[Subject]:
     text, sites = contexts(model, texts), tuple(model.sites())
     n_tokens = int(model.content(text).sum())
     batch = min(1024, n_tokens // 8)
-    given = {"tokens": n_tokens // batch * batch, "batch": batch, "warm_up": 10}
-    configs = [TrainConfig(TopK(k=texts.k), expansion=n // model.d_model, **given) for n in texts.n_latents]
+    settings = {"tokens": n_tokens // batch * batch, "batch": batch, "warm_up": 10}
+    configs = [TrainConfig(TopK(k=texts.k), expansion=n // model.d_model, **settings) for n in texts.n_latents]
     stream = ActivationStream(model, text, sites, 0, batch)
     state = start(stream, *configs)
     for _ in train(stream, state):

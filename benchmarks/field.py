@@ -17,7 +17,7 @@ class Field:
 
     def open(self, stack: ExitStack, entries: Mapping[str, object], threads: int) -> dict[str, Worker]:
         """A worker for each that is installed; says once which are not."""
-        found = {}
+        workers = {}
         for name, entry in entries.items():
             python = self.pythons[entry.environment]
             if python is None:
@@ -29,8 +29,8 @@ class Field:
             if "missing" in answer:
                 self._absent(name, f"not installed: {answer['missing']}")
                 continue
-            self.versions[name], found[name] = answer["version"], worker
-        return found
+            self.versions[name], workers[name] = answer["version"], worker
+        return workers
 
     def _absent(self, name: str, why: str) -> None:
         if self.versions.setdefault(name, "") != why:

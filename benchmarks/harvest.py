@@ -27,9 +27,9 @@ def main() -> None:
     torch.set_num_threads(1)
     from transformers import AutoModelForCausalLM
 
-    ours, site = load_model(options.folder, device="cpu"), Site(options.layer)
+    model, site = load_model(options.folder, device="cpu"), Site(options.layer)
     plain = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    block = plain.get_submodule(ours.bridge.blocks[options.layer].name)
+    block = plain.get_submodule(model.bridge.blocks[options.layer].name)
 
     @torch.no_grad()
     def with_transformers(tokens: Tensor) -> Tensor:
@@ -49,23 +49,23 @@ def main() -> None:
         return kept[0]
 
     @torch.no_grad()
-    def with_ours(tokens: Tensor) -> Tensor:
-        return ours.record(tokens, [site])[site]
+    def with_subrank(tokens: Tensor) -> Tensor:
+        return model.record(tokens, [site])[site]
 
     print("| tokens per context | subrank, tokens/s | Transformers, sdpa | ratio | apart |\n|---|---|---|---|---|")
     for length in options.lengths:
         shape, generator = (options.tokens // length, length), torch.Generator().manual_seed(0)
-        tokens = torch.randint(100, ours.n_vocab - 100, shape, generator=generator)
-        a, b = with_ours(tokens), with_transformers(tokens)
+        tokens = torch.randint(100, model.n_vocab - 100, shape, generator=generator)
+        a, b = with_subrank(tokens), with_transformers(tokens)
         apart = ((a - b).norm() / b.norm()).item()
-        rates: dict[Callable, list[float]] = {with_ours: [], with_transformers: []}
+        rates: dict[Callable, list[float]] = {with_subrank: [], with_transformers: []}
         for _ in range(options.rounds):
             for run, rate in rates.items():
                 begun = time.process_time()
                 run(tokens)
                 rate.append(tokens.numel() / (time.process_time() - begun))
-        mine, theirs = (statistics.median(rate) for rate in rates.values())
-        print(f"| {length} | {mine:.0f} | {theirs:.0f} | {mine / theirs:.2f} | {apart:.0e} |", flush=True)
+        subrank, sdpa = (statistics.median(rate) for rate in rates.values())
+        print(f"| {length} | {subrank:.0f} | {sdpa:.0f} | {subrank / sdpa:.2f} | {apart:.0e} |", flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

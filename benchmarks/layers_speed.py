@@ -34,7 +34,7 @@ def all_layers(field: Field, *, n_contexts: int, n_ctx: int, batch_contexts: int
                 took = worker.ask("layers", run=asdict(part), threads=1)
                 rates.setdefault(name, []).append(took["tokens"] / took["cpu"])
                 print(f"{name}: {took['tokens']} tokens in {took['cpu']:.1f} CPU seconds", file=sys.stderr)
-    middle = {name: statistics.median(own) for name, own in rates.items()}
+    middle = {name: statistics.median(speeds) for name, speeds in rates.items()}
     report.say(
         f"### {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, n={n_latents} each, k=32, "
         f"{batch_contexts} contexts of {n_ctx} tokens per step, 1 thread, tokens per CPU second"
@@ -45,9 +45,9 @@ def all_layers(field: Field, *, n_contexts: int, n_ctx: int, batch_contexts: int
             (
                 f"{name} {field.versions[name]}" if TRAINERS[name].environment != "own" else name,
                 f"{middle[name]:.0f}",
-                f"{min(own):.0f}-{max(own):.0f}",
+                f"{min(speeds):.0f}-{max(speeds):.0f}",
                 f"{middle[OURS] / middle[name]:.2f}",
             )
-            for name, own in rates.items()
+            for name, speeds in rates.items()
         ),
     )

@@ -85,17 +85,17 @@ def naive(
     clean = model.record(pairs.clean, [site])[site]
     log_probs = at_end(model.bridge(pairs.clean).float(), pairs.end).log_softmax(-1)
     mask = model.content(pairs.clean) & (torch.arange(clean.shape[1]) <= pairs.end[:, None])
-    codes, found, started = dictionary.encode(clean), [], clocks()
+    codes, points, started = dictionary.encode(clean), [], clocks()
     for count in counts:
         latents = torch.tensor(list(order[:count]), dtype=torch.long)
         patch = FeaturePatch(site, dictionary, latents, codes[..., latents], mask)
-        found.append(naive_point(model, pairs, patch, log_probs))
-    return torch.stack(found), (clocks() - started) / len(counts)
+        points.append(naive_point(model, pairs, patch, log_probs))
+    return torch.stack(points), (clocks() - started) / len(counts)
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
+def difference(values: Tensor, expected: Tensor) -> float:
     """The largest difference of two readouts, relative to the largest value of each of the three numbers."""
-    return ((ours - theirs).abs().amax((0, 1)) / theirs.abs().amax((0, 1))).max().item()
+    return ((values - expected).abs().amax((0, 1)) / expected.abs().amax((0, 1))).max().item()
 
 
 def compare(report: Report, name: str, model: LanguageModel, pairs: PromptPairs, size: Size) -> float:
@@ -106,7 +106,7 @@ def compare(report: Report, name: str, model: LanguageModel, pairs: PromptPairs,
     report.say(f"### {name}: {len(pairs)} prompts of up to {length} tokens, {len(sites)} sites, {threads} thread(s)")
     rows, totals, worst = [], {}, 0.0
     for kind in ("TopK", "PCA") if size.pca else ("TopK",):
-        ours, theirs = torch.zeros(2), torch.zeros(2)
+        stacked, single = torch.zeros(2), torch.zeros(2)
         for site in sites:
             dictionary = pca(x[site]) if kind == "PCA" else topk(x[site], generator=generator_for(0, "topk", site))
             n = min(size.points, len(dictionary.directions))
@@ -114,18 +114,19 @@ def compare(report: Report, name: str, model: LanguageModel, pairs: PromptPairs,
             order = order.argsort(descending=True).tolist()
             started = clocks()
             patching = PatchExperiment(model, pairs, site).patching(dictionary)
-            found = trace(patching, order, range(1, n + 1))
+            traced = trace(patching, order, range(1, n + 1))
             took = clocks() - started
             sample = torch.linspace(1, n, min(size.naive, n)).long().tolist()
             expected, each = naive(model, pairs, site, dictionary, order, sample)
             scaled = n * each
-            apart = difference(torch.stack(found.readout[:3], -1)[[count - 1 for count in sample]], expected.double())
+            apart = difference(torch.stack(traced.readout[:3], -1)[[count - 1 for count in sample]], expected.double())
             run = patching.differs[:, order[:n]].float().mean().item()
-            ours, theirs, worst = ours + took, theirs + scaled, worst if apart <= worst else apart  # not a number, too
-            times = (f"{own:.1f}" for own in torch.cat([took, scaled, scaled / took]).tolist())
+            stacked, single = stacked + took, single + scaled
+            worst = worst if apart <= worst else apart  # not a number, too
+            times = (f"{seconds:.1f}" for seconds in torch.cat([took, scaled, scaled / took]).tolist())
             rows.append((str(site), kind, str(n), *times, f"{run:.0%}", f"{apart:.1e}"))
             print(f"{name}: {' '.join(rows[-1])}", file=sys.stderr, flush=True)
-        totals[kind] = (theirs / ours).tolist()
+        totals[kind] = (single / stacked).tolist()
     head = ("site", "features", "points", "ours, s", "CPU s", "naive, s", "CPU s", "times faster", "in CPU time")
     report.table((*head, "prompts run", "largest difference"), rows)
     for kind, (wall, cpu) in totals.items():
@@ -195,9 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     minutes = (time.time() - started) / 60
     report.say(f"{minutes:.1f} minutes; load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.")
     if options.record:
-        given = sys.argv[1:] if arguments is None else arguments
-        record(Path(__file__).with_name("RESULTS.md"), report, given, script=Path(__file__).name)
-    return int(not all(one <= TOLERANCE for one in apart))
+        typed = sys.argv[1:] if arguments is None else arguments
+        record(Path(__file__).with_name("RESULTS.md"), report, typed, script=Path(__file__).name)
+    return int(not all(worst <= TOLERANCE for worst in apart))
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ def quality(field: Field, data: Iterable[Data]) -> None:
     entries = {name: ENTRIES[name] for name in WITH_ADAM}
     with ExitStack() as stack:
         workers = field.open(stack, entries, threads=1)
-        for one in data:
+        for dataset in data:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                running = {name: pool.submit(_tuned, worker, one) for name, worker in workers.items()}
-            _quality_table(field, one, {name: run.result() for name, run in running.items()})
+                running = {name: pool.submit(_tuned, worker, dataset) for name, worker in workers.items()}
+            _quality_table(field, dataset, {name: run.result() for name, run in running.items()})
 
 
 def _tuned(worker: Worker, data: Data) -> tuple[dict[float, Outcome], list[Outcome]]:
@@ -85,12 +85,12 @@ def _measure(worker: Worker, job: Job, split: str, data: Data) -> tuple[float, i
 
     out = Path(job.data).with_name(f"{worker.name.replace(' ', '-')}.safetensors")
     worker.ask("reconstruct", split=split, out=str(out))
-    found, x = load_file(out), load_file(job.data)[split]
+    tensors, x = load_file(out), load_file(job.data)[split]
     recovered = float("nan")
     if data.features is not None:
-        rows = torch.nn.functional.normalize(found["directions"], dim=-1)
+        rows = torch.nn.functional.normalize(tensors["directions"], dim=-1)
         recovered = (data.features[:200] @ rows.T).amax(1).mean().item()
-    return fvu(x, found["x_hat"]), int((~found["active"]).sum()), recovered
+    return fvu(x, tensors["x_hat"]), int((~tensors["active"]).sum()), recovered
 
 
 def _quality_table(field: Field, data: Data, runs: Mapping[str, tuple[dict[float, Outcome], list[Outcome]]]) -> None:

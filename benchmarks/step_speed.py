@@ -82,15 +82,15 @@ def _rounds(workers: Mapping[str, Worker], rounds: int, count: int, batch: int, 
 
 
 def _speed_table(report: Report, versions: Mapping[str, str], rates: Mapping[str, list[float]], shape: Shape) -> None:
-    middle = {name: statistics.median(own) for name, own in rates.items()}
+    middle = {name: statistics.median(speeds) for name, speeds in rates.items()}
     fastest = max((name for name in rates if name not in (OURS, FLOAT32, LIMIT)), key=middle.get, default=None)
     rows = []
-    for name, own in rates.items():
+    for name, speeds in rates.items():
         rows.append(
             (
                 name if name in (OURS, FLOAT32, LIMIT) else f"{name} {versions[name]}",
                 f"{middle[name]:.0f}",
-                f"{min(own):.0f}-{max(own):.0f}",
+                f"{min(speeds):.0f}-{max(speeds):.0f}",
                 f"{middle[name] / middle[LIMIT]:.2f}",
                 f"{middle[name] / middle[fastest]:.2f}" if fastest and name != LIMIT else "",
             )
@@ -100,7 +100,7 @@ def _speed_table(report: Report, versions: Mapping[str, str], rates: Mapping[str
     giga, best = (flop * rate / 1e9 for rate in (middle[LIMIT], max(rates[LIMIT])))
     line = f"The encoder's matmul ran at {giga:.0f} GFLOP/s (best {best:.0f})."
     if fastest:
-        each = [ours / other for ours, other in zip(rates[OURS], rates[fastest], strict=True)]
+        each = [subrank_rate / other for subrank_rate, other in zip(rates[OURS], rates[fastest], strict=True)]
         line += f" Ours against {fastest}, round by round: {min(each):.2f}-{max(each):.2f}, "
         line += f"median {statistics.median(each):.2f}."
     report.say(line)

@@ -65,8 +65,8 @@ def weighted_aurocs(
     """
     difference = scores[positive][:, None].double() - scores[~positive].double()
     above = (difference > 0).double() + 0.5 * (difference == 0).double()
-    ours, theirs = weights[:, positive], weights[:, ~positive]
-    area = ((ours @ above) * theirs).sum(1) / (ours.sum(1) * theirs.sum(1))
+    positive_weights, negative_weights = weights[:, positive], weights[:, ~positive]
+    area = ((positive_weights @ above) * negative_weights).sum(1) / (positive_weights.sum(1) * negative_weights.sum(1))
     return area.clamp(0, 1)  # rounding
 
 

@@ -59,7 +59,7 @@ def _fewer(report: OnProgress) -> OnProgress:
     """Of many stages about `SHOWN_STEPS`; of few all."""
     shown_to = 0
 
-    def some(event: Progress) -> None:
+    def passed_on(event: Progress) -> None:
         nonlocal shown_to
         shown_to = min(shown_to, event.done)
         ends = (0, event.total)
@@ -67,7 +67,7 @@ def _fewer(report: OnProgress) -> OnProgress:
             shown_to = event.done
             report(event)
 
-    return some
+    return passed_on
 
 
 @contextmanager

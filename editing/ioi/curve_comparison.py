@@ -84,24 +84,26 @@ def compare_curves(
     edit_sizes: Sequence[float],
 ) -> CurveComparison:
     """Two named curves at equal numbers of features and at equal edit sizes, prompt by prompt."""
-    (name, ours), (other, theirs) = dictionary, baseline
-    counts = sorted(set(ours.counts) & set(theirs.counts))
-    at_counts = [(ours.counts.index(count), theirs.counts.index(count)) for count in counts]
-    at_sizes = [(_within(ours, size), _within(theirs, size)) for size in edit_sizes]
+    (name, of_dictionary), (other, of_baseline) = dictionary, baseline
+    counts = sorted(set(of_dictionary.counts) & set(of_baseline.counts))
+    at_counts = [(of_dictionary.counts.index(count), of_baseline.counts.index(count)) for count in counts]
+    at_sizes = [(_within(of_dictionary, size), _within(of_baseline, size)) for size in edit_sizes]
     return CurveComparison(
         dictionary=name,
         baseline=other,
         counts=tuple(counts),
-        difference=_paired(ours, theirs, at_counts, weights),
+        difference=_paired(of_dictionary, of_baseline, at_counts, weights),
         edit_sizes=tuple(edit_sizes),
-        size_difference=_paired(ours, theirs, at_sizes, weights),
+        size_difference=_paired(of_dictionary, of_baseline, at_sizes, weights),
     )
 
 
-def _paired(ours: Trace, theirs: Trace, points: Sequence[tuple[int, int]], weights: Tensor) -> tuple[Estimate, ...]:
+def _paired(
+    of_dictionary: Trace, of_baseline: Trace, points: Sequence[tuple[int, int]], weights: Tensor
+) -> tuple[Estimate, ...]:
     """Mean difference in KL between a point of each curve, for every pair of points, with its interval."""
     our_rows, their_rows = (torch.tensor(rows, dtype=torch.long) for rows in zip(*points, strict=True))
-    difference = ours.readout.kl[our_rows] - theirs.readout.kl[their_rows]  # [pairs of points, batch]
+    difference = of_dictionary.readout.kl[our_rows] - of_baseline.readout.kl[their_rows]  # [pairs of points, batch]
     low, high = interval(weights @ difference.T).tolist()
     return tuple(map(Estimate, difference.mean(1).tolist(), low, high))
 

@@ -16,8 +16,8 @@ def verdict(name: str, curves: Sequence[Curve], comparisons: Sequence[CurveCompa
     `sets` are the names of curves that are no baselines.
     """
     points = {curve.name: _with_few(curve) for curve in curves}
-    ours, nothing = points[name], next(curve for curve in curves if curve.name == name).points[0]
-    text = f"with {ours.n_features} features {name} leaves {ours.kl.value:.2f} of {nothing.kl.value:.2f} nats"
+    patched, nothing = points[name], next(curve for curve in curves if curve.name == name).points[0]
+    text = f"with {patched.n_features} features {name} leaves {patched.kl.value:.2f} of {nothing.kl.value:.2f} nats"
     rival = best_rival(curves, sets)
     if rival is None or not comparisons:
         return text

@@ -97,10 +97,10 @@ class TextPair:
             raise UserError(f"{model.name} has no token for {word!r}")
         clean, corrupted = model.to_ids(self.clean), model.to_ids(self.corrupted)
         if len(clean) != len(corrupted):
-            ours, theirs = _difference(self.clean, self.corrupted)
+            clean_words, corrupted_words = _difference(self.clean, self.corrupted)
             raise UserError(
-                f"clean and corrupted must be equally long; with {ours!r} the prompt is {len(clean)} tokens of "
-                f"{model.name}, with {theirs!r} {len(corrupted)}"
+                f"clean and corrupted must be equally long; with {clean_words!r} the prompt is {len(clean)} tokens of "
+                f"{model.name}, with {corrupted_words!r} {len(corrupted)}"
             )
         if clean == corrupted:
             raise UserError(f"clean and corrupted are the same tokens of {model.name}: {self.clean!r}")
@@ -122,12 +122,12 @@ def answer_id(model: LanguageModel, prompt: str, text: str) -> int:
 
 def _difference(clean: str, corrupted: str) -> tuple[str, str]:
     """The words in which two texts differ, without what they begin and end with alike, and at least one of each."""
-    ours, theirs = clean.split(), corrupted.split()
-    while len(ours) > 1 < len(theirs) and ours[0] == theirs[0]:
-        ours, theirs = ours[1:], theirs[1:]
-    while len(ours) > 1 < len(theirs) and ours[-1] == theirs[-1]:
-        ours, theirs = ours[:-1], theirs[:-1]
-    return " ".join(ours), " ".join(theirs)
+    clean_words, corrupted_words = clean.split(), corrupted.split()
+    while len(clean_words) > 1 < len(corrupted_words) and clean_words[0] == corrupted_words[0]:
+        clean_words, corrupted_words = clean_words[1:], corrupted_words[1:]
+    while len(clean_words) > 1 < len(corrupted_words) and clean_words[-1] == corrupted_words[-1]:
+        clean_words, corrupted_words = clean_words[:-1], corrupted_words[:-1]
+    return " ".join(clean_words), " ".join(corrupted_words)
 
 
 def as_tokens(model: LanguageModel, name: str, pairs: Sequence[TextPair], *, prepend_bos: bool) -> PromptPairs:

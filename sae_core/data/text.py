@@ -128,8 +128,8 @@ class Text:
         """Whether two texts hold the same contexts out, as far as each is read: their amounts and seeds may differ."""
         by_document = self.seed is not None and other.seed is not None
         seed = other.seed if by_document else self.seed
-        own = self.prepend_bos is True or other.prepend_bos is True  # of one model: it has one
-        bos = other.prepend_bos if own and self.prepend_bos and other.prepend_bos else self.prepend_bos
+        has_bos = self.prepend_bos is True or other.prepend_bos is True  # of one model: it has one
+        bos = other.prepend_bos if has_bos and self.prepend_bos and other.prepend_bos else self.prepend_bos
         return replace(self, max_tokens=other.max_tokens, seed=seed, prepend_bos=bos) == other
 
     def contexts(self, model: LanguageModel) -> Int[Tensor, "contexts pos"]:

@@ -117,7 +117,7 @@ def _architecture(source: Source, k: Any) -> str:
     marks = {name: kinds for name, kinds in _MARKS.items() if name in source.values}
     implied = next(iter(marks.values()), ("standard",))[0]
     kind = "topk" if activation == "topk" and stated in (None, "standard") else stated or implied
-    check_setting("architecture", kind, *(ours.sae_lens for ours in SAES), "batchtopk", "matryoshka_batchtopk")
+    check_setting("architecture", kind, *(known.sae_lens for known in SAES), "batchtopk", "matryoshka_batchtopk")
     against = [f"a tensor {name}" for name, kinds in marks.items() if kind not in kinds]
     if k is not None and kind in ("standard", "gated"):  # as a ReLU it would be wrong in silence
         against.append(f"k = {k!r}")
@@ -142,7 +142,7 @@ def _finetuned(source: Source, W_dec: Tensor) -> Tensor:
 def _normalised(source: Source, sae: SAE) -> Autoencoder:
     """The dictionary of activations, given the one of activations as SAELens normalises them."""
     kind = source.card.get("normalize_activations") or "none"
-    by_token = {ours.sae_lens: ours.type for ours in NORMALISATIONS}
+    by_token = {known.sae_lens: known.type for known in NORMALISATIONS}
     check_setting("normalize_activations", kind, *by_token, "expected_average_only_in", True)
     if kind == "none":
         return sae

@@ -35,7 +35,7 @@ class Work:
     steps: int | float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(mine + more for mine, more in zip(self.counts, other.counts, strict=True)))
+        return Work(*(count + more for count, more in zip(self.counts, other.counts, strict=True)))
 
     def __mul__(self, times: int | float) -> "Work":
         return Work(*(count * times for count in self.counts))

@@ -120,8 +120,8 @@ class Run:
 
     def differences(self, other: "Run") -> list[str]:
         """The parts in which two runs differ."""
-        mine, theirs = self.to_json(), other.to_json()
-        return [part for part in mine if mine[part] != theirs[part]]
+        facts, other_facts = self.to_json(), other.to_json()
+        return [part for part in facts if facts[part] != other_facts[part]]
 
 
 def calibrate_thresholds(

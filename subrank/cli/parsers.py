@@ -122,7 +122,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type) -> None:
         )
 
 
-def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+def stated(options: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The settings that were on the command line, by name."""
     names = {each.name for each in fields(kind)}
     return {name: value for name, value in vars(options).items() if name in names}
@@ -130,7 +130,7 @@ def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 def settings_of(options: argparse.Namespace, kind: type[S]) -> S:
     """The settings that the command line describes; raises `UserError` for values that are not allowed."""
-    return make(kind, given(options, kind))
+    return make(kind, stated(options, kind))
 
 
 def _how(each: Field, kind: type, text: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from subrank.settings.train import TrainSettings
 from subrank.sites import sites_of
 
 
-def check_same(given: Mapping[str, Any], model: LanguageModel, run: Run, out: Path) -> None:
-    """Raise `UserError`, naming them, where the `given` options describe another run than the one begun in `out`."""
+def check_same(stated: Mapping[str, Any], model: LanguageModel, run: Run, out: Path) -> None:
+    """Raise `UserError`, naming them, where the `stated` options describe another run than the one begun in `out`."""
     begun, differences = _values(run, model), []
-    for name, value in sorted(given.items()):
+    for name, value in sorted(stated.items()):
         wanted = _unique(value if isinstance(value, (list, tuple)) else [value])
         if name == "text":
             wanted = [Text(str(value), 2, True).source]

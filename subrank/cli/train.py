@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, given, path, settings_of, word
+from subrank.cli.parsers import Verbs, path, settings_of, stated, word
 from subrank.cli.stopping import Stopped, finishing_a_step
 from subrank.cli.terminal import reporting, say, steps_shown
 from subrank.settings.train import LoggerName, TrainSettings
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from subrank.result import QUICK
 
     checks.weight("--save-every", options.save_every)
-    TrainSettings(**given(options, TrainSettings))  # what is wrong with them is said before anything else
+    TrainSettings(**stated(options, TrainSettings))  # what is wrong with them is said before anything else
     ready(options.log)
     out = writable(options.out or Path("dictionaries"), options)
     if has_checkpoint(out):
@@ -95,7 +95,7 @@ def _new(options: argparse.Namespace) -> "tuple[LanguageModel, Run]":
 def _described(options: argparse.Namespace) -> dict[str, Any]:
     """The options on the command line that describe the run."""
     text = {"text": options.text} if hasattr(options, "text") else {}
-    return given(options, TrainSettings) | text
+    return stated(options, TrainSettings) | text
 
 
 def _config(options: argparse.Namespace) -> "Run":

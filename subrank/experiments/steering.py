@@ -109,8 +109,8 @@ def run_steer(
     writing = writing_of(settings)
     features = saes.ids(names)
     model = saes.on(model)
-    given = settings.prompt or ()
-    starts = [as_chat(model, text, reply=True) for text in given] if settings.chat else given
+    texts = settings.prompt or ()
+    starts = [as_chat(model, text, reply=True) for text in texts] if settings.chat else texts
     prompts = [saes.tokens(model, text)[0].tolist() for text in starts]
     if prompts:
         check_room(model, prompts, settings.tokens)

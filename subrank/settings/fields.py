@@ -62,26 +62,26 @@ class Settings:
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name), hints(type(self))[each.name]))
 
 
-def make(kind: type[T], given: Mapping[str, Any]) -> T:
+def make(kind: type[T], values: Mapping[str, Any]) -> T:
     """Settings from keywords; raises `UserError` that names the nearest right one for a keyword there is not."""
     names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
-    for name in given:
+    for name in values:
         if name not in names:
             raise no_such("setting", name, names)
-    chosen = (_quick(kind) if given.get("quick") is True else {}) | dict(given)
+    chosen = (_quick(kind) if values.get("quick") is True else {}) | dict(values)
     settings = kind(**chosen)
-    _go_together(settings, {name for name in given if getattr(settings, name) not in (None, 0, ())})  # 0: not at all
-    object.__setattr__(settings, "chosen", frozenset(given))
+    _go_together(settings, {name for name in values if getattr(settings, name) not in (None, 0, ())})  # 0: not at all
+    object.__setattr__(settings, "chosen", frozenset(values))
     object.__setattr__(settings, "by_default", frozenset(names) - chosen.keys())
     return settings
 
 
-def _go_together(settings: Any, given: set[str]) -> None:
+def _go_together(settings: Any, names: set[str]) -> None:
     """Raise `UserError` where one of the settings that somebody chose would be ignored."""
     by_name = {each.name: each for each in fields(settings)}
-    for each in (by_name[name] for name in by_name if name in given):
+    for each in (by_name[name] for name in by_name if name in names):
         for other in each.metadata.get("excludes", ()):
-            if other in given:
+            if other in names:
                 flags = f"{flag_of(each)} and {flag_of(by_name[other])}"
                 raise UserError(f"{flags} exclude each other; give one of them")
         needs = each.metadata.get("needs", {})

@@ -66,9 +66,9 @@ def compared(curves: Mapping[Method, MeasuredCurve]) -> tuple[Comparison, ...]:
     )
 
 
-def _less(ours: np.ndarray, theirs: np.ndarray) -> float:
-    n = min(len(ours), len(theirs))
-    return float((ours[:n] < theirs[:n]).mean()) if n else 0.0
+def _less(first: np.ndarray, second: np.ndarray) -> float:
+    n = min(len(first), len(second))
+    return float((first[:n] < second[:n]).mean()) if n else 0.0
 
 
 def verdict(comparisons: Sequence[Comparison], rival: Method, share: float) -> str:
