@@ -29,7 +29,7 @@ class Report:
             self.say(line)
 
 
-def record(path: Path, report: Report, arguments: list[str], *, script: str = "train_throughput.py") -> None:
+def record(path: Path, report: Report, arguments: list[str], *, script: str) -> None:
     """Append a section: date, machine, versions, command, figures."""
     head = "" if path.exists() else "# Results\n\nWritten by `--record`; newest last.\n"
     shown = [f"PYTHON{number}" if Path(a).is_file() else a for number, a in enumerate(arguments)]

@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     minutes = (time.time() - started) / 60
     report.say(f"{minutes:.1f} minutes; load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.")
     if options.record:
-        record(Path(__file__).with_name("RESULTS.md"), report, sys.argv[1:] if arguments is None else arguments)
+        typed = sys.argv[1:] if arguments is None else arguments
+        record(Path(__file__).with_name("RESULTS.md"), report, typed, script=Path(__file__).name)
     return 0
 
 

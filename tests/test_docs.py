@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_list_of_options_is_that_of_the_settings():
-    made = runpy.run_path(str(ROOT / "docs" / "make_options.py"))["page"]()
-    assert (ROOT / "docs" / "options.md").read_text() == made, "python docs/make_options.py > docs/options.md"
+    generated = runpy.run_path(str(ROOT / "docs" / "make_options.py"))["page"]()
+    assert (ROOT / "docs" / "options.md").read_text() == generated, "python docs/make_options.py > docs/options.md"
 
 
 def test_the_readme_is_read_in_five_minutes():

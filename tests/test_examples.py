@@ -74,7 +74,7 @@ def test_the_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 12 and sum("import" in line for line in lines) == 1
     for module in ("training", "ioi", "circuit", "removal"):
-        monkeypatch.setattr(f"subrank.experiments.{module}.make", lambda kind, given: make(kind, given | SMALLER[kind]))
+        monkeypatch.setattr(f"subrank.experiments.{module}.make", lambda kind, named: make(kind, named | SMALLER[kind]))
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     with unchecked():  # every part of it is checked in tests of its own

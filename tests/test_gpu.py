@@ -55,9 +55,9 @@ def stream_on(device: str) -> OnDevice:
     return OnDevice(planted_directions(30, 12).to(device), batch=64, batches=5)
 
 
-def trained(own: TrainConfig, device: str) -> TrainState:
+def trained(settings: TrainConfig, device: str) -> TrainState:
     stream = stream_on(device)
-    state = start(stream, own)
+    state = start(stream, settings)
     for _ in train(stream, state):
         pass
     return state
@@ -90,11 +90,11 @@ def test_a_step_waits_for_nothing(name, n_dead):
 
 @pytest.mark.parametrize("name", [*EVERY, "multi", "no aux"])
 def test_a_few_steps_are_those_of_a_cpu(name):
-    own = config((EVERY | TOPK)[name], steps=5, clip=1.0, lr=1e-4)  # small: Adam turns rounding into whole steps
+    settings = config((EVERY | TOPK)[name], steps=5, clip=1.0, lr=1e-4)  # small: Adam turns rounding into whole steps
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        here, there = memory(trained(own, "cpu")), memory(trained(own, "cuda"))
+        here, there = memory(trained(settings, "cpu")), memory(trained(settings, "cuda"))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert here.keys() == there.keys()
@@ -129,23 +129,23 @@ def same(here: torch.Tensor, there: torch.Tensor) -> None:
 
 def test_patched_curves_are_those_of_a_cpu(storybooks):
     """At one site and at two jointly: what is chosen, what is read, what is estimated, and every interval's weights."""
-    found = {}
+    curves = {}
     for device, model in storybooks.items():
         pairs = IOITask.of(model).pairs(model, Corruption.SWAP, "selection", 12, seed=0)
         saes = {site: random_topk(128, 64, 8, seed=site.layer).to(device) for site in (Site(1), Site(3))}
         single, joint = PatchExperiment(model, pairs, Site(3), [Role.S2, -1]), JointExperiment(model, pairs, [*saes])
-        found[device] = []
+        curves[device] = []
         for patching in (single.patching(saes[Site(3)]), joint.patching(saes)):
             assert patching.corrupted.kl.device.type == device and patching.at_once > 1
             order = [*range(patching.differs.shape[1])]
-            found[device] += [
+            curves[device] += [
                 patching.first_order(),
                 torch.stack(trace(patching, order, [0, 3, len(order)]).readout, -1),
                 torch.stack(patching.activation_patched(), -1),
             ]
             config = SelectionConfig(n_greedy=2, shortlist=4, n_thresholds=2)
             assert all(len(select(patching, config, seed=0).order) == len(order) for select in SELECTORS.values())
-    for here, there in zip(found["cpu"], found["cuda"], strict=True):
+    for here, there in zip(curves["cpu"], curves["cuda"], strict=True):
         same(here, there)
 
 
@@ -177,7 +177,7 @@ def test_dose_and_response_are_those_of_a_cpu(storybooks):
         contexts = Text("storybook", 32, True, 12 * 32).contexts(model)
         text, held = (read_features(model, saes, [FeatureId(site, 5)], part) for part in contexts.split(6))
         config = DoseConfig(contexts=6, random_draws=1)
-        found = dose_response(model, Steering(saes, text, Mode.CLAMP), (0.5, 1.0), held, config)
-        doses[device] = torch.tensor([[dose.logit.value, dose.kl.value, dose.edit_size] for dose in found.doses])
+        response = dose_response(model, Steering(saes, text, Mode.CLAMP), (0.5, 1.0), held, config)
+        doses[device] = torch.tensor([[dose.logit.value, dose.kl.value, dose.edit_size] for dose in response.doses])
     assert len(doses["cpu"]) == 6
     same(doses["cpu"], doses["cuda"])

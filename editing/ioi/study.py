@@ -121,7 +121,7 @@ class IOIStudy:
                 full_size = on_test.activation_patched().edit_size.mean().item()
         return IOIResult(
             corruption=corruption,
-            own=prompts.own,
+            own=prompts.model_score,
             site=_joined(testing.sites),
             site_kl=site_kl,
             curves=(*curves, *specific),
@@ -227,7 +227,7 @@ class _Prompts:
 
     selection: PromptPairs
     test: PromptPairs
-    own: TaskScore
+    model_score: TaskScore
 
 
 def _experiment(

@@ -13,7 +13,7 @@ from sae_core.evaluation.reconstruction import fvu
 
 
 @pytest.fixture
-def made(tmp_path) -> tuple[Path, Tensor]:
+def planted_file(tmp_path) -> tuple[Path, Tensor]:
     """A file of planted vectors, and the features they are made of."""
     from vectors import planted, write_splits
 
@@ -33,13 +33,13 @@ def conversation(name: str, *requests: dict) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_our_worker_trains_and_reconstructs(made, tmp_path):
+def test_our_worker_trains_and_reconstructs(planted_file, tmp_path):
     from breakdown import PARTS
     from contestants import OURS
     from safetensors.torch import load_file
     from training_job import Job
 
-    path, features = made
+    path, features = planted_file
     job = Job(str(path), n_latents=32, k=4, batch=100, steps=400, lr=1e-2, dead_after=2_000)
     before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
     hello, _, _, took, _, shares = conversation(
@@ -55,8 +55,8 @@ def test_our_worker_trains_and_reconstructs(made, tmp_path):
     assert sum(shares[part] for part in PARTS) == pytest.approx(1)
     x, start, end = load_file(path)["test"], load_file(before), load_file(after)
     assert fvu(x, end["x_hat"]) < 0.15 < fvu(x, start["x_hat"])
-    found = [(features @ one["directions"].T).amax(1).mean().item() for one in (start, end)]
-    assert found[0] < 0.7 and found[1] > 0.9, "it starts nowhere near the features, and ends on them"
+    cosines = [(features @ state["directions"].T).amax(1).mean().item() for state in (start, end)]
+    assert cosines[0] < 0.7 and cosines[1] > 0.9, "it starts nowhere near the features, and ends on them"
 
 
 def test_choosing_latents_is_counted_as_that_and_as_nothing_else():
@@ -66,11 +66,11 @@ def test_choosing_latents_is_counted_as_that_and_as_nothing_else():
     from sae_core.dictionaries import sparse
 
     pre, before = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)), sparse.top
-    for own in (pre, pre.double()):
-        found = shares(lambda own=own: sparse.top(own, 4), 3)
-        assert found["top-k"] > 0.9 and found["gradients"] == found["sparse decode"] == 0
-    found = shares(lambda: sparse.batch_top(pre, 200), 3)
-    assert found["top-k"] > 0.9
+    for values in (pre, pre.double()):
+        parts = shares(lambda values=values: sparse.top(values, 4), 3)
+        assert parts["top-k"] > 0.9 and parts["gradients"] == parts["sparse decode"] == 0
+    parts = shares(lambda: sparse.batch_top(pre, 200), 3)
+    assert parts["top-k"] > 0.9
     assert sparse.top is before
 
 
@@ -102,7 +102,7 @@ def test_the_language_models_pass_is_timed_with_the_training(tmp_path, monkeypat
 
     monkeypatch.setattr(LanguageModel, "record", counted)
     monkeypatch.setattr(all_layers, "_timed", watched)
-    for run, expected in ((all_layers.ours, [24]), (all_layers.ours_layer_by_layer, [12, 12])):
+    for run, expected in ((all_layers.subrank, [24]), (all_layers.subrank_layer_by_layer, [12, 12])):
         timed.clear()
         assert run(job)["tokens"] == 12 * 16
         assert timed == [(12 * 16, contexts) for contexts in expected]
@@ -115,24 +115,24 @@ def test_what_is_missing_is_said_and_not_raised():
     assert "no_such_package" in answer["missing"]
 
 
-def test_splits_have_one_scale_and_share_no_rows(made):
+def test_splits_have_one_scale_and_share_no_rows(planted_file):
     from safetensors.torch import load_file
 
-    splits = load_file(made[0])
+    splits = load_file(planted_file[0])
     x = torch.cat([splits[name] for name in ("train", "validation", "test")])
     assert x.pow(2).sum(-1).mean().item() == pytest.approx(16, rel=1e-4)
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [2_000, 200, 200]
     assert len(x.unique(dim=0)) == len(x)
 
 
-def test_every_contestant_sees_the_same_batches(made):
+def test_every_contestant_sees_the_same_batches(planted_file):
     from safetensors.torch import load_file
     from training_job import Job, batches_of
 
-    train = load_file(made[0])["train"]
-    one, again, other = (batches_of(Job("", 32, 2, 300, seed=seed), train) for seed in (0, 0, 1))
-    assert len(one) == 6 and all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    assert not torch.equal(one[0], other[0])
+    train = load_file(planted_file[0])["train"]
+    first, again, other = (batches_of(Job("", 32, 2, 300, seed=seed), train) for seed in (0, 0, 1))
+    assert len(first) == 6 and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
 
 
 def test_a_record_says_when_where_and_how_and_keeps_what_was_there(tmp_path):
@@ -140,8 +140,8 @@ def test_a_record_says_when_where_and_how_and_keeps_what_was_there(tmp_path):
 
     path, report = tmp_path / "RESULTS.md", Report()
     report.table(("a", "b"), [("1", "2")])
-    record(path, report, ["--quick", "--python-rivals", __file__])
-    record(path, report, ["--quality"])
+    record(path, report, ["--quick", "--python-rivals", __file__], script="train_throughput.py")
+    record(path, report, ["--quality"], script="train_throughput.py")
     text = path.read_text()
     assert text.count("## 20") == 2 and text.count("| 1 | 2 |") == 2 and text.count("# Results") == 1
     assert "torch" in text and "--quality" in text and str(Path(__file__).parent) not in text

@@ -16,7 +16,7 @@ from sae_core.storybook.page import CLOSING, END
 ONE = FeatureId(Site(0), 0)
 
 
-def found(labels: dict, features=(ONE,)):
+def on_circuit(labels: dict, features=(ONE,)):
     circuit = Circuit()
     return circuit, agreements(circuit.model, circuit.dictionaries, features, circuit.contexts(40), labels)
 
@@ -29,24 +29,24 @@ def activation() -> torch.Tensor:
 def test_a_label_that_is_a_threshold_is_found_with_it():
     f = activation()
     control = torch.rand(f.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    _, (own,) = found({"other": control, "strong": f > 2.0, "stronger": f > 2.3})
-    assert own.label in ("strong", "stronger") and own.f1 == own.precision == own.recall == 1
-    assert own.threshold == pytest.approx({"strong": 2.0, "stronger": 2.3}[own.label], abs=0.1)
-    _, (nothing,) = found({"other": control})
+    _, (agreement,) = on_circuit({"other": control, "strong": f > 2.0, "stronger": f > 2.3})
+    assert agreement.label in ("strong", "stronger") and agreement.f1 == agreement.precision == agreement.recall == 1
+    assert agreement.threshold == pytest.approx({"strong": 2.0, "stronger": 2.3}[agreement.label], abs=0.1)
+    _, (nothing,) = on_circuit({"other": control})
     assert nothing.f1 < 0.5
 
 
 def test_f1_is_that_of_the_half_that_chose_nothing():
     f = activation()
     even = (torch.arange(40) % 2 == 0)[:, None]
-    _, (own,) = found({"half": (f > 2.0) & even})
-    assert own.f1 == own.recall == own.precision == 0  # of the odd documents none has the label
+    _, (agreement,) = on_circuit({"half": (f > 2.0) & even})
+    assert agreement.f1 == agreement.recall == agreement.precision == 0  # of the odd documents none has the label
     half = (f > 2.0) & (even | (torch.rand(f.shape, generator=torch.Generator().manual_seed(1)) < 0.5))
-    _, (own,) = found({"half": half})
-    odd = ~even.expand_as(f) & (f > own.threshold)
+    _, (agreement,) = on_circuit({"half": half})
+    odd = ~even.expand_as(f) & (f > agreement.threshold)
     precision = float(half[odd].float().mean())
-    assert own.precision == pytest.approx(precision) and own.recall == 1
-    assert own.f1 == pytest.approx(2 * precision / (1 + precision))
+    assert agreement.precision == pytest.approx(precision) and agreement.recall == 1
+    assert agreement.f1 == pytest.approx(2 * precision / (1 + precision))
 
 
 def test_every_feature_has_its_own_and_one_document_is_too_few():
@@ -54,9 +54,9 @@ def test_every_feature_has_its_own_and_one_document_is_too_few():
     tokens = circuit.contexts(40)
     said = {f"f{i}": circuit.activation(i, tokens) > circuit.activation(i, tokens).median() for i in (0, 4, 5)}
     features = [FeatureId(Site(1), 1), ONE, FeatureId(Site(1), 0)]
-    own = agreements(circuit.model, circuit.dictionaries, features, tokens, said)
-    assert [(a.feature, a.label) for a in own] == list(zip(features, ("f5", "f0", "f4"), strict=True))
-    assert all(a.f1 == 1 for a in own)
+    best = agreements(circuit.model, circuit.dictionaries, features, tokens, said)
+    assert [(a.feature, a.label) for a in best] == list(zip(features, ("f5", "f0", "f4"), strict=True))
+    assert all(a.f1 == 1 for a in best)
     with user_error("at least two"):
         agreements(circuit.model, circuit.dictionaries, [ONE], tokens[:1], {"a": tokens[:1] > 3})
 
@@ -67,11 +67,11 @@ def test_every_feature_has_its_own_and_one_document_is_too_few():
 @pytest.mark.slow
 def test_the_truth_is_that_of_the_text(storybook):
     """Brackets by a stack of our own, names by their tokens; what pads or stands first is nobody's label."""
-    own = truth(storybook, 40)
-    assert own.tokens.shape[1] <= storybook.n_ctx and {*own.labels} == {*labels()}
+    grammar = truth(storybook, 40)
+    assert grammar.tokens.shape[1] <= storybook.n_ctx and {*grammar.labels} == {*labels()}
     (end,) = storybook.to_ids(END)
-    assert not any(mask[own.tokens == end].any() for mask in own.labels.values())
-    words = [[storybook.token_text(t).strip(" ") for t in row] for row in own.tokens.tolist()]
+    assert not any(mask[grammar.tokens == end].any() for mask in grammar.labels.values())
+    words = [[storybook.token_text(t).strip(" ") for t in row] for row in grammar.tokens.tolist()]
     seen = 0
     for row, text in enumerate(words):
         stack: list[str] = []
@@ -79,18 +79,18 @@ def test_the_truth_is_that_of_the_text(storybook):
             if word == END:
                 continue
             for mark in CLOSING:
-                assert own.labels[f"inside: {mark}"][row, place] == (mark in stack)
-                assert own.labels[f"innermost: {mark}"][row, place] == (stack[-1:] == [mark])
+                assert grammar.labels[f"inside: {mark}"][row, place] == (mark in stack)
+                assert grammar.labels[f"innermost: {mark}"][row, place] == (stack[-1:] == [mark])
             closes = bool(stack) and CLOSING[stack[-1]] == word
             opens = word in CLOSING and not closes
-            assert own.labels["close: any bracket"][row, place] == (closes and word != '"')
-            assert any(own.labels[f"open: {mark}"][row, place] for mark in CLOSING) == opens
+            assert grammar.labels["close: any bracket"][row, place] == (closes and word != '"')
+            assert any(grammar.labels[f"open: {mark}"][row, place] for mark in CLOSING) == opens
             seen += opens
             stack = stack[:-1] if closes else [*stack, word] if opens else stack
     assert seen > 20
     for name in ("Mary", "John"):
-        assert torch.equal(own.labels[f"name: {name}"], own.tokens == storybook.to_ids(f" {name}")[0])
-    women, men = own.labels["name: of a woman"], own.labels["name: of a man"]
-    assert torch.equal(women | men, own.labels["name: any"]) and not (women & men).any()
+        assert torch.equal(grammar.labels[f"name: {name}"], grammar.tokens == storybook.to_ids(f" {name}")[0])
+    women, men = grammar.labels["name: of a woman"], grammar.labels["name: of a man"]
+    assert torch.equal(women | men, grammar.labels["name: any"]) and not (women & men).any()
     first = Grammar().document(random.Random(10**6))
     assert words[0][1:4] == [t.text for t in first[:3]]

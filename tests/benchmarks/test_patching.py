@@ -20,5 +20,5 @@ def test_one_pass_per_point_and_stacked_rows_give_the_same_numbers(name, tmp_pat
 def test_numbers_that_differ_are_the_exit_status(apart, status, monkeypatch, capsys):
     import patching
 
-    monkeypatch.setattr(patching, "compare", lambda *given: apart)
+    monkeypatch.setattr(patching, "compare", lambda *arguments: apart)
     assert patching.main(["--quick", "--models", "storybook", "--threads", "1"]) == status

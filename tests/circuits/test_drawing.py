@@ -97,11 +97,11 @@ def test_every_node_and_edge_is_there(parsed):
 
 def test_colour_says_the_sign_and_width_the_strength(parsed):
     shown = {}
-    for own in example().edges:
-        look = parsed.get_edge(str(own.cause), str(own.target)).attr
-        assert look["color"].startswith(SUPPORTS if own.effect > 0 else SUPPRESSES)
-        assert f"{own.effect:+.2f}" in look["label"]
-        shown[abs(own.effect)] = float(look["penwidth"]), int(look["color"][-2:], 16)
+    for link in example().edges:
+        look = parsed.get_edge(str(link.cause), str(link.target)).attr
+        assert look["color"].startswith(SUPPORTS if link.effect > 0 else SUPPRESSES)
+        assert f"{link.effect:+.2f}" in look["label"]
+        shown[abs(link.effect)] = float(look["penwidth"]), int(look["color"][-2:], 16)
     widths, alphas = zip(*(shown[size] for size in sorted(shown)), strict=True)
     for values in (widths, alphas):  # wider and darker the stronger
         assert all(weaker < stronger for weaker, stronger in pairwise(values))

@@ -59,13 +59,13 @@ def exported(**changes) -> dict:
 def test_networkx_reads_the_graph_back():
     graph = diamond()
     value = json.loads(json.dumps(node_link(graph), allow_nan=False))
-    found = networkx.node_link_graph(value, edges="edges")
-    assert found.is_directed() and found.graph["target"] == str(LOGIT)
-    assert set(found.nodes) == {str(node.id) for node in graph.nodes}
-    assert {(a, b): data["effect"] for a, b, data in found.edges(data=True)} == {
+    loaded = networkx.node_link_graph(value, edges="edges")
+    assert loaded.is_directed() and loaded.graph["target"] == str(LOGIT)
+    assert set(loaded.nodes) == {str(node.id) for node in graph.nodes}
+    assert {(a, b): data["effect"] for a, b, data in loaded.edges(data=True)} == {
         (str(e.cause), str(e.target)): e.effect for e in graph.edges
     }
-    assert found.nodes["1_2"]["responds_to"] == [" she"] and found.edges["1_2", str(LOGIT)]["n_examples"] == 4
+    assert loaded.nodes["1_2"]["responds_to"] == [" she"] and loaded.edges["1_2", str(LOGIT)]["n_examples"] == 4
 
 
 # ---- circuit-tracer and Neuronpedia ----------------------------------------------------------------
@@ -182,8 +182,8 @@ def test_every_fault_is_found(name):
     value = copy.deepcopy(exported())
     assert not list(faults(value))
     spoil(value)
-    found = list(faults(value))
-    assert any(word in fault for fault in found) and all("\n" not in fault for fault in found), found
+    listed = list(faults(value))
+    assert any(word in fault for fault in listed) and all("\n" not in fault for fault in listed), listed
 
 
 def test_a_feature_at_most_tokens_would_be_deleted():
@@ -199,6 +199,6 @@ def test_the_older_id_of_an_error_and_tokens_are_known():
     value = exported()
     value["nodes"][2].update(node_id="0_1_3", jsNodeId="1_3-0")
     value["links"] = []
-    own = value["nodes"][0] | {"node_id": "E_9_0", "layer": "E", "ctx_idx": 0, "feature_type": "embedding"}
-    value["nodes"].append(own | {"jsNodeId": "E_9-0", "feature": 0, "clerp": ""})
+    node = value["nodes"][0] | {"node_id": "E_9_0", "layer": "E", "ctx_idx": 0, "feature_type": "embedding"}
+    value["nodes"].append(node | {"jsNodeId": "E_9-0", "feature": 0, "clerp": ""})
     assert not list(faults(value))

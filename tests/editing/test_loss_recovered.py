@@ -129,17 +129,17 @@ def sets():
 
 
 def means_of(model, sets, tokens):
-    found = profiles(model, sets, tokens)
-    return {site: profile.mean for own in found.values() for site, profile in own.items()}
+    measured = profiles(model, sets, tokens)
+    return {site: profile.mean for by_site in measured.values() for site, profile in by_site.items()}
 
 
 def test_a_report_equals_whole_forward_passes_with_each_edit(tiny, tokens, sets):
     means, mask, content = means_of(tiny, sets, tokens), tiny.content(tokens), tiny.content(tokens[:, 1:])
     clean = tiny.logits(tokens)[:, :-1][content]
     reports = splice_reports(tiny, sets, means, tokens, at_once=2)
-    for name, own in sets.items():
-        assert reports[name].keys() == own.keys()
-        for site, dictionary in own.items():
+    for name, dictionaries in sets.items():
+        assert reports[name].keys() == dictionaries.keys()
+        for site, dictionary in dictionaries.items():
             report = reports[name][site]
             edits = {
                 "original": (),
@@ -164,13 +164,13 @@ def test_a_report_shows_neither_the_chunks_nor_what_else_was_measured(tiny, toke
     alone = {"large": splice_reports(tiny, {"large": sets["large"]}, means, tokens)["large"]}
     monkeypatch.setattr("editing.edited_contexts.LOGITS_AT_ONCE", 3 * 5 * tiny.n_vocab)
     for other in (chunked, alone, splice_reports(tiny, sets, means, tokens)):
-        for name, own in other.items():
-            for site, got in own.items():
+        for name, by_site in other.items():
+            for site, got in by_site.items():
                 for field in ("original", "spliced", "zeroed", "averaged"):
                     expected = getattr(whole[name][site], field)
                     assert getattr(got, field).cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-5)
                     assert getattr(got, field).kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-6)
-                assert [one.context for one in got.worst] == [one.context for one in whole[name][site].worst]
+                assert [worst.context for worst in got.worst] == [worst.context for worst in whole[name][site].worst]
     assert n_hooks(tiny) == hooks
 
 
@@ -179,12 +179,12 @@ def test_a_perfect_dictionary_has_no_divergence_and_the_mean_and_zero_dictionari
         mean = means_of(tiny, {"": {site: complete_basis(32)}}, tokens)[site]
         rank_none = Basis(torch.zeros(1, 32), mean.float())
         sets = {"perfect": {site: complete_basis(32)}, "zero": {site: Zero(32)}, "mean": {site: rank_none}}
-        found = {name: own[site] for name, own in splice_reports(tiny, sets, {site: mean}, tokens).items()}
-        assert found["perfect"].spliced.kl == pytest.approx(0, abs=1e-5)
-        assert found["perfect"].recovered == pytest.approx(1, abs=1e-2)
-        assert found["zero"].spliced == found["zero"].zeroed and found["zero"].recovered == 0
-        assert found["mean"].spliced.kl == pytest.approx(found["mean"].averaged.kl, rel=1e-4)
-        assert found["mean"].recovered_from_mean == pytest.approx(0, abs=1e-3)
+        reports = {name: by_site[site] for name, by_site in splice_reports(tiny, sets, {site: mean}, tokens).items()}
+        assert reports["perfect"].spliced.kl == pytest.approx(0, abs=1e-5)
+        assert reports["perfect"].recovered == pytest.approx(1, abs=1e-2)
+        assert reports["zero"].spliced == reports["zero"].zeroed and reports["zero"].recovered == 0
+        assert reports["mean"].spliced.kl == pytest.approx(reports["mean"].averaged.kl, rel=1e-4)
+        assert reports["mean"].recovered_from_mean == pytest.approx(0, abs=1e-3)
 
 
 def test_the_worst_contexts_are_those_whose_perplexity_rises_the_most(tiny):
@@ -198,22 +198,22 @@ def test_the_worst_contexts_are_those_whose_perplexity_rises_the_most(tiny):
     perplexity = []
     for row in range(9):
         asked = mask[row, 1:]
-        perplexity.append([one[row][asked].mean().exp().item() for one in nll] if asked.any() else [0.0, -math.inf])
+        perplexity.append([loss[row][asked].mean().exp().item() for loss in nll] if asked.any() else [0.0, -math.inf])
     expected = sorted(range(9), key=lambda row: perplexity[row][0] - perplexity[row][1])[:3]
     for at_once in (1, 4):
         report = splice_reports(tiny, {"": {site: sae}}, {site: torch.zeros(32)}, tokens, worst=3, at_once=at_once)
         report = report[""][site]
-        assert [one.context for one in report.worst] == expected
-    for one in report.worst:
-        row = one.context
-        assert [one.perplexity, one.perplexity_spliced] == pytest.approx(perplexity[row], rel=1e-4)
-        assert one.tokens == tuple(tiny.token_text(token) for token in tokens[row].tolist())
-        assert [rise is None for rise in one.rise] == [True, *(~mask[row, 1:]).tolist()]
+        assert [worst.context for worst in report.worst] == expected
+    for worst in report.worst:
+        row = worst.context
+        assert [worst.perplexity, worst.perplexity_spliced] == pytest.approx(perplexity[row], rel=1e-4)
+        assert worst.tokens == tuple(tiny.token_text(token) for token in tokens[row].tolist())
+        assert [rise is None for rise in worst.rise] == [True, *(~mask[row, 1:]).tolist()]
         rise = (nll[1] - nll[0])[row]
         for position in range(1, 12):
-            if one.rise[position] is not None:
-                assert one.rise[position] == pytest.approx(rise[position - 1].item(), abs=1e-4)
-        assert one.rise[one.position] == max(rise for rise in one.rise if rise is not None)
+            if worst.rise[position] is not None:
+                assert worst.rise[position] == pytest.approx(rise[position - 1].item(), abs=1e-4)
+        assert worst.rise[worst.position] == max(rise for rise in worst.rise if rise is not None)
 
 
 def test_worst_contexts_are_few_where_contexts_are(tiny, tokens):

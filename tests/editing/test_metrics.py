@@ -92,8 +92,8 @@ def plain_bootstrap(values: list[float], groups: list[str], n: int, seed: int) -
         drawn = []
         for _ in names:
             group = rng.choice(names)
-            own = [value for value, label in zip(values, groups, strict=True) if label == group]
-            drawn += [rng.choice(own) for _ in own]
+            members = [value for value, label in zip(values, groups, strict=True) if label == group]
+            drawn += [rng.choice(members) for _ in members]
         means.append(sum(drawn) / len(drawn))
     means.sort()
     return means[int(0.025 * n)], means[int(0.975 * n)]

@@ -48,19 +48,19 @@ RIGHT = {
 
 def settings_of(seed: str, kind: type) -> dict:
     """Up to four settings of that seed, with values of all kinds."""
-    draw, given = random.Random(seed), {}
+    draw, values = random.Random(seed), {}
     for each in draw.sample(fields(kind), draw.randint(1, 4)):
         right = RIGHT[single_type(hints(kind)[each.name])]
         value = draw.choice(right) if draw.random() < 0.5 else draw.choice(ODD)
-        given[each.name] = [value, draw.choice(right)] if draw.random() < 0.1 else value
-    return given
+        values[each.name] = [value, draw.choice(right)] if draw.random() < 0.1 else value
+    return values
 
 
 def try_settings(kind: type, seeds: range) -> None:
     answers = []
     for seed in seeds:
-        given = settings_of(f"{kind.__name__} {seed}", kind)
-        answers.append(refused(f"seed {kind.__name__} {seed}: {given!r:.300}", lambda given=given: make(kind, given)))
+        picks = settings_of(f"{kind.__name__} {seed}", kind)
+        answers.append(refused(f"seed {kind.__name__} {seed}: {picks!r:.300}", lambda picks=picks: make(kind, picks)))
     assert 0.2 < sum(answers) / len(answers) < 1
 
 

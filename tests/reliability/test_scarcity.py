@@ -86,9 +86,9 @@ def test_a_disk_that_is_full_from_any_moment_on(trained, tmp_path, monkeypatch):
     arguments = ["evaluate", str(trained), "--out", str(out), *LONG_VERBS["evaluate"]]
     run_evaluate = evaluation.run_evaluate
 
-    def once(*given, **how):
+    def once(*values, **how):
         if not results:
-            results.append(run_evaluate(*given, **how))
+            results.append(run_evaluate(*values, **how))
             body = results[0].saved_body()
             monkeypatch.setattr(type(results[0]), "saved_body", lambda result: body)
         return results[0]

@@ -35,7 +35,7 @@ def test_what_gets_a_name_is_on_the_disk_before(tmp_path, monkeypatch):
     """A crash just after the renaming used to be able to leave the name on an empty file."""
     calls, real = [], {name: getattr(os, name) for name in ("fsync", "replace")}
     for name in real:
-        monkeypatch.setattr(os, name, lambda *given, name=name: (calls.append(name), real[name](*given)))
+        monkeypatch.setattr(os, name, lambda *arguments, name=name: (calls.append(name), real[name](*arguments)))
     write_json(tmp_path / "a.json", {"a": 1})
     disk.write_tensors(tmp_path / "b.safetensors", {"b": torch.ones(3)})
     assert calls == ["fsync", "replace"] * 2

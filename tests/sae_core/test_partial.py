@@ -23,11 +23,11 @@ def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path):
     strangers = [tmp_path / f".partial-{machine}-{pid}-x" for machine, pid in (("othermachine", 1), ("", ""))]
     for path in strangers:
         path.write_text("of another machine, or damaged")
-    own = [partial_file(tmp_path), partial_folder(tmp_path)]
+    living = [partial_file(tmp_path), partial_folder(tmp_path)]
     others = {*tmp_path.iterdir()}
     process = left_by_another(tmp_path, then="sys.stdin.read()")
     sweep(tmp_path)
-    assert len({*tmp_path.iterdir()} - others) == 2 and all(path.exists() for path in own)
+    assert len({*tmp_path.iterdir()} - others) == 2 and all(path.exists() for path in living)
     process.kill()
     process.communicate()
     sweep(tmp_path)

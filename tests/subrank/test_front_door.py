@@ -85,9 +85,9 @@ def saes(storybook_set) -> sr.Saes:
 @pytest.fixture(scope="module")
 def results(storybook, saes) -> dict[str, Result]:
     with unchecked():
-        made = {verb: getattr(sr, verb)(storybook, saes, check=True, **QUIET, **SMALL[verb]) for verb in SMALL}
+        by_verb = {verb: getattr(sr, verb)(storybook, saes, check=True, **QUIET, **SMALL[verb]) for verb in SMALL}
         small = {"contexts": 60, "max_targets": 1, "null": 5, "held": 16, "draws": 0, "cards": 8, "cover": 1}
-        return made | {"circuit": sr.discover(storybook, saes, check=True, **QUIET, **small)}
+        return by_verb | {"circuit": sr.discover(storybook, saes, check=True, **QUIET, **small)}
 
 
 # ---- the door itself -------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ def test_a_small_model_has_the_usual_defaults():
     assert fitted(make(FeatureSettings, {}), SMALL) == FeatureSettings()
 
 
-@pytest.mark.parametrize("given", [{"contexts": 1000, "full": 24}, {"quick": True}], ids=["usual", "quick"])
-def test_what_is_given_stays(given):
-    settings = make(FeatureSettings, given)
+@pytest.mark.parametrize("stated", [{"contexts": 1000, "full": 24}, {"quick": True}], ids=["usual", "quick"])
+def test_what_is_given_stays(stated):
+    settings = make(FeatureSettings, stated)
     assert lines_of(settings, SMOLLM2) == (settings, [])
     assert fitted(FeatureSettings(), SMOLLM2) == FeatureSettings()  # settings in full, as a program makes them
 

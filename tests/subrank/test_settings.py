@@ -177,8 +177,8 @@ def test_quick_changes_what_is_not_given_and_nothing_else():
     """Also where the value that is given is the usual one."""
     quick, usual = make(EvaluateSettings, {"quick": True}), make(EvaluateSettings, {})
     assert (quick.contexts, quick.spliced) == (26, 6) and (usual.contexts, usual.spliced) == (256, 64)
-    given = make(EvaluateSettings, {"quick": True, "contexts": 256})
-    assert (given.contexts, given.spliced) == (256, 6)
+    settings = make(EvaluateSettings, {"quick": True, "contexts": 256})
+    assert (settings.contexts, settings.spliced) == (256, 6)
 
 
 def test_thresholds_need_their_selector():

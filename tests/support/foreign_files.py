@@ -124,7 +124,7 @@ def save_as_set(folder: Path, saes: dict) -> None:
     DictionarySet("m", "0", Text("storybook", 8, True), saes).save(folder)
 
 
-def ours() -> dict[Site, ReLUSAE | TopKSAE | JumpReLUSAE | GatedSAE]:
+def varied() -> dict[Site, ReLUSAE | TopKSAE | JumpReLUSAE | GatedSAE]:
     """One of each architecture, with no parameter at its initial value; SAEs train to nearly unit rows."""
     saes = {}
     for layer, kind in enumerate((ReLUSAE, TopKSAE, JumpReLUSAE, GatedSAE)):

@@ -121,10 +121,10 @@ class Circuit:
     def __init__(self, n_vocab: int = 60, d_model: int = 12):
         self.d = random_basis(d_model, generator=torch.Generator().manual_seed(5)).directions
         activations = torch.rand(n_vocab, 4, generator=torch.Generator().manual_seed(6))
-        self.given = activations + torch.tensor([1.5, 0.0, 0.2, 0.0])
-        self.given[0] = 0
+        self.by_token = activations + torch.tensor([1.5, 0.0, 0.2, 0.0])
+        self.by_token[0] = 0
         blocks = [(self._map(w), self._map(m)) for w, m in zip(self.WEIGHTS, self.MOVES, strict=True)]
-        self.model = HandModel(self.given @ self.d[:4], blocks)
+        self.model = HandModel(self.by_token @ self.d[:4], blocks)
         self.dictionaries: dict[Site, Dictionary] = {
             Site(layer): Basis(self.d[list(features)], torch.zeros(d_model))
             for layer, features in enumerate(self.FEATURES)
@@ -134,7 +134,7 @@ class Circuit:
         return sum((w * torch.outer(self.d[to], self.d[of]) for to, of, w in weights), torch.zeros_like(self.d))
 
     def contexts(self, n: int = 40, length: int = 8, *, seed: int = 1) -> Tensor:
-        tokens = torch.randint(1, len(self.given), (n, length), generator=torch.Generator().manual_seed(seed))
+        tokens = torch.randint(1, len(self.by_token), (n, length), generator=torch.Generator().manual_seed(seed))
         tokens[:, 0] = 0
         return tokens
 
@@ -143,7 +143,7 @@ class Circuit:
         if feature == without:
             return torch.zeros(tokens.shape)
         if feature < 4:
-            return self.given[tokens][..., feature]
+            return self.by_token[tokens][..., feature]
         total = torch.zeros(tokens.shape)
         for weights, shift in ((self.WEIGHTS, 0), (self.MOVES, 1)):
             for to, of, weight in (edge for layer in weights for edge in layer):

@@ -26,7 +26,7 @@ class Planted:
         self.circuit = Circuit()
         self.model = self.circuit.model
         self.dictionaries = {site: Basis(self.circuit.d, torch.zeros(12)) for site in self.model.sites()}
-        strong = self.circuit.given[1:, [0, 2]].sum(-1).argsort(descending=True) + 1
+        strong = self.circuit.by_token[1:, [0, 2]].sum(-1).argsort(descending=True) + 1
         generator = torch.Generator().manual_seed(3)
         self.clean, self.corrupted = (
             tokens[torch.randint(len(tokens), (12, 7), generator=generator)] for tokens in (strong[:20], strong[-20:])

@@ -24,7 +24,7 @@ def circuit() -> Circuit:
 
 
 @pytest.fixture(scope="module")
-def found(circuit):
+def searched(circuit):
     """(evidence, edges of the root, its examples)."""
     atlas = survey(circuit.model, circuit.dictionaries, circuit.contexts())
     root, config = (
@@ -40,8 +40,8 @@ def found(circuit):
     )
 
 
-def test_the_examples_of_an_edge_are_those_on_which_it_shows_most(circuit, found):
-    evidence, edges, examples = found
+def test_the_examples_of_an_edge_are_those_on_which_it_shows_most(circuit, searched):
+    evidence, edges, examples = searched
     edge = edges[0]
     shown = evidence.of(edge, 4)
     cause = Circuit.FEATURES[edge.cause.site.layer][edge.cause.index]
@@ -58,8 +58,8 @@ def test_the_examples_of_an_edge_are_those_on_which_it_shows_most(circuit, found
     assert set(value) == {"tokens", "cause", "target", "end", "drop"} and isinstance(value["tokens"], list)
 
 
-def test_an_error_term_has_no_examples_of_its_own(found):
-    evidence, _, _ = found
+def test_an_error_term_has_no_examples_of_its_own(searched):
+    evidence, _, _ = searched
     assert evidence.of(Edge(ErrorTerm(Site(2)), ROOT, 0.1, 0.0, 1, 1)) == []
 
 

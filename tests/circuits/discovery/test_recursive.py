@@ -140,14 +140,14 @@ def test_fewer_than_sixteen_examples_are_refused_for_the_root_only(circuit):
 
 def test_a_rare_cause_is_kept_as_an_edge_but_not_asked(circuit):
     """f5 comes from the token before, here nonzero in 5 contexts only."""
-    features = circuit.given.clone()
+    features = circuit.by_token.clone()
     quiet, contexts = torch.arange(60) % 2 == 0, circuit.contexts()
     contexts = (contexts // 2 * 2).clamp(0, 58)
     contexts[:, 1:] = contexts[:, 1:].clamp_min(2)
     contexts[:5, 3] += 1
     features[quiet, 2] = 0
     rare = Circuit()
-    rare.given = features
+    rare.by_token = features
     rare.model.embedding = features @ rare.d[:4]
     rare.dictionaries = {site: Clean(d) for site, d in rare.dictionaries.items()}
     steps = planted(rare, survey(rare.model, rare.dictionaries, contexts))

@@ -137,11 +137,11 @@ def test_features_on_prompts(tiny):
     for latent in range(24):
         expected = []
         for row in range(10):
-            own = f[row, 1 : end[row] + 1, latent]
-            if own.numel() and own.max() > 0:
-                expected.append((float(own.max()), row, int(own.argmax()) + 1))
-        expected.sort(key=lambda one: -one[0])
-        found = source.examples(FeatureId(Site(1), latent), 6)
-        assert found.activation.tolist() == pytest.approx([value for value, _, _ in expected[:6]])
-        assert found.end.tolist() == [place for _, _, place in expected[:6]]
-        assert torch.equal(found.tokens, tokens[[row for _, row, _ in expected[:6]]])
+            activations = f[row, 1 : end[row] + 1, latent]
+            if activations.numel() and activations.max() > 0:
+                expected.append((float(activations.max()), row, int(activations.argmax()) + 1))
+        expected.sort(key=lambda peak: -peak[0])
+        examples = source.examples(FeatureId(Site(1), latent), 6)
+        assert examples.activation.tolist() == pytest.approx([value for value, _, _ in expected[:6]])
+        assert examples.end.tolist() == [place for _, _, place in expected[:6]]
+        assert torch.equal(examples.tokens, tokens[[row for _, row, _ in expected[:6]]])

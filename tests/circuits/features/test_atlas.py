@@ -51,17 +51,17 @@ def dense_codes(surveyed, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("site", [Site(0), Site(2, Stream.MLP_OUT)], ids=str)
 def test_statistics_equal_a_plain_dense_computation(surveyed, site):
     f, content = dense_codes(surveyed, site)
-    own = surveyed[3].sites[site]
+    statistics = surveyed[3].sites[site]
     active = (f != 0).sum((0, 1))
-    assert torch.allclose(own.density, active / content.sum())
-    assert torch.allclose(own.mean_active, f.sum((0, 1)) / active.clamp_min(1), rtol=1e-4, atol=1e-6)
-    assert own.top.shape == own.context.shape == own.position.shape == (20, 6)
+    assert torch.allclose(statistics.density, active / content.sum())
+    assert torch.allclose(statistics.mean_active, f.sum((0, 1)) / active.clamp_min(1), rtol=1e-4, atol=1e-6)
+    assert statistics.top.shape == statistics.context.shape == statistics.position.shape == (20, 6)
     for j in range(20):
         peaks = sorted(((float(f[row, :, j].max()), row) for row in range(21)), reverse=True)[:6]
-        assert own.top[j].tolist() == pytest.approx([peak for peak, _ in peaks], abs=1e-5)
+        assert statistics.top[j].tolist() == pytest.approx([peak for peak, _ in peaks], abs=1e-5)
         for k in range(6):
-            if own.top[j, k] > 0:
-                row, pos = int(own.context[j, k]), int(own.position[j, k])
+            if statistics.top[j, k] > 0:
+                row, pos = int(statistics.context[j, k]), int(statistics.position[j, k])
                 assert f[row, pos, j].item() == pytest.approx(f[row, :, j].max().item(), abs=1e-5)
                 assert row == peaks[k][1] and content[row, pos]
 
@@ -76,9 +76,9 @@ def test_the_mean_final_residual_is_that_of_the_content_tokens(surveyed):
 def test_how_the_contexts_are_split_does_not_show(surveyed):
     model, dictionaries, contexts, atlas = surveyed
     whole = survey(model, dictionaries, contexts, top=6, chunks=Chunks(contexts=21))
-    for site, own in whole.sites.items():
-        assert torch.equal(own.density, atlas.sites[site].density)
-        assert torch.allclose(own.top, atlas.sites[site].top, atol=1e-5)
+    for site, statistics in whole.sites.items():
+        assert torch.equal(statistics.density, atlas.sites[site].density)
+        assert torch.allclose(statistics.top, atlas.sites[site].top, atol=1e-5)
 
 
 def test_examples_are_one_per_context_with_distinct_texts(circuit):
@@ -116,8 +116,8 @@ def test_what_a_feature_responds_to(circuit):
     contexts = circuit.contexts(30).clamp_max(40)
     contexts[:20, 4], contexts[20:25, 3] = 50, 51
     model = Circuit()
-    model.given[50:52, 0] = torch.tensor([9.0, 8.0])
-    model.model.embedding = model.given @ model.d[:4]
+    model.by_token[50:52, 0] = torch.tensor([9.0, 8.0])
+    model.model.embedding = model.by_token @ model.d[:4]
     atlas = survey(model.model, model.dictionaries, contexts)
     assert atlas.responds_to(feature(0), model.model, 2) == ["t50", "t51"]
 
@@ -137,15 +137,15 @@ def with_feature_2_before(circuit: Circuit, contexts: torch.Tensor) -> tuple[Cir
     contexts = contexts.clamp_max(40)
     contexts[:15, 3], contexts[:15, 4], contexts[15:20, 5], contexts[15:20, 6] = 45, 50, 45, 51
     planted = Circuit()
-    planted.given[45, 2] = 5.0
-    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.by_token[45, 2] = 5.0
+    planted.model.embedding = planted.by_token @ planted.d[:4]
     return planted, contexts
 
 
 def correlations(circuit: Circuit, contexts: torch.Tensor, next_tokens: list[int]) -> torch.Tensor:
     """Of features 0-3 with "one of `next_tokens` comes next", over content tokens."""
     content = contexts[:, :-1] != 0
-    f = circuit.given[contexts[:, :-1]][content].double()
+    f = circuit.by_token[contexts[:, :-1]][content].double()
     y = torch.isin(contexts[:, 1:], torch.tensor(next_tokens))[content].double()
     return torch.stack([torch.corrcoef(torch.stack([column, y]))[0, 1] for column in f.T])
 
@@ -168,9 +168,9 @@ def test_most_predictive_asks_what_the_strongest_examples_say():
     contexts = torch.ones(40, 7, dtype=torch.long)
     contexts[:20, 2:4], contexts[:20, 5], contexts[:10, 4], contexts[:, 0] = torch.tensor([45, 50]), 46, 44, 0
     planted = Circuit()
-    planted.given = torch.zeros(60, 4)
-    planted.given[45, 2:], planted.given[46, 2], planted.given[44, 3] = 1.0, 0.9, 1.05
-    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.by_token = torch.zeros(60, 4)
+    planted.by_token[45, 2:], planted.by_token[46, 2], planted.by_token[44, 3] = 1.0, 0.9, 1.05
+    planted.model.embedding = planted.by_token @ planted.d[:4]
     planted.dictionaries = {Site(0): Clean(planted.dictionaries[Site(0)])}
     correlation = correlations(planted, contexts, [50])
     assert correlation[3] > correlation[2] > 0.5
@@ -185,9 +185,9 @@ def test_a_peak_at_the_end_of_a_context_says_nothing_about_what_follows():
     contexts[:, 0], contexts[:24, 6], contexts[:24, 5], contexts[20:22, 2] = 0, 50, 46, 50
     contexts[20:22, 1] = 45
     planted = Circuit()
-    planted.given = torch.zeros(60, 4)
-    planted.given[45, 2], planted.given[46, 3], planted.given[50, 3] = 1.0, 0.9, 1.0
-    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.by_token = torch.zeros(60, 4)
+    planted.by_token[45, 2], planted.by_token[46, 3], planted.by_token[50, 3] = 1.0, 0.9, 1.0
+    planted.model.embedding = planted.by_token @ planted.d[:4]
     planted.dictionaries = {Site(0): Clean(planted.dictionaries[Site(0)])}
     assert predicts(planted, contexts, [50]) == FeatureId(Site(0), 2)
 
@@ -199,8 +199,8 @@ def test_most_predictive_needs_the_tokens_in_the_text(circuit):
 
 def test_strongest_writer_is_the_latent_with_the_largest_direct_effect(circuit, atlas):
     """Of f6 and f7 read as if they were final: compared by hand over all tokens."""
-    dictionary, own = circuit.dictionaries[Site(0)], atlas.sites[Site(0)]
-    effect = own.mean_active[:, None] * (dictionary.directions @ circuit.model.embedding.T)
+    dictionary, statistics = circuit.dictionaries[Site(0)], atlas.sites[Site(0)]
+    effect = statistics.mean_active[:, None] * (dictionary.directions @ circuit.model.embedding.T)
     expected = int((effect - effect.mean(-1, keepdim=True)).amax(-1).argmax())
     assert strongest_writer(circuit.model, dictionary, Site(0), atlas) == FeatureId(Site(0), expected)
 
@@ -210,8 +210,8 @@ def test_strongest_writer_prefers_rare_latents(circuit):
     contexts = circuit.contexts(240, 6, seed=3).clamp_max(40)
     contexts[:6, 3] = 50
     rare = Circuit()
-    rare.given[:, 3], rare.given[50, 3] = 0, 0.1
-    rare.model.embedding = rare.given @ rare.d[:4]
+    rare.by_token[:, 3], rare.by_token[50, 3] = 0, 0.1
+    rare.model.embedding = rare.by_token @ rare.d[:4]
     dictionaries = {Site(0): Clean(rare.dictionaries[Site(0)])}
     atlas = survey(rare.model, dictionaries, contexts, top=6)
     assert atlas.sites[Site(0)].density[3] == pytest.approx(6 / 1200)
@@ -237,9 +237,9 @@ def sinking(n_first: int, elsewhere: int = 0, limit: float = math.inf, massive: 
     contexts[:n_first, 1], contexts[:elsewhere, 3], contexts[:massive, 2] = 45, 45, 47
     contexts[1:n_first:2, 1] = 44 if several else 45
     planted = Circuit()
-    planted.given = torch.zeros(60, 4)
-    planted.given[44:46, 2], planted.given[46, 3], planted.given[47, 2] = 1.0, 0.5, 1000.0
-    planted.model.embedding = planted.given @ planted.d[:4]
+    planted.by_token = torch.zeros(60, 4)
+    planted.by_token[44:46, 2], planted.by_token[46, 3], planted.by_token[47, 2] = 1.0, 0.5, 1000.0
+    planted.model.embedding = planted.by_token @ planted.d[:4]
     planted.dictionaries = {Site(0): Clean(planted.dictionaries[Site(0)])}
     planted.dictionaries[Site(0)].outlier_norm = limit
     return planted, contexts

@@ -70,15 +70,15 @@ def test_a_feature_alone_is_compared_with_token_tables_of_its_site(catalogue):
 NOTHING = Score(0.0, 0.0, 0.0)
 
 
-def perfect(found: Score) -> bool:
-    return (found.precision, found.recall) == (1, 1) and found.correlation == pytest.approx(1)
+def perfect(result: Score) -> bool:
+    return (result.precision, result.recall) == (1, 1) and result.correlation == pytest.approx(1)
 
 
 def test_score_has_a_value_where_nothing_is_predicted_or_active():
-    zero, some = torch.zeros(6), torch.tensor([0.0, 1, 0, 2, 0, 0])
-    assert score(zero, some) == NOTHING == score(some, zero)
-    assert perfect(score(some, some)) and not perfect(score(2 - some, some))
-    assert score(2 - some, some).correlation == pytest.approx(-1)
+    zero, active = torch.zeros(6), torch.tensor([0.0, 1, 0, 2, 0, 0])
+    assert score(zero, active) == NOTHING == score(active, zero)
+    assert perfect(score(active, active)) and not perfect(score(2 - active, active))
+    assert score(2 - active, active).correlation == pytest.approx(-1)
     assert mean_score([Score(1.0, 0.0, 0.5), Score(0.0, 0.0, -0.5)]) == Score(0.5, 0.0, 0.0)
     assert mean_score([]) == NOTHING
 
@@ -112,26 +112,26 @@ def dense(model, dictionaries, contexts) -> Tensor:
 
 
 def test_scores_from_sums_are_those_of_predictions(counted):
-    model, dictionaries, ((_, own), (contexts, other)) = counted
-    tables = token_tables(own.sites[Site(1)], own.token_counts)
+    model, dictionaries, ((_, atlas), (contexts, other)) = counted
+    tables = token_tables(atlas.sites[Site(1)], atlas.token_counts)
     partner = torch.arange(40).roll(7)
-    found = table_scores(tables, other.sites[Site(1)], other.token_counts)
+    from_sums = table_scores(tables, other.sites[Site(1)], other.token_counts)
     control = table_scores(tables, other.sites[Site(1)], other.token_counts, partner)
     content, true = model.content(contexts), dense(model, dictionaries, contexts)
     for j in range(40):
         table = tables.of(j)
         predicted = table.predict(contexts, content)[content] if table.tokens else torch.zeros(len(true))
-        for scores, latent in ((found, j), (control, int(partner[j]))):
+        for scores, latent in ((from_sums, j), (control, int(partner[j]))):
             expected = score(predicted, true[:, latent])
             assert scores.of(latent).precision == pytest.approx(expected.precision, abs=1e-6)
             assert scores.of(latent).recall == pytest.approx(expected.recall, abs=1e-6)
             assert scores.of(latent).correlation == pytest.approx(expected.correlation, abs=1e-5)
-    assert found.correlation.mean() > 0.05 > control.correlation.mean().abs()
+    assert from_sums.correlation.mean() > 0.05 > control.correlation.mean().abs()
 
 
 def test_a_table_is_the_best_prefix_of_the_tokens_by_their_rates(counted):
-    model, dictionaries, ((contexts, own), _) = counted
-    tables = token_tables(own.sites[Site(1)], own.token_counts)
+    model, dictionaries, ((contexts, atlas), _) = counted
+    tables = token_tables(atlas.sites[Site(1)], atlas.token_counts)
     tokens, codes = contexts[model.content(contexts)], dense(model, dictionaries, contexts)
     for j in range(40):
         active = codes[:, j] != 0

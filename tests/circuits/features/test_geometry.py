@@ -9,19 +9,19 @@ from sae_core.sites import FeatureId, Site, Stream
 
 
 def test_neighbours_are_the_largest_cosines_of_its_own_and_the_adjacent_layers():
-    own = dictionaries() | {Site(1, Stream.MLP_HIDDEN): random_topk(64)}
+    saes = dictionaries() | {Site(1, Stream.MLP_HIDDEN): random_topk(64)}
     feature = FeatureId(Site(1), 5)
-    found = nearest(own, feature, 2)
-    direction = own[feature.site].directions[5]
+    neighbours = nearest(saes, feature, 2)
+    direction = saes[feature.site].directions[5]
     expected = []
     for site in SITES:
-        cosine = own[site].directions @ direction
+        cosine = saes[site].directions @ direction
         ranked = [int(i) for i in cosine.argsort(descending=True) if (site, int(i)) != (feature.site, 5)]
         expected += [(FeatureId(site, i), cosine[i].item()) for i in ranked[:2]]
     expected.sort(key=lambda pair: -pair[1])
-    assert [f for f, _ in found] == [f for f, _ in expected]
-    assert {f.site for f, _ in nearest(own, FeatureId(Site(0), 1))} == set(SITES) - {Site(2)}
-    assert {f.site for f, _ in nearest(own, FeatureId(Site(1, Stream.MLP_HIDDEN), 1))} == {Site(1, Stream.MLP_HIDDEN)}
+    assert [f for f, _ in neighbours] == [f for f, _ in expected]
+    assert {f.site for f, _ in nearest(saes, FeatureId(Site(0), 1))} == set(SITES) - {Site(2)}
+    assert {f.site for f, _ in nearest(saes, FeatureId(Site(1, Stream.MLP_HIDDEN), 1))} == {Site(1, Stream.MLP_HIDDEN)}
 
 
 def test_neurons_are_coordinates_of_both_signs():

@@ -89,9 +89,9 @@ def test_drops_of_a_planted_circuit_have_the_sign_of_its_path():
     drops = logit_drops(
         circuit.model, circuit.dictionaries, feature, text, f, generator=torch.Generator().manual_seed(0)
     )
-    given = circuit.given[:, 0] - circuit.given[:, 0].mean()
-    assert drops.token == circuit.model.token_text(int(given.abs().argmax()))
-    assert (drops.mean > 0) == bool(given[given.abs().argmax()] > 0)
+    centred = circuit.by_token[:, 0] - circuit.by_token[:, 0].mean()
+    assert drops.token == circuit.model.token_text(int(centred.abs().argmax()))
+    assert (drops.mean > 0) == bool(centred[centred.abs().argmax()] > 0)
 
 
 def test_drops_of_a_silent_feature_are_none(tiny_models):

@@ -32,7 +32,7 @@ def catalogue() -> Catalogue:
     return read_catalogue(Survey(*planted()), texts(80, 1), texts(40, 2))
 
 
-def one(token: int) -> frozenset[int]:
+def only(token: int) -> frozenset[int]:
     return frozenset({token})
 
 
@@ -49,16 +49,16 @@ def patterns_of(catalogue: Catalogue, latent: int) -> Patterns | None:
 @pytest.mark.parametrize(
     ("latent", "places", "value"),
     [
-        (B_AFTER_A, (one(A), one(B)), 1.5),
-        (ON_C, (one(C),), 3.0),
-        (AFTER_D, (one(D), None), 1.0),
-        (A_GAP_B, (one(A), None, one(B)), 0.5),
+        (B_AFTER_A, (only(A), only(B)), 1.5),
+        (ON_C, (only(C),), 3.0),
+        (AFTER_D, (only(D), None), 1.0),
+        (A_GAP_B, (only(A), None, only(B)), 0.5),
     ],
 )
 def test_the_planted_pattern_is_found(catalogue, latent, places, value):
-    found = patterns_of(catalogue, latent)
-    assert found.patterns == (Pattern(places),)
-    assert found.values == pytest.approx((value,))
+    learnt = patterns_of(catalogue, latent)
+    assert learnt.patterns == (Pattern(places),)
+    assert learnt.values == pytest.approx((value,))
 
 
 def test_no_pattern_where_no_suffix_keeps_the_activation():
@@ -96,10 +96,10 @@ def test_suffixes_stop_at_special_tokens():
     spy = Spy(model, dictionaries[SITE], FeatureId(SITE, B_AFTER_A))
     activation = torch.zeros(contexts.shape)
     activation[0, 7] = 1.5
-    found = find_patterns(spy, contexts, activation, [(0, 7)], generator=torch.Generator().manual_seed(0))
+    learnt = find_patterns(spy, contexts, activation, [(0, 7)], generator=torch.Generator().manual_seed(0))
     assert spy.asked[:4] == [(0, B), (0, A, B), (0, B, A, B), (0, 2, B, A, B)]
     assert {len(text) for text in spy.asked[4:]} == {3}  # the shortest that is active, with tokens exchanged
-    assert found.patterns == (Pattern((one(A), one(B))),)
+    assert learnt.patterns == (Pattern((only(A), only(B))),)
 
 
 @pytest.mark.parametrize("latent", range(6))
@@ -127,26 +127,26 @@ def test_matches_are_those_of_a_plain_search():
     tokens = random_tokens(8, 30, 12)
     tokens[::3, 4] = 0
     content = tokens != 0
-    pattern = Pattern((frozenset({2, 3}), None, one(5)))
-    found = pattern.matches(tokens, content)
+    pattern = Pattern((frozenset({2, 3}), None, only(5)))
+    matches = pattern.matches(tokens, content)
     for row in range(30):
         for end in range(12):
             expected = end >= 2 and all(content[row, end - 2 : end + 1]) and int(tokens[row, end]) == 5
             expected = expected and int(tokens[row, end - 2]) in (2, 3)
-            assert bool(found[row, end]) == expected
-    assert found.any()
+            assert bool(matches[row, end]) == expected
+    assert matches.any()
 
 
 def test_the_more_specific_pattern_predicts():
     tokens = torch.tensor([[3, 4, 5, 4]])
-    rule = Patterns((Pattern((one(3), one(4))), Pattern((one(4),))), (2.0, 1.0), (1, 1))
+    rule = Patterns((Pattern((only(3), only(4))), Pattern((only(4),))), (2.0, 1.0), (1, 1))
     assert rule.predict(tokens, tokens > 0).tolist() == [[0, 2, 0, 1]]
 
 
 def test_patterns_unite_only_where_nothing_is_added():
-    a, b, c = Pattern((one(1), None, one(2))), Pattern((one(3), None, one(2))), Pattern((one(3), None, one(4)))
+    a, b, c = Pattern((only(1), None, only(2))), Pattern((only(3), None, only(2))), Pattern((only(3), None, only(4)))
     (united, rest) = _merged([a, b, c])
-    assert united == Pattern((frozenset({1, 3}), None, one(2))) and rest == c
+    assert united == Pattern((frozenset({1, 3}), None, only(2))) and rest == c
     tokens = random_tokens(6, 40, 9)
     content = torch.ones_like(tokens, dtype=torch.bool)
     both = a.matches(tokens, content) | b.matches(tokens, content)
@@ -157,6 +157,6 @@ def test_patterns_that_do_not_help_are_left_out():
     """One that is always right, one that is always wrong, one that says what the first says."""
     tokens = random_tokens(8, 40, 9)
     content = torch.ones_like(tokens, dtype=torch.bool)
-    right, same, wrong = Pattern((one(3),)), Pattern((one(2), one(3))), Pattern((one(4),))
+    right, same, wrong = Pattern((only(3),)), Pattern((only(2), only(3))), Pattern((only(4),))
     activation = (tokens == 3).float()
     assert _chosen([wrong, same, right], tokens, content, activation) == [right]

@@ -12,7 +12,7 @@ from sae_core.sites import Site
 def test_a_mean_over_prompts_stops_at_their_ends(planted):
     mean = MeanAblation.over_prompts(planted.model, planted.dictionaries, planted.prompts)
     used = torch.cat([row[1 : end + 1] for row, end in zip(planted.clean, planted.end.tolist(), strict=True)])
-    assert mean.codes[Site(0)][:4] == pytest.approx(planted.circuit.given[used].mean(0), abs=1e-5)
+    assert mean.codes[Site(0)][:4] == pytest.approx(planted.circuit.by_token[used].mean(0), abs=1e-5)
     beyond = planted.clean.clone()
     for row, end in enumerate(planted.end.tolist()):
         beyond[row, end + 1 :] = 7

@@ -172,8 +172,8 @@ def test_mistakes(tinies, planted):
     with user_error("for 3 prompts and there are 2"):
         CircuitRuns(tiny.model, tiny.dictionaries, tiny.targets["logit"], two, runs.ablation)
     with user_error("no values for resid_post.2"):
-        some = {site: tiny.dictionaries[site] for site in (Site(0), Site(1))}
-        CircuitRuns(tiny.model, tiny.dictionaries, tiny.targets["logit"], tiny.prompts, text_of(some, tiny))
+        two_sites = {site: tiny.dictionaries[site] for site in (Site(0), Site(1))}
+        CircuitRuns(tiny.model, tiny.dictionaries, tiny.targets["logit"], tiny.prompts, text_of(two_sites, tiny))
     with user_error("equal lengths"):
         ResampleAblation.paired(tiny.model, tiny.dictionaries, tiny.prompts, tiny.corrupted[:, 1:])
     with user_error("at least two"):

@@ -113,7 +113,7 @@ def test_a_feature_that_acts_on_a_readout(known):
     # feature 8 lies along a direction that no embedding has, so that nothing moves; feature 0 below does move it
     assert moves.moves[0].change == pytest.approx(0, abs=1e-6)
     moves = checked(circuit, [edge(NAMES[0], target.node, 0.5)], prompts, factors=(0.0,))
-    features, rows = circuit.given, torch.arange(30)
+    features, rows = circuit.by_token, torch.arange(30)
     at_end = features[examples.tokens[rows, examples.end]]
     clean = (at_end @ (features[7] - features[11])).sum()
     lost = (at_end[:, 0] * (features[7, 0] - features[11, 0])).sum()

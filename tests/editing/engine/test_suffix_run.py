@@ -65,12 +65,12 @@ def test_before_the_first_changed_position_nothing_is_run(tiny, tokens, monkeypa
 def test_gradients_are_those_of_the_models_own_pass(tiny, tokens):
     tail, x = tail_at(tiny, tokens, 0)
     prompts, change = torch.arange(3), normal(3, 9, 32).requires_grad_()
-    ours, theirs = (
+    gradient, expected = (
         torch.autograd.grad(logits[:, 7].sum(), change)[0]
         for logits in (tail.logits(prompts, change), fully(tiny, x, change, prompts, 0))
     )
-    assert theirs.abs().max() > 1e-2
-    close(ours, theirs, 1e-4)
+    assert expected.abs().max() > 1e-2
+    close(gradient, expected, 1e-4)
 
 
 def test_there_is_no_short_way_where_parts_do_not_say_all(tiny, tokens, monkeypatch):
@@ -89,7 +89,7 @@ def test_there_is_no_short_way_where_parts_do_not_say_all(tiny, tokens, monkeypa
 def test_without_a_short_way_the_model_runs_itself(tiny, tokens, monkeypatch):
     pairs, change = random_pairs(tiny), normal(3, 9, 32)
     short = PatchExperiment(tiny, pairs, Site(0))
-    monkeypatch.setattr("editing.ioi.site_experiment.suffix_run", lambda *given: None)
+    monkeypatch.setattr("editing.ioi.site_experiment.suffix_run", lambda *arguments: None)
     long = PatchExperiment(tiny, pairs, Site(0))
     assert short.suffix is not None and long.suffix is None
     readouts = (torch.stack(runs.read(torch.arange(3), change)) for runs in (short, long))

@@ -36,16 +36,16 @@ def test_a_mask_limits_it_and_the_activation_given_stays_as_it_is():
 
 def test_directions_at_one_site_add_up_in_any_order(tiny):
     tokens = random_tokens(tiny.n_vocab, 3, 8)
-    one, other = AddDirection(SITE, normal(32)), AddDirection(SITE, normal(32, seed=1), 2.0)
+    first, other = AddDirection(SITE, normal(32)), AddDirection(SITE, normal(32, seed=1), 2.0)
 
     def logits(*edits):
         with tiny.hooks(*edits):
             return tiny.logits(tokens)
 
-    both = logits(AddDirection(SITE, one.direction + 2.0 * other.direction))
-    close(logits(one, other), both, 1e-4)
-    close(logits(other, one), both, 1e-4)
-    assert (logits(one) - both).abs().max() > 0.1
+    both = logits(AddDirection(SITE, first.direction + 2.0 * other.direction))
+    close(logits(first, other), both, 1e-4)
+    close(logits(other, first), both, 1e-4)
+    assert (logits(first) - both).abs().max() > 0.1
 
 
 def test_at_the_last_residual_a_tokens_direction_raises_its_logit(tiny):
@@ -80,9 +80,9 @@ def test_a_direction_can_be_learned(tiny):
 def test_a_hidden_direction_writes_what_the_block_makes_of_it(tiny, inner, outer):
     site, out = Site(1, inner), Site(1, outer)
     directions = torch.nn.functional.normalize(normal(4, tiny.d_in(site)), dim=-1)
-    found = written(tiny, site, directions)
+    rows = written(tiny, site, directions)
     text = random_tokens(30, 4, 12)
-    for direction, expected in zip(directions, found, strict=True):
+    for direction, expected in zip(directions, rows, strict=True):
         push = type("Push", (), {"site": site, "__call__": lambda _, h, d=direction: h + 3 * d})()
         with tiny.hooks(push):
             moved = tiny.record(text, [out])[out]

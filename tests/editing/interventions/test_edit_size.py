@@ -118,7 +118,7 @@ def test_sizes_while_generating_go_on_where_the_edit_does(tiny):
         with tiny.hooks(measured):
             new = generate(tiny, rows, 3, seed=0, sampling=Sampling(temperature=0.0))
         assert max(map(len, new)) == 3
-        assert [tuple(one.shape) for one in measured.moved] == [(2, 6), (2, 1), (2, 1)]
+        assert [tuple(distances.shape) for distances in measured.moved] == [(2, 6), (2, 1), (2, 1)]
         moved = torch.cat(measured.moved, 1) > 0
         assert moved[:, 6:].all() == (name in ("all", "onward")) and moved[:, 6:].any() == moved[:, 6:].all()
         assert torch.equal(moved[:, :6], mask if edit.mask is not None else torch.ones_like(mask))

@@ -34,7 +34,7 @@ def apply(erasure, x: torch.Tensor) -> torch.Tensor:
 
 
 def class_gap(x: torch.Tensor, labels: torch.Tensor) -> float:
-    means = torch.stack([x[labels == one].double().mean(0) for one in labels.unique()])
+    means = torch.stack([x[labels == label].double().mean(0) for label in labels.unique()])
     return (means - means[:1]).abs().max().item()
 
 
@@ -70,8 +70,8 @@ def test_leace_is_its_closed_form(data, seed):
     x = x.double()
     cov = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
     expected = closed_form(x, labels, optimal_linear_shrinkage(cov, len(x)))
-    found = apply(fit_leace(SITE, x, labels), x)
-    assert (found - expected).abs().max() < 1e-9 * x.abs().max()
+    erased = apply(fit_leace(SITE, x, labels), x)
+    assert (erased - expected).abs().max() < 1e-9 * x.abs().max()
     # with the plain covariance no map moves these data less; the shrunk estimate costs a little here
     plain = closed_form(x, labels, cov)
     assert 1 <= (expected - x).pow(2).sum() / (plain - x).pow(2).sum() < 1.1
@@ -135,9 +135,9 @@ def test_an_erased_model_has_equal_class_means_at_the_site_and_no_difference_bel
     x = tiny.record(tokens, [site])[site][:, -1] + labels[:, None] * normal(32)
     shifted = torch.cat([torch.zeros(60, 4, 32), (labels[:, None] * normal(32))[:, None]], 1)
     with tiny.hooks(AddDirection(site, shifted), fit(site, x, labels)):
-        found = tiny.record(tokens, [site, Site(0)])
-    assert class_gap(found[site][:, -1], labels) < 1e-4 < 0.1 < class_gap(x, labels)
-    assert torch.equal(found[Site(0)], tiny.record(tokens, [Site(0)])[Site(0)])
+        recorded = tiny.record(tokens, [site, Site(0)])
+    assert class_gap(recorded[site][:, -1], labels) < 1e-4 < 0.1 < class_gap(x, labels)
+    assert torch.equal(recorded[Site(0)], tiny.record(tokens, [Site(0)])[Site(0)])
 
 
 # ---- a subspace ------------------------------------------------------------------------------------
@@ -145,11 +145,11 @@ def test_an_erased_model_has_equal_class_means_at_the_site_and_no_difference_bel
 
 def test_a_subspace_is_projected_out_and_nothing_else():
     directions, h = normal(3, D), 5 * normal(2, 7, D, seed=1)
-    found = project_out(SITE, directions)(h)
-    assert (found @ directions.T).abs().max() < 1e-4 < (h @ directions.T).abs().max()
+    projected = project_out(SITE, directions)(h)
+    assert (projected @ directions.T).abs().max() < 1e-4 < (h @ directions.T).abs().max()
     across = torch.linalg.svd(directions).Vh[3:]  # all that is orthogonal to them
-    assert torch.allclose(found @ across.T, h @ across.T, atol=1e-4)
-    assert torch.allclose(project_out(SITE, directions)(found), found, atol=1e-4)
+    assert torch.allclose(projected @ across.T, h @ across.T, atol=1e-4)
+    assert torch.allclose(project_out(SITE, directions)(projected), projected, atol=1e-4)
 
 
 @pytest.mark.parametrize("sized", [1e-3, 1.0, 1e3])
@@ -158,10 +158,10 @@ def test_only_the_span_of_the_directions_matters(sized):
     directions, h = normal(3, D), 5 * normal(2, 7, D, seed=1)
     expected = project_out(SITE, directions)
     mixed = sized * torch.cat([directions, normal(30, 3, seed=2) @ directions, torch.zeros(1, D)])
-    found = project_out(SITE, mixed)
-    assert found.right.shape == expected.right.shape == (3, D)
-    assert torch.allclose(found(h), expected(h), atol=1e-3)
-    assert torch.allclose(found.right @ found.right.T, torch.eye(3), atol=1e-5)
+    eraser = project_out(SITE, mixed)
+    assert eraser.right.shape == expected.right.shape == (3, D)
+    assert torch.allclose(eraser(h), expected(h), atol=1e-3)
+    assert torch.allclose(eraser.right @ eraser.right.T, torch.eye(3), atol=1e-5)
     assert (project_out(SITE, mixed[:2])(h) - expected(h)).abs().max() > 0.1  # control
 
 

@@ -58,14 +58,14 @@ class Case:
 def cases(model=None, *, dtype=torch.float32) -> dict[str, Case]:
     """One of each kind; those that need a model only where there is one."""
 
-    def some(*shape: int, seed: int) -> torch.Tensor:
+    def gaussian(*shape: int, seed: int) -> torch.Tensor:
         return normal(*shape, seed=seed).to(dtype)
 
-    sae, pool, x = random_topk(D).to(dtype), 3 * some(40, D, seed=4), 3 * some(2, LONGEST, D, seed=5)
+    sae, pool, x = random_topk(D).to(dtype), 3 * gaussian(40, D, seed=4), 3 * gaussian(2, LONGEST, D, seed=5)
     labels, three = (torch.arange(40) % n for n in (2, 3))
-    pool[labels == 1] += 2 * some(D, seed=6)
-    d, given = sae.directions[LATENTS], (SITE, sae, LATENTS)
-    u = some(D, seed=7) / some(D, seed=7).norm()
+    pool[labels == 1] += 2 * gaussian(D, seed=6)
+    d, features = sae.directions[LATENTS], (SITE, sae, LATENTS)
+    u = gaussian(D, seed=7) / gaussian(D, seed=7).norm()
     codes, error = sae.encode(x)[..., LATENTS], x - sae.decode(sae.encode(x))
 
     def f(h: torch.Tensor) -> torch.Tensor:
@@ -79,9 +79,9 @@ def cases(model=None, *, dtype=torch.float32) -> dict[str, Case]:
     patched: ByHand = lambda h, row, pos: h + (codes[row, pos] - f(h)) @ d  # noqa: E731
     scaled: ByHand = lambda h, row, pos: h - 1.7 * f(h) @ d  # noqa: E731
     spliced: ByHand = lambda h, row, pos: sae.decode(sae.encode(h))  # noqa: E731
-    subspace = torch.linalg.qr(some(2, D, seed=8).T).Q
-    means = [torch.stack([pool[kind == one].mean(0) for one in kind.unique()]) for kind in (labels, three)]
-    apart, plane = (torch.linalg.qr((own[1:] - own[0]).T).Q for own in means)
+    subspace = torch.linalg.qr(gaussian(2, D, seed=8).T).Q
+    means = [torch.stack([pool[kind == label].mean(0) for label in kind.unique()]) for kind in (labels, three)]
+    apart, plane = (torch.linalg.qr((class_means[1:] - class_means[0]).T).Q for class_means in means)
     leace = fit_leace(SITE, pool, labels)  # `test_erase.py` has its closed form
 
     def without(basis: torch.Tensor, mean: torch.Tensor) -> ByHand:
@@ -91,14 +91,14 @@ def cases(model=None, *, dtype=torch.float32) -> dict[str, Case]:
         change = scaled(h, row, pos) - h
         return h + change.norm() * (change @ d.sum(0)).sign() * u
 
-    patch, scaling, splice = patch_features(*given, x), scale(*given, -0.7), Splice(SITE, sae)
-    found = {
+    patch, scaling, splice = patch_features(*features, x), scale(*features, -0.7), Splice(SITE, sae)
+    every = {
         "patch": Case(patch, patched, by_position=True),
-        "ablate": Case(ablate(*given), lambda h, row, pos: h - f(h) @ d),
-        "clamp": Case(clamp(*given, 1.5), lambda h, row, pos: h + (1.5 - f(h)) @ d),
-        "mean": Case(mean_ablate(*given, pool), lambda h, row, pos: h + (values.mean(0) - f(h)) @ d),
+        "ablate": Case(ablate(*features), lambda h, row, pos: h - f(h) @ d),
+        "clamp": Case(clamp(*features, 1.5), lambda h, row, pos: h + (1.5 - f(h)) @ d),
+        "mean": Case(mean_ablate(*features, pool), lambda h, row, pos: h + (values.mean(0) - f(h)) @ d),
         "resample": Case(
-            resample_ablate(*given, pool, (2, LONGEST), generator=chance()),
+            resample_ablate(*features, pool, (2, LONGEST), generator=chance()),
             lambda h, row, pos: h + (values[drawn[row, pos]] - f(h)) @ d,
             by_position=True,
         ),
@@ -117,7 +117,7 @@ def cases(model=None, *, dtype=torch.float32) -> dict[str, Case]:
         "leace": Case(leace, lambda h, row, pos: h - leace.left @ (leace.right @ (h - pool.mean(0)))),
         "orthogonal": Case(orthogonal(SITE, pool, three), without(plane, pool.mean(0))),
         "mean difference": Case(mean_difference(SITE, pool, labels), without(apart, pool.mean(0))),
-        "project out": Case(project_out(SITE, some(2, D, seed=8)), without(subspace, torch.zeros(D, dtype=dtype))),
+        "project out": Case(project_out(SITE, gaussian(2, D, seed=8)), without(subspace, torch.zeros(D, dtype=dtype))),
         "scaled": Case(Scaled(splice, 1.5), lambda h, row, pos: h + 1.5 * (spliced(h, row, pos) - h)),
         "scaled patch": Case(
             Scaled(patch, 0.5), lambda h, row, pos: h + 0.5 * (patched(h, row, pos) - h), by_position=True
@@ -140,8 +140,8 @@ def cases(model=None, *, dtype=torch.float32) -> dict[str, Case]:
     }
     if model is not None:
         (spared,) = spare_bos(model, [scaling])
-        found["spared"] = Case(spared, lambda h, row, pos: scaled(h, row, pos) if pos else h, free=False)
-    return found
+        every["spared"] = Case(spared, lambda h, row, pos: scaled(h, row, pos) if pos else h, free=False)
+    return every
 
 
 NAMES = [*cases(), "spared"]
@@ -220,7 +220,7 @@ def test_generating_with_a_cache_in_a_padded_batch_is_one_full_pass_of_each_row_
         measured = MeasuredEdit(edit)
         with model.hooks(measured, watch):
             new = generate(model, rows, N_NEW, seed=0, sampling=Sampling(temperature=0.0))
-        read = range(sum(one.shape[1] for one in watch.passes))
+        read = range(sum(h.shape[1] for h in watch.passes))
         sizes = measured.sizes(torch.tensor([[pos < n or pos >= LONGEST for pos in read] for n in LENGTHS]))
         for row, prompt in enumerate(rows):
             n, tokens = len(prompt), [*prompt, *new[row]]
@@ -231,11 +231,11 @@ def test_generating_with_a_cache_in_a_padded_batch_is_one_full_pass_of_each_row_
             with model.hooks(by_hand):
                 expected = model.record(torch.tensor([tokens[:n_read]]), [model.sites()[-1]])[model.sites()[-1]]
                 best = model.unembed(expected[0, n - 1 :]).argmax(-1).tolist()
-            found = torch.cat([watch.passes[0][row, :n], *(one[row] for one in watch.passes[1:])])
-            torch.testing.assert_close(found, expected[0], atol=2e-3, rtol=1e-3)
+            residuals = torch.cat([watch.passes[0][row, :n], *(h[row] for h in watch.passes[1:])])
+            torch.testing.assert_close(residuals, expected[0], atol=2e-3, rtol=1e-3)
             assert best == new[row][: len(best)]
             assert float(sizes[row]) == pytest.approx(sum(by_hand.moved) / max(1, len(by_hand.moved)), rel=1e-3)
-            changes += (found[:n] - plain[row, :n]).abs().max() > 1e-2
+            changes += (residuals[:n] - plain[row, :n]).abs().max() > 1e-2
     assert changes  # control: it edits
 
 
@@ -247,15 +247,15 @@ def test_its_size_is_the_mean_distance_over_the_content_that_it_edits(setting):
     sizes = []
     for mask in masks(case).values():
         edit = case.edit if mask is None else replace(case.edit, mask=mask)
-        found = edit_sizes(model, tokens, [edit])[0]
-        sizes += found.tolist()
+        by_row = edit_sizes(model, tokens, [edit])[0]
+        sizes += by_row.tolist()
         for row, n in enumerate(LENGTHS):
             content[row, 1:n] = True
             counted = (torch.tensor(edited(case, mask, row, n)) & content[row, :n]).tolist()
             by_hand = ByHandEdit(case, row, counted, [])
             with model.hooks(by_hand):
                 model.logits(tokens[row : row + 1, :n])
-            assert float(found[row]) == pytest.approx(sum(by_hand.moved) / max(1, sum(counted)), rel=1e-3)
+            assert float(by_row[row]) == pytest.approx(sum(by_hand.moved) / max(1, sum(counted)), rel=1e-3)
     assert max(sizes) > 0.1
 
 
@@ -283,7 +283,7 @@ def test_gradients_flow_through_the_model_and_through_it(setting):
 def test_gradients_flow_to_the_activation_and_to_what_an_edit_is_made_of(name):
     case, h = cases(dtype=torch.float64)[name], 2 * normal(2, LONGEST, D, seed=6).double()
     edit = replace(case.edit, mask=masks(case)["mask"]) if case.free else case.edit
-    mine = {
+    tensors_of = {
         field.name: getattr(edit, field.name).clone()
         for field in fields(edit)
         if isinstance(getattr(edit, field.name), torch.Tensor)
@@ -291,12 +291,12 @@ def test_gradients_flow_to_the_activation_and_to_what_an_edit_is_made_of(name):
         and field.name != "edit_direction"  # of which only a sign is used
     }
     few = h[:, :2].clone()  # of the positions, for speed; the rest stays
-    given = [tensor.requires_grad_() for tensor in (few, *mine.values())]
+    inputs = [tensor.requires_grad_() for tensor in (few, *tensors_of.values())]
 
     def changed(few, *tensors):
-        made = replace(edit, **dict(zip(mine, tensors, strict=True)))
-        return made(torch.cat([few, h[:, 2:].detach()], 1))
+        rebuilt = replace(edit, **dict(zip(tensors_of, tensors, strict=True)))
+        return rebuilt(torch.cat([few, h[:, 2:].detach()], 1))
 
-    assert torch.autograd.gradcheck(changed, given, fast_mode=True)
-    gradients = torch.autograd.grad(changed(*given).pow(2).sum(), given)
+    assert torch.autograd.gradcheck(changed, inputs, fast_mode=True)
+    gradients = torch.autograd.grad(changed(*inputs).pow(2).sum(), inputs)
     assert all(gradient.any() for gradient in gradients)

@@ -19,7 +19,7 @@ LENGTHS = (7, 4)
 """Prompts of unequal length: the shorter ones are padded on the right."""
 
 
-def some(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_mask(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
@@ -27,7 +27,7 @@ def some(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_mask_names_the_positions_of_its_own_pass():
-    h, mask = torch.zeros(3, 7, 5), some(3, 7)
+    h, mask = torch.zeros(3, 7, 5), random_mask(3, 7)
     assert reach(None, h).all()
     assert torch.equal(reach(mask, h), mask)
     assert torch.equal(reach(Onward(mask), h), mask)
@@ -37,7 +37,7 @@ def test_a_mask_names_the_positions_of_its_own_pass():
 
 
 def test_what_follows_the_prompt_is_edited_onward_only():
-    mask, later = some(3, 7), torch.zeros(3, 1, 5)
+    mask, later = random_mask(3, 7), torch.zeros(3, 1, 5)
     assert reach(None, later).all() and reach(Onward(mask), later).all()
     assert not reach(mask, later).any()
     grown = reach(Onward(mask), torch.zeros(3, 9, 5))
@@ -58,7 +58,7 @@ def test_values_by_position_end_and_constants_do_not():
 
 
 def test_where_takes_the_change_at_the_mask_and_nothing_else():
-    h, changed, mask = normal(3, 7, 5), normal(3, 7, 5, seed=1), some(3, 7)
+    h, changed, mask = normal(3, 7, 5), normal(3, 7, 5, seed=1), random_mask(3, 7)
     assert torch.equal(where(mask, changed, h)[mask], changed[mask])
     assert torch.equal(where(mask, changed, h)[~mask], h[~mask])
     assert where(None, changed, h) is changed
@@ -116,21 +116,21 @@ def prompts(tiny) -> Prompts:
 
 def test_edits_compose_while_generating(prompts):
     edits = [prompts.patch, prompts.add, prompts.constant]
-    found = prompts.generated(*edits)
-    assert found == [prompts.plainly(row) for row in range(len(LENGTHS))]
-    assert all(found != prompts.generated(*edits[:n], *edits[n + 1 :]) for n in (1, 2))  # control: each has a part
+    texts = prompts.generated(*edits)
+    assert texts == [prompts.plainly(row) for row in range(len(LENGTHS))]
+    assert all(texts != prompts.generated(*edits[:n], *edits[n + 1 :]) for n in (1, 2))  # control: each has a part
 
 
 def test_a_rows_text_depends_on_its_own_mask_only(prompts):
     plain = prompts.generated()
     first = prompts.content & torch.tensor([[True], [False]])
-    found, both = (prompts.generated(replace(prompts.constant, mask=Onward(mask))) for mask in (first, prompts.content))
-    assert found[0] == both[0] != plain[0]
+    texts, both = (prompts.generated(replace(prompts.constant, mask=Onward(mask))) for mask in (first, prompts.content))
+    assert texts[0] == both[0] != plain[0]
 
 
 def test_where_an_edit_may_write():
     """That of its mask, and no position after its values; an edit made of another, where that one may."""
-    h, later, mask = torch.zeros(2, 7, 4), torch.zeros(2, 1, 4), some(2, 7)
+    h, later, mask = torch.zeros(2, 7, 4), torch.zeros(2, 1, 4), random_mask(2, 7)
     constant, by_position = AddDirection(SITE, normal(4)), AddDirection(SITE, normal(2, 7, 4), mask=mask)
     for edit, prompt, goes_on in (
         (constant, torch.ones_like(mask), True),

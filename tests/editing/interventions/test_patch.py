@@ -74,8 +74,8 @@ def test_at_another_site_they_give_the_corrupted_run_with_its_clean_activation(r
 
 def test_the_own_codes_and_the_own_error_change_nothing(runs):
     h = runs.x_bar[RESID]
-    own = FeaturePatch(RESID, runs.sae, torch.arange(48), runs.sae.encode(h))
-    assert torch.equal(own(h), h)
+    unchanged = FeaturePatch(RESID, runs.sae, torch.arange(48), runs.sae.encode(h))
+    assert torch.equal(unchanged(h), h)
     close(ErrorPatch(RESID, runs.sae, runs.error(RESID, runs.x_bar))(h), h)
 
 
@@ -129,16 +129,16 @@ def test_a_feature_patch_is_the_formula_recomputed_plainly(checkpoints, kind, ru
     patched = {below: (random_topk(32, 24), list(range(12))), above: (random_topk(32, 24, seed=5), [1, 5, 8, 13, 21])}
     x = runs.model.record(clean, patched)
 
-    def ours(*sites: Site) -> torch.Tensor:
+    def by_patches(*sites: Site) -> torch.Tensor:
         edits = [patch_features(site, *patched[site], x[site]) for site in sites]
         with runs.model.hooks(*edits):
             return runs.model.logits(corrupted)
 
-    close(ours(above), plainly_patched(reference, clean, corrupted, {above: patched[above]}), 1e-4)
+    close(by_patches(above), plainly_patched(reference, clean, corrupted, {above: patched[above]}), 1e-4)
     both = plainly_patched(reference, clean, corrupted, patched)
-    close(ours(below, above), both, 1e-4)
-    assert torch.equal(ours(above, below), ours(below, above))  # sites have an order of their own
-    assert (ours(above) - both).abs().max() > 1e-2 and (ours(below) - both).abs().max() > 1e-2
+    close(by_patches(below, above), both, 1e-4)
+    assert torch.equal(by_patches(above, below), by_patches(below, above))  # sites have an order of their own
+    assert (by_patches(above) - both).abs().max() > 1e-2 and (by_patches(below) - both).abs().max() > 1e-2
     # control: c_bar and x_bar of the run that is not patched below give something else
     x_bar = runs.model.record(corrupted, patched)
     frozen = patch_features(above, *patched[above], x[above])(x_bar[above]) - x_bar[above]
@@ -206,20 +206,20 @@ def test_latents_listed_together_are_read_before_any_is_written():
     """The sum of the single changes; separate patches encode anew, so the second sees what the first did."""
     sae, h = random_topk(32), 3 * torch.randn(4, 20, 32, generator=torch.Generator().manual_seed(3))
     a, b = (sae.encode(h) != 0).sum((0, 1)).topk(2).indices.tolist()
-    one, other = ablate(RESID, sae, [a]), ablate(RESID, sae, [b])
+    first, other = ablate(RESID, sae, [a]), ablate(RESID, sae, [b])
     together = ablate(RESID, sae, [a, b])(h)
-    close(together, h + (one(h) - h) + (other(h) - h))
+    close(together, h + (first(h) - h) + (other(h) - h))
     assert torch.allclose(ablate(RESID, sae, [b, a])(h), together, atol=1e-6)
-    assert (other(one(h)) - one(other(h))).abs().max() > 1e-2
-    assert (other(one(h)) - together).abs().max() > 1e-2
+    assert (other(first(h)) - first(other(h))).abs().max() > 1e-2
+    assert (other(first(h)) - together).abs().max() > 1e-2
 
 
 def test_separate_patches_apply_from_left_to_right(tiny_models):
     runs = Runs(tiny_models["neox"])
-    one, other = (ablate(RESID, runs.sae, list(latents)) for latents in (range(12), range(12, 24)))
+    first, other = (ablate(RESID, runs.sae, list(latents)) for latents in (range(12), range(12, 24)))
     h = runs.x_bar[RESID]
-    close(runs.edited(one, other), runs.edited(Edit(RESID, lambda _: other(one(h)))))
-    assert (runs.edited(one, other) - runs.edited(other, one)).abs().max() > 1e-3
+    close(runs.edited(first, other), runs.edited(Edit(RESID, lambda _: other(first(h)))))
+    assert (runs.edited(first, other) - runs.edited(other, first)).abs().max() > 1e-3
 
 
 def test_error_and_latents_in_sequence_do_not_give_the_clean_run(tiny_models):

@@ -86,8 +86,8 @@ def test_the_identities_hold_for_every_dictionary_at_every_stream(runs, make):
     for site in SITES:
         dictionary = make(x[site].shape[-1])
         latents = range(len(dictionary.directions))
-        own = patch_features(site, dictionary, latents, x_bar[site])
-        nothing = (ablate(site, dictionary, []), own, scale(site, dictionary, latents, 1.0))
+        unchanged = patch_features(site, dictionary, latents, x_bar[site])
+        nothing = (ablate(site, dictionary, []), unchanged, scale(site, dictionary, latents, 1.0))
         assert torch.equal(runs.edited(*nothing), corrupted)
         close(runs.edited(splice_with_error(site, dictionary, x_bar[site])), corrupted, 1e-4)
 

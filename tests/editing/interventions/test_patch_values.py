@@ -33,42 +33,42 @@ class OneSite:
 
 
 def test_each_way_to_set_latents_writes_its_values():
-    one, values = OneSite(), torch.tensor([0.0, 1.0, -2.0, 0.5])
-    given = (RESID, one.sae, one.latents)
+    case, values = OneSite(), torch.tensor([0.0, 1.0, -2.0, 0.5])
+    features = (RESID, case.sae, case.latents)
     other = 3 * normal(3, 9, 32, seed=2)
-    close(ablate(*given)(one.h), one.expected(0.0))
-    close(clamp(*given, 1.5)(one.h), one.expected(1.5))
-    close(clamp(*given, values)(one.h), one.expected(values))
-    close(patch_features(*given, other)(one.h), one.expected(one.sae.encode(other)[..., one.latents]))
-    close(mean_ablate(*given, one.x)(one.h), one.expected(one.sae.encode(one.x)[:, one.latents].mean(0)))
-    close(scale(*given, 2.5)(one.h), one.h + 1.5 * one.f @ one.d)
-    close(scale(*given, values)(one.h), one.h + ((values - 1) * one.f) @ one.d)
-    assert one.f.any(0).any(0).sum() > 2  # control: latents that are never active would prove little
+    close(ablate(*features)(case.h), case.expected(0.0))
+    close(clamp(*features, 1.5)(case.h), case.expected(1.5))
+    close(clamp(*features, values)(case.h), case.expected(values))
+    close(patch_features(*features, other)(case.h), case.expected(case.sae.encode(other)[..., case.latents]))
+    close(mean_ablate(*features, case.x)(case.h), case.expected(case.sae.encode(case.x)[:, case.latents].mean(0)))
+    close(scale(*features, 2.5)(case.h), case.h + 1.5 * case.f @ case.d)
+    close(scale(*features, values)(case.h), case.h + ((values - 1) * case.f) @ case.d)
+    assert case.f.any(0).any(0).sum() > 2  # control: latents that are never active would prove little
 
 
 def test_resampled_values_are_those_of_one_token_for_each_position():
-    one = OneSite()
+    case = OneSite()
 
     def resampled(seed: int, shape=(3, 9)) -> FeaturePatch:
         generator = torch.Generator().manual_seed(seed)
-        return resample_ablate(RESID, one.sae, one.latents, one.x, shape, generator=generator)
+        return resample_ablate(RESID, case.sae, case.latents, case.x, shape, generator=generator)
 
-    patch, pool = resampled(0), one.sae.encode(one.x)[:, one.latents]
+    patch, pool = resampled(0), case.sae.encode(case.x)[:, case.latents]
     assert patch.target.shape == (3, 9, 4)
-    found = (patch.target[..., None, :] == pool).all(-1)
-    assert found.any(-1).all()
+    matches = (patch.target[..., None, :] == pool).all(-1)
+    assert matches.any(-1).all()
     assert len({tuple(row.tolist()) for row in patch.target.flatten(0, 1)}) > 5
-    close(patch(one.h), one.expected(patch.target))
-    assert torch.equal(patch(one.h), resampled(0)(one.h)) and torch.equal(patch(one.h), patch(one.h))
-    assert not torch.equal(patch(one.h), resampled(1)(one.h))
+    close(patch(case.h), case.expected(patch.target))
+    assert torch.equal(patch(case.h), resampled(0)(case.h)) and torch.equal(patch(case.h), patch(case.h))
+    assert not torch.equal(patch(case.h), resampled(1)(case.h))
     assert resampled(0, (3, 1)).target.shape == (3, 1, 4)
 
 
 def test_features_are_named_by_number_by_name_or_by_tensor():
-    one = OneSite()
-    expected = ablate(RESID, one.sae, [4, 7])(one.h)
+    case = OneSite()
+    expected = ablate(RESID, case.sae, [4, 7])(case.h)
     for latents in (torch.tensor([4, 7]), [FeatureId(RESID, 4), FeatureId(RESID, 7)], (4, FeatureId(RESID, 7))):
-        assert torch.equal(ablate(RESID, one.sae, latents)(one.h), expected)
+        assert torch.equal(ablate(RESID, case.sae, latents)(case.h), expected)
 
 
 def test_a_feature_of_another_site_is_refused():

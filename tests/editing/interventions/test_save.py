@@ -131,12 +131,12 @@ def test_a_hook_runs_without_this_package(checkpoints, tiny_models, tmp_path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, files)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for kind, model in tiny_models.items():
-        theirs = torch.load(tmp_path / kind / "out.pt", weights_only=True)
+        hooked = torch.load(tmp_path / kind / "out.pt", weights_only=True)
         with torch.no_grad(), model.hooks(*edits[kind]):
-            ours, written = model.logits(tokens[kind]), continued(model, tokens[kind][:1], 8)
-        close(theirs["after"], ours, 1e-4)
-        assert (theirs["before"] - theirs["after"]).abs().max() > 0.05
-        assert torch.equal(theirs["before"], theirs["again"]) and torch.equal(theirs["written"], written)
+            logits, written = model.logits(tokens[kind]), continued(model, tokens[kind][:1], 8)
+        close(hooked["after"], logits, 1e-4)
+        assert (hooked["before"] - hooked["after"]).abs().max() > 0.05
+        assert torch.equal(hooked["before"], hooked["again"]) and torch.equal(hooked["written"], written)
 
 
 class Counted:

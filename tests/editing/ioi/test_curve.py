@@ -115,10 +115,10 @@ def test_recovered_has_no_value_where_the_runs_do_not_differ(tiny_models):
 def test_adding_features_never_changes_earlier_points(neox):
     sae, order = random_topk(32), list(range(48))
     short = curve(neox, sae, order, [0, 1, 4])
-    for ours, theirs in zip(curve(neox, sae, order, [0, 1, 4, 30, 48]), short, strict=False):
-        assert ours.kl.value == pytest.approx(theirs.kl.value, rel=1e-5)
-        assert ours.recovered.value == pytest.approx(theirs.recovered.value, rel=1e-5)
-        assert ours.edit_size == theirs.edit_size
+    for point, expected in zip(curve(neox, sae, order, [0, 1, 4, 30, 48]), short, strict=False):
+        assert point.kl.value == pytest.approx(expected.kl.value, rel=1e-5)
+        assert point.recovered.value == pytest.approx(expected.recovered.value, rel=1e-5)
+        assert point.edit_size == expected.edit_size
     jump = curve(neox, sae, order, [4])[0]
     assert jump.kl.value == pytest.approx(short[2].kl.value, rel=1e-4)
     assert jump.edit_size.value == pytest.approx(short[2].edit_size.value)

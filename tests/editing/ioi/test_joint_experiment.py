@@ -101,13 +101,13 @@ def test_one_site_is_the_experiment_at_that_site(tiny):
         pairs = random_pairs(tiny)
         joint, single = JointExperiment(tiny, pairs, [site]), PatchExperiment(tiny, pairs, site)
         sae = random_topk(single.x.shape[-1])
-        ours, theirs = joint.patching({site: sae}), single.patching(sae)
-        assert torch.equal(ours.differs, theirs.differs)
-        readouts = (torch.stack(trace(patching, range(48), [0, 3, 48]).readout) for patching in (ours, theirs))
+        several, alone = joint.patching({site: sae}), single.patching(sae)
+        assert torch.equal(several.differs, alone.differs)
+        readouts = (torch.stack(trace(patching, range(48), [0, 3, 48]).readout) for patching in (several, alone))
         close(*readouts, 1e-4)
-        close(ours.first_order(), theirs.first_order(), 1e-4)
-        for name, value in floor(ours).items():
-            assert value == pytest.approx(floor(theirs)[name], rel=1e-3, abs=1e-5)
+        close(several.first_order(), alone.first_order(), 1e-4)
+        for name, value in floor(several).items():
+            assert value == pytest.approx(floor(alone)[name], rel=1e-3, abs=1e-5)
 
 
 def test_everything_patched_is_the_clean_run_and_complete_bases_get_there(experiment):

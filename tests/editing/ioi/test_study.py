@@ -173,8 +173,8 @@ def test_sites_patched_jointly(storybook, few_contexts):
 @pytest.mark.slow
 def test_a_study_reads_text_and_model_once_for_all_its_experiments(storybook, few_contexts, dictionaries, monkeypatch):
     harvested, scored = [], []
-    monkeypatch.setattr("editing.ioi.baselines.harvest", lambda *given: harvested.append(given[2]) or harvest(*given))
-    monkeypatch.setattr("editing.ioi.study.task_score", lambda *given: scored.append(given) or task_score(*given))
+    monkeypatch.setattr("editing.ioi.baselines.harvest", lambda *args: harvested.append(args[2]) or harvest(*args))
+    monkeypatch.setattr("editing.ioi.study.task_score", lambda *args: scored.append(args) or task_score(*args))
     study = IOIStudy(storybook, {"dictionary": dictionaries}, few_contexts, replace(CONFIG, selectors=("attribution",)))
     study.baselines.at([Site(1), Site(3)])
     kinds, sites = (Corruption.IO, Corruption.SWAP), (Site(1), Site(3))

@@ -73,11 +73,11 @@ def test_responses_do_not_depend_on_how_many_logits_are_there_at_once(toy):
     whole = toy.respond(Mode.CLAMP, (0.5, 2.0))
     parts = toy.respond(Mode.CLAMP, (0.5, 2.0), logits_at_once=7 * toy.model.n_vocab)
     assert parts.likelier == whole.likelier and parts.n_neutral_places == whole.n_neutral_places > 7
-    for ours, theirs in zip(parts.doses, whole.doses, strict=True):
+    for dose, whole_dose in zip(parts.doses, whole.doses, strict=True):
         for name in ("logit", "log_prob", "kl"):
-            expected = getattr(theirs, name)
-            assert getattr(ours, name).value == pytest.approx(expected.value, rel=1e-5, abs=1e-6)
-            assert getattr(ours, name).high == pytest.approx(expected.high, rel=1e-5, abs=1e-6)
+            expected = getattr(whole_dose, name)
+            assert getattr(dose, name).value == pytest.approx(expected.value, rel=1e-5, abs=1e-6)
+            assert getattr(dose, name).high == pytest.approx(expected.high, rel=1e-5, abs=1e-6)
 
 
 def test_memory_for_logits_is_bounded(toy):

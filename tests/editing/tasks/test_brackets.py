@@ -80,14 +80,14 @@ def test_the_splits_share_no_template_and_no_word(storybook, task):
 
 
 def test_the_seed_decides(storybook, task):
-    one, same, other = (task.pairs(storybook, "test", 12, seed=seed) for seed in (0, 0, 1))
-    assert one.texts == same.texts != other.texts and torch.equal(one.corrupted, same.corrupted)
+    first, same, other = (task.pairs(storybook, "test", 12, seed=seed) for seed in (0, 0, 1))
+    assert first.texts == same.texts != other.texts and torch.equal(first.corrupted, same.corrupted)
 
 
 def test_storybook_closes_brackets_and_the_corrupted_prompt_is_what_undoes_it(storybook, pairs):
-    own = task_score(storybook, pairs)
-    assert own.accuracy.value == own.top1 == 1.0 and own.n == N and own.accuracy.low > 0.9
-    assert "the model itself does this task" in own.sentence()
+    score = task_score(storybook, pairs)
+    assert score.accuracy.value == score.top1 == 1.0 and score.n == N and score.accuracy.low > 0.9
+    assert "the model itself does this task" in score.sentence()
     control = task_score(storybook, replace(pairs, clean=pairs.corrupted))
     assert control.accuracy.value <= 0.1 and control.logit_difference.value < -5
     exchanged = torch.arange(N) % 4 < 2  # control: half of the answers and foils change places

@@ -88,8 +88,8 @@ def test_roles_are_where_the_names_stand(storybook, pairs):
         places = {
             name: [i for i, token in enumerate(ids) if token == id_of(storybook, name)] for name in (subject, indirect)
         }
-        found = [int(pairs.place(role)[row]) for role in ("S1", "S2", "IO")]
-        assert found == [*places[subject], *places[indirect]]
+        positions = [int(pairs.place(role)[row]) for role in ("S1", "S2", "IO")]
+        assert positions == [*places[subject], *places[indirect]]
     assert torch.equal(pairs.clean[rows, pairs.place(Role.IO)], pairs.answer)
     assert len({tuple(place.tolist()) for place in (pairs.place("IO"), pairs.place("S1"), pairs.place("S2"))}) == 3
     with user_error("'S3'", "IO, S1, S2, END"):
@@ -136,10 +136,10 @@ def test_the_seed_decides(storybook, task):
     def draw(seed: int) -> PromptPairs:
         return task.pairs(storybook, Corruption.IO, "test", 16, seed=seed)
 
-    one, same, other = draw(0), draw(0), draw(1)
-    assert one.texts == same.texts != other.texts
+    first, same, other = draw(0), draw(0), draw(1)
+    assert first.texts == same.texts != other.texts
     for field in ("clean", "corrupted", "answer", "foil", "end"):
-        assert torch.equal(getattr(one, field), getattr(same, field))
+        assert torch.equal(getattr(first, field), getattr(same, field))
 
 
 def test_bos_is_left_out_when_asked(storybook, task):
@@ -158,9 +158,9 @@ def test_both_halves_have_names_of_both_classes(task):
 @pytest.mark.parametrize("corruption", Corruption)
 def test_storybook_does_ioi_and_the_corrupted_prompt_is_what_undoes_it(storybook, task, corruption):
     pairs = task.pairs(storybook, corruption, "test", N, seed=0)
-    own = task_score(storybook, pairs)
-    assert own.accuracy.value >= 0.99 and own.n == N and own.logit_difference.value > 1
-    assert "the model itself does this task" in own.sentence()
+    score = task_score(storybook, pairs)
+    assert score.accuracy.value >= 0.99 and score.n == N and score.logit_difference.value > 1
+    assert "the model itself does this task" in score.sentence()
     control = task_score(storybook, replace(pairs, clean=pairs.corrupted))
     assert "does not do this task" in control.sentence()
     if corruption is Corruption.ABC:  # nothing tells which of two is due
@@ -205,10 +205,10 @@ def test_published_prompts_are_the_sentences_in_both_orders(published, corruptio
     seen, baba = set(), 0
     for text, group in zip(pairs.texts, pairs.groups.tolist(), strict=True):
         (template,) = (t for t, shape in shapes.items() if shape.fullmatch(text))
-        found = shapes[template].fullmatch(text).groupdict()
-        assert found["S"] in (found["A"], found["B"]) and found["A"] != found["B"]
-        assert {found["A"], found["B"]} <= {*published.names["test"]}
-        baba += found["S"] == found["A"]
+        filled = shapes[template].fullmatch(text).groupdict()
+        assert filled["S"] in (filled["A"], filled["B"]) and filled["A"] != filled["B"]
+        assert {filled["A"], filled["B"]} <= {*published.names["test"]}
+        baba += filled["S"] == filled["A"]
         seen.add((template, group))
     assert len(seen) == len(published.templates["test"]) == len({group for _, group in seen})  # one group a sentence
     assert baba == 100
@@ -218,9 +218,9 @@ def test_published_prompts_are_the_sentences_in_both_orders(published, corruptio
 def _group_for():
     """A replacement that names each slot once and refers back to it afterwards."""
 
-    def replacement(found: re.Match) -> str:
-        name = found.group(1)
-        again = name in found.string[: found.start()].replace("\\", "").replace("}", "{").split("{")
+    def replacement(match: re.Match) -> str:
+        name = match.group(1)
+        again = name in match.string[: match.start()].replace("\\", "").replace("}", "{").split("{")
         return f"(?P={name})" if again else rf"(?P<{name}>\w+)"
 
     return replacement
@@ -232,8 +232,8 @@ def test_groups_are_the_sentences(storybook, pairs):
     for text, group in zip(pairs.texts, pairs.groups.tolist(), strict=True):
         shape = re.sub(r"\b(" + "|".join([*EVERYONE, *ioi.PLACES, *ioi.GIFTS]) + r")\b", "_", text)
         shapes.setdefault(group, set()).add(shape)
-    assert all(len(own) == 1 for own in shapes.values())
-    assert len({shape for own in shapes.values() for shape in own}) == len(shapes) == 5
+    assert all(len(sentences) == 1 for sentences in shapes.values())
+    assert len({shape for sentences in shapes.values() for shape in sentences}) == len(shapes) == 5
 
 
 def test_prompts_are_distinct_even_if_there_are_fewer(storybook, monkeypatch):

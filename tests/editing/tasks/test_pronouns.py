@@ -23,14 +23,14 @@ def prompts(storybook) -> dict[Split, PronounPrompts]:
 
 
 def test_pronoun_prompts_hold_what_they_say(storybook, prompts):
-    for own in prompts.values():
-        assert len(own) == N == len(own.texts) == len(set(own.texts))
-        assert (own.she, own.he) == (id_of(storybook, "she"), id_of(storybook, "he"))
-        for row, text in enumerate(own.texts):
+    for drawn in prompts.values():
+        assert len(drawn) == N == len(drawn.texts) == len(set(drawn.texts))
+        assert (drawn.she, drawn.he) == (id_of(storybook, "she"), id_of(storybook, "he"))
+        for row, text in enumerate(drawn.texts):
             name = people(text)[0]
             assert people(text) == [name, name]
-            assert bool(own.female[row]) == (name in names.FEMALE)
-            assert own.tokens[row, : own.end[row] + 1].tolist() == [storybook.bos_id, *storybook.to_ids(text)]
+            assert bool(drawn.female[row]) == (name in names.FEMALE)
+            assert drawn.tokens[row, : drawn.end[row] + 1].tolist() == [storybook.bos_id, *storybook.to_ids(text)]
 
 
 def test_no_word_is_unknown_and_the_seed_decides(storybook, prompts):
@@ -41,33 +41,33 @@ def test_no_word_is_unknown_and_the_seed_decides(storybook, prompts):
 
 
 def test_classes_are_balanced(prompts):
-    for own in prompts.values():
-        assert own.female.sum() == N // 2
-        assert 0.3 < own.female[: N // 2].float().mean() < 0.7
+    for drawn in prompts.values():
+        assert drawn.female.sum() == N // 2
+        assert 0.3 < drawn.female[: N // 2].float().mean() < 0.7
 
 
 def test_classes_are_balanced_also_when_more_is_asked_for_than_there_is(storybook, monkeypatch):
     """Once, a class with fewer names had fewer prompts."""
     groups = {"female": names.FEMALE[:8], "male": names.MALE[:12]}
     monkeypatch.setattr(pronouns, "_GROUPS", groups)
-    own = pronoun_prompts(storybook, [Split.TEST], 10**4, seed=0)
-    assert 0 < own.female.sum() == len(own) / 2 < 5000
+    drawn = pronoun_prompts(storybook, [Split.TEST], 10**4, seed=0)
+    assert 0 < drawn.female.sum() == len(drawn) / 2 < 5000
 
 
 def test_splits_share_no_names_and_the_test_no_templates(prompts):
-    used = {split: {people(text)[0] for text in own.texts} for split, own in prompts.items()}
+    used = {split: {people(text)[0] for text in drawn.texts} for split, drawn in prompts.items()}
     assert not used[Split.TEST] & (used[Split.SELECTION] | used[Split.CHECK])
     assert not used[Split.SELECTION] & used[Split.CHECK]
-    shapes = {split: {template(text) for text in own.texts} for split, own in prompts.items()}
+    shapes = {split: {template(text) for text in drawn.texts} for split, drawn in prompts.items()}
     assert not shapes[Split.TEST] & (shapes[Split.SELECTION] | shapes[Split.CHECK])
     assert not shapes[Split.SELECTION] & shapes[Split.CHECK]
     assert all(len(shape) > 10 for shape in shapes.values())
 
 
 def test_pronoun_ids_are_the_single_tokens_among_the_pronouns(storybook):
-    found = pronoun_ids(storybook)
-    assert found == sorted(set(found)) and {id_of(storybook, w) for w in ("she", "he", "her", "his", "him")} <= {*found}
-    assert storybook.tokenizer.unk_token_id not in found
+    ids = pronoun_ids(storybook)
+    assert ids == sorted(set(ids)) and {id_of(storybook, w) for w in ("she", "he", "her", "his", "him")} <= {*ids}
+    assert storybook.tokenizer.unk_token_id not in ids
     pieces = Pieces(4)
     few = {pieces.to_ids(space + word)[0] for word in pronouns.PRONOUNS if len(word) <= 4 for space in ("", " ")}
     assert set(pronoun_ids(pieces)) == few
@@ -84,13 +84,13 @@ def test_a_model_that_cannot_do_pronouns_is_refused(storybook, monkeypatch):
 @pytest.mark.parametrize("split", Split)
 def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
     """The transfer form: her or his is due, no pronoun stands in the prompt, the splits hold the same names."""
-    own = pronoun_prompts(storybook, [split], 10**4, seed=0, form=Form.POSSESSIVE)
+    drawn = pronoun_prompts(storybook, [split], 10**4, seed=0, form=Form.POSSESSIVE)
     subject = pronoun_prompts(storybook, [split], 10**4, seed=0)
-    assert (own.she, own.he) == (id_of(storybook, "her"), id_of(storybook, "his"))
-    assert {people(t)[0] for t in own.texts} == {people(t)[0] for t in subject.texts}
-    assert not {template(t) for t in own.texts} & {template(t) for t in subject.texts}
-    assert own.female.sum() * 2 == len(own)
-    for text, sentence in zip(own.texts, own.sentence.tolist(), strict=True):
+    assert (drawn.she, drawn.he) == (id_of(storybook, "her"), id_of(storybook, "his"))
+    assert {people(t)[0] for t in drawn.texts} == {people(t)[0] for t in subject.texts}
+    assert not {template(t) for t in drawn.texts} & {template(t) for t in subject.texts}
+    assert drawn.female.sum() * 2 == len(drawn)
+    for text, sentence in zip(drawn.texts, drawn.sentence.tolist(), strict=True):
         assert not {*words(text)} & {*pronouns.PRONOUNS}
         assert text.endswith(". " + pronouns.POSSESSIVE_SENTENCES[sentence].format(N=people(text)[0]))
 
@@ -100,8 +100,8 @@ def test_possessives_are_the_same_names_with_other_sentences(storybook, split):
 @pytest.mark.parametrize("split", Split)
 def test_storybook_predicts_every_form_and_the_other_name_undoes_it(storybook, form, split):
     prompts = pronoun_prompts(storybook, [split], N, seed=0, form=form)
-    own, area = model_score(storybook, TwoClassPrompts.of_pronouns(prompts))
-    assert own.accuracy.value >= 0.99 and area >= 0.99 and own.top1 >= 0.9 and own.n == N
+    score, area = model_score(storybook, TwoClassPrompts.of_pronouns(prompts))
+    assert score.accuracy.value >= 0.99 and area >= 0.99 and score.top1 >= 0.9 and score.n == N
     pairs = pronoun_pairs(storybook, [split], N, seed=0, form=form)
     assert task_score(storybook, pairs).accuracy.value >= 0.99
     assert task_score(storybook, replace(pairs, clean=pairs.corrupted)).accuracy.value <= 0.01
@@ -122,8 +122,8 @@ def test_pronoun_pairs_differ_in_the_name_alone(storybook, form):
     for row in range(N):
         different = (pairs.clean[row] != pairs.corrupted[row]).nonzero()[:, 0]
         assert len(different) == 2
-        (ours,), (theirs,) = ({*tokens[row, different].tolist()} for tokens in (pairs.clean, pairs.corrupted))
-        assert (ours in female and theirs in male) if pairs.answer[row] == she else (ours in male and theirs in female)
+        (name,), (other,) = ({*tokens[row, different].tolist()} for tokens in (pairs.clean, pairs.corrupted))
+        assert (name in female and other in male) if pairs.answer[row] == she else (name in male and other in female)
         assert {int(pairs.answer[row]), int(pairs.foil[row])} == {she, he} and pairs.rival[row] == pairs.foil[row]
 
 

@@ -36,8 +36,8 @@ def test_every_task_gives_pairs_that_the_model_gets_right(storybook, any_task):
         assert isinstance(pairs, PromptPairs) and 1 < len(pairs) <= 12 and len(pairs.groups) == len(pairs)
         assert pairs.clean.shape == pairs.corrupted.shape and (pairs.clean != pairs.corrupted).any(1).all()
         assert (pairs.answer != pairs.foil).all() and (pairs.answer != pairs.rival).all()
-        own = task_score(storybook, pairs)
-        assert own.accuracy.value == 1.0 and own.accuracy.high == 1.0
+        score = task_score(storybook, pairs)
+        assert score.accuracy.value == 1.0 and score.accuracy.high == 1.0
 
 
 def test_the_splits_have_no_prompt_in_common(any_task):
@@ -57,8 +57,8 @@ def test_who_asks_for_everything_gets_at_most_so_many(any_task):
 
 
 def test_the_seed_decides(any_task):
-    one, same = (any_task.pairs("test", 3, seed=0) for _ in range(2))
-    assert one.texts == same.texts and torch.equal(one.corrupted, same.corrupted)
+    first, same = (any_task.pairs("test", 3, seed=0) for _ in range(2))
+    assert first.texts == same.texts and torch.equal(first.corrupted, same.corrupted)
 
 
 def test_corruptions_are_those_of_the_task(storybook):

@@ -56,10 +56,10 @@ def test_a_task_written_to_a_file_is_read_back(storybook, tmp_path):
 
 def test_the_agreement_files_of_others_read_the_same(tmp_path):
     """Their answers come without the space, their lines repeat, and `case` says nothing that we need."""
-    (ours,) = read_lines(write(tmp_path, AGREEMENT))
-    (theirs,) = read_lines(write(tmp_path, THEIRS | {"case": "plural"}, THEIRS, "", THEIRS))
-    assert theirs.pair == ours.pair == TextPair("The dogs", "The dog", " were", " was", " was", ours.pair.group)
-    assert (theirs.number, theirs.split, theirs.template, theirs.words) == (1, None, None, ())
+    (line,) = read_lines(write(tmp_path, AGREEMENT))
+    (foreign,) = read_lines(write(tmp_path, THEIRS | {"case": "plural"}, THEIRS, "", THEIRS))
+    assert foreign.pair == line.pair == TextPair("The dogs", "The dog", " were", " was", " was", line.pair.group)
+    assert (foreign.number, foreign.split, foreign.template, foreign.words) == (1, None, None, ())
 
 
 @pytest.mark.parametrize(
@@ -167,45 +167,45 @@ def test_of_many_that_do_not_fit_the_first_is_named_and_all_are_counted(storyboo
 
 def test_declared_splits_are_kept_and_leaks_are_told(storybook, tmp_path):
     lines = [a_pair("Mary", "John", split="train", template=1), a_pair("Anna", "Tom", split="test", template=2)]
-    own = UserPairs.of(write(tmp_path, *lines), storybook)
-    assert {split: [line.pair.clean[:4] for line in part] for split, part in own.splits.items()} == {
+    user = UserPairs.of(write(tmp_path, *lines), storybook)
+    assert {split: [line.pair.clean[:4] for line in part] for split, part in user.splits.items()} == {
         "selection": ["Mary"],
         "test": ["Anna"],
     }
-    assert own.shared == () and own.left_out == 0
-    assert own.pairs(storybook, "test", 9, seed=0).texts == ("Anna was happy because",)
+    assert user.shared == () and user.left_out == 0
+    assert user.pairs(storybook, "test", 9, seed=0).texts == ("Anna was happy because",)
     with user_error("check", "selection, test"):
-        own.pairs(storybook, "check", 1, seed=0)
+        user.pairs(storybook, "check", 1, seed=0)
     leaky = [a_pair("Mary", "John", split="train", template=1), a_pair("Mary", "Tom", split="test", template=1)]
     assert UserPairs.of(write(tmp_path, *leaky), storybook).shared == ("templates", "prompts")
 
 
 def test_one_line_leaves_no_pairs_for_the_test(storybook, tmp_path):
     """Nothing can be divided: the test split is empty, and says so when it is asked for."""
-    own = UserPairs.of(write(tmp_path, a_pair("Mary", "John")), storybook)
-    assert [len(part) for part in own.splits.values()] == [1, 0]
+    user = UserPairs.of(write(tmp_path, a_pair("Mary", "John")), storybook)
+    assert [len(part) for part in user.splits.values()] == [1, 0]
     with user_error("no pairs for test", "selection"):
-        own.pairs(storybook, "test", 4, seed=0)
+        user.pairs(storybook, "test", 4, seed=0)
     with user_error("no pairs for test", "selection"):
         task_of(tmp_path / "pairs.jsonl", storybook).pairs("test", 4, seed=0)
 
 
 def test_undeclared_splits_share_no_template_and_no_prompt(storybook, tmp_path):
     lines = [a_pair(name, man, template=i % 4) for i, (name, man) in enumerate(zip(NAMES, MEN, strict=True))]
-    own = UserPairs.of(write(tmp_path, *lines), storybook)
-    templates = [{line.pair.group for line in part} for part in own.splits.values()]
-    assert own.shared == () and not templates[0] & templates[1] and [len(t) for t in templates] == [2, 2]
-    drawn = own.pairs(storybook, "test", 4, seed=0)
-    assert len(drawn) == 4 and drawn.texts == own.pairs(storybook, "test", 4, seed=0).texts
-    assert {*drawn.texts} <= {line.pair.clean for line in own.splits["test"]}
+    user = UserPairs.of(write(tmp_path, *lines), storybook)
+    templates = [{line.pair.group for line in part} for part in user.splits.values()]
+    assert user.shared == () and not templates[0] & templates[1] and [len(t) for t in templates] == [2, 2]
+    drawn = user.pairs(storybook, "test", 4, seed=0)
+    assert len(drawn) == 4 and drawn.texts == user.pairs(storybook, "test", 4, seed=0).texts
+    assert {*drawn.texts} <= {line.pair.clean for line in user.splits["test"]}
 
 
 def test_splits_do_not_depend_on_the_order_of_lines(storybook, tmp_path):
     lines = [a_pair(name, man) for name, man in zip(NAMES, MEN, strict=True)]
-    one = UserPairs.of(write(tmp_path, *lines), storybook).splits
+    splits = UserPairs.of(write(tmp_path, *lines), storybook).splits
     same = UserPairs.of(write(tmp_path, *lines[::-1]), storybook).splits
-    assert {split: {line.pair.clean for line in own} for split, own in one.items()} == {
-        split: {line.pair.clean for line in own} for split, own in same.items()
+    assert {split: {line.pair.clean for line in part} for split, part in splits.items()} == {
+        split: {line.pair.clean for line in part} for split, part in same.items()
     }
 
 
@@ -214,13 +214,13 @@ def test_where_everything_hangs_together_it_says_what_is_shared():
         names_here = {"template": None, "words": ()} | shared
         return [Line(i, TextPair(f"{i}", f"{i} not", "a", "b", "b", i), None, **names_here) for i in range(8)]
 
-    for own, expected in (
+    for joined, expected in (
         (lines(), ()),
         (lines(words=("dog",)), ("words",)),
         (lines(template="one"), ("templates",)),
         (lines(template="one", words=("dog",)), ("words", "templates")),
     ):
-        splits, shared = divide(own)
+        splits, shared = divide(joined)
         assert shared == expected and [len(part) for part in splits.values()] == [4, 4]
     one_prompt = [Line(i, TextPair("same", f"{i}", "a", "b", "b", i), None, None, ()) for i in range(8)]
     assert divide(one_prompt)[1] == ("prompts",)

@@ -69,8 +69,8 @@ def test_what_is_read_is_what_lies_there(stream, tmp_path):
     list(cached.block(0))
     path = tmp_path / "block-00000.safetensors"
     save_file({name: x + 1 for name, x in load_file(path).items()}, path)
-    for ours, theirs in zip(cached.block(0), stream.block(0), strict=True):
-        assert all(torch.equal(ours[site], theirs[site] + 1) for site in stream.sites)
+    for kept, fresh in zip(cached.block(0), stream.block(0), strict=True):
+        assert all(torch.equal(kept[site], fresh[site] + 1) for site in stream.sites)
 
 
 def test_an_interrupted_block_leaves_a_whole_file(stream, tmp_path):

@@ -50,12 +50,12 @@ def test_directions_are_orthonormal(x):
 
 
 def test_pca_agrees_with_sklearn_up_to_sign(x):
-    ours, theirs = pca(x, 5), PCA(5).fit(x.double().numpy())
-    cosine = (ours.directions.double() * torch.from_numpy(theirs.components_)).sum(-1)
+    basis, reference = pca(x, 5), PCA(5).fit(x.double().numpy())
+    cosine = (basis.directions.double() * torch.from_numpy(reference.components_)).sum(-1)
     assert (cosine.abs() - 1).abs().max() < 1e-6
-    assert (ours.mean.double() - torch.from_numpy(theirs.mean_)).abs().max() < 1e-5
-    codes = torch.from_numpy(theirs.transform(x.double().numpy())) * cosine.sign()
-    assert (ours.encode(x).double() - codes).abs().max() < 1e-4
+    assert (basis.mean.double() - torch.from_numpy(reference.mean_)).abs().max() < 1e-5
+    codes = torch.from_numpy(reference.transform(x.double().numpy())) * cosine.sign()
+    assert (basis.encode(x).double() - codes).abs().max() < 1e-4
 
 
 def test_pca_leaves_the_smallest_variances_and_no_other_basis_does_as_well(x):

@@ -227,8 +227,8 @@ def test_encoding_and_decoding_equal_their_dense_forms_with_all_gradients(name, 
     codes = sparse.encode(case(name, dtype), x, W_enc, b_enc, b_dec)
     codes = codes.with_values(codes.values.relu())
     x_hat = sparse.decode(codes, W_dec) + b_dec
-    ours = loss(x_hat, codes.values)
-    ours.backward()
+    sparse_loss = loss(x_hat, codes.values)
+    sparse_loss.backward()
 
     rx, rW_enc, rb_enc, rW_dec, rb_dec = weights(name, dtype)
     mask = Codes.where(case(name, dtype).dense(), None).dense() != 0
@@ -240,7 +240,7 @@ def test_encoding_and_decoding_equal_their_dense_forms_with_all_gradients(name, 
     close = {"atol": TOLERANCE[dtype] * 10, "rtol": TOLERANCE[dtype]}
     torch.testing.assert_close(codes.dense(), f, **close)
     torch.testing.assert_close(x_hat, rx_hat, **close)
-    torch.testing.assert_close(ours, plain, **close)
+    torch.testing.assert_close(sparse_loss, plain, **close)
     for a, b in zip((W_enc, b_enc, W_dec, b_dec), (rW_enc, rb_enc, rW_dec, rb_dec), strict=True):
         torch.testing.assert_close(a.grad, b.grad, **close)
         assert name == "none" or a.grad.abs().max() > 0.1

@@ -9,11 +9,11 @@ from foreign_files import (
     dl_card,
     dl_files,
     gated_values,
-    ours,
     sae_lens,
     sae_lens_card,
     save_as_set,
     tensors,
+    varied,
     without,
     write,
 )
@@ -33,27 +33,27 @@ THEIRS = pytest.mark.filterwarnings("default")  # what they warn of is their aff
 @THEIRS
 def test_sparsify_itself_reads_our_export(tmp_path):
     sparsify = pytest.importorskip("sparsify")
-    sae = ours()[Site(1, Stream.MLP_OUT)]
+    sae = varied()[Site(1, Stream.MLP_OUT)]
     save_sparsify(sae, tmp_path / "layers.4")
-    theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.4")
+    coder = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.4")
     with torch.no_grad():
-        code = theirs.encode(X.float())
+        code = coder.encode(X.float())
         f = torch.zeros(len(X), N).scatter(-1, code.top_indices, code.top_acts)
         assert (f - sae.encode(X.float())).abs().max() < 1e-5
-        x_hat = theirs.decode(code.top_acts, code.top_indices)
+        x_hat = coder.decode(code.top_acts, code.top_indices)
         assert (x_hat - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
 
 
 @THEIRS
 def test_sae_lens_itself_reads_our_sets(tmp_path):
     package = pytest.importorskip("sae_lens")
-    saes = ours()
+    saes = varied()
     save_as_set(tmp_path, saes)
     for site, sae in saes.items():
-        theirs = package.SAE.load_from_disk(tmp_path / str(site))
+        coder = package.SAE.load_from_disk(tmp_path / str(site))
         with torch.no_grad():
-            assert (theirs.encode(X.float()) - sae.encode(X.float())).abs().max() < 1e-5
-            assert (theirs(X.float()) - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
+            assert (coder.encode(X.float()) - sae.encode(X.float())).abs().max() < 1e-5
+            assert (coder(X.float()) - sae.decode(sae.encode(X.float()))).abs().max() < 1e-5
 
 
 MODULES = {Stream.RESID_POST: "", Stream.MLP_OUT: "mlp", Stream.MLP_HIDDEN: "mlp.act", Stream.ATTN_OUT: "attention"}
@@ -111,7 +111,7 @@ def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path, plain):
     """Attached to the model by what the card says, each dictionary costs what we say that it costs."""
     package = pytest.importorskip("sae_lens")
     save_as_set(tmp_path, plain.dictionaries)
-    theirs = package.SAETransformerBridge.boot_transformers(str(STORYBOOK), device="cpu")
+    bridge = package.SAETransformerBridge.boot_transformers(str(STORYBOOK), device="cpu")
     for site in SITES:
         if site.stream is Stream.ATTN_Z:  # not yet tried with the package
             continue
@@ -119,8 +119,8 @@ def test_sae_lens_keeps_our_cards_and_gets_our_spliced_loss(tmp_path, plain):
         about = sae.cfg.metadata
         assert (about.hook_name, about.model_name, about.context_size) == (hook_name(site), "m", 8)
         assert about.prepend_bos and about.model_from_pretrained_kwargs == {"center_writing_weights": False}
-        with torch.no_grad(), theirs.saes([sae]):
-            assert abs(theirs(plain.tokens, return_type="loss").item() - plain.loss(site)) < 1e-4
+        with torch.no_grad(), bridge.saes([sae]):
+            assert abs(bridge(plain.tokens, return_type="loss").item() - plain.loss(site)) < 1e-4
 
 
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
@@ -130,12 +130,12 @@ def test_we_read_what_sae_lens_itself_writes(tmp_path, kind, norm):
     package = pytest.importorskip("sae_lens")
     values = gated_values() if kind == "gated" else without(tensors(), *([] if kind == "jumprelu" else ["threshold"]))
     card = sae_lens_card(kind, rescale_acts_by_decoder_norm=True, normalize_activations=norm)
-    theirs = package.SAE.load_from_disk(sae_lens(tmp_path / "ours", values, card))
-    theirs.save_model(tmp_path / "theirs")
+    coder = package.SAE.load_from_disk(sae_lens(tmp_path / "ours", values, card))
+    coder.save_model(tmp_path / "theirs")
     foreign = load_foreign(tmp_path / "theirs")
     with torch.no_grad():
         x_hat = foreign.dictionary.decode(foreign.dictionary.encode(X.float()))
-        assert (theirs(X.float()) - x_hat).abs().max() < 1e-4
+        assert (coder(X.float()) - x_hat).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", dl_files())
@@ -145,10 +145,10 @@ def test_we_read_what_dictionary_learning_itself_writes(tmp_path, kind):
     from dictionary_learning.utils import load_dictionary
 
     write(tmp_path, "ae.pt", dl_files()[kind], dl_card(kind, k=K), at="config.json")
-    theirs, _ = load_dictionary(str(tmp_path), "cpu")
-    torch.save(theirs.state_dict(), tmp_path / "ae.pt")
+    coder, _ = load_dictionary(str(tmp_path), "cpu")
+    torch.save(coder.state_dict(), tmp_path / "ae.pt")
     with torch.no_grad():
         sae = load_foreign(tmp_path).dictionary
-        x_hat, f = theirs(X.float(), output_features=True)
+        x_hat, f = coder(X.float(), output_features=True)
         assert (x_hat - sae.decode(sae.encode(X.float()))).abs().max() < 1e-4
         assert ((f != 0) == (sae.encode(X.float()) != 0)).double().mean() > 0.999

@@ -12,12 +12,12 @@ from foreign_files import (
     check,
     gated_values,
     openai_values,
-    ours,
     sae_lens,
     sae_lens_card,
     save_as_set,
     tensors,
     topk,
+    varied,
     w64,
     without,
     write,
@@ -62,14 +62,14 @@ def test_what_transformer_lens_does_is_what_is_assumed(tmp_path):
         plain, processed = load_model(folder, device="cpu"), load_model(folder, device="cpu")
         processed.bridge.process_weights(center_writing_weights=True, fold_ln=True, fold_value_biases=True)
         tokens, sites = random_tokens(plain.n_vocab, 3, 12), [site for s in Stream for site in plain.offered(s)]
-        theirs = processed.record(tokens, sites)
+        processed_h = processed.record(tokens, sites)
         for site, x in plain.record(tokens, sites).items():
             if site.stream is Stream.ATTN_Z:  # its heads lack their biases: the same on every token, and not nothing
-                shift = (theirs[site] - x).flatten(0, 1)
+                shift = (processed_h[site] - x).flatten(0, 1)
                 assert (shift - shift[0]).abs().max() < 1e-4 and shift.abs().max() > 0.1
                 continue
             expected = x - x.mean(-1, keepdim=True) if site.stream in streams else x
-            assert (theirs[site] - expected).abs().max() < 1e-4
+            assert (processed_h[site] - expected).abs().max() < 1e-4
             assert site.stream not in streams or (x - expected).abs().max() > 0.1
 
 
@@ -176,7 +176,7 @@ def test_what_sae_lens_can_say_and_we_cannot(tmp_path, word):
 
 
 def test_our_own_folders_give_the_same_tensors(tmp_path):
-    saes = ours()
+    saes = varied()
     save_as_set(tmp_path, saes)
     for site, sae in saes.items():
         foreign = load_foreign(tmp_path / str(site))
@@ -189,7 +189,7 @@ def test_our_own_folders_give_the_same_tensors(tmp_path):
 
 def test_our_cards_say_what_sae_lens_needs_to_keep_them(tmp_path):
     """It drops the metadata of a card without a version; models load with centred weights unless they are told."""
-    plain = ours()[Site(0, Stream.MLP_OUT)]
+    plain = varied()[Site(0, Stream.MLP_OUT)]
     for dictionary, centred in ((plain, False), (Centred(plain), True)):
         save_as_set(tmp_path, {Site(1): dictionary})
         metadata = json.loads((tmp_path / "resid_post.1" / "cfg.json").read_text())["metadata"]

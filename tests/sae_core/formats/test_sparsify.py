@@ -13,12 +13,12 @@ from foreign_files import (
     X,
     check,
     openai_values,
-    ours,
     sae_lens,
     sae_lens_card,
     sparsify_values,
     tensors,
     topk,
+    varied,
     w64,
     without,
     write,
@@ -81,7 +81,7 @@ def test_sparsify_refusals(tmp_path, change, word):
 
 
 def test_export_to_sparsify(tmp_path):
-    sae = ours()[Site(1, Stream.MLP_OUT)]
+    sae = varied()[Site(1, Stream.MLP_OUT)]
     save_sparsify(sae, tmp_path / "layers.4")
     assert {path.name for path in (tmp_path / "layers.4").iterdir()} == {"cfg.json", "sae.safetensors"}
     card = json.loads((tmp_path / "layers.4" / "cfg.json").read_text())
@@ -97,14 +97,14 @@ def test_export_to_sparsify(tmp_path):
 def test_what_sparsify_cannot_hold(tmp_path):
     gained = load_foreign(sae_lens(tmp_path / "a", without(tensors(), "threshold"), sae_lens_card("topk"))).dictionary
     normed = load_foreign(write(tmp_path, "3.pt", openai_values()) / "3.pt").dictionary
-    for sae in (*without(ours(), Site(1, Stream.MLP_OUT)).values(), gained, normed):
+    for sae in (*without(varied(), Site(1, Stream.MLP_OUT)).values(), gained, normed):
         with user_error("not representable in sparsify"):
             save_sparsify(sae, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, monkeypatch):
-    first, other = ours()[Site(1, Stream.MLP_OUT)], TopKSAE(D, N, K, generator=torch.Generator())
+    first, other = varied()[Site(1, Stream.MLP_OUT)], TopKSAE(D, N, K, generator=torch.Generator())
     save_sparsify(first, tmp_path)
 
     def fail(*args):

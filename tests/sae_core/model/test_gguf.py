@@ -31,8 +31,8 @@ HEADS = {"attn_q": 4, "attn_k": 2}
 
 
 def gguf_name(key: str) -> str:
-    for theirs, short in NAMES.items():
-        key = key.replace(theirs, short)
+    for long, short in NAMES.items():
+        key = key.replace(long, short)
     return key
 
 

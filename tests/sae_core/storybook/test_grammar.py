@@ -214,12 +214,12 @@ def test_unseen_sentences_are_made_of_known_words():
 
 @pytest.mark.slow
 def test_the_same_seed_writes_the_same_documents():
-    def some(seed):
+    def sample(seed):
         rng, grammar = random.Random(seed), Grammar()
         return [grammar.document(rng) for _ in range(20)]
 
-    assert some(3) == some(3)
-    assert some(3) != some(4)
+    assert sample(3) == sample(3)
+    assert sample(3) != sample(4)
 
 
 @pytest.mark.slow

@@ -72,12 +72,12 @@ def test_running_from_the_site_on_is_running_all_with_an_edit(tiny, site):
     tokens = random_tokens(tiny.n_vocab, 3, 10)
     tokens[:2, 0] = tokens[0, 5] = tiny.bos_id
     batch = next(ContextStream(tiny, tokens, (site,), seed=0, batch=30).block(0))
-    ours, theirs = (noisy(batch[site]).requires_grad_() for _ in range(2))
-    a, b = Divergence(tiny)(site, ours, batch), by_an_edit(tiny, site, theirs, batch)
+    x_from_site, x_edited = (noisy(batch[site]).requires_grad_() for _ in range(2))
+    a, b = Divergence(tiny)(site, x_from_site, batch), by_an_edit(tiny, site, x_edited, batch)
     a.backward()
     b.backward()
     assert a.item() == pytest.approx(b.item(), rel=1e-4) and a > 1e-3
-    assert torch.allclose(ours.grad, theirs.grad, atol=1e-5) and ours.grad.abs().max() > 1e-4
+    assert torch.allclose(x_from_site.grad, x_edited.grad, atol=1e-5) and x_from_site.grad.abs().max() > 1e-4
 
 
 def test_the_untouched_model_is_run_once_per_batch(tiny, batch, monkeypatch):

@@ -119,13 +119,13 @@ def measured(model):
 
 def test_planted_outliers_change_nothing_but_their_own_count(measured):
     at, sae, x = measured
-    none, some, more = at(1.0), at(1e3), at(1e5)
+    none, large, more = at(1.0), at(1e3), at(1e5)
     others = x[:, [i for i in range(12) if i != 3]].flatten(0, 1)
-    assert none.outliers.n == 0 and some.outliers.n == more.outliers.n == 20
-    assert (some.fvu, some.l0, some.dead, some.fvu_median) == (more.fvu, more.l0, more.dead, more.fvu_median)
-    assert some.fvu == pytest.approx(fvu(others, sae.decode(sae.codes(others))), rel=1e-5)
-    assert some.n_tokens == len(others) and none.n_tokens == 20 * 12
-    assert {token.position for token in some.outliers.tokens} == {3} and some.outliers.tokens[1].context == 1
+    assert none.outliers.n == 0 and large.outliers.n == more.outliers.n == 20
+    assert (large.fvu, large.l0, large.dead, large.fvu_median) == (more.fvu, more.l0, more.dead, more.fvu_median)
+    assert large.fvu == pytest.approx(fvu(others, sae.decode(sae.codes(others))), rel=1e-5)
+    assert large.n_tokens == len(others) and none.n_tokens == 20 * 12
+    assert {token.position for token in large.outliers.tokens} == {3} and large.outliers.tokens[1].context == 1
 
 
 def test_with_them_fvu_is_that_of_all_tokens(measured, model):

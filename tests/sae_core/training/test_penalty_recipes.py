@@ -40,12 +40,12 @@ def jumprelu_by_hand(recipe: JumpReLU, sae: JumpReLUSAE, x: Tensor, ramp: float)
 def test_jumprelu_by_the_kernel_formula(ramp):
     recipe = JumpReLU(K, bandwidth=0.6)
     sae, x = in_the_middle(recipe)
-    ours, (loss, by_hand) = outcome(recipe, sae, x, ramp=ramp).loss, jumprelu_by_hand(recipe, sae, x, ramp)
-    torch.testing.assert_close(ours, loss)
-    mine = gradients(ours, sae)
+    value, (loss, by_hand) = outcome(recipe, sae, x, ramp=ramp).loss, jumprelu_by_hand(recipe, sae, x, ramp)
+    torch.testing.assert_close(value, loss)
+    computed = gradients(value, sae)
     for name, gradient in by_hand.items():
-        torch.testing.assert_close(mine[name], gradient, atol=1e-12, rtol=1e-9, msg=f"gradient of {name}")
-    assert mine["threshold"].abs().max() > 1e-4
+        torch.testing.assert_close(computed[name], gradient, atol=1e-12, rtol=1e-9, msg=f"gradient of {name}")
+    assert computed["threshold"].abs().max() > 1e-4
 
 
 def test_the_gradient_of_l0_is_its_difference_quotient_over_the_bandwidth():
@@ -108,9 +108,9 @@ def test_the_sum_convention_is_d_in_times_the_mean_convention(tied):
     sae, x = in_the_middle(recipe)
     f = sae.encode(x)
     of_mean = (x - sae.decode(f)).square().mean(-1).mean() + alpha * f.sum(-1).mean()
-    ours = outcome(recipe, sae, x).loss
-    torch.testing.assert_close(ours, of_mean)
-    a, b = gradients(ours, sae), gradients(of_mean, sae)
+    of_sum = outcome(recipe, sae, x).loss
+    torch.testing.assert_close(of_sum, of_mean)
+    a, b = gradients(of_sum, sae), gradients(of_mean, sae)
     for name in a:
         torch.testing.assert_close(a[name], b[name])
     assert l1_of_mean(8.6e-4, 512) == pytest.approx(0.44, abs=0.001)

@@ -80,8 +80,8 @@ def trained(stream, *configs: TrainConfig) -> TrainState:
 def test_members_train_together_as_they_train_alone():
     stream = small(dtype=torch.float64)
     together = memory(trained(stream, *every()))
-    for one in every():
-        alone = memory(trained(stream, one))
+    for recipe in every():
+        alone = memory(trained(stream, recipe))
         for name, tensor in alone.items():
             assert torch.allclose(tensor.double(), together[name].double(), atol=1e-10, rtol=0), name
     assert any(len(tensor) for name, tensor in together.items() if "topk" in name and name.endswith(" dead"))

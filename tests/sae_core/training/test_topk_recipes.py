@@ -73,34 +73,34 @@ def test_losses_and_gradients_are_those_of_the_plain_computation(name, dead):
     if name in ("relu", "tied", "gated") and len(dead):
         return  # they have no use for dead latents
     sae, x = in_the_middle(recipe, dead=dead)
-    ours, (loss, x_hat) = outcome(recipe, sae, x, dead, 0.4), plain(recipe, sae, x, dead, 0.4)
-    torch.testing.assert_close(ours.loss, loss, atol=1e-12, rtol=1e-10)
-    torch.testing.assert_close(ours.x_hat, x_hat, atol=1e-12, rtol=1e-10)
-    mine, theirs = gradients(ours.loss, sae), gradients(loss, sae)
-    for parameter, gradient in mine.items():
-        torch.testing.assert_close(gradient, theirs[parameter], atol=1e-12, rtol=1e-9, msg=f"gradient of {parameter}")
+    result, (loss, x_hat) = outcome(recipe, sae, x, dead, 0.4), plain(recipe, sae, x, dead, 0.4)
+    torch.testing.assert_close(result.loss, loss, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(result.x_hat, x_hat, atol=1e-12, rtol=1e-10)
+    computed, expected = gradients(result.loss, sae), gradients(loss, sae)
+    for parameter, gradient in computed.items():
+        torch.testing.assert_close(gradient, expected[parameter], atol=1e-12, rtol=1e-9, msg=f"gradient of {parameter}")
         assert gradient.abs().max() > 1e-4
-    through = (gradients(o.cos().sum(), sae) for o in (ours.x_hat, x_hat))  # as a KL divergence reads it
-    for mine, theirs in zip(*(part.values() for part in through), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-9)
+    through = (gradients(o.cos().sum(), sae) for o in (result.x_hat, x_hat))  # as a KL divergence reads it
+    for computed, expected in zip(*(part.values() for part in through), strict=True):
+        torch.testing.assert_close(computed, expected, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_what_is_reported(name):
     recipe = EACH[name]
     sae, x = in_the_middle(recipe)
-    ours = outcome(recipe, sae, x)
-    assert ours.fvu.item() == pytest.approx(fvu(x, ours.x_hat.detach()), rel=1e-9)
+    result = outcome(recipe, sae, x)
+    assert result.fvu.item() == pytest.approx(fvu(x, result.x_hat.detach()), rel=1e-9)
     if isinstance(recipe, BatchTopK | Matryoshka):
         codes = sparse.batch_top(sae.pre(x).detach(), K * BATCH)
         f = codes.dense()
-        assert ours.threshold == codes.values.min() > 0
+        assert result.threshold == codes.values.min() > 0
     else:
         f = sae.encode(x)
-        assert ours.threshold is None
-        assert torch.allclose(ours.x_hat, sae.decode(f))
-    assert ours.l0.item() == pytest.approx(l0(f)) and ours.l0 > 0
-    assert torch.equal(ours.active, (f > 0).any(0))
+        assert result.threshold is None
+        assert torch.allclose(result.x_hat, sae.decode(f))
+    assert result.l0.item() == pytest.approx(l0(f)) and result.l0 > 0
+    assert torch.equal(result.active, (f > 0).any(0))
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -162,8 +162,8 @@ def test_multi_topk_moves_the_encoder_of_latents_beyond_k():
 def test_all_latents_dead_or_fewer_than_are_asked_for():
     sae, x = in_the_middle(TopK(K))
     for dead in (torch.arange(N_LATENTS), torch.tensor([5])):
-        ours, theirs = outcome(TopK(K, aux=1.0), sae, x, dead).loss, plain(TopK(K, aux=1.0), sae, x, dead, 1.0)[0]
-        torch.testing.assert_close(ours, theirs)
+        value, expected = outcome(TopK(K, aux=1.0), sae, x, dead).loss, plain(TopK(K, aux=1.0), sae, x, dead, 1.0)[0]
+        torch.testing.assert_close(value, expected)
 
 
 # ---- BatchTopK and its threshold -----------------------------------------------------------------------

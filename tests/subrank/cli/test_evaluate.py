@@ -58,10 +58,10 @@ def test_a_sweep_stands_for_its_sets(sweep, model, tmp_path, capsys):
     run(sweep, "--out", tmp_path, "--spliced", 2)
     said, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
     assert list(result["sets"]) == ["seed0", "seed1"] and result["contexts_spliced"] == 2
-    found = load_set(sweep / "seed1")
-    contexts = held_out(found.text.contexts(model))[1]
+    saved = load_set(sweep / "seed1")
+    contexts = held_out(saved.text.contexts(model))[1]
     assert result["contexts"] == len(contexts) == 4  # a tenth of the shorter text: trained on by neither
-    for site, expected in quality(model, found.dictionaries, contexts).items():
+    for site, expected in quality(model, saved.dictionaries, contexts).items():
         row = result["sets"]["seed1"][str(site)]
         assert (row["fvu"], row["l0"]) == (pytest.approx(expected.fvu, rel=1e-6), expected.l0)
         assert sum(f"{site} {name}: FVU" in said for name in ("seed0", "seed1")) == 2

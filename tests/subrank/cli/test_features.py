@@ -18,15 +18,15 @@ from subrank.cli import command
 @pytest.fixture(scope="module")
 def folder(storybook, tmp_path_factory):
     """A set of untrained dictionaries of storybook."""
-    found = tmp_path_factory.mktemp("set")
-    own = {site: random_topk(128, 300, 12, seed=site.layer) for site in (Site(1), Site(2))}
+    path = tmp_path_factory.mktemp("set")
+    saes = {site: random_topk(128, 300, 12, seed=site.layer) for site in (Site(1), Site(2))}
     text = Text("storybook", 64, True, 64 * 60)
-    DictionarySet("storybook", storybook.fingerprint(), text, own).save(found)
+    DictionarySet("storybook", storybook.fingerprint(), text, saes).save(path)
     costs = SetQuality(
-        {site: Quality(0.5, 12.0, 0.0, 100) for site in own}, {site: SpliceCost(1.0, 1.1, 3.0) for site in own}
+        {site: Quality(0.5, 12.0, 0.0, 100) for site in saes}, {site: SpliceCost(1.0, 1.1, 3.0) for site in saes}
     )
-    write_json(found / QUALITY, costs.to_json())
-    return found
+    write_json(path / QUALITY, costs.to_json())
+    return path
 
 
 @pytest.mark.slow

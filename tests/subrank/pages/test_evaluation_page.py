@@ -27,7 +27,7 @@ def evaluate(model, sets) -> Evaluation:
     contexts = random_tokens(60, 6, 20)
     contexts[:, 0] = model.bos_id
     measured = profiles(model, sets, contexts)
-    means = {site: profile.mean for own in measured.values() for site, profile in own.items()}
+    means = {site: profile.mean for by_site in measured.values() for site, profile in by_site.items()}
     spliced = splice_reports(model, sets, means, contexts[:4], worst=2)
     alike = compare(sets, generator=torch.Generator().manual_seed(0))
     return evaluation_of(measured, spliced, alike, text=NASTY, contexts=6, contexts_spliced=4)

@@ -65,11 +65,11 @@ def test_cards_stream_through(tmp_path):
     def stream():
         nonlocal most
         for i in range(3 * CARDS):
-            made = Card(card(f"0_{i}"))
-            made.__class__.__hash__ = object.__hash__
-            alive.add(made)
+            streamed = Card(card(f"0_{i}"))
+            streamed.__class__.__hash__ = object.__hash__
+            alive.add(streamed)
             most = max(most, len(alive))
-            yield made
+            yield streamed
 
     explore(tmp_path / "own", None, stream())
     assert 0 < most <= CARDS + 1
@@ -174,8 +174,8 @@ def test_a_run_is_known_by_its_graph(tmp_path):
     other = replace(graph, edges=graph.edges[1:])
     runs = []
     again = replace(graph, facts={"seconds": 9})  # found once more
-    for i, (own, title) in enumerate([(graph, "a"), (again, "b"), (other, "a"), (None, "a")]):
-        explore(tmp_path / str(i), own, example_cards(), title=title)
+    for i, (circuit, title) in enumerate([(graph, "a"), (again, "b"), (other, "a"), (None, "a")]):
+        explore(tmp_path / str(i), circuit, example_cards(), title=title)
         runs.append(read(tmp_path / str(i), "graph")["run"])
     assert runs[0] == runs[1] and len(set(runs)) == 3
 

@@ -72,13 +72,13 @@ def test_a_click_on_an_arrow_shows_its_examples(page, tmp_path):
         for e in graph.edges
     }
     page.open(explore(tmp_path / "own", graph, [], edge_examples=shown))
-    for own in graph.edges:
+    for link in graph.edges:
         page.press("Escape")
-        arrow = f'.edge[data-cause="{own.cause}"][data-target="{own.target}"] .hit'
+        arrow = f'.edge[data-cause="{link.cause}"][data-target="{link.target}"] .hit'
         (middle,) = page.all(arrow, FREE)
         page.click("", at=tuple(middle))
-        page.wait(f"document.querySelector('#panel').innerText.includes('{own.cause} to {own.target}')")
-        assert f"{own.effect:+.2f}".replace("-", "−") in panel(page) and "−0.25" in panel(page)
+        page.wait(f"document.querySelector('#panel').innerText.includes('{link.cause} to {link.target}')")
+        assert f"{link.effect:+.2f}".replace("-", "−") in panel(page) and "−0.25" in panel(page)
     assert "Not certified" in panel(page)
     assert page.errors() == []
 
@@ -108,8 +108,8 @@ def test_search_finds_features_by_id_label_token_and_name(page, tmp_path):
 
 
 def test_a_name_survives_and_is_saved(page, tmp_path):
-    given = {"0_1": "given with the page", "0_2": "to be taken away"}
-    path = explore(tmp_path / "own", example(), example_cards(), names=given)
+    names = {"0_1": "given with the page", "0_2": "to be taken away"}
+    path = explore(tmp_path / "own", example(), example_cards(), names=names)
     page.open(path)
     for name, text in (("1_1", 'she <b>"said"</b> 🎉'), ("0_2", "")):
         page.click(f'.node[data-id="{name}"]')

@@ -18,11 +18,11 @@ def test_colour_width_and_dashes_say_what_the_edges_are(page, tmp_path):
     by_size = sorted((e for e in example().edges if e.solid), key=lambda e: abs(e.effect))
     shown = [look[f"{e.cause}>{e.target}"] for e in by_size]
     for place in (1, 2):
-        values = [own[place] for own in shown]
+        values = [style[place] for style in shown]
         assert values == sorted(values) and len(set(values)) == len(values)
-    assert {own[0] for e, own in zip(by_size, shown, strict=True) if e.effect > 0} == {"rgb(27, 79, 156)"}
+    assert {style[0] for e, style in zip(by_size, shown, strict=True) if e.effect > 0} == {"rgb(27, 79, 156)"}
     assert look["1_2>2_1"][0] == "rgb(179, 38, 30)"
-    assert look["0_2>1_1"][3] != "none" and all(own[3] == "none" for own in shown)
+    assert look["0_2>1_1"][3] != "none" and all(style[3] == "none" for style in shown)
 
 
 def test_tokens_are_shaded_by_their_activation(page, tmp_path):
@@ -41,18 +41,18 @@ def test_boxes_do_not_overlap_and_arrows_rise(page, tmp_path, per_row, n_rows):
     graph = large(per_row, n_rows, seed=per_row)
     path = explore(tmp_path / "own", graph, [])
     page.open(path)
-    found = page.run(
+    picture = page.run(
         "(() => { const g = GRAPH; const made = subrank.layout.arrange(g.nodes, g.edges, g.rows.length, 0.9);"
         "return {places: Object.fromEntries(made.places), routes: made.routes, size: subrank.layout.SIZE} })()".replace(
             "GRAPH", json.dumps(graph_value(graph, {}, {}))
         )
     )
-    width, height = found["size"]["width"], found["size"]["height"]
-    places = [(p["x"], p["y"]) for p in found["places"].values()]
+    width, height = picture["size"]["width"], picture["size"]["height"]
+    places = [(p["x"], p["y"]) for p in picture["places"].values()]
     for i, (x, y) in enumerate(places):
         assert all(abs(x - a) >= width or abs(y - b) >= height for a, b in places[:i])
-    for own, route in zip(graph.edges, found["routes"], strict=True):
-        start, end = found["places"][str(own.cause)], found["places"][str(own.target)]
+    for link, route in zip(graph.edges, picture["routes"], strict=True):
+        start, end = picture["places"][str(link.cause)], picture["places"][str(link.target)]
         assert route[0]["y"] == start["y"] and route[-1]["y"] == end["y"] + height
         assert all(a["y"] >= b["y"] for a, b in pairwise(route))
         assert abs(route[0]["x"] - start["x"]) < width / 2 and abs(route[-1]["x"] - end["x"]) < width / 2
@@ -122,14 +122,14 @@ def test_no_stutter_at_200_nodes_and_16384_features(page, tmp_path, capsys):
     page.open(explore(tmp_path / "own", graph, cards))
     page.press("t")
     page.wait("document.querySelector('#tidy').getAttribute('aria-pressed') === 'false'")
-    found = page.run(TIMED)
+    times = page.run(TIMED)
     with capsys.disabled():
         print(
             "\n  ms of work, ms to the next frame:",
-            {k: [round(x, 1) for x in v] for k, v in found.items() if k != "rows"},
+            {k: [round(x, 1) for x in v] for k, v in times.items() if k != "rows"},
         )
-    assert 0 < found.pop("rows") < 60
-    assert all(work < 1000 for work, _ in found.values())
+    assert 0 < times.pop("rows") < 60
+    assert all(work < 1000 for work, _ in times.values())
     page.run("subrank.list.search('')")
     page.all(".scroll", "e.scrollTop = 1e9")
     page.wait("[...document.querySelectorAll('.item')].some(i => i.dataset.id === '3_2730')")

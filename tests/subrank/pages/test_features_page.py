@@ -43,7 +43,7 @@ class Structure(HTMLParser):
 def nasty(card: Card) -> Card:
     """The card with hostile tokens everywhere."""
     examples = tuple(
-        replace(one, tokens=tuple(NASTY[i % len(NASTY)] for i in range(len(one.tokens)))) for one in card.examples
+        replace(each, tokens=tuple(NASTY[i % len(NASTY)] for i in range(len(each.tokens)))) for each in card.examples
     )
     pairs = tuple((NASTY[i % len(NASTY)], 1.0) for i in range(len(card.promotes)))
     tokens = tuple(replace(bar, token=name) for name, bar in zip(NASTY, card.histogram.tokens, strict=False))

@@ -26,9 +26,9 @@ MODELS = [ToyModel(kind, density) for kind in (LINEAR, RELU) for density in (1.0
 
 
 def toys(models=MODELS, *, m: int = 3, seed: int = 0) -> ToyModels:
-    made = ToyModels(models, IMPORTANCE, m, generator=generator(seed))
-    made.b.data += 0.1 * torch.randn(made.b.shape, generator=generator(seed + 1))
-    return made
+    built = ToyModels(models, IMPORTANCE, m, generator=generator(seed))
+    built.b.data += 0.1 * torch.randn(built.b.shape, generator=generator(seed + 1))
+    return built
 
 
 def plain_loss(model: ToyModel, W: Tensor, b: Tensor, x: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def test_slopes_are_those_of_differences(storybook, few, sites):
 def test_one_site_is_a_case_of_several(storybook, few):
     sae, a = random_topk(128), torch.tensor([0.5, 1.2, 0.8])
     alone, together = AtSite.of(few, sae, LATENTS), AtSites(storybook, few.prompts, [ablate(MIDDLE, sae, LATENTS)])
-    for mine, other in zip(alone.linearised(a), together.linearised(a), strict=True):
-        close(mine, other, 1e-3)
+    for part, other in zip(alone.linearised(a), together.linearised(a), strict=True):
+        close(part, other, 1e-3)
 
 
 def test_a_step_is_the_minimum_of_its_bounded_problem(few):
