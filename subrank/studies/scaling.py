@@ -104,6 +104,7 @@ def run_scaling(
     for name, saes in sets.items():
         quality = saes.measured(model, contexts, source, on_progress)
         points += [point_of(name, saes, site, quality) for site in sites]
+    points.sort(key=lambda p: (p.site, p.kind, p.k, p.n_latents))
     stages.begin("fitting laws")
     series = tuple(series_of(each, settings) for each in grouped(points, lambda p: (p.site, p.kind, p.k)))
     joints = (joint_of(each, settings) for each in grouped(points, lambda p: (p.site, p.kind)))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ ACROSS = 4
 
 
 def all_figures(laws: Laws) -> "dict[str, Figure]":
-    """L(n) of every site and loss, L(C) of every site, and the metrics."""
+    """L(n) of every site and loss, L(C) of every site, the metrics, and dictionaries read at other k."""
     figures = {}
     for site in dict.fromkeys(series.site for series in laws.series):
         here = [series for series in laws.series if series.site == site]
@@ -30,7 +30,9 @@ def all_figures(laws: Laws) -> "dict[str, Figure]":
                 figures[f"{LOSSES[loss]} over n at {site}"] = size_figure(here, laws.points, loss)
         if any(series.hull for series in here):
             figures[f"FVU over compute at {site}"] = compute_figure(here, laws.points)
-    return figures | ({"metrics": metric_figure(laws)} if laws.metrics else {})
+    metrics = {"metrics": metric_figure(laws)} if laws.metrics else {}
+    has_curves = any(each.curve for by_site in laws.metrics.values() for each in by_site.values())
+    return figures | metrics | ({"other k": read_figure(laws)} if has_curves else {})
 
 
 def _members(series: Series, points: Sequence[Point]) -> list[Point]:
@@ -138,7 +140,7 @@ def metric_figure(laws: Laws) -> "Figure":
     measured = [(p, laws.metrics[p.name][p.site].numbers) for p in laws.points if p.name in laws.metrics]
     names = [name for name in METRICS if any(name in numbers for _, numbers in measured)] or ["fvu"]
     titles = ["over n, a line per k", "over k, a line per n"] + [""] * (2 * len(names) - 2)
-    space = {"horizontal_spacing": 0.09, "vertical_spacing": 0.4 / (len(names) + 1)}
+    space: dict[str, Any] = {"horizontal_spacing": 0.09, "vertical_spacing": 0.4 / (len(names) + 1)}
     drawn = make_subplots(rows=len(names), cols=2, subplot_titles=titles, **space)
     legend: set[str] = set()
     for row, metric in enumerate(names, 1):
@@ -161,3 +163,23 @@ def metric_figure(laws: Laws) -> "Figure":
     drawn.update_xaxes(type="log", dtick=math.log10(2), tickformat=",")
     height = 220 * len(names) + 120
     return styled(drawn, height=height, top=100).update_layout(legend_y=1 + 35 / height)
+
+
+def read_figure(laws: Laws) -> "Figure":
+    """FVU of the largest dictionary of each site, kind and k, read at other k; dotted with a threshold in its place."""
+    from plotly.graph_objects import Figure, Scatter
+
+    drawn = Figure()
+    for rank, series in enumerate(laws.series):
+        largest = _members(series, laws.points)[-1]
+        curve = laws.metrics[largest.name][largest.site].curve
+        x, line = [each.k for each in curve], {"color": COLOURS[rank % len(COLOURS)]}
+        sizes = [10 if each.k == series.k else 5 for each in curve]
+        look = {"name": f"{series.name} n={largest.n_latents:,}", "mode": "lines+markers", "marker": {"size": sizes}}
+        drawn.add_trace(Scatter(x=x, y=[each.fvu.value for each in curve], line=line, **look))
+        y = [each.threshold_fvu.value for each in curve]
+        dotted = {"mode": "lines", "line": line | {"dash": "dot"}, "showlegend": False}
+        drawn.add_trace(Scatter(x=x, y=y, hoverinfo="skip", **dotted))
+    drawn.update_xaxes(title_text="active latents it is read with", type="log", dtick=math.log10(2), tickformat=",")
+    drawn.update_yaxes(title_text="FVU", type="log")
+    return styled(drawn, height=400)

@@ -77,20 +77,27 @@ def _compute(series: Series) -> str:
 
 def scaling_section(laws: Laws, figures: "Mapping[str, Figure]") -> Markup:
     """The page: L(n) and its residuals, what is seen, the other laws, the metrics and all numbers."""
-    plots = [(name, figure(plot)) for name, plot in figures.items() if name != "metrics"]
+    plots = {name: figure(plot) for name, plot in figures.items()}
+    metrics, read_at = plots.pop("metrics", ""), plots.pop("other k", "")
+    first, *others = plots.items() if plots else [("", "")]
     return render(
         "scaling.html",
         lines=sentences(laws),
-        first=plots[0][1] if plots else "",
-        others=plots[1:],
+        first=first[1],
+        others=others,
         notes=[f"{series.name}: {note}" for series in laws.series for note in series.notes]
         + [f"{joint.site} {joint.kind}: L(n, k): {joint.note}" for joint in laws.joints],
         sizes=_size_table(laws.series),
         joints=_joint_table(laws.joints),
         compute=_compute_table(laws.series),
         sets=_set_table(laws),
-        metrics=figure(figures["metrics"]) if "metrics" in figures else "",
-        tables=[(f"{name} at {site}", _metric_table(m)) for name, by in laws.metrics.items() for site, m in by.items()],
+        metrics=metrics,
+        read_at=read_at,
+        tables=[
+            (f"{p.name} at {p.site}", _metric_table(laws.metrics[p.name][p.site]))
+            for p in laws.points
+            if p.name in laws.metrics
+        ],
         shuffles=SHUFFLES,
     )
 
@@ -195,11 +202,14 @@ def _metric_table(metrics: SetMetrics) -> Table:
         (
             Cell(METRICS[name].title, METRICS[name].meaning),
             estimate_cell(measured.value),
-            "\n".join(f"{what}: {control}" for what, control in measured.controls.items()) or MISSING,
+            "; ".join(f"{what} {control}" for what, control in measured.controls.items()) or MISSING,
         )
         for name, measured in metrics.numbers.items()
     ]
-    rows += [(f"FVU read at k = {each.k}", estimate_cell(each.fvu), MISSING) for each in metrics.curve]
+    rows += [
+        (f"FVU read at k = {each.k}", estimate_cell(each.fvu), f"by threshold {each.threshold_fvu}")
+        for each in metrics.curve
+    ]
     rows += [
         (
             Cell(f"probe: {task.name}", f"latent {task.latent}; {task.n_true} of {task.n_tokens} tokens"),
@@ -208,7 +218,7 @@ def _metric_table(metrics: SetMetrics) -> Table:
         )
         for task in metrics.tasks
     ]
-    return Table(("metric", "value", "beside it"), rows)
+    return Table(("metric", "value", "beside it"), rows, prose=True)
 
 
 def _number(value: float | Estimate | None, spec: str) -> str:

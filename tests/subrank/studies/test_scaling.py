@@ -26,7 +26,7 @@ from subrank.settings.studies import ScalingSettings
 from subrank.studies.metrics import METRICS, Measured, ProbeTask, ReadAt, SetMetrics
 from subrank.studies.power_law import TOKENS, fit_law
 from subrank.studies.scaling_curves import LOG, Checkpoint, flops_per_token, logged, lower_hull
-from subrank.studies.scaling_figures import metric_figure
+from subrank.studies.scaling_figures import all_figures, metric_figure
 from subrank.studies.scaling_laws import Laws, Point, best_size, joint_of, series_of
 from subrank.studies.scaling_page import scaling_section, sentences
 
@@ -193,8 +193,8 @@ def test_metrics_are_tabled_and_drawn(result):
     drawn = metric_figure(laws)
     assert len(drawn.data) == len(METRICS) * 2 * (1 + 3)  # with its control, over n: one k; over k: three n
     assert drawn.data[0].y == (0.5,) * 3
-    page = scaling_section(laws, {"first": drawn, "metrics": drawn})
-    assert "probe: digits" in page and "shuffled: 0.900" in page
+    page = scaling_section(laws, all_figures(laws))
+    assert "probe: digits" in page and "shuffled 0.900" in page and "Read at another k" in page
 
 
 @pytest.mark.slow
