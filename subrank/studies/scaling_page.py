@@ -22,11 +22,8 @@ DEAD = 0.1
 
 def sentences(laws: Laws) -> list[str]:
     """The model's own loss, then what the laws say: of sizes, of compute, of the budget."""
-    n, k = ([getattr(p, name) for p in laws.points] for name in ("n_latents", "k"))
-    start = (
-        f"{len(laws.points)} dictionaries of {min(n):,} to {max(n):,} latents, k {min(k)} to {max(k)}; the model's own "
-        f"cross-entropy is {laws.points[0].original:.3f} nats."
-    )
+    n, k = (_range([getattr(p, name) for p in laws.points]) for name in ("n_latents", "k"))
+    start = f"The model's own cross-entropy is {laws.points[0].original:.3f} nats; dictionaries of {n} latents, k {k}."
     joints = [_joint(joint) for joint in laws.joints if "fvu" in joint.laws]
     sizes = [_sizes(series) for series in laws.series if "fvu" in series.sizes]
     compute = [_compute(series) for series in laws.series if series.compute]
@@ -34,8 +31,13 @@ def sentences(laws: Laws) -> list[str]:
     if worst.dead > DEAD:
         start += f" Of {worst.name} {worst.dead:.0%} of the latents are dead: too few tokens for them flatten the law."
     if not sizes:
-        start += " Of too few sizes for a law: train a sweep, such as --expansion 1 2 4 8 16 -k 8 16 32 64."
+        start += " These are too few sizes for a law: train a sweep, such as --expansion 1 2 4 8 16 -k 8 16 32 64."
     return [start, *sizes[:4], *joints[:2], *compute[:4], *sizes[4:], *joints[2:], *compute[4:]]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def equation(law: Law, loss: str, variable: str) -> str:
@@ -174,8 +176,7 @@ def _compute_table(series: Sequence[Series]) -> Table:
 
 
 def _corners(series: Series) -> Cell:
-    sizes = [p.n_latents for p in series.hull]
-    return Cell(str(len(sizes)), f"n {min(sizes):,} to {max(sizes):,}" if sizes else "")
+    return Cell(str(len(series.hull)), f"n {_range([p.n_latents for p in series.hull])}" if series.hull else "")
 
 
 def _set_table(laws: Laws) -> Table:
