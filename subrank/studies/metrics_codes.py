@@ -5,8 +5,9 @@
 
 m(x) are the latents' magnitudes before any is chosen, relu(pre) of most kinds. Gao et al. 2024, section 5.3: TopK is
 read well up to a little above its k, Multi-TopK (trained at several) at all k; a threshold does slightly better than
-the k largest at the same L0. Dictionaries behind a normalisation of their input are not read in this way. Cost: one
-encoding, and for each k one decoding of dense codes.
+the k largest at the same L0 (their activations are brought to one norm first, ours keep theirs, and one threshold is
+not fair to all then). Dictionaries behind a normalisation of their input are not read in this way. Cost: one encoding,
+and for each k one decoding of dense codes.
 """
 
 from collections.abc import Sequence

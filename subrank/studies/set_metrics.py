@@ -204,13 +204,15 @@ def _reconstruction(bench: Bench, name: str, codes: Coded, losses: Losses) -> Nu
 
 
 def _probe_loss(bench: Bench, probed: list[Probed]) -> Numbers:
+    if not probed:
+        return {}
     alone = torch.tensor([loss for each in bench.questions for loss in each.labels_alone])
     controls = {
         "best principal component": mean_loss([each.component for each in bench.questions]),
         "best coordinate": mean_loss([each.channel for each in bench.questions]),
         "labels alone": Estimate(alone.mean().item()),
     }
-    return {"probe_loss": Measured(mean_loss(probed), controls)} if probed else {}
+    return {"probe_loss": Measured(mean_loss(probed), controls)}
 
 
 def _explanations(bench: Bench, dictionary: Dictionary, codes: Coded) -> Numbers:

@@ -43,9 +43,8 @@ def test_values_are_those_of_nonnegative_least_squares(sae, f):
     assert (best != f).any()  # control: there was something to gain
 
 
-@pytest.mark.parametrize("name", every_autoencoder(12))
-def test_no_reconstruction_gets_worse_and_codes_below_zero_stay(name):
-    sae = every_autoencoder(12)[name]
+@pytest.mark.parametrize("sae", every_autoencoder(12).values(), ids=every_autoencoder(12))
+def test_no_reconstruction_gets_worse_and_codes_below_zero_stay(sae):
     x = normal(30, 12, seed=4)
     f = sae.encode(x)
     best = refined(sae, x, f)

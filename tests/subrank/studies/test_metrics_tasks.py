@@ -24,8 +24,8 @@ from subrank.studies.metrics_tasks import (
 
 def test_what_the_grammar_says_is_open_the_characters_say_too(storybook):
     assert knows_grammar(storybook) and not knows_grammar(Circuit().model)
-    training, held = of_grammar(storybook, 24, 64, seed=0)
-    assert len(training.tokens) == len(held.tokens) == 24 and not torch.equal(training.tokens, held.tokens)
+    training, held = of_grammar(storybook, 12, 64, seed=0)
+    assert len(training.tokens) == len(held.tokens) == 12 and not torch.equal(training.tokens, held.tokens)
     inside = predicates(storybook, training.tokens)
     by_characters = torch.stack([inside[f"inside {mark}"] for mark in (*CLOSING, *QUOTES)]).any(0)
     answer = training.answers["a bracket or quote is open"]
