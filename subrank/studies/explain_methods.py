@@ -6,7 +6,7 @@ activations are skewed, around their mean: that on which something stands out (f
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,8 @@ def beside_methods(
     few, together = texts[0][: max(1, FITTED_ON // texts[0].shape[1])], {}
     for site in sites_of(sets, settings) if kinds else ():
         limit, x = limits.get(site, math.inf), harvest(model, few, (site,))[site]
-        together[site] = one_sided(x[inliers(x, limit)], kinds, settings.features, settings.seed, limit)
+        basis = one_sided(x[inliers(x, limit)], kinds, settings.features, generator_for(settings.seed, "beside", site))
+        together[site] = replace(basis, outlier_norm=limit)
     if not together:
         return []
     survey = Survey(model, together)
@@ -125,14 +126,14 @@ def sites_of(sets: Mapping[str, Saes], settings: ExplainSettings) -> list[Site]:
 
 
 def one_sided(
-    x: Float[Tensor, "tokens d_in"], kinds: Sequence[Baseline], n: int, seed: int, outlier_norm: float = math.inf
+    x: Float[Tensor, "tokens d_in"], kinds: Sequence[Baseline], n: int, generator: torch.Generator
 ) -> OneSided:
     """`n` directions of each kind, or as many as there are dimensions, kind after kind."""
     mean, rows = x.mean(0), []
-    for name, basis in baselines(kinds, x, seed).items():
+    for basis in baselines(kinds, x, seed=int(torch.randint(2**31, (), generator=generator))).values():
         reading = basis.filters.T if isinstance(basis, Unmixing) else basis.directions
-        order = torch.randperm(len(reading), generator=generator_for(seed, "drawn", name))[: min(n, len(mean))]
+        order = torch.randperm(len(reading), generator=generator)[: min(n, len(mean))]
         chosen = F.normalize(reading[order.to(reading.device)], dim=-1)
         skewed = ((x - mean) @ chosen.T).double().pow(3).mean(0) >= 0
         rows.append(torch.where(skewed[:, None], chosen, -chosen))
-    return OneSided(torch.cat(rows), mean, outlier_norm)
+    return OneSided(torch.cat(rows), mean)

@@ -40,7 +40,7 @@ class Folder:
         with self._lock:
             if question.n:
                 return self._levels(prompt, question)
-            (ids,) = generate(model, [prompt], question.longest, seed=0, sampling=Sampling(0))
+            (ids,) = generate(model, [prompt], question.longest, seed=0, sampling=Sampling(0.0))
         return Reply(model.tokenizer.decode(ids))
 
     @torch.no_grad()

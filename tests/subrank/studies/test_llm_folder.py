@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from tiny import tiny_config, user_error, write_tiny
+from tiny import tiny_config
 
 from subrank.studies.llm_answers import Answers
 from subrank.studies.llm_endpoint import Endpoint
@@ -59,12 +59,6 @@ def test_probabilities_are_exact(folder):
     assert asked.answer(QUESTION) == reply and not asked.answer(Question("What?")).problem
     assert "too many" in asked.answer(Question("x" * 400, 1)).problem
     assert levels_in(asked.answer(Question("Which?", 2, 1)), Question("Which?", 2, 1))[0] <= 1
-
-
-@pytest.mark.slow
-def test_a_model_that_cannot_tell_digits_apart_is_refused(tmp_path):
-    with user_error("digits"):
-        Folder(write_tiny(tmp_path, "neox"))
 
 
 @pytest.mark.real
