@@ -37,7 +37,7 @@ Nav = list[dict[str, Any]]
 
 
 def navigation(scripts: Sequence[str]) -> Nav:
-    """The site's pages by title; `scripts` are the examples' names, those of studies ending in the study's."""
+    """The site's pages by title; `scripts` are the examples' names, that of a study's ending in the study's."""
     of_studies = {name: next((s for s in scripts if s.endswith(f"_{name.replace('-', '_')}")), "") for name in STUDIES}
     others = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - {*GUIDES, *ELSEWHERE})
     tutorials = [script for script in scripts if script not in of_studies.values()]

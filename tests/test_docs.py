@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from subrank.settings.studies import STUDIES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -129,6 +131,8 @@ def test_every_example_and_every_guide_has_its_place_in_the_site():
     guides = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert len(listed) == len(set(listed)) and made | guides <= set(listed)
     assert all((ROOT / place).is_file() for place in set(listed) - made)
+    studied = [place for place in listed if place.endswith(tuple(f"_{name.replace('-', '_')}.md" for name in STUDIES))]
+    assert len(studied) == len(STUDIES)
     for path in scripts:
         script = read(path.read_text())
         assert script.title and f"examples/{path.name}" in script.call and script.cells

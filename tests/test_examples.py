@@ -32,6 +32,7 @@ FEWER = {
     "superposition": {"densities": (1.0, 0.01), "copies": 2, "steps": 600, "dictionary_steps": 20},
     "splitting": {"contexts": 4},
     "matching": {"contexts": 2},
+    "explain": {"contexts": 32, "features": 2},
     "dark_matter": {"contexts": 16, "held": 8, "steps": 5, "pursuit": 16},
 }
 """What the examples' functions are told here, where less shows as much."""
