@@ -70,8 +70,7 @@ interop-%:
 
 # The site's tools stand apart, so that no version of theirs is one of ours. Tutorials run again where the code is new.
 DOCS := build/docs
-CODE := $(wildcard examples/*.py sae_core/*.py sae_core/*/*.py editing/*.py editing/*/*.py circuits/*.py circuits/*/*.py \
-    subrank/*.py subrank/*/*.py)
+CODE := $(shell find examples sae_core editing circuits subrank -name '*.py')
 
 .docs/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .docs
