@@ -35,7 +35,7 @@ from subrank.studies.scaling_curves import logged
 from subrank.studies.scaling_figures import all_figures
 from subrank.studies.scaling_laws import Laws, Point, joint_of, series_of
 from subrank.studies.scaling_page import scaling_section, sentences
-from subrank.studies.set_metrics import set_metrics
+from subrank.studies.set_metrics import check_files, set_metrics
 from subrank.studies.splitting import shared_sites
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def run_scaling(
     """`scaling` with its settings made."""
     sites = shared_sites(sets, settings.site, least=1)
     model, *_ = [saes.on(model) for saes in sets.values()]
+    check_files(model, settings)
     text, _ = text_of(sets, settings.text)
     stages = Stages(on_progress)
     stages.begin(f"reading {text.source}")

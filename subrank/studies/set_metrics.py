@@ -78,6 +78,14 @@ class Bench:
     settings: MetricSettings
 
 
+def check_files(model: LanguageModel, settings: MetricSettings) -> None:
+    """Raise `UserError` for a file of labels or a ladder that is none, before anything slow."""
+    if settings.ladder:
+        read_ladder(settings.ladder)
+    if settings.labels:
+        of_labels(model, settings.labels)
+
+
 def set_metrics(
     model: LanguageModel,
     sets: Mapping[str, Mapping[Site, Dictionary]],
@@ -112,7 +120,7 @@ def benches(
     contexts: Contexts,
     settings: MetricSettings,
 ) -> list[Bench]:
-    """The texts and questions, read at all sites; raises `UserError` for a file of labels or a ladder that is none."""
+    """The texts and questions, read at all sites."""
     ladder = read_ladder(settings.ladder) if settings.ladder else None
     labelled = [of_labels(model, settings.labels)] if settings.labels else []
     parts = (contexts.training[: settings.contexts], contexts.held_out[: settings.contexts])

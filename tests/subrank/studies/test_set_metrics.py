@@ -15,7 +15,7 @@ from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import Site
 from subrank.settings.studies import MetricSettings
 from subrank.studies.metrics import METRICS, SetMetrics
-from subrank.studies.set_metrics import set_metrics
+from subrank.studies.set_metrics import check_files, set_metrics
 
 SITE = Site(3)
 pytestmark = pytest.mark.slow
@@ -75,6 +75,7 @@ def test_they_are_plain_values_and_back(metrics):
         assert from_plain(SetMetrics, json.loads(json.dumps(to_plain(measured)))) == measured
 
 
-def test_a_file_that_is_none_is_refused_before_anything_is_read(storybook, contexts, tmp_path):
+@pytest.mark.parametrize("setting", ["ladder", "labels"])
+def test_a_file_that_is_none_is_refused_before_anything_is_read(setting, storybook, tmp_path):
     with user_error("nowhere.json"):
-        set_metrics(storybook, {}, contexts, MetricSettings(ladder=tmp_path / "nowhere.json"))
+        check_files(storybook, MetricSettings(**{setting: tmp_path / "nowhere.json"}))
