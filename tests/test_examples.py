@@ -98,8 +98,8 @@ def test_example(path, trained_set, training_seed, tmp_path):
             return sr.load(trained_set)
         return real["train"](model, text, **settings | {"tokens": 8_192})
 
-    def fewer(name: str, *given, **settings):
-        return real[name](*given, **settings | FEWER[name])
+    def fewer(name: str, *inputs, **settings):
+        return real[name](*inputs, **settings | FEWER[name])
 
     arguments = (tmp_path, training_seed) if path.stem.startswith(TRAINS) else (trained_set, tmp_path)
     run(path, *arguments, train=train, **{name: partial(fewer, name) for name in FEWER})

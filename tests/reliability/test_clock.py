@@ -60,8 +60,8 @@ def test_lines_say_nothing_of_years(jumping):
 
 def test_a_bar_goes_on(jumping, monkeypatch):
     monkeypatch.setattr(tqdm_std, "time", time.time)  # as it is imported there
-    plain, ours = (tqdm(total=10, file=io.StringIO()) for _ in range(2))
-    with plain, steady(ours):
-        elapsed = [[bar.format_dict["elapsed"] for _ in range(3)] for bar in (plain, ours)]
+    plain, watched = (tqdm(total=10, file=io.StringIO()) for _ in range(2))
+    with plain, steady(watched):
+        elapsed = [[bar.format_dict["elapsed"] for _ in range(3)] for bar in (plain, watched)]
     assert all(0 <= seconds < 60 for seconds in elapsed[1])
     assert any(abs(seconds) > 60 for seconds in elapsed[0])  # control
