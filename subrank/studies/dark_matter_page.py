@@ -130,7 +130,7 @@ def dark_matter_section(
         lines=sentences(errors, claims)[:1],
         plots={name: figure(plot) for name, plot in figures.items()},
         claims=_claim_table(claims),
-        errors=_measured_table(errors, MEASURED),
+        errors=_measured_table(largest(errors), MEASURED),
         predictions=_prediction_table(largest(errors)),
         sizes=_measured_table(larger, by_smaller) if larger else None,
         left_out=sum(each.n_left_out for each in largest(errors)[:1]),
@@ -156,7 +156,10 @@ def _narrow(value: Estimate) -> Cell:
 
 
 def _measured_table(errors: Sequence[SiteErrors], columns: Mapping[str, tuple[str, str]]) -> Table:
-    """A row for each dictionary, and in each column the number of that kind and name."""
+    """A row for each dictionary, and in each column the number of that kind and name, where any has it."""
+    columns = {
+        head: at for head, at in columns.items() if any(at[1] in each.measured.get(at[0], {}) for each in errors)
+    }
     rows = [
         (
             Cell(str(each.site), f"{each.set}: {each.n_latents}, L0 {each.l0:.1f}"),
