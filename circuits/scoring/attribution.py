@@ -35,7 +35,7 @@ def attribution(
         with torch.no_grad():
             # Per site: codes [rows, pos, k] of the kept latents, gradient [rows, pos, d_in] of m; summed to [k].
             for (site, h), each in zip(here.items(), zip(*gradients, strict=True), strict=True):
-                gradient = sum(each[1:], each[0]) / len(shares)
+                gradient = torch.stack(each).mean(0)
                 dictionary, latents = runs.dictionaries[site], torch.tensor(list(kept.get(site, ())), dtype=torch.long)
                 ablated, _ = runs.ablation.at(site, dictionary, prompts, h.shape[1])
                 change = (dictionary.encode(h) - ablated)[..., latents] * runs.mask[prompts][..., None]

@@ -11,7 +11,7 @@ from tiny import Edit, random_tokens
 from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples
 from circuits.graph import Readout
-from circuits.scoring.ablations import MeanAblation
+from circuits.scoring.ablations import MeanAblation, ResampleAblation
 from circuits.scoring.attribution import attribution, attribution_circuit, strongest
 from circuits.scoring.circuit_runs import CircuitRuns, Errors
 from circuits.scoring.walks import WRITTEN
@@ -80,3 +80,21 @@ def test_attribution_leaves_no_gradient_on_and_no_trace(tiny_models):
     assert all(torch.equal(before[site], after[site]) and not after[site].requires_grad for site in runs.sites)
     assert not any(weight.requires_grad for weight in model.bridge.original_model.parameters())
     assert not runs.start.requires_grad
+
+
+def test_gradients_at_many_shares_add_up_to_what_the_members_carry(tinies):
+    """Completeness of integrated gradients, where one site is covered; a single gradient is far from it."""
+    tiny = tinies["gpt2"]
+    single = {Site(1): tiny.dictionaries[Site(1)]}
+    outside = ResampleAblation.paired(tiny.model, single, tiny.prompts, tiny.corrupted)
+    runs = CircuitRuns(tiny.model, single, tiny.targets["logit"], tiny.prompts, outside)
+    members = {Site(1): tuple(range(48))}
+    alone, nothing = runs.values([members, {}], Errors.ABLATED).mean(1)
+    carried = (alone - nothing).item()
+
+    def total(n: int) -> float:
+        shares = [(step + 0.5) / n for step in range(n)]
+        return attribution(runs, members, shares=shares)[Site(1)].double().sum().item()
+
+    assert total(128) == pytest.approx(carried, rel=0.02)
+    assert abs(attribution(runs, members)[Site(1)].double().sum().item() - carried) > 0.05 * abs(carried)
