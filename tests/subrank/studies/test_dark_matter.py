@@ -12,7 +12,7 @@ from tiny import user_error
 from verbs import one_line, run
 
 import subrank as sr
-from sae_core.data.text import Text
+from sae_core.data.text import Contexts, Text
 from sae_core.dictionaries.baselines import Basis
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
@@ -20,10 +20,11 @@ from sae_core.storage import DictionarySet
 from subrank.settings.fields import make
 from subrank.settings.studies import DarkMatterSettings
 from subrank.studies import dark_matter_errors as names
+from subrank.studies.dark_matter import two_parts
 from subrank.studies.dark_matter_claims import claims
 from subrank.studies.dark_matter_errors import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, ErrorFit, SizePair, X
 from subrank.studies.dark_matter_parts import LIKE_N, RISE, SHUFFLED, KeptError, dictionary_fvus, loss_shares, pursued
-from subrank.studies.error_batches import Batch
+from subrank.studies.error_batches import Batch, Place, Reader
 from subrank.studies.error_regression import Linear, context_weights
 
 D_IN, N_FEATURES, N_MISSING, SIGMA = 32, 24, 8, 0.14
@@ -144,9 +145,9 @@ def test_tokens_that_stay_hard_are_predicted_and_shuffled_ones_are_not(planted):
             small, large = hard(HELD, seed)
             order = torch.randperm(HELD, generator=generator_for(seed, "order")) if shuffle else torch.arange(HELD)
             step(small, Batch(large.x[order], large.x_hat[order], large.l0, large.tokens, large.contexts))
-        found = {name: draws[0].item() for name, draws in pair.r2().items()}
-        assert found[names.ERROR_NORM] < 0.02 if shuffle else found[names.ERROR_NORM] > 0.99
-        assert found[names.NORM] < 0.02
+        by_predictor = {name: draws[0].item() for name, draws in pair.r2().items()}
+        assert by_predictor[names.ERROR_NORM] < 0.02 if shuffle else by_predictor[names.ERROR_NORM] > 0.99
+        assert by_predictor[names.NORM] < 0.02
 
 
 # ---- the parts -------------------------------------------------------------------------------------
@@ -215,6 +216,33 @@ def test_claims_are_judged_where_they_were_measured(planted):
     assert vector.agrees and vector.value.low < vector.value.value < vector.value.high and "token" in vector.beside
     assert norm.agrees is False and fewer.agrees is True
     assert {claim.agrees for claim in list(by_text.values())[3:]} == {None}
+
+
+# ---- the text --------------------------------------------------------------------------------------
+
+
+def test_massive_tokens_are_left_out_everywhere_and_counted():
+    embedding = torch.cat([torch.zeros(1, 6), normal(8, 6), 1000 * normal(1, 6)])
+    model = HandModel(embedding, [(torch.zeros(6, 6), torch.zeros(6, 6))] * 2)
+    sae, contexts = random_topk(6, 12, 3), torch.tensor([[0, 1, 9, 2], [0, 3, 4, 5], [0, 9, 9, 6]])
+    reader = Reader.of(model, {"set": {Site(0): sae, Site(1): sae}}, contexts)
+    first, second = Place("set", Site(0)), Place("set", Site(1), Site(0))
+    (batches,) = reader.read([first, second], contexts)
+    assert batches[first].tokens.tolist() == batches[second].tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batches[first].contexts.tolist() == [0, 0, 1, 1, 1, 2] and batches[first].n_left_out == 3
+    torch.testing.assert_close(batches[first].x_hat, sae.decode(sae.encode(embedding[1:7])))
+    torch.testing.assert_close(batches[second].earlier, batches[first].x_hat)
+    assert batches[first].earlier is None
+    assert reader.rows(first, contexts, 4).tokens.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_fits_and_scores_are_of_other_contexts_and_of_other_documents(by_document):
+    rows = torch.arange(20)[:, None].expand(20, 8)
+    contexts = Contexts(rows[4:], rows[:4], by_document=by_document)
+    fit, held = two_parts(contexts, make(DarkMatterSettings, {"contexts": 10}), 8)
+    assert held[:, 0].tolist() == [0, 1, 2, 3]
+    assert fit[0, 0] == (4 if by_document else 5) and len(fit) == 10  # the fifth may go on with the fourth's document
 
 
 # ---- the verb --------------------------------------------------------------------------------------
