@@ -17,7 +17,7 @@ from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.features.survey import Survey
 from editing.ioi.baselines import BASELINE_NAMES, Baseline, baselines
 from sae_core.data.activations import harvest
-from sae_core.dictionaries.baselines import Unmixing
+from sae_core.dictionaries.baselines import Rectified, Unmixing
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import inliers, limits_of
@@ -46,22 +46,15 @@ class Method:
 
 
 @dataclass(frozen=True, eq=False)
-class OneSided:
-    """f = relu((x - mean) D^T), and zero on outliers, as dictionaries have it."""
+class OneSided(Rectified):
+    """Directions that are only ever added, and on outliers not at all, as those of dictionaries are."""
 
-    directions: Float[Tensor, "n_latents d_in"]
-    mean: Float[Tensor, "d_in"]
     outlier_norm: float = math.inf
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         return self.codes(x) * inliers(x, self.outlier_norm)[..., None]
 
-    def codes(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """The same of outliers, too."""
-        return ((x - self.mean) @ self.directions.T).relu()
-
-    def decode(self, f: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
-        return f @ self.directions + self.mean
+    codes = Rectified.encode
 
 
 def set_methods(

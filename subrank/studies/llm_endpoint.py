@@ -108,6 +108,7 @@ class Endpoint:
                 return None
         except (ValueError, LookupError, TypeError, AttributeError):
             return None
+        text = _sound(text)
         try:
             return Reply(text, tuple(map(_piece, (choice.get("logprobs") or {}).get("content") or ())))
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -116,7 +117,12 @@ class Endpoint:
 
 def _piece(token: dict[str, Any]) -> Piece:
     tops = [token, *(token.get("top_logprobs") or ())]
-    return str(token["token"]), {str(top["token"]): max(float(top["logprob"]), -1e4) for top in tops}
+    return _sound(token["token"]), {_sound(top["token"]): max(float(top["logprob"]), -1e4) for top in tops}
+
+
+def _sound(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON may hold and no file can."""
+    return text.encode(errors="replace").decode()
 
 
 def _seconds(text: str) -> float | None:

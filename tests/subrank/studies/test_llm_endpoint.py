@@ -147,6 +147,14 @@ def test_a_second_run_asks_nothing_and_the_key_is_in_no_file(tmp_path, monkeypat
     assert len(written) == 6 and not any("sk-secret" in text for text in written) and "sk-secret" not in str(first)
 
 
+def test_half_a_character_is_kept_as_a_question_mark(tmp_path):
+    """JSON may hold half of a surrogate pair, which no file can."""
+    content = [{"token": "\ud83d", "logprob": -1.0}]
+    with serving(lambda *_: (200, {}, chat("ca\ud83dts", logprobs={"content": content}))) as (url, _):
+        (reply,) = Answers(endpoint(url), tmp_path).all([TWO], "asked")
+        assert reply.text == "ca?ts" and Answers(endpoint(url), tmp_path).all([TWO], "asked") == [reply]
+
+
 def test_another_model_is_asked_anew_and_a_damaged_file_is_asked_again(tmp_path):
     with serving(lambda *_: GOOD) as (url, requests):
         Answers(endpoint(url), tmp_path).all(QUESTIONS[:2], "asked")
