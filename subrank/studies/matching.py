@@ -42,6 +42,8 @@ from subrank.studies.trial import announce
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+LINES = 10
+"""Sentences that are printed; the page has one for every site."""
 BEFORE = 2
 """Tokens before a span that are shown with it."""
 
@@ -63,10 +65,11 @@ class Matching(Result):
     provenance: Provenance
 
     def title(self) -> str:
-        return f"Features of {self.names[0]} in {self.names[1]}"
+        first, other = self.names
+        return f"Features of {first} at its other sites" if first == other else f"Features of {first} in {other}"
 
     def lines(self) -> list[str]:
-        return sentences(self.names, self.matches)
+        return sentences(self.names, self.matches)[:LINES]
 
     def figures(self) -> "dict[str, Figure]":
         return {"matched": heat_map(self.names, self.matches)}
