@@ -22,5 +22,5 @@ print(result)
 result.plot()
 
 slope = {str(along): estimate.value for along, estimate in result.response.slope.items()}
-print(slope)
+print(", ".join(f"{name}: {value:+.2f} per unit of strength" for name, value in slope.items()))
 assert slope["features"] > max(slope["random direction"], 0), "what it promotes rises, by more than by chance"
