@@ -143,7 +143,7 @@ class ExplainSettings(Settings):
     """site of the features (default: all that there are)"""
     only: tuple[str, ...] | None = setting(None, metavar="FEATURE", excludes=("site",))
     """explain these features, such as those of a circuit, and none that are drawn"""
-    features: int = setting(6, least=2, most=10_000, quick=3)
+    features: int = setting(8, least=2, most=10_000, quick=3)
     """features per site, drawn at random, and as many directions of each kind beside them"""
     beside: tuple[Baseline, ...] = setting(("neurons", "pca", "ica", "random_basis"), metavar="WHAT", empty=True)
     """what stands beside: pca, nonnegative_pca, neurons, random_basis, ica"""
