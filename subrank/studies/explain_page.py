@@ -95,17 +95,17 @@ def explain_section(
 def _method_table(rows: Sequence[Explained], seed: int) -> Table:
     body = []
     for method in methods_of(rows):
-        own = [row for row in rows if row.method == method]
-        lost = sum(row.scores.unanswered for row in own) / len(own)
+        chosen = [row for row in rows if row.method == method]
+        lost = sum(row.scores.unanswered for row in chosen) / len(chosen)
         means = [mean_of(rows, number, seed, method=method) for number in NUMBERS]
         cells = (estimate_cell(mean if mean.value == mean.value else None, ".2f") for mean in means)
-        body.append((method, str(len(own)), *cells, f"{lost:.0%}"))
+        body.append((method, str(len(chosen)), *cells, f"{lost:.0%}"))
     return Table(("directions", "n", *NUMBERS.values(), "unanswered"), body, wide=True)
 
 
 def _list(rows: Sequence[Explained]) -> Table:
-    own = sorted((row for row in rows if row.method == rows[0].method), key=lambda row: -row.scores.top_and_random)
-    step = max(1, -(-len(own) // LISTED))
+    ranked = sorted((row for row in rows if row.method == rows[0].method), key=lambda row: -row.scores.top_and_random)
+    step = max(1, -(-len(ranked) // LISTED))
     numbers = ("top_and_random", "all", "detection", "fuzzing")
     body = [
         (
@@ -113,7 +113,7 @@ def _list(rows: Sequence[Explained]) -> Table:
             *(format(getattr(row.scores, number), ".2f").replace("nan", "–") for number in numbers),
             row.text or "no answer",
         )
-        for row in own[::step]
+        for row in ranked[::step]
     ]
     return Table(("feature", *(NUMBERS[number] for number in numbers), "explanation"), body, prose=True)
 
