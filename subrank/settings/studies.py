@@ -143,11 +143,11 @@ class ExplainSettings(Settings):
     """site of the features (default: all that there are)"""
     only: tuple[str, ...] | None = setting(None, metavar="FEATURE", excludes=("site",))
     """explain these features, such as those of a circuit, and none that are drawn"""
-    features: int = setting(8, least=2, most=10_000, quick=3)
+    features: int = setting(8, least=2, most=10_000, quick=3, large=3)
     """features per site, drawn at random, and as many directions of each kind beside them"""
     beside: tuple[Baseline, ...] = setting(("neurons", "pca", "ica", "random_basis"), metavar="WHAT", empty=True)
     """what stands beside: pca, nonnegative_pca, neurons, random_basis, ica"""
-    contexts: int = setting(500, least=16, quick=100)
+    contexts: int = setting(500, least=16, quick=100, large=200)
     """contexts on which explanations are made, and half as many held-out ones, at most, on which they are scored"""
     fragment: int = setting(32, least=4, most=10_000)
     """tokens of a fragment of these: what is shown, simulated and told apart"""

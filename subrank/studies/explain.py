@@ -31,6 +31,7 @@ from subrank.progress import shown
 from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import fitted
 from subrank.settings.studies import ExplainSettings
 from subrank.studies.explain_claims import claims_by_model, claims_by_rule, language_model_of
 from subrank.studies.explain_methods import beside_methods, set_methods, sites_of
@@ -125,6 +126,7 @@ def run_explain(
     sites_of(sets, settings)  # before anything slow
     asked = language_model_of(settings, model.device)
     model, *_ = [saes.on(model) for saes in sets.values()]
+    settings = fitted(settings, model.block_weights, on_progress)
     text, _ = text_of(sets, settings.text)
     Stages(on_progress).begin(f"reading {text.source}")
     contexts = text.read(model)
