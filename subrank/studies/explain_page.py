@@ -61,7 +61,8 @@ def layers_figure(rows: Sequence[Explained], seed: int) -> "Figure":
         line = {"color": _COLOURS[place % len(_COLOURS)], "dash": "dot" if "," in method else "solid"}
         look = {"name": method, "mode": "lines+markers", "line": line, "error_y": error_bars(values, thickness=1.2)}
         drawn.add_trace(Scatter(x=across, y=[value.value for value in values], **look))
-    drawn.update_xaxes(tickvals=[*range(len(sites))], ticktext=[str(site) for site in sites])
+    ticks = {"tickvals": [*range(len(sites))], "ticktext": [str(site) for site in sites]}
+    drawn.update_xaxes(range=[-0.4, len(sites) - 0.4], **ticks)
     drawn.update_yaxes(title_text="correlation, top and random fragments")
     return styled(drawn, height=440)
 
