@@ -1,5 +1,6 @@
 # make demo   set up and run the whole story
-# make test   set up and run the whole suite
+# make test   set up and run the suite, in five minutes
+# make rest   the rest of it: every example, benchmark, slow fuzz and fault
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
 # make kills  every long verb killed 30 times at random, and started again: the same bytes
@@ -18,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test quick seeds trained-avx2 kills fuzz verify interop docs lint clean
+.PHONY: demo test rest quick seeds trained-avx2 kills fuzz verify interop docs lint clean
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +31,10 @@ demo: $(VENV)/installed
 	$(BIN)/subrank demo --out demo
 
 test: $(VENV)/installed
-	$(PYTEST) $(SPREAD)
+	$(PYTEST) $(SPREAD) -m "not rest"
+
+rest: $(VENV)/installed
+	$(PYTEST) $(SPREAD) -m rest
 
 quick: $(VENV)/installed
 	$(PYTEST) $(SPREAD) -m "not slow and not trained and not browser and not real"
