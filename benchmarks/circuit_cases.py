@@ -98,7 +98,7 @@ def carried(
     sites = covered_sites(dictionaries, case.chosen_on.target)
     for cover in range(1, len(sites) + 1):
         covered = {site: dictionaries[site] for site in sites[-cover:]}
-        chosen = prune_at(search, case.chosen_on, contexts, n, cover=cover)
+        chosen = prune_at(model, covered, case.chosen_on, contexts, n, cover=cover)
         seen, runs = (
             CircuitRuns(model, covered, p.target, p.examples, default_ablation(model, covered, p, contexts))
             for p in (case.chosen_on, case.scored_on)

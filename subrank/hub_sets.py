@@ -7,7 +7,7 @@ safetensors are all that is fetched: nothing pickled comes along.
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from sae_core.dictionaries.kinds import parts
 from sae_core.errors import UserError
 from sae_core.files import first_line, read_json, user_path, write_json, write_text
 from sae_core.model.hub import hub_answers
-from sae_core.storage import SET, DictionarySet, public_name
+from sae_core.storage import QUALITY, SET, DictionarySet, public_name
 
 PREFIX, KINDS = "hf:", (".json", ".safetensors")
 _NAME = r"[\w.-]+/[\w.-]+"
@@ -86,32 +86,41 @@ def local_path(place: str | Path) -> Path:
     """
     if not str(place).startswith(PREFIX):
         return user_path(place)
+    at = HubPlace.parse(str(place))
+    folder = _copy(at, KINDS)
+    if not any(folder.rglob("*.safetensors")):
+        raise UserError(
+            f"{at} holds no safetensors, on the hub or in the copy here; other files are not fetched from there: "
+            "download and read them"
+        )
+    return folder
+
+
+def _copy(at: HubPlace, kinds: Sequence[str]) -> Path:
+    """A copy of the files of a place whose names end so; the one that is here, where the hub does not answer."""
     from huggingface_hub import constants, snapshot_download
 
-    at, hub = HubPlace.parse(str(place)), constants.ENDPOINT
-    wanted = [f"{at.folder}/*{kind}" if at.folder else f"*{kind}" for kind in KINDS]
-    offline = not hub_answers(hub)
+    hub = constants.ENDPOINT
     with _faults_of(at):
         copy = snapshot_download(
             at.repository,
             revision=at.revision,
-            allow_patterns=wanted,
+            allow_patterns=[f"{at.folder}/*{kind}" if at.folder else f"*{kind}" for kind in kinds],
             ignore_patterns=["survey/*", "*/survey/*"],  # what others say that a set makes of a text
             endpoint=hub,
-            local_files_only=offline,
+            local_files_only=not hub_answers(hub),
         )
-    folder = Path(copy) / at.folder
-    if not any(folder.rglob("*.safetensors")):
-        raise UserError(f"{at} holds no safetensors; other files are not fetched from the hub: download and read them")
-    return folder
+    return Path(copy) / at.folder
 
 
 def local_set(place: str | Path) -> Path:
     """`local_path` of a set; raises `UserError` that tells the way for a place on the hub with other people's files."""
-    folder = local_path(place)
-    if str(place).startswith(PREFIX) and not any((*folder.glob(SET), *folder.glob(f"*/{SET}"))):
-        raise UserError(f"{place} is no set of subrank's (no {SET}); sr.import_saes makes one: give it {place}/FOLDER")
-    return folder
+    if str(place).startswith(PREFIX):  # before gigabytes of a model are fetched
+        folder = _copy(HubPlace.parse(str(place)), [SET])
+        if not any((*folder.glob(SET), *folder.glob(f"*/{SET}"))):
+            way = f"sr.import_saes makes one: give it {place}/FOLDER"
+            raise UserError(f"{place} is no set of subrank's (no {SET}); {way}")
+    return local_path(place)
 
 
 # ---- to the hub ------------------------------------------------------------------------------------
@@ -139,11 +148,16 @@ def push(
         write_text(Path(folder) / "README.md", model_card(at, saes, quality))
         with _faults_of(at):
             api.create_repo(at.repository, private=private, exist_ok=True)
+            is_public = private and not api.repo_info(at.repository).private
+        if is_public:
+            raise UserError(f"{at.repository} is there already, and public; make it private on the hub first")
+        with _faults_of(at):
             commit = api.upload_folder(
                 repo_id=at.repository,
                 folder_path=folder,
                 path_in_repo=at.folder,
                 revision=at.revision,
+                delete_patterns=[QUALITY],  # of the set that was there
                 commit_message=message or "A set of dictionaries, written by subrank",
             )
     return str(HubPlace(at.repository, commit.oid, at.folder))

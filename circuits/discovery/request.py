@@ -53,9 +53,14 @@ class Covered(StrEnum):
         return {site: dictionary for site, dictionary in dictionaries.items() if site.stream in streams}
 
     @classmethod
-    def default(cls, dictionaries: Mapping[Site, Dictionary]) -> "Covered":
-        """What blocks write where a set has both of it, else the residual."""
-        return cls.WRITTEN if set(WRITTEN) <= {site.stream for site in dictionaries} else cls.RESIDUAL
+    def default(cls, dictionaries: Mapping[Site, Dictionary], target: Site, is_pruned: bool) -> "Covered":
+        """For pruning what blocks write where all of it is there below the target, else the residual where it is.
+
+        Recursion goes from residual to residual, and is scored there.
+        """
+        below = {site.stream for site in dictionaries if site < target or site == target}
+        has_residual = Stream.RESID_POST in below
+        return cls.WRITTEN if not has_residual or (is_pruned and set(WRITTEN) <= below) else cls.RESIDUAL
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,8 @@ class ResolvedRequest:
 
     @property
     def covered(self) -> dict[Site, Dictionary]:
-        """The dictionaries of the sites that a sufficient set is chosen from, and that a circuit is scored at.
-
-        Recursion, which goes from residual to residual, is scored there.
-        """
-        saes, usual = self.search.dictionaries, Covered.RESIDUAL
-        if self.request.n_nodes or not usual.of(saes):
-            usual = Covered.default(saes)
-        return (self.request.stream or usual).of(saes)
+        """The dictionaries of the sites that a sufficient set is chosen from, and that a circuit is scored at."""
+        return covered(self.request, self.search.dictionaries, self.target)
 
     def prompts(self) -> TargetPrompts:
         """The target on its examples; raises `UserError` where a feature is never active."""
@@ -151,14 +150,13 @@ def resolve(
     Raises `UserError` for a target that does not exist or cannot be explained.
     """
     saes = dictionaries.dictionaries
-    if request.n_nodes and (request.stream or Covered.default(saes)) is Covered.WRITTEN:
-        config = replace(config, reach=Reach.ALL)  # what one block writes is read by every later one
     ablations = cause_ablations(model, dictionaries, atlas.contexts, request)
     sinks = frozenset() if config.follow_sinks else sinks_of(atlas)
     prepend_bos = bool(dictionaries.text.prepend_bos)
     if request.is_logit:
         prompts = logit_prompts(model, request, atlas.contexts, "selection", config.n_examples, prepend_bos)
         source, config = PromptSource(model, saes, prompts.examples), replace(config, min_examples=1)
+        config = with_reach(config, request, saes, prompts.target)
         search = CauseSearch(model, saes, source, config, ablations, sinks)
         return ResolvedRequest(request, search, prompts.target, prompts.examples, prompts.corrupted, atlas, prepend_bos)
     if request.next_token:
@@ -168,9 +166,28 @@ def resolve(
     else:
         feature = default_target(model, saes, atlas, request.predict)
     target = check_target(model, saes, feature)
+    config = with_reach(config, request, saes, target)
     source = SpreadExamples(model, saes, atlas.contexts, request.seed) if request.spread else atlas
     search = CauseSearch(model, saes, source, config, ablations, sinks)
     return ResolvedRequest(request, search, target, None, None, atlas, prepend_bos)
+
+
+def covered(request: CircuitRequest, saes: Mapping[Site, Dictionary], target: Target) -> dict[Site, Dictionary]:
+    """The dictionaries of the kind of sites that a request names or that is usual; raises `UserError` without any."""
+    stream = request.stream or Covered.default(saes, target.site, bool(request.n_nodes))
+    chosen = stream.of(saes)
+    if not chosen:
+        streams = ", ".join(dict.fromkeys(site.stream for site in saes))
+        raise UserError(f"this set has no dictionaries for --stream {stream}, only of {streams}; leave it out")
+    return chosen
+
+
+def with_reach(
+    config: DiscoveryConfig, request: CircuitRequest, saes: Mapping[Site, Dictionary], target: Target
+) -> DiscoveryConfig:
+    """Among members that blocks write causes are sought everywhere below: what one writes every later one reads."""
+    is_written = request.n_nodes and any(site.stream in WRITTEN for site in covered(request, saes, target))
+    return replace(config, reach=Reach.ALL) if is_written else config
 
 
 def sinks_of(atlas: FeatureAtlas) -> frozenset[FeatureId]:

@@ -48,7 +48,7 @@ class KeepOnly:
     """The ablated error term; None keeps that of the run."""
     mask: Mask = None
     share: float = 1.0
-    """How much of what is kept is there: on the straight line from nothing to the circuit."""
+    """How much of what is kept is there; at a single site a point on the straight line from nothing to the circuit."""
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         c = codes_of(self.site, self.dictionary, h)

@@ -50,15 +50,17 @@ class Errors(StrEnum):
 def covered_sites(dictionaries: Mapping[Site, Dictionary], target: Target) -> list[Site]:
     """The sites with a dictionary whose latents can move the target, from the lowest up: the residual ones.
 
-    Where there is none, those that blocks write. For a target read from the logits they include
-    the last residual; a feature is not a member of its own circuit. Raises `UserError` if there are none.
+    Where there is none, those that blocks write: of the target's own block where it is read behind it, since in many
+    models attention and MLP do not read each other. For a target read from the logits residual sites include the last;
+    a feature is not a member of its own circuit. Raises `UserError` if there are none.
     """
     is_readout = not isinstance(target.node, FeatureId)
     residual, written = (
         sorted(site for site in dictionaries if site.stream in streams) for streams in ([Stream.RESID_POST], WRITTEN)
     )
     sites = [s for s in residual if s.layer < target.site.layer or (is_readout and s == target.site)]
-    sites = sites or [site for site in written if site < target.site]
+    is_behind = target.site.stream is Stream.RESID_POST
+    sites = sites or [s for s in written if s.layer < target.site.layer + is_behind]
     if not sites:
         raise UserError(
             f"no resid_post, attn_out or mlp_out site with a dictionary lies below {target.node}; there is no circuit "

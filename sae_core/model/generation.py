@@ -8,7 +8,7 @@ rows beside it: windows and ALiBi measure distances in slots of the cache. Posit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -131,7 +131,7 @@ def pieces(model: TextModel, before: Sequence[int], tokens: Sequence[int]) -> li
     A token that is only part of a character has an empty text; the one that completes it has all of it.
     """
     texts = [model.tokenizer.decode([*before, *tokens[:n]]) for n in range(len(tokens) + 1)]
-    cuts = [max(_shared(text, texts[-1]) for text in texts[: n + 1]) for n in range(len(texts))]
+    cuts = list(accumulate((_shared(text, texts[-1]) for text in texts), max))
     return [texts[-1][start:end] for start, end in pairwise(cuts)]
 
 

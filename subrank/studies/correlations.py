@@ -100,6 +100,8 @@ def match(site: Site, other: Site, counted: Correlations, shifted: Correlations,
         nothing = Estimate(math.nan)
         return Match(site, other, int(often.sum()), int(often_other.sum()), *[nothing] * 6, pairs=())
     forward, backward = r.max(1), r.max(0)
+    if not shifted.n_places:  # a single passage has none before it
+        by_chance = by_chance[:0, :0]
     mutual = [i for i, j in enumerate(forward.indices.tolist()) if backward.indices[j] == i]
     mutual.sort(key=lambda i: -forward.values[i])
     latents, partners = often.nonzero()[:, 0].tolist(), often_other.nonzero()[:, 0].tolist()
@@ -109,10 +111,15 @@ def match(site: Site, other: Site, counted: Correlations, shifted: Correlations,
         n=len(latents),
         n_other=len(partners),
         matched=share(forward.values >= MATCHED),
-        matched_by_chance=share(by_chance.amax(1) >= MATCHED),
+        matched_by_chance=share(_best(by_chance, 1) >= MATCHED),
         matched_other=share(backward.values >= MATCHED),
-        matched_other_by_chance=share(by_chance.amax(0) >= MATCHED),
+        matched_other_by_chance=share(_best(by_chance, 0) >= MATCHED),
         best=mean_estimate(forward.values, seed),
-        best_by_chance=mean_estimate(by_chance.amax(1), seed),
+        best_by_chance=mean_estimate(_best(by_chance, 1), seed),
         pairs=tuple((latents[i], partners[forward.indices[i]], round(forward.values[i].item(), 4)) for i in mutual),
     )
+
+
+def _best(r: Float[Tensor, "n n_other"], dim: int) -> Float[Tensor, "_"]:
+    """The largest along a dimension; none of nothing."""
+    return r.amax(dim) if r.numel() else r.new_zeros(0)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sae_core.codec import from_plain, to_plain
 from sae_core.data.text import Contexts
+from sae_core.dictionaries.normalised import Normed
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
@@ -196,7 +197,7 @@ def measure_parts(
     fitted, held = parts
     fit.measured["loss"] = loss_shares(reader.model, place.site, fit, held, reader.limits[place.site])
     rows = reader.rows(place, held, held.numel())
-    if settings.pursuit:
+    if settings.pursuit and not isinstance(fit.dictionary, Normed):  # whose latents may be negative, or always active
         fit.measured["pursuit"] = pursued(fit, rows, settings.pursuit)
     if settings.steps:
         for fvus in dictionary_fvus(fit, reader.rows(place, fitted, settings.steps * BATCH), rows, settings):

@@ -45,12 +45,22 @@ class Claim:
 
 
 Agrees = Callable[[Estimate], bool]
+SAME_L0 = 1.25
+"""Sets whose L0 differs by more than this factor differ in more than their size."""
 
 
 def claims(smallest: Errors, largest: Errors) -> tuple[Claim, ...]:
     """All of the paper's; `smallest` and `largest` are the errors of these sets, site by site, maybe the same."""
-    sizes = _over_sizes(smallest, largest) if smallest[0] is not largest[0] else _over_sizes([], [])
+    sizes = _over_sizes(smallest, largest) if _differ_in_size_alone(smallest, largest) else _over_sizes([], [])
     return *_predictable(largest), *sizes, *_parts(largest)
+
+
+def _differ_in_size_alone(smallest: Errors, largest: Errors) -> bool:
+    """Whether one set has more latents than the other at every site, and about as many active ones."""
+    pairs = list(zip(smallest, largest, strict=True))
+    ratios = [(b.active / max(1, b.n_tokens)) / max(1e-9, a.active / max(1, a.n_tokens)) for a, b in pairs]
+    sizes = [(len(a.dictionary.directions), len(b.dictionary.directions)) for a, b in pairs]
+    return all(a < b for a, b in sizes) and all(1 / SAME_L0 <= ratio <= SAME_L0 for ratio in ratios)
 
 
 def _predictable(errors: Errors) -> list[Claim]:

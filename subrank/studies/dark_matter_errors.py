@@ -60,7 +60,7 @@ class ErrorFit:
         if not self.second.fits:
             self.second.solve()
         first = self.first.predictions(self.designs(batch))
-        by_token = self.means.predict(batch.tokens)
+        by_token = self.means.predict(batch.tokens).to(batch.x)
         for target, columns in self.first.targets(X).items():
             first[target][1][TOKEN] = by_token[:, columns]
         first[ERROR][1][RESCALED] = self.rescaled(batch.x_hat)

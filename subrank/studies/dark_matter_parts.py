@@ -20,7 +20,7 @@ from editing.interventions.masks import where_inlier
 from editing.interventions.patch import codes
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
-from sae_core.outliers import NO_LIMITS, Limits
+from sae_core.outliers import NO_LIMITS, Limits, inliers
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
@@ -56,7 +56,8 @@ class KeptError:
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         linear = self.linear(h).to(h)
         if self.part == SHUFFLED:
-            linear = _elsewhere(torch.where(self.mask[..., None], linear, 0.0))
+            counted = self.mask & inliers(h, self.outlier_norm)
+            linear = _elsewhere(torch.where(counted[..., None], linear, 0.0))
         if self.part == NONLINEAR:
             return where_inlier(self, self.mask, h - linear, h)
         x_hat = self.dictionary.decode(codes(self.site, self.dictionary, h))

@@ -6,6 +6,7 @@ probabilities. The key is read from the environment, sent, and replaced in all t
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,23 +51,26 @@ class Endpoint:
     ):
         check_address(url)
         self.name, self.url = name, url.rstrip("/")
-        self._key, self._first_wait, self._sleep = os.environ.get(KEY, ""), first_wait, sleep
+        self._key, self._first_wait, self._sleep = os.environ.get(KEY, "").strip(), first_wait, sleep
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"{KEY} holds characters that no key has; set it again")
         self._refused: frozenset[str] = frozenset()
         self._how: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {self._key}"} if self._key else {},
             "timeout": timeout,
             "trust_env": urlparse(url).hostname not in _LOOPBACK,  # no proxy leads there
-            "verify": url.startswith("https:"),
+            "verify": urlparse(url).scheme == "https",
         }
 
     def answer(self, question: Question) -> Reply:
         """What the server answers, or why it does not; raises `UserError` where it never will."""
         problem, tries = "", 0
         while tries < TRIES:
+            sent = self._request(question)
             try:
-                response = httpx.post(f"{self.url}/chat/completions", json=self._request(question), **self._how)
+                response = httpx.post(f"{self.url}/chat/completions", json=sent, **self._how)
             except httpx.HTTPError as error:
-                problem, wait = f"{type(error).__name__}: {error}", None
+                problem, wait = f"{type(error).__name__}: {self._without_key(str(error))}", None
             else:
                 if response.status_code == 200 and (reply := self._reply(response)):
                     return reply
@@ -74,7 +78,7 @@ class Endpoint:
                 problem = f"HTTP {response.status_code}: {' '.join(body.split())[:200]}"
                 if response.status_code in _FATAL:
                     raise UserError(f"{self.url}: {_FATAL[response.status_code]} ({problem})")
-                if response.status_code in (400, 422) and self._leaves_out(body):
+                if response.status_code in (400, 422) and self._leaves_out(body, sent):
                     continue
                 if response.status_code not in (200, 408, 409, 429) and response.status_code < 500:
                     break
@@ -90,14 +94,20 @@ class Endpoint:
         request = {name: value for name, value in request.items() if name not in self._refused}
         return {"model": self.name, "messages": [{"role": "user", "content": question.text}], **request}
 
-    def _leaves_out(self, body: str) -> bool:
-        """Whether the server names parameters that it does not take; they are not sent again."""
-        named = {name for name in _OPTIONAL if name in body} - self._refused
+    def _leaves_out(self, body: str, sent: dict[str, Any]) -> bool:
+        """Whether the server names parameters of what was sent that it does not take; they are not sent again.
+
+        Of requests that run side by side each may be the first to be told.
+        """
+        named = {name for name in _OPTIONAL if name in sent and re.search(rf"\b{name}\b", body)}
         self._refused |= named
         return bool(named)
 
     def _body(self, response: httpx.Response) -> str:
-        return response.text.replace(self._key, "[key]") if self._key else response.text
+        return self._without_key(response.text)
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
 
     def _reply(self, response: httpx.Response) -> Reply | None:
         """The answer in a response; None where it is damaged."""

@@ -34,7 +34,7 @@ from subrank.saes import Saes, a_set, folders_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import MatchingSettings
 from subrank.studies.correlations import Correlations, Match, Partners, match
-from subrank.studies.matching_page import heat_map, matching_section, sentences
+from subrank.studies.matching_page import heat_map, how_matched, matching_section, sentences
 from subrank.studies.shared_spans import on_spans, shared_spans, token_ends
 from subrank.studies.top_places import TopPlaces
 from subrank.studies.trial import announce
@@ -125,8 +125,9 @@ def run_matching(
     sites = _sites(sets[first], settings.site), _sites(sets[other], settings.other_site)
     contexts = sets[first].read(readers[0].model, settings.text).held_out[: settings.contexts]
     passages = [readers[0].text(row) for row in contexts]
-    trial = _Counts(readers, sites).steps(passages)
-    announce({f"{len(passages)} passages read by both": (trial, len(passages))}, on_progress)
+    parts = {f"{len(passages)} passages read by both": (_Counts(readers, sites).steps(passages), len(passages))}
+    announce(parts, on_progress)
+    parts.clear()  # what was counted for the time takes as much memory as what follows
     counts, stages = _Counts(readers, sites), Stages(on_progress, len(passages))
     stages.begin("passage 1")
     for number, _ in enumerate(counts.steps(passages), 1):
@@ -135,7 +136,7 @@ def run_matching(
     if not counts.n_spans:
         raise UserError("the two models do not read the same characters anywhere in this text; give another --text")
     matches = counts.matches(settings.seed)
-    known = asdict(settings) | folders_of(sets)
+    known = asdict(settings) | folders_of(sets) | {"other_model": models[other].name}
     of_sets = {name: saes.dictionaries for name, saes in sets.items()}
     provenance = Provenance.of(Matching.verb, models[first], known, dictionaries=of_sets, text=contexts)
     return Matching((first, other), matches, counts.named(matches), counts.n_spans, counts.skipped, provenance)
@@ -225,7 +226,7 @@ class _Counts:
         apart = [each for each in matches if not (self.is_same and each.site == each.other)]
         if not apart:
             return ()
-        best = max(apart, key=lambda each: (each.matched.value, each.best.value))
+        best = max(apart, key=how_matched)
         here, there = self.tops[0][best.site], self.tops[1][best.other]
         return tuple(
             Partners(f"{best.site}/{i}", f"{best.other}/{j}", r, here.label(i), there.label(j))

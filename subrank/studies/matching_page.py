@@ -24,7 +24,13 @@ def nearest_sites(names: tuple[str, str], matches: Sequence[Match]) -> list[Matc
     for each in matches:
         if not (is_same and each.site == each.other):
             rows.setdefault(each.site, []).append(each)
-    return [max(of_site, key=lambda each: each.matched.value) for of_site in rows.values()]
+    return [max(of_site, key=how_matched) for of_site in rows.values()]
+
+
+def how_matched(match: Match) -> tuple[float, float]:
+    """For the largest of several; where nothing could be compared, less than anything."""
+    value, best = match.matched.value, match.best.value
+    return (value, best) if value == value else (-1.0, -1.0)
 
 
 def sentences(names: tuple[str, str], matches: Sequence[Match]) -> list[str]:

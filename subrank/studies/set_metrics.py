@@ -254,7 +254,7 @@ def _other_k(bench: Bench, dictionary: Dictionary, codes: Coded) -> tuple[Number
     if not isinstance(dictionary, SAE):
         return {}, ()
     k = [each for each in bench.settings.read_at if each <= dictionary.n_latents // 2]
-    *curve, usual = read_at(dictionary, bench.training.rows, bench.held.rows, [*k, codes.training_l0])
+    *curve, usual = read_at(dictionary, bench.training.rows, bench.held.rows, [*k, max(1, round(codes.training_l0))])
     return {"threshold_fvu": Measured(usual.threshold_fvu, {"as many of each token": usual.fvu})}, tuple(curve)
 
 

@@ -18,8 +18,10 @@ def share(of: Bool[Tensor, "n"]) -> Estimate:
 
 
 def mean_estimate(values: Float[Tensor, "n"], seed: int) -> Estimate:
-    """The mean, with a bootstrap interval; NaN where there are no values."""
-    return bootstrap_estimate(values, resampled(range(len(values)), seed)) if len(values) else Estimate(math.nan)
+    """The mean, with a bootstrap interval from two values on; NaN where there are none."""
+    if len(values) < 2:  # one value says nothing of how others would be
+        return Estimate(values.item() if len(values) else math.nan)
+    return bootstrap_estimate(values, resampled(range(len(values)), seed))
 
 
 def percent(value: Estimate) -> str:

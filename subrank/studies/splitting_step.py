@@ -88,7 +88,7 @@ class StepCount:
         near = cosines.masked_fill(~lives, -1.0)  # dead latents are nobody's parents
         parents = nearest(near, NEAR).masked_fill(~living, NOBODY)
         children = n_children(parents, len(lives))
-        back = nearest(cosines.T.masked_fill(~living, -1.0), NEAR)
+        back = nearest(cosines.T.masked_fill(~living, -1.0), NEAR).masked_fill(~lives, NOBODY)
         shared = (n_children(back, len(living)) > 1)[back] & (back != NOBODY)
         by_activity, by_chance = (nearest(each.excess(), TOGETHER) for each in (counts, self.by_chance))
         together, by_chance_together = (n_children(each, len(lives)) > 1 for each in (by_activity, by_chance))

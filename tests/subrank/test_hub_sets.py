@@ -59,8 +59,10 @@ def test_what_is_pushed_is_what_is_loaded(hub, saes):
         loaded = sr.load(name)
         assert same(loaded, saes) and loaded.quality.lines() == saes.quality.lines()
     other = replace(saes, dictionaries={site: random_sae("topk", 7).requires_grad_(False) for site in SITES})
-    other.push_to_hub(MINE)
-    assert same(sr.load(f"hf:{MINE}"), other) and same(sr.load(place), saes)  # a commit stays what it was
+    replace(other, quality=None).push_to_hub(MINE)
+    again = sr.load(f"hf:{MINE}")
+    assert same(again, other) and again.quality is None  # not what the set before was worth
+    assert same(sr.load(place), saes)  # a commit stays what it was
 
 
 def test_each_site_is_as_other_tools_find_it_in_a_repository(hub, saes):
@@ -102,6 +104,10 @@ def test_the_card_tells_what_dictionaries_are_worth_and_nothing_of_the_machine(h
 def test_private_ones_are_for_those_who_may(hub, saes, monkeypatch):
     place = saes.push_to_hub(MINE, private=True)
     assert same(sr.load(place), saes)
+    hub.commit("me/public", {"notes.txt": b"mine"})
+    with user_error("me/public is there already, and public"):
+        saes.push_to_hub("me/public", private=True)
+    assert [*hub.repositories["me/public"]["main"]] == ["notes.txt"]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with user_error(MINE, "or it is private", "HF_TOKEN"):
         sr.load(f"hf:{MINE}@main/somewhere")
@@ -139,7 +145,7 @@ def test_what_is_not_there(hub, saes):
     saes.push_to_hub(MINE)
     with user_error(MINE, "no revision v2"):
         sr.load(f"hf:{MINE}@v2")
-    with user_error(f"hf:{MINE}/elsewhere", "no safetensors"):
+    with user_error(f"hf:{MINE}/elsewhere", "no set.json"):
         sr.load(f"hf:{MINE}/elsewhere")
 
 

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,10 +33,11 @@ class FakeHub(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def commit(self, name: str, files: dict[str, bytes]) -> str:
-        """Put files on top of those of `main`; returns the commit."""
+    def commit(self, name: str, files: dict[str, bytes], deleted: Sequence[str] = ()) -> str:
+        """Put files on top of those of `main`, and take some away; returns the commit."""
         revisions = self.repositories.setdefault(name, {})
-        whole = revisions.get("main", {}) | files
+        before = {path: content for path, content in revisions.get("main", {}).items() if path not in deleted}
+        whole = before | files
         sha = hashlib.sha1(repr(sorted(whole.items())).encode()).hexdigest()
         revisions["main"] = revisions[sha] = whole
         revisions["head"] = {"sha": sha.encode()}
@@ -62,7 +63,8 @@ class FakeHub(ThreadingHTTPServer):
         if verb == "commit":
             lines = [json.loads(line) for line in body.splitlines()]
             files = [line["value"] for line in lines if line["key"] == "file"]
-            sha = self.commit(name, {f["path"]: base64.b64decode(f["content"]) for f in files})
+            deleted = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+            sha = self.commit(name, {f["path"]: base64.b64decode(f["content"]) for f in files}, deleted)
             return _json({"success": True, "commitOid": sha, "commitUrl": f"{self.endpoint}/{name}/commit/{sha}"})
         return self._read(name, verb, rest)
 
@@ -85,7 +87,8 @@ class FakeHub(ThreadingHTTPServer):
         files, sha = revisions[revision], revisions["head"]["sha"].decode() if revision == "main" else revision
         oids = {path: hashlib.sha1(content).hexdigest() for path, content in files.items()}
         if verb == "revision":
-            return _json({"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in files]})
+            siblings = [{"rfilename": path} for path in files]
+            return _json({"id": name, "sha": sha, "private": name in self.private, "siblings": siblings})
         if verb == "tree":
             rows = [{"type": "file", "path": p, "size": len(files[p]), "oid": oids[p]} for p in sorted(files)]
             return _json(rows)

@@ -101,6 +101,18 @@ def test_a_parameter_that_is_refused_is_left_out_from_then_on():
         asked = endpoint(url)
         assert [levels_in(asked.answer(TWO), TWO) for _ in range(2)] == [[1, 1], [1, 1]]
     assert len(requests) == 3 and "logprobs" not in requests[-1] and "max_tokens" in requests[-1]
+    late = endpoint(url)  # of requests side by side a second is refused what the first has been told of already
+    sent = late._request(TWO)
+    assert late._leaves_out("no logprobs", sent) and late._leaves_out("no logprobs", sent)
+    assert not late._leaves_out("no logprobs", late._request(TWO)) and not late._leaves_out("temperatures", sent)
+
+
+def test_a_key_from_a_file_is_stripped_and_what_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-secret\n")
+    assert endpoint("http://127.0.0.1:1/v1")._key == "sk-secret"
+    monkeypatch.setenv(KEY, "sk-ключ")
+    with user_error(KEY, "no key has"):
+        endpoint("http://127.0.0.1:1/v1")
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, KEY), (404, "no such model")])

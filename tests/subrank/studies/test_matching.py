@@ -18,6 +18,7 @@ from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.studies.correlations import FEWEST, Correlations, match
 from subrank.studies.matching import _Counts
+from subrank.studies.matching_page import sentences
 from subrank.studies.shared_spans import on_spans, shared_spans, token_ends
 from subrank.studies.top_places import TopPlaces
 
@@ -87,6 +88,10 @@ def test_latents_that_are_hardly_active_are_left_out():
     assert matched.n == 5 and 2 not in {i for i, *_ in matched.pairs}
     none = match(SITE, SITE, correlations(a * 0, b), correlations(a * 0, b), 0)
     assert none.n == 0 and none.pairs == () and np.isnan(none.matched.value)
+    names, full = ("a", "b"), match(SITE, Site(1), correlations(a, b), correlations(a, b.roll(57, 0)), 0)
+    assert "at resid_post.1" in sentences(names, [none, full])[0]  # what could not be compared is not the nearest
+    single = match(SITE, SITE, correlations(a, b), Correlations(a.shape[1], b.shape[1]), 0)
+    assert single.matched.value == full.matched.value and np.isnan(single.matched_by_chance.value)
 
 
 def test_a_label_is_where_a_latent_is_most_active():
