@@ -126,9 +126,8 @@ def ready(chosen: LogTo) -> dict[str, Logger | ModuleType]:
         try:
             loggers[each] = import_module(_MODULES[each][0])
         except ImportError as error:
-            raise UserError(
-                f"--log {each} needs a package: pip install {each}; or leave it out ({first_line(error)})"
-            ) from error
+            why = first_line(error)
+            raise UserError(f"--log {each} needs a package: pip install {each}; or leave it out ({why})") from error
     return loggers
 
 

@@ -12,8 +12,8 @@ from subrank.settings.experiments import ImportSettings
 def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add("import", run, ImportSettings, "./imported")
-    text = "a dictionary's file or folder, or hf:OWNER/NAME@REVISION/FOLDER (its safetensors): SAELens, OpenAI, Gemma Scope, sparsify, "
-    text += "dictionary-learning"
+    text = "a dictionary's file or folder, or hf:OWNER/NAME@REVISION/FOLDER (its safetensors): SAELens, OpenAI, "
+    text += "Gemma Scope, sparsify, dictionary-learning"
     parser.add_argument("files", metavar="FILE", nargs="+", type=path, help=text)
     where = "'storybook', a directory in Hugging Face layout, a .gguf file, or a hub name"
     parser.add_argument("--model", type=word, required=True, help=where)

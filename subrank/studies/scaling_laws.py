@@ -212,7 +212,7 @@ def _optimum(
     if optimum is None:
         notes.append(
             f"best n for {budget:.2g} FLOP: none is told, as an exponent of L(n, T) has 0 in its interval, or the best "
-            f"n lies beyond {RANGE} times the sizes that there are"
+            f"n, or an end of its interval, lies beyond {RANGE} times the sizes that there are"
         )
     return fit.law, optimum
 
@@ -230,6 +230,7 @@ def best_size(fit: Fit, flops: float, like: Point) -> Optimum | None:
     x: Mapping[str, np.ndarray] = {"n": n, "T": flops / cost}
     values = np.array([each.value for each in fit.law.coefficients.values()])
     best, *drawn = fit.law.form.log_loss(np.stack([values, *fit.draws]), x).argmin(1)
-    if best in (0, len(n) - 1):
+    ends = np.isin(drawn, (0, len(n) - 1)).mean() if drawn else 0.0
+    if best in (0, len(n) - 1) or ends >= 0.025:  # an end of the interval would be that of the grid
         return None
     return Optimum(flops, interval(float(n[best]), n[np.array(drawn, int)]), float(fit.law.at(x)[best]))

@@ -98,7 +98,7 @@ class Scores:
 
 
 def scores(trial: Trial, predictions: Predictions) -> Scores:
-    """The scores of predictions; correlations are 0 where none was made."""
+    """The scores of predictions; correlations are 0 where none was made, NaN where there is no such fragment."""
     examples, predicted = trial.simulated, predictions.activation
     answered = ~predicted.isnan().any(1)
 
@@ -112,6 +112,8 @@ def scores(trial: Trial, predictions: Predictions) -> Scores:
         return all(len(values.unique()) > 1 for values in over(*groups))
 
     def correlation(*groups: str) -> float:
+        if not {*groups} & {*examples.groups}:
+            return math.nan
         return score(*over(*groups)).correlation if varies(*groups) else 0.0
 
     expected, true = over(*GROUPS)
