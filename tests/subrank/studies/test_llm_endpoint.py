@@ -199,11 +199,12 @@ def test_a_server_that_is_not_there_ends_the_run_at_its_first_question(tmp_path)
 def test_a_server_that_breaks_ends_the_run_and_what_it_said_is_kept(tmp_path):
     many = [Question(f"What is {number}?") for number in range(40)]
     script = lambda number, *_: GOOD if number <= 5 else (400, {}, "broken")  # noqa: E731
+    # those that are on their way when it ends are let go on
     with serving(script) as (url, requests), user_error("answers so far are kept"):
         Answers(endpoint(url), tmp_path, at_once=2).all(many, "asked")
     assert (
         len([*tmp_path.rglob("*.json")]) == 5 and 5 + IN_A_ROW <= len(requests) < 40
-    )  # those on their way are let go on
+    )
 
 
 def test_no_more_questions_wait_than_may():
