@@ -87,6 +87,7 @@ def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, cap
     assert len(str(loaded).splitlines()) <= 10 and all(line in printed for line in loaded.evaluation.lines())
 
 
+@pytest.mark.rest
 def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained_set, tmp_path, capsys):
     """Found on one half of the task's names and templates, scored on the other; the graph has all of its nodes."""
     options = ["--target", "task: ioi", "--nodes", 16, "--cover", 1, "--contexts", 40, "--held", 40, "--examples", 16]
@@ -103,6 +104,7 @@ def test_a_circuit_of_features_that_suffice_is_scored_beside_random_ones(trained
     assert "--nodes" in one_line(capsys, "circuit", trained_set, "--nodes", -1)
 
 
+@pytest.mark.rest
 def test_an_interrupted_search_goes_on_where_it_was(storybook_set, tmp_path, capsys, monkeypatch):
     """The second run takes the first step over, and ends with the same circuit as one that was never stopped."""
     target = most_active(storybook_set)
@@ -176,6 +178,7 @@ def test_a_demo_removes_on_fewer_prompts_when_it_is_quick_and_on_as_many_as_aske
     assert quick.test_prompts < usual.test_prompts < asked.test_prompts == 2 * asked.selection_prompts == 500
 
 
+@pytest.mark.rest
 def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook, storybook_set, tmp_path, capsys):
     sizes = {"eraser_prompts": 16, "shortlist": 16, "max_features": 16, "text_contexts": 8, "random_draws": 1}
     few = RemovalConfig(16, 8, 16, budget=2.0, strengths=(0.5, 1.0), site=Site(5), **sizes)

@@ -202,9 +202,7 @@ def test_a_server_that_breaks_ends_the_run_and_what_it_said_is_kept(tmp_path):
     # those that are on their way when it ends are let go on
     with serving(script) as (url, requests), user_error("answers so far are kept"):
         Answers(endpoint(url), tmp_path, at_once=2).all(many, "asked")
-    assert (
-        len([*tmp_path.rglob("*.json")]) == 5 and 5 + IN_A_ROW <= len(requests) < 40
-    )
+    assert len([*tmp_path.rglob("*.json")]) == 5 and 5 + IN_A_ROW <= len(requests) < 40
 
 
 def test_no_more_questions_wait_than_may():
