@@ -1,6 +1,6 @@
 # make demo   set up and run the whole story
 # make test   set up and run the suite, in five minutes
-# make rest   the rest of it: every example, benchmark, slow fuzz and fault
+# make rest   the rest of it: every example, benchmark, fuzz and fault
 # make quick  the suite without whole verbs, training, browsers and outside files
 # make seeds  every assertion on trained dictionaries, with five seeds, on this processor and as one without AVX-512
 # make kills  every long verb killed 30 times at random, and started again: the same bytes

@@ -23,9 +23,9 @@ MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_
 LATER_FAMILIES = {*KINDS[1:], *list(FAMILIES)[1:], "sequential neox"}
 MODEL_TESTS = Path(__file__).parent / "sae_core" / "model"
 """Where families of models are the point; elsewhere the second and later ones are slow: `make quick` runs the first."""
-REST = ("test_examples", "test_real_model", "test_scarcity", "test_kills", "test_explorer_picture")
+REST = ("test_examples", "test_real_model", "test_scarcity", "test_kills", "test_explorer_picture", "test_superposition")
 REST_ROOMS = ("benchmarks", "fuzz")
-"""Files, and rooms of which the slow ones, that repeat on whole verbs what other tests show: `make rest`."""
+"""Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
 LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test_train", "test_exact_routes")
 """Files that take longest: they begin a run, so that no worker is alone with one at its end."""
 
@@ -58,8 +58,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(marker)
         if of_later_family(item) and MODEL_TESTS not in item.path.parents:
             item.add_marker("slow")
-        is_slow = item.get_closest_marker("slow") and set(REST_ROOMS) & set(item.path.parts)
-        if (item.path.stem in REST or is_slow) and "readme" not in item.name:
+        if (item.path.stem in REST or {*REST_ROOMS} & {*item.path.parts}) and "readme" not in item.name:
             item.add_marker("rest")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
