@@ -23,7 +23,14 @@ MARKED_BY_FIXTURE = {"browser": "browser", "training_seed": "trained", "trained_
 LATER_FAMILIES = {*KINDS[1:], *list(FAMILIES)[1:], "sequential neox"}
 MODEL_TESTS = Path(__file__).parent / "sae_core" / "model"
 """Where families of models are the point; elsewhere the second and later ones are slow: `make quick` runs the first."""
-REST = ("test_examples", "test_real_model", "test_scarcity", "test_kills", "test_explorer_picture", "test_superposition")
+REST = (
+    "test_examples",
+    "test_real_model",
+    "test_scarcity",
+    "test_kills",
+    "test_explorer_picture",
+    "test_superposition",
+)
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
 LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test_train", "test_exact_routes")
