@@ -37,7 +37,7 @@ rest: $(VENV)/installed
 	$(PYTEST) $(SPREAD) -m rest
 
 quick: $(VENV)/installed
-	$(PYTEST) $(SPREAD) -m "not slow and not trained and not browser and not real"
+	$(PYTEST) $(SPREAD) -m "not slow and not rest and not trained and not browser and not real"
 
 # Numbers of trained dictionaries differ between processors: what is asserted of them must not.
 trained-avx2: $(VENV)/installed
