@@ -22,7 +22,7 @@ from circuits.scoring.attribution import attribution
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, features_in
 from circuits.scoring.faithfulness import Scale
 from sae_core.dictionaries.saes import ReLUSAE
-from sae_core.sites import FeatureId, Site
+from sae_core.sites import FeatureId, Site, Stream
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,10 @@ def test_supports_are_the_derivative_by_finite_differences(tiny_models, kind):
 
 
 @pytest.mark.slow
-def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook):
-    """On prompts that it was not chosen on."""
-    dictionaries = {site: random_topk(128, 512, 32, seed=site.layer) for site in storybook.sites()[3:5]}
+@pytest.mark.parametrize("stream", [Stream.RESID_POST, Stream.MLP_OUT])
+def test_a_pruned_circuit_carries_more_than_random_ones_of_its_size(storybook, stream):
+    """On prompts that it was not chosen on, of residuals and of what blocks write."""
+    dictionaries = {site: random_topk(128, 512, 32, seed=site.layer) for site in storybook.sites(stream)[3:5]}
     tokens = random_tokens(storybook.n_vocab, 48, 8)
     tokens[:, 0] = storybook.bos_id
     plus, minus = torch.full((24,), 30), torch.full((24,), 40)
