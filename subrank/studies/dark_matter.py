@@ -2,14 +2,14 @@
 
 The error e = x - x_hat of each dictionary, on text that no map was fitted on:
 
-1. e and its norm are predicted from x by least squares (`error_regression.py`). What is predicted of e is the linear
-   error L = x W + b, the rest the nonlinear one, N = e - L. Controls and rivals: `dark_matter_errors.py`.
+1. e and its norm are predicted from x by least squares (`errors/regression.py`). What is predicted of e is the linear
+   error L = x W + b, the rest the nonlinear one, N = e - L. Controls and rivals: `errors/fits.py`.
 2. What L and N are: what each costs the prediction, and how well dictionaries do that are trained on them
-   (`dark_matter_parts.py`).
+   (`errors/parts.py`).
 3. What makes the error less at as many latents: gradient pursuit; a linear map from an earlier site's x_hat.
 4. With sets of several sizes: which of L and N falls, and whether the same tokens stay hard.
 
-Each of the paper's findings stands beside ours (`dark_matter_claims.py`). Tokens of massive norm are left out.
+Each of the paper's findings stands beside ours (`errors/claims.py`). Tokens of massive norm are left out.
 
 Cost: the text read three times by the model, 10 d_in^2 multiply-adds per token, dictionary and pass; for the largest
 set the held-out text under four edits at every site, and small dictionaries trained on five parts of each error.
@@ -39,15 +39,15 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import DarkMatterSettings
-from subrank.studies.dark_matter_claims import Claim, claims
-from subrank.studies.dark_matter_errors import ErrorFit, SizePair
-from subrank.studies.dark_matter_page import dark_matter_section, figures_of, sentences
-from subrank.studies.dark_matter_parts import BATCH, Rows, dictionary_fvus, loss_shares, pursued, training
-from subrank.studies.dark_matter_report import SiteErrors, site_errors
-from subrank.studies.error_batches import Place, Reader
-from subrank.studies.error_regression import context_weights
+from subrank.studies.cost import announce
+from subrank.studies.errors.batches import Place, Reader
+from subrank.studies.errors.claims import Claim, claims
+from subrank.studies.errors.fits import ErrorFit, SizePair
+from subrank.studies.errors.page import dark_matter_section, figures_of, sentences
+from subrank.studies.errors.parts import BATCH, Rows, dictionary_fvus, loss_shares, pursued, training
+from subrank.studies.errors.regression import context_weights
+from subrank.studies.errors.report import SiteErrors, site_errors
 from subrank.studies.splitting import shared_sites
-from subrank.studies.trial import announce
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

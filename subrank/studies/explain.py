@@ -1,16 +1,16 @@
 """What features respond to, in words, and what the words are worth (Bills et al. 2023; Cunningham et al. 2023, 3).
 
 1. Features are drawn at random, and beside them neurons, principal and independent components, random directions
-   (`explain_methods.py`). Each is explained on training contexts, by a rule (`circuits/features/explanations.py`) or by
-   a language model that is shown the fragments of text with its highest activations (`llm_questions.py`).
+   (`explaining/methods.py`). Each is explained on training contexts, by a rule (`circuits/features/explanations.py`) or
+   by a language model that is shown the fragments of text with its highest activations (`llm/questions.py`).
 2. On held-out contexts its activations are simulated from the explanation alone, and compared with the true ones: the
    source's "interpretability", by layer. Fragments that hold the feature are told from others (detection), and tokens
-   on which it is active from others (fuzzing) (`fragments.py`, `simulation.py`).
+   on which it is active from others (fuzzing) (`simulating/fragments.py`, `simulating/simulation.py`).
 3. Control: the same for explanations that belong to another feature of the site.
 
 Cost: the text read twice, and about 15,000 tokens per direction for its rule. With a language model a question per
 explanation, one per simulated fragment, and one for each five texts that are told apart; each is asked once
-(`llm_answers.py`).
+(`llm/answers.py`).
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
 from subrank.settings.model_size import fitted
 from subrank.settings.studies import ExplainSettings
-from subrank.studies.explain_claims import claims_by_model, claims_by_rule, language_model_of
-from subrank.studies.explain_methods import beside_methods, set_methods, sites_of
-from subrank.studies.explain_page import as_names, explain_section, layers_figure, sentences
-from subrank.studies.explain_rows import RULES, Explained, Shown, Tally, rows_of, shown_of
-from subrank.studies.explain_subjects import subjects_of
-from subrank.studies.llm_answers import Answers
+from subrank.studies.explaining.claims import claims_by_model, claims_by_rule, language_model_of
+from subrank.studies.explaining.methods import beside_methods, set_methods, sites_of
+from subrank.studies.explaining.page import as_names, explain_section, layers_figure, sentences
+from subrank.studies.explaining.rows import RULES, Explained, Shown, Tally, rows_of, shown_of
+from subrank.studies.explaining.subjects import subjects_of
+from subrank.studies.llm.answers import Answers
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

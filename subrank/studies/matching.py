@@ -4,8 +4,9 @@ Directions can be compared only within one space. Activations can be compared wh
 sets of other seeds and settings, of other layers, and of other models, whose tokens are aligned by characters.
 
 1. The held-out text of the first set is read by every model. It is cut where a token of both ends
-   (`shared_spans.py`); a latent's activation on such a span is the largest on its tokens.
-2. For every pair of sites the correlations of all pairs of latents over spans are computed (`correlations.py`).
+   (`relations/shared_spans.py`); a latent's activation on such a span is the largest on its tokens.
+2. For every pair of sites the correlations of all pairs of latents over spans are computed (`correlations.py`
+   there).
 3. A latent is matched where its best partner correlates by at least 0.5.
 
 Control: spans of the one beside those of the other in the passage before, which do not belong together. One set alone
@@ -33,11 +34,11 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, a_set, folders_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import MatchingSettings
-from subrank.studies.correlations import Correlations, Match, Partners, match
-from subrank.studies.matching_page import heat_map, how_matched, matching_section, sentences
-from subrank.studies.shared_spans import on_spans, shared_spans, token_ends
-from subrank.studies.top_places import TopPlaces
-from subrank.studies.trial import announce
+from subrank.studies.cost import announce
+from subrank.studies.relations.correlations import Correlations, Match, Partners, match
+from subrank.studies.relations.matching_page import heat_map, how_matched, matching_section, sentences
+from subrank.studies.relations.shared_spans import on_spans, shared_spans, token_ends
+from subrank.studies.relations.top_places import TopPlaces
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -3,9 +3,9 @@
 Sets of one model, as one pass of `subrank train` or `sr.sweep` makes them, at every site that all have:
 
 1. L(n) = e + A n^-m at each k, L(n, k), L(C) along the lower hull of loss over training compute, and the best n for a
-   budget, each fitted with intervals (`scaling_laws.py`, `power_law.py`). The losses are those that `evaluate` and
-   `train` measure, of held-out text; on the way, those in the log of training (`scaling_curves.py`).
-2. What a dictionary is worth beyond its loss, over n and k (`set_metrics.py`).
+   budget, each fitted with intervals (`laws/`). The losses are those that `evaluate` and
+   `train` measure, of held-out text; on the way, those in the log of training (`laws/curves.py`).
+2. What a dictionary is worth beyond its loss, over n and k (`metrics/measuring.py`).
 
 Controls: every law is also fitted with its sizes shuffled; a law is not read beyond its points where the interval of an
 exponent includes 0; every metric stands beside its own. Sets of fewer than three sizes show no law, only metrics. Cost:
@@ -31,11 +31,11 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import ScalingSettings
-from subrank.studies.scaling_curves import logged
-from subrank.studies.scaling_figures import all_figures
-from subrank.studies.scaling_laws import Laws, Point, joint_of, series_of
-from subrank.studies.scaling_page import scaling_section, sentences
-from subrank.studies.set_metrics import check_files, set_metrics
+from subrank.studies.laws.curves import logged
+from subrank.studies.laws.figures import all_figures
+from subrank.studies.laws.page import scaling_section, sentences
+from subrank.studies.laws.scaling_laws import Laws, Point, joint_of, series_of
+from subrank.studies.metrics.measuring import check_files, set_metrics
 from subrank.studies.splitting import shared_sites
 
 if TYPE_CHECKING:

@@ -4,14 +4,15 @@ Sets of dictionaries of one model, from the smallest to the largest, are compare
 have, on the same held-out text:
 
 1. Each latent of the larger set is given a parent in the smaller one, by direction and, independently of that, by
-   activity (`families.py`). Latents that are active on no token of the text are left out.
+   activity (`relations/families.py`). Latents that are active on no token of the text are left out.
 2. A feature of the smaller set is kept (one child), split (several) or gone; one of the larger set is new where it has
    no parent. Features of the smaller set coalesce where one latent of the larger is the nearest to several of them.
 3. Where a feature splits, its children should be active where it is: how often one of them is, is counted.
 
 Controls: random directions, as many; tokens shuffled between the two sets; families in which every latent has another's
-parent (`splitting_step.py`). Sets of one size, such as of two seeds, are compared in the same way: what is kept then is
-what training finds again. Cost: the text read once by the model, and n_small x n_large additions per token.
+parent (`relations/splitting_step.py`). Sets of one size, such as of two seeds, are compared in the same way: what is
+kept then is what training finds again. Cost: the text read once by the model, and n_small x n_large additions per
+token.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +37,10 @@ from subrank.result import Provenance, Result
 from subrank.saes import Saes, by_name, folders_of, text_of
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import SplittingSettings
-from subrank.studies.splitting_page import Parents, family_figure, sentences, shares_figure, splitting_section
-from subrank.studies.splitting_step import Step, StepCount
-from subrank.studies.top_places import TopPlaces
-from subrank.studies.trial import announce
+from subrank.studies.cost import announce
+from subrank.studies.relations.splitting_page import Parents, family_figure, sentences, shares_figure, splitting_section
+from subrank.studies.relations.splitting_step import Step, StepCount
+from subrank.studies.relations.top_places import TopPlaces
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -3,11 +3,11 @@
 Twenty features x_i of importance 0.7^i are squeezed into five dimensions and read back: h = W x, x' = W^T h + b, with
 or without a ReLU. How often features are active is what is varied, from always (1 - S = 1) to one row in a thousand.
 
-1. Toy models of every density train as one batch (`toy_models.py`), several copies each; that of the lowest loss is
+1. Toy models of every density train as one batch (`toys/models.py`), several copies each; that of the lowest loss is
    kept. Control: the linear model, which can do no better than PCA at any density; its optimum is known.
-2. How its features lie is measured (`toy_geometry.py`): how long W_i is, with whom it shares its direction, and how
+2. How its features lie is measured (`toys/geometry.py`): how long W_i is, with whom it shares its direction, and how
    many dimensions it has to itself.
-3. Dictionaries train on the hidden activations h as they do on those of a language model (`toy_dictionaries.py`):
+3. Dictionaries train on the hidden activations h as they do on those of a language model (`toys/dictionaries.py`):
    do they find the features? Controls: random dictionaries of the same size, and features that are dense.
 
 Cost: models x steps, about a minute on two cores. There is no language model in this.
@@ -30,12 +30,12 @@ from subrank.progress import shown
 from subrank.result import Provenance, Result
 from subrank.settings.fields import make, takes
 from subrank.settings.studies import SuperpositionSettings
-from subrank.studies.superposition_figures import dimensions_figure, models_figure, recovery_figure
-from subrank.studies.superposition_page import sentences, superposition_section
-from subrank.studies.toy_dictionaries import HiddenActivations, Recovery, dictionary_steps, recovery
-from subrank.studies.toy_models import LINEAR, RELU, ToyModel, ToyModels, held_out_losses, train_toys
-from subrank.studies.toy_solution import Solution, solutions
-from subrank.studies.trial import announce
+from subrank.studies.cost import announce
+from subrank.studies.toys.dictionaries import HiddenActivations, Recovery, dictionary_steps, recovery
+from subrank.studies.toys.figures import dimensions_figure, models_figure, recovery_figure
+from subrank.studies.toys.models import LINEAR, RELU, ToyModel, ToyModels, held_out_losses, train_toys
+from subrank.studies.toys.page import sentences, superposition_section
+from subrank.studies.toys.solution import Solution, solutions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from subrank.studies.llm_questions import DETECT, EXPLAIN, FUZZ, SIMULATE, Question, Reply
+from subrank.studies.llm.questions import DETECT, EXPLAIN, FUZZ, SIMULATE, Question, Reply
 
 
 class Oracle:

@@ -19,13 +19,13 @@ from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.settings.fields import make
 from subrank.settings.studies import DarkMatterSettings
-from subrank.studies import dark_matter_errors as names
 from subrank.studies.dark_matter import two_parts
-from subrank.studies.dark_matter_claims import claims
-from subrank.studies.dark_matter_errors import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, ErrorFit, SizePair, X
-from subrank.studies.dark_matter_parts import LIKE_N, RISE, SHUFFLED, KeptError, dictionary_fvus, loss_shares, pursued
-from subrank.studies.error_batches import Batch, Place, Reader
-from subrank.studies.error_regression import Linear, context_weights
+from subrank.studies.errors import fits as names
+from subrank.studies.errors.batches import Batch, Place, Reader
+from subrank.studies.errors.claims import claims
+from subrank.studies.errors.fits import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, ErrorFit, SizePair, X
+from subrank.studies.errors.parts import LIKE_N, RISE, SHUFFLED, KeptError, dictionary_fvus, loss_shares, pursued
+from subrank.studies.errors.regression import Linear, context_weights
 
 D_IN, N_FEATURES, N_MISSING, SIGMA = 32, 24, 8, 0.14
 DIRECTIONS = F.normalize(normal(N_FEATURES, D_IN), dim=-1)

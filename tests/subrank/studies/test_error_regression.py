@@ -5,7 +5,7 @@ import torch
 from handmade import normal
 
 from sae_core.seeds import generator_for
-from subrank.studies.error_regression import (
+from subrank.studies.errors.regression import (
     LeastSquares,
     Regressions,
     Scores,

@@ -27,12 +27,12 @@ from subrank.result import Provenance
 from subrank.settings.fields import make
 from subrank.settings.studies import ExplainSettings
 from subrank.studies.explain import Explanations
-from subrank.studies.explain_claims import claims_by_model, claims_by_rule
-from subrank.studies.explain_methods import Method, one_sided
-from subrank.studies.explain_rows import Tally, methods_of, rows_of, shown_of
-from subrank.studies.explain_subjects import subjects_of
-from subrank.studies.llm_answers import Answers
-from subrank.studies.llm_questions import Reply
+from subrank.studies.explaining.claims import claims_by_model, claims_by_rule
+from subrank.studies.explaining.methods import Method, one_sided
+from subrank.studies.explaining.rows import Tally, methods_of, rows_of, shown_of
+from subrank.studies.explaining.subjects import subjects_of
+from subrank.studies.llm.answers import Answers
+from subrank.studies.llm.questions import Reply
 
 SETTINGS = make(ExplainSettings, {"fragment": 8, "examples": 4})
 SHUFFLED = "set, others' explanations"

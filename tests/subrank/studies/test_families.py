@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from handmade import normal
 
-from subrank.studies.families import NEAR, NOBODY, TOGETHER, Coactivity, edge_f1, n_children, nearest
-from subrank.studies.shares import shuffled
+from subrank.studies.relations.families import NEAR, NOBODY, TOGETHER, Coactivity, edge_f1, n_children, nearest
+from subrank.studies.relations.shares import shuffled
 
 N_PARENTS, N_CHILDREN, D_IN = 12, 3, 32
 TRUTH = torch.arange(N_PARENTS * N_CHILDREN) % N_PARENTS

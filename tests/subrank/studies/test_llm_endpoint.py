@@ -8,9 +8,9 @@ from scripted_llm import chat, serving
 from tiny import user_error
 
 from sae_core.errors import UserError
-from subrank.studies.llm_answers import IN_A_ROW, Answers, cost
-from subrank.studies.llm_endpoint import KEY, TRIES, Endpoint
-from subrank.studies.llm_questions import Question, Reply, levels_in
+from subrank.studies.llm.answers import IN_A_ROW, Answers, cost
+from subrank.studies.llm.endpoint import KEY, TRIES, Endpoint
+from subrank.studies.llm.questions import Question, Reply, levels_in
 
 ASKED, TWO = Question("What?"), Question("Which?", 2, 9)
 GOOD = (200, {}, chat("This feature is active on cats"))

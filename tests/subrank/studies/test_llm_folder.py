@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from subrank.studies.llm_answers import Answers
-from subrank.studies.llm_endpoint import Endpoint
-from subrank.studies.llm_folder import Folder
-from subrank.studies.llm_questions import SIMULATE, Question, explain, explanation_in, levels_in, numbered
+from subrank.studies.llm.answers import Answers
+from subrank.studies.llm.endpoint import Endpoint
+from subrank.studies.llm.folder import Folder
+from subrank.studies.llm.questions import SIMULATE, Question, explain, explanation_in, levels_in, numbered
 
 QUESTION = Question("Which of these?", 3, 9)
 

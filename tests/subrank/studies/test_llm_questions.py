@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subrank.studies.llm_questions import (
+from subrank.studies.llm.questions import (
     SIMULATE,
     Question,
     Reply,

@@ -16,11 +16,11 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
-from subrank.studies.correlations import FEWEST, Correlations, match
 from subrank.studies.matching import _Counts
-from subrank.studies.matching_page import sentences
-from subrank.studies.shared_spans import on_spans, shared_spans, token_ends
-from subrank.studies.top_places import TopPlaces
+from subrank.studies.relations.correlations import FEWEST, Correlations, match
+from subrank.studies.relations.matching_page import sentences
+from subrank.studies.relations.shared_spans import on_spans, shared_spans, token_ends
+from subrank.studies.relations.top_places import TopPlaces
 
 SITE = Site(0)
 

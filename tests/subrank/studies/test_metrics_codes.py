@@ -7,8 +7,8 @@ from random_saes import random_sae, with_gain
 
 from editing.metrics import resampled
 from sae_core.dictionaries.saes import ReLUSAE
-from subrank.studies.metrics_codes import largest, magnitudes, read_at, thresholds
-from subrank.studies.metrics_reading import Rows
+from subrank.studies.metrics.codes import largest, magnitudes, read_at, thresholds
+from subrank.studies.metrics.reading import Rows
 
 
 def rows(x: torch.Tensor, contexts: int = 8) -> Rows:

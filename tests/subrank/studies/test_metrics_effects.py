@@ -8,8 +8,8 @@ from handmade import HandModel, normal
 
 from sae_core.dictionaries.baselines import neurons
 from sae_core.sites import Site
-from subrank.studies.metrics_effects import ABLATED, CHANNEL, DIRECTION, ablation_sparsity, effect_sparsity
-from subrank.studies.metrics_reading import Reading
+from subrank.studies.metrics.effects import ABLATED, CHANNEL, DIRECTION, ablation_sparsity, effect_sparsity
+from subrank.studies.metrics.reading import Reading
 
 T, V = 8, 64
 

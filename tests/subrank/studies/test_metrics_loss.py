@@ -10,7 +10,7 @@ from tiny import user_error
 
 from editing.loss_recovered import splice_costs
 from sae_core.sites import Site
-from subrank.studies.metrics_loss import Rung, equivalent_compute, read_ladder, spliced_losses
+from subrank.studies.metrics.loss import Rung, equivalent_compute, read_ladder, spliced_losses
 
 SITE = Site(1)
 LADDER = [Rung(1 + 8 * compute**-0.2, compute) for compute in (10.0**power for power in range(2, 9))]

@@ -8,8 +8,8 @@ from handmade import normal
 from sklearn.linear_model import LogisticRegression
 
 from editing.metrics import resampled
-from subrank.studies.metrics_probe import RIDGE, Labels, entropies, fit, nats, probe
-from subrank.studies.metrics_reading import Rows
+from subrank.studies.metrics.probe import RIDGE, Labels, entropies, fit, nats, probe
+from subrank.studies.metrics.reading import Rows
 
 PLANTED = 7
 

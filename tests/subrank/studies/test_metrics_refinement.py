@@ -8,7 +8,7 @@ from handmade import normal
 from random_saes import every_autoencoder, random_sae
 from scipy.optimize import nnls
 
-from subrank.studies.metrics_refinement import refined
+from subrank.studies.metrics.refinement import refined
 
 
 @pytest.fixture(scope="module")

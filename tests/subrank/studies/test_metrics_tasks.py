@@ -8,8 +8,8 @@ from tiny import user_error
 
 from circuits.features.predicates import CLOSING, QUOTES, predicates
 from editing.metrics import resampled
-from subrank.studies.metrics_reading import Reading
-from subrank.studies.metrics_tasks import (
+from subrank.studies.metrics.reading import Reading
+from subrank.studies.metrics.tasks import (
     LEAST,
     NOT_ASKED,
     Questions,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from subrank.studies.power_law import JOINT, Form, fit_law, power
+from subrank.studies.laws.power_law import JOINT, Form, fit_law, power
 
 SIZES = 2.0 ** np.arange(7, 15)
 GPT4 = {"alpha": -0.50, "beta_k": 0.26, "beta_n": -0.017, "gamma": -0.042, "zeta": -1.32, "eta": -0.085}

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from handmade import normal
 
-from subrank.studies.pursuit import pursuit
+from subrank.studies.errors.pursuit import pursuit
 
 DIRECTIONS = F.normalize(normal(40, 12), dim=-1)
 

@@ -23,12 +23,12 @@ from sae_core.training.topk_recipes import TopK
 from subrank.saes import Saes
 from subrank.settings.fields import make
 from subrank.settings.studies import ScalingSettings
-from subrank.studies.metrics import METRICS, Measured, ProbeTask, ReadAt, SetMetrics
-from subrank.studies.power_law import TOKENS, fit_law
-from subrank.studies.scaling_curves import LOG, Checkpoint, flops_per_token, logged, lower_hull
-from subrank.studies.scaling_figures import all_figures, metric_figure
-from subrank.studies.scaling_laws import Laws, Point, best_size, joint_of, series_of
-from subrank.studies.scaling_page import scaling_section, sentences
+from subrank.studies.laws.curves import LOG, Checkpoint, flops_per_token, logged, lower_hull
+from subrank.studies.laws.figures import all_figures, metric_figure
+from subrank.studies.laws.page import scaling_section, sentences
+from subrank.studies.laws.power_law import TOKENS, fit_law
+from subrank.studies.laws.scaling_laws import Laws, Point, best_size, joint_of, series_of
+from subrank.studies.metrics.measured import METRICS, Measured, ProbeTask, ReadAt, SetMetrics
 
 SITE, D_IN, SIZES = Site(2), 64, (128, 256, 512, 1024, 2048)
 SETTINGS = make(ScalingSettings, {"draws": 100, "budget": 1e11})

@@ -14,8 +14,8 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import Site
 from subrank.settings.studies import MetricSettings
-from subrank.studies.metrics import METRICS, SetMetrics
-from subrank.studies.set_metrics import check_files, set_metrics
+from subrank.studies.metrics.measured import METRICS, SetMetrics
+from subrank.studies.metrics.measuring import check_files, set_metrics
 
 SITE = Site(3)
 pytestmark = pytest.mark.slow

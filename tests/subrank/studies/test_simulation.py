@@ -8,8 +8,8 @@ import torch
 from handmade import normal
 from planted import generator
 
-from subrank.studies.fragments import ANY, RANDOM, SILENT, TOP, Examples, choose, fragments_of
-from subrank.studies.simulation import Predictions, Trial, balanced_accuracy, scores, trial, unanswered
+from subrank.studies.simulating.fragments import ANY, RANDOM, SILENT, TOP, Examples, choose, fragments_of
+from subrank.studies.simulating.simulation import Predictions, Trial, balanced_accuracy, scores, trial, unanswered
 
 GROUPS = (TOP, TOP, RANDOM, ANY, SILENT, SILENT)
 

@@ -18,8 +18,8 @@ from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from sae_core.training.topk_recipes import TopK
 from subrank.saes import Saes
-from subrank.studies.splitting_page import Parents, family_figure, sentences
-from subrank.studies.splitting_step import StepCount
+from subrank.studies.relations.splitting_page import Parents, family_figure, sentences
+from subrank.studies.relations.splitting_step import StepCount
 
 SITE, D_IN = Site(0), 24
 

@@ -12,8 +12,8 @@ import subrank as sr
 from subrank.result import _KINDS
 from subrank.settings.fields import make
 from subrank.settings.studies import STUDIES, SuperpositionSettings
-from subrank.studies.superposition_figures import models_figure
-from subrank.studies.toy_models import linear_optimum
+from subrank.studies.toys.figures import models_figure
+from subrank.studies.toys.models import linear_optimum
 
 SMALL = {"features": 6, "dimensions": 2, "densities": (0.05, 1.0), "copies": 2, "steps": 30, "batch": 16}
 SMALL |= {"dictionary_steps": 4}

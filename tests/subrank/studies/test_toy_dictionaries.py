@@ -7,7 +7,7 @@ from handmade import normal
 from planted import unchecked
 
 from sae_core.evaluation.similarity import expected_max_cosine
-from subrank.studies.toy_dictionaries import HiddenActivations, latents_active, recovery
+from subrank.studies.toys.dictionaries import HiddenActivations, latents_active, recovery
 
 PLANTED = F.normalize(normal(5, 15, seed=4), dim=0)
 """Fifteen features in five dimensions."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from handmade import normal
 
-from subrank.studies.toy_geometry import (
+from subrank.studies.toys.geometry import (
     antipodal_pairs,
     dimensions_per_feature,
     interference,

@@ -8,7 +8,7 @@ import torch
 from planted import generator
 from torch import Tensor
 
-from subrank.studies.toy_models import (
+from subrank.studies.toys.models import (
     FALLING,
     LINEAR,
     RATE,

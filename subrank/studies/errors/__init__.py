@@ -1,0 +1,1 @@
+"""What dictionaries leave out."""

@@ -1,0 +1,1 @@
+"""What is explained of features, by what, and what the explanations are worth."""

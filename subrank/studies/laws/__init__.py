@@ -1,0 +1,1 @@
+"""Laws of scaling, fitted and drawn."""

@@ -1,0 +1,1 @@
+"""A language model that is asked about features, behind an endpoint or from a folder."""

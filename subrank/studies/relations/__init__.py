@@ -1,0 +1,1 @@
+"""Which features of two dictionaries belong together."""
