@@ -6,6 +6,7 @@ from typing import Any
 
 import networkx
 
+from circuits.features.feature_label import FeatureLabel
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -104,6 +105,8 @@ class Node:
     """Whether it is mostly active where a context begins or a norm is massive: part of an attention sink."""
     name: str = ""
     """Label, human or automatic."""
+    label: FeatureLabel | None = None
+    """In words; None for what is no feature, and in graphs of earlier versions."""
 
     @property
     def layer(self) -> int | None:
