@@ -7,13 +7,14 @@ label without "(p=" stops them; `influence` is cumulative, small for what matter
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from circuits.groups import story_of
+from circuits.influence import influence
+from circuits.shown_prompt import Prompt
 from sae_core.codec import to_plain
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site
@@ -48,34 +49,6 @@ def node_link(graph: FeatureGraph) -> dict[str, Any]:
 # ---- circuit-tracer and Neuronpedia ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A text on which a circuit is shown."""
-
-    tokens: tuple[str, ...]
-    """Two at least; the last one is where the target is read."""
-    activations: Mapping[NodeId, Sequence[float]] = field(default_factory=dict)
-    """Per node, one number per token. A node stands where it is largest; one that is zero throughout is left out,
-    one that is not listed stands at the last token."""
-    outputs: Mapping[Readout, tuple[int, float]] = field(default_factory=dict)
-    """Per readout, the id of its token and the probability the model gives it; where not listed, 0.0 and its rank."""
-
-    def __post_init__(self):
-        if len(self.tokens) < 2:
-            raise UserError(f"a prompt has at least 2 tokens, or its graph is shown empty; got {len(self.tokens)}")
-        for node, values in self.activations.items():
-            if len(values) != len(self.tokens):
-                raise UserError(f"{node} has {len(values)} activations on a prompt of {len(self.tokens)} tokens")
-
-    def place(self, node: NodeId) -> tuple[int, float | None] | None:
-        """Position and activation of a node; `None` if it is not active here."""
-        values = self.activations.get(node)
-        if values is None:
-            return len(self.tokens) - 1, None
-        peak = max(range(len(values)), key=lambda position: values[position])
-        return (peak, float(values[peak])) if values[peak] > 0 else None
-
-
 def neuronpedia(
     graph: FeatureGraph,
     prompt: Prompt,
@@ -104,7 +77,7 @@ def neuronpedia(
     }
     readouts = [node for node in shown if isinstance(node, Readout)]
     outputs = {readout: (rank, 0.0) for rank, readout in enumerate(readouts)} | dict(prompt.outputs)
-    influence = _influence(graph.target, list(shown), weights)
+    cumulative = _cumulative(graph.target, list(shown), weights)
     keys, nodes = {}, []
     for node in graph.nodes:
         if node.id in shown:
@@ -112,15 +85,16 @@ def neuronpedia(
             record["clerp"] = (
                 record["clerp"] or (names or {}).get(str(node.id)) or node.name or " ".join(node.responds_to)
             )
-            record |= {"influence": influence[node.id], "activation": shown[node.id][1]}
+            record |= {"influence": cumulative[node.id], "activation": shown[node.id][1]}
             record["is_target_logit"] = isinstance(node.id, Readout) and node.id == graph.target
             keys[node.id] = record["node_id"]
             nodes.append(record)
+    members = [(group.name, [keys[node] for node in group.nodes if node in keys]) for group in story_of(graph).groups]
     value = {
         "metadata": _metadata(graph, prompt, slug, scan, layers),
         "qParams": {
-            "pinnedIds": [],
-            "supernodes": [],
+            "pinnedIds": [key for _, shown_keys in members for key in shown_keys],
+            "supernodes": [[name, *shown_keys] for name, shown_keys in members if len(shown_keys) > 1],
             "linkType": "both",
             "clickedId": keys[graph.target],
             "sg_pos": "",
@@ -203,29 +177,13 @@ def _metadata(graph: FeatureGraph, prompt: Prompt, slug: str, scan: str, layers:
     }
 
 
-def _influence(
+def _cumulative(
     target: NodeId, nodes: Sequence[NodeId], weights: Mapping[tuple[NodeId, NodeId], float]
 ) -> dict[NodeId, float]:
-    """Cumulative share of the influence on the target, strongest node first; 0 for the target.
-
-    A node's influence is sum over paths to the target of the product of |weight| / sum |weights into the same node|:
-    e A + e A^2 + ..., which ends since a circuit has no cycles.
-    """
-    into: defaultdict[NodeId, float] = defaultdict(float)
-    for (_, end), weight in weights.items():
-        into[end] += abs(weight)
-    total: defaultdict[NodeId, float] = defaultdict(float)
-    front = {target: 1.0}  # e A^k, after k steps against the arrows
-    for _ in range(len(nodes)):
-        reached: defaultdict[NodeId, float] = defaultdict(float)
-        for (start, end), weight in weights.items():
-            if front.get(end) and into[end]:
-                reached[start] += front[end] * abs(weight) / into[end]
-        for node, share in reached.items():
-            total[node] += share
-        front = reached
-    whole, cumulative, influence = sum(total.values()) or 1.0, 0.0, {target: 0.0}
-    for node in sorted((n for n in nodes if n != target), key=lambda n: -total[n]):
-        cumulative += total[node] / whole
-        influence[node] = min(cumulative, 1.0)
-    return influence
+    """Cumulative share of the influence on the target, strongest node first; 0 for the target."""
+    total = influence(target, weights)
+    whole, cumulative, shares = sum(total.values()) or 1.0, 0.0, {target: 0.0}
+    for node in sorted((n for n in nodes if n != target), key=lambda n: -total.get(n, 0.0)):
+        cumulative += total.get(node, 0.0) / whole
+        shares[node] = min(cumulative, 1.0)
+    return shares

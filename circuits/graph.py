@@ -140,10 +140,11 @@ class FeatureGraph:
 
 def nodes_of(edges: Iterable[Edge], target: NodeId) -> list[NodeId]:
     """The target and every node of `edges`: what is read from the logits first, then later layers before earlier."""
-    return sorted({target, *(end for edge in edges for end in (edge.cause, edge.target))}, key=_depth)
+    return sorted({target, *(end for edge in edges for end in (edge.cause, edge.target))}, key=depth)
 
 
-def _depth(node: NodeId) -> tuple:
+def depth(node: NodeId) -> tuple:
+    """Nodes sort by it: what is read from the logits first, then later layers before earlier."""
     if isinstance(node, Readout):
         return (-1, node.name)
     rank = list(Stream).index(node.site.stream)

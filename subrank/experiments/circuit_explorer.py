@@ -13,11 +13,12 @@ from torch import Tensor
 from circuits.discovery.edge_examples import EdgeExampleFinder
 from circuits.discovery.request import ResolvedRequest
 from circuits.effects.targets import LogitTarget, Target
-from circuits.exports import Prompt, neuronpedia, node_link
+from circuits.exports import neuronpedia, node_link
 from circuits.features.atlas import Examples
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from circuits.shown_prompt import Prompt
 from sae_core.codec import to_plain
 from sae_core.data.text import Contexts
 from sae_core.errors import UserError

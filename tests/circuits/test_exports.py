@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import networkx
 import pytest
@@ -9,8 +10,9 @@ from graph_json import faults
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuits.exports import Prompt, cantor, neuronpedia, node_link
+from circuits.exports import cantor, neuronpedia, node_link
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
+from circuits.shown_prompt import Prompt
 from sae_core.errors import UserError
 from sae_core.sites import FeatureId, Site, Stream
 
@@ -87,6 +89,20 @@ def test_the_export_has_no_fault():
     }
     assert value["metadata"]["generation_settings"]["examples"] == 4
     assert "nested" not in value["metadata"]["generation_settings"]
+
+
+def test_groups_open_as_supernodes_of_what_the_prompt_shows():
+    """Its viewers show what is pinned, and name a group by its first entry; a group of one is no group."""
+    value = exported(activations={})
+    assert value["qParams"]["supernodes"] == []
+    assert set(value["qParams"]["pinnedIds"]) == {node["node_id"] for node in value["nodes"]}
+    graph = diamond()
+    named = replace(graph, nodes=tuple(replace(node, name="pronoun" * (node.layer == 1)) for node in graph.nodes))
+    value = neuronpedia(named, prompt(activations={}), slug="x", scan="m")
+    assert value["qParams"]["supernodes"] == [["pronoun (layer 1)", "1_3_3", "1_2_3"]]
+    assert not list(faults(value))
+    silent = neuronpedia(named, prompt(), slug="x", scan="m")["qParams"]
+    assert silent["supernodes"] == [] and set(silent["pinnedIds"]) == {"3_42_3", "1_2_3", "1_-1_3", "0_1_1"}
 
 
 def test_influence_is_cumulative_over_all_paths():
@@ -172,6 +188,8 @@ SPOILED = {
     "twice": (lambda v: v["nodes"].append(v["nodes"][1]), "2 nodes"),
     "link to nowhere": (lambda v: v["links"][0].update(source="9_9_9"), "no node"),
     "weight": (lambda v: v["links"][0].update(weight="1"), "not of type 'number'"),
+    "pinned": (lambda v: v["qParams"].update(pinnedIds=["9_9_9"]), "pinned"),
+    "supernode": (lambda v: v["qParams"].update(supernodes=[["name", "9_9_9"]]), "not pinned"),
     "clicked": (lambda v: v["qParams"].update(clickedId="9_9_9"), "clickedId"),
 }
 
@@ -198,7 +216,7 @@ def test_a_feature_at_most_tokens_would_be_deleted():
 def test_the_older_id_of_an_error_and_tokens_are_known():
     value = exported()
     value["nodes"][2].update(node_id="0_1_3", jsNodeId="1_3-0")
-    value["links"] = []
+    value["links"], value["qParams"]["pinnedIds"] = [], []
     node = value["nodes"][0] | {"node_id": "E_9_0", "layer": "E", "ctx_idx": 0, "feature_type": "embedding"}
     value["nodes"].append(node | {"jsNodeId": "E_9-0", "feature": 0, "clerp": ""})
     assert not list(faults(value))

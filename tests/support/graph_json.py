@@ -3,6 +3,7 @@
 - A feature's id is `L_F_P` (layer, latent, position) and its number the Cantor pair of L and F.
 - An output's label without "(p=" stops the viewer.
 - `influence` is cumulative, small for what matters most, and a node without it is hidden.
+- A supernode is a name and the ids of nodes, which are shown only where they are pinned.
 - A feature shown at more than two thirds of the prompt's tokens is deleted, so a prompt needs at least two.
 
 `neuronpedia.schema.json` was written from the published schema (version 1.0.0) and circuit-tracer's data model.
@@ -93,6 +94,10 @@ def _link_faults(value: dict[str, Any]) -> Iterator[str]:
             for end in ("source", "target")
             if link[end] not in known
         )
+    pinned = value["qParams"]["pinnedIds"]
+    yield from (f"pinned {key!r} is no node" for key in pinned if key not in known)
+    for name, *members in value["qParams"]["supernodes"]:
+        yield from (f"supernode {name!r} has {key!r}, which is not pinned" for key in members if key not in pinned)
     clicked = value["qParams"]["clickedId"]
     if clicked and clicked not in known:
         yield f"clickedId {clicked!r} is no node"
