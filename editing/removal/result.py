@@ -87,9 +87,19 @@ class RemovalResult:
         if not any(each.rival is Method.LEACE for each in self.comparisons):
             return verdict(self.comparisons, Method.LEACE, self.share)
         sentences = [verdict(self.comparisons, rival, self.share) for rival in (Method.LEACE, Method.MEANS)]
+        if unseen := self.unseen():
+            sentences.append(
+                f"At {', '.join(unseen)} the features are active nowhere in the text on which damage is measured, so "
+                "that what they cost is not known: give more contexts"
+            )
         if self.skipped:
             sentences.append(f"At {', '.join(self.skipped)} no features were found, and nothing was compared")
         return ". ".join(sentences)
+
+    def unseen(self) -> tuple[str, ...]:
+        """Sites at which the features' edit changes no token of the text, so that its damage of 0 says nothing."""
+        rows = [*self.methods, *self.elsewhere]
+        return tuple(row.site for row in rows if row.method is Method.FEATURES and row.damage.value == 0)
 
     def _best_of(self, rival: Method) -> str:
         """Where a rival needs least by the test prompts themselves, which is in its favour; nothing if that is here."""

@@ -40,14 +40,16 @@ class Reach:
         """Smaller is better: less damage among those that remove the share, else more removed."""
         return not self.reached, self.damage if self.reached else -self.removed
 
-    def rank(self) -> tuple[bool, int, float]:
+    def rank(self) -> tuple[bool, int, bool, float]:
         """The same for features, of which more is asked.
 
         Before the damage comes what is left within sentences, in steps of 0.25 (finer ones are noise): an edit can turn
         the answers of some sentences round and leave the others, which cancels over all prompts and removes nothing.
+        A damage of exactly 0 is none that was measured: the features are active nowhere in the text for choosing, and
+        any that are rank first.
         """
         fails, cost = self.cost()
-        return fails, step_of(self.within), cost
+        return fails, step_of(self.within), self.reached and self.damage == 0.0, cost
 
 
 def step_of(within: float) -> int:

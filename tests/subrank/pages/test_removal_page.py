@@ -114,6 +114,13 @@ def test_the_page_shows_every_method_what_was_resampled_and_the_notes(result):
     }
 
 
+def test_a_damage_that_the_text_could_not_show_is_said_so(result):
+    """Control: where some token of the text is reached, nothing is said."""
+    rare = replace(result, elsewhere=(removal(Method.FEATURES, 0.5, 0.0, THERE),))
+    assert not result.unseen() and "is not known" not in result.verdict()
+    assert rare.unseen() == (THERE,) and f"At {THERE} the features are active nowhere in the text" in rare.verdict()
+
+
 def test_what_was_left_out_is_not_shown(result):
     without = replace(result, comparisons=(), methods=result.methods[:1], curves=result.curves[:1], elsewhere=())
     page = removal_section(replace(without, notes=("no concept",), everywhere=()))

@@ -70,6 +70,12 @@ def test_an_edit_that_turns_some_sentences_round_ranks_behind_one_that_removes()
     assert Reach(1.0, 0.8, 1e-3, True, 0.24).rank() < removes.rank()  # what is left within decides only in steps
 
 
+def test_a_damage_that_no_token_of_the_text_could_show_ranks_behind_one_that_was_measured():
+    """Control: the least damage that was measured at all ranks by itself."""
+    unseen, measured, faint = (Reach(1.0, 0.8, damage, True, 0.2) for damage in (0.0, 0.01, 1e-9))
+    assert faint.rank() < measured.rank() < unseen.rank() < Reach(1.0, 0.7, 0.01, False, 0.2).rank()
+
+
 @pytest.mark.slow
 def test_features_are_chosen_fitted_and_kept_within_the_budget(search, components, task, text):
     """Control: a budget of nothing leaves nothing."""
