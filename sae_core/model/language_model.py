@@ -29,6 +29,7 @@ from sae_core.model.fused import fused_attention, fused_from
 from sae_core.model.generation import Sampling, generate, pieces
 from sae_core.model.hub import model_source
 from sae_core.model.middle import attach_middle
+from sae_core.model.norms import compute_once
 from sae_core.model.probe import probe
 from sae_core.model.skipping import Halt, returns_tuples, skipped
 from sae_core.model.vocabulary import Vocabulary
@@ -285,6 +286,7 @@ def load_model(
         bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config, device=device)
         bridge.eval()
         bridge.requires_grad_(False)
+        compute_once(bridge)
         full = str(source.resolve()) if isinstance(source, Path) and name != "storybook" else str(name)
         model = LanguageModel(bridge, tokenizer, bos_id=bos_id, name=full)
         model.unfit, model._widths = probe(model)
