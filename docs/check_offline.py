@@ -11,7 +11,9 @@ from pathlib import Path
 
 LOADED = {"a": (), "link": ("href",)}
 """Attributes of a tag that name what a browser loads by itself; of all others `DEFAULT`."""
-DEFAULT = ("src", "srcset", "data", "poster", "href", "xlink:href")
+DEFAULT = ("src", "data", "poster", "href", "xlink:href")
+LISTS = ("srcset", "imagesrcset")
+"""Attributes that name several, each with its size behind it."""
 ELSEWHERE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 IN_STYLES = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)", re.IGNORECASE)
 
@@ -24,7 +26,9 @@ class Resources(HTMLParser):
         self.elsewhere: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elsewhere += [v for k, v in attrs if k in LOADED.get(tag, DEFAULT) and v and ELSEWHERE.match(v)]
+        named = [v for k, v in attrs if k in LOADED.get(tag, DEFAULT) and v]
+        named += [each for k, v in attrs if k in LISTS for each in re.split(r",\s+|\s+", v or "")]
+        self.elsewhere += [address for address in named if ELSEWHERE.match(address)]
         self.elsewhere += IN_STYLES.findall(dict(attrs).get("style") or "")
 
     def handle_data(self, data: str) -> None:

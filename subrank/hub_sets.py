@@ -21,6 +21,7 @@ from sae_core.storage import QUALITY, SET, DictionarySet, public_name
 
 PREFIX, KINDS = "hf:", (".json", ".safetensors")
 _NAME = r"[\w.-]+/[\w.-]+"
+_CACHED = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/(.+))?", re.ASCII)
 _PLACE = re.compile(rf"(?:{PREFIX})?({_NAME})(?:@([^/\s]+))?(?:/([\w.=+/-]+))?", re.ASCII)
 
 
@@ -111,6 +112,15 @@ def _copy(at: HubPlace, kinds: Sequence[str]) -> Path:
             local_files_only=not hub_answers(hub),
         )
     return Path(copy) / at.folder
+
+
+def place_of(path: Path) -> str:
+    """Of a path in the hub's cache the place that it is a copy of, at its commit; of any other the whole path."""
+    whole = path.expanduser().absolute()
+    if match := _CACHED.fullmatch(whole.as_posix()):
+        owner, name, commit, folder = match.groups()
+        return str(HubPlace(f"{owner}/{name}", commit, folder or ""))
+    return str(whole)
 
 
 def local_set(place: str | Path) -> Path:

@@ -144,8 +144,16 @@ def test_what_a_page_loads_from_elsewhere_is_found(tmp_path):
     page.write_text(
         '<a href="https://a.org">a link</a><script src="mine.js"></script><img src="data:image/png;base64,AA==">'
         '<script src="https://b.org/x.js"></script><link rel="stylesheet" href="//c.org/x.css">'
+        '<img srcset="mine.png 1x, https://g.org/y.png 2x"><link imagesrcset="https://h.org/z.png">'
         '<style>@font-face {src: url("http://d.org/x.woff")}</style><p>url(https://e.org)</p>'
     )
     sheet.write_text("@import 'https://f.org/x.css'; b {background: url(mine.png)}")
-    assert elsewhere(page) == ["https://b.org/x.js", "//c.org/x.css", "http://d.org/x.woff"]
+    loaded = [
+        "https://b.org/x.js",
+        "//c.org/x.css",
+        "https://g.org/y.png",
+        "https://h.org/z.png",
+        "http://d.org/x.woff",
+    ]
+    assert elsewhere(page) == loaded
     assert elsewhere(sheet) == ["https://f.org/x.css"]

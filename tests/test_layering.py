@@ -1,8 +1,10 @@
 """Arrows run down only, one file knows the model library, and light modules stay light to import."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import networkx as nx
@@ -51,6 +53,15 @@ def room(module: str, depth: int) -> str:
     """The folder that a module stands in, at most `depth` names long, or the module itself where it stands higher."""
     parts = module.split(".")
     return ".".join(parts[:depth]) if len(parts) > depth else module
+
+
+def test_what_is_imported_is_declared():
+    """Also inside of functions: what another dependency happens to bring may go with its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.split("[[<>=]", each)[0].replace("-", "_") for each in declared} | {"sklearn"}  # scikit-learn
+    imported_names = {name for floor in FLOORS for path in files(floor) for name in packages(path)}
+    assert imported_names - {*FLOORS, *sys.stdlib_module_names} <= names
 
 
 def circles(graph: nx.DiGraph) -> list[set[str]]:

@@ -59,6 +59,14 @@ class Contexts:
         single = self.training.data_ptr() == self.held_out.data_ptr()
         return self.training if single else torch.cat([self.held_out, self.training])
 
+    @property
+    def training_apart(self) -> Int[Tensor, "contexts pos"]:
+        """Those of training that share no document with those held out.
+
+        Where documents were not held out whole, one may run on into the first context of training: that is left out.
+        """
+        return self.training[0 if self.by_document or len(self.training) < 2 else 1 :]
+
     def apart(self, n: int, n_other: int) -> tuple[Int[Tensor, "n pos"], Int[Tensor, "other pos"]]:
         """(`n` contexts, `n_other` further ones): from training and held out, so that they share no document.
 

@@ -24,7 +24,7 @@ from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.experiments.cost import announce, pass_over, quality_parts
-from subrank.hub_sets import local_path
+from subrank.hub_sets import local_path, place_of
 from subrank.progress import shown
 from subrank.saes import Saes, a_model
 from subrank.settings.experiments import ImportSettings
@@ -126,7 +126,7 @@ def gather(
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
         dictionaries[site] = _meant(each.dictionary.to(model.device), model)
-        origin[str(site)] = f"{file.expanduser().absolute()} ({each.format})"
+        origin[str(site)] = f"{place_of(file)} ({each.format})"
     return DictionarySet(model.name, model.fingerprint(), text, dictionaries, None, origin)
 
 

@@ -12,7 +12,7 @@ The error e = x - x_hat of each dictionary, on text that no map was fitted on:
 Each of the paper's findings stands beside ours (`errors/claims.py`). Tokens of massive norm are left out.
 
 Cost: the text read three times by the model, 10 d_in^2 multiply-adds per token, dictionary and pass; for the largest
-set the held-out text under four edits at every site, and small dictionaries trained on five parts of each error.
+set the held-out text under four edits at every site, and small dictionaries trained on six parts of each error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ from subrank.studies.errors.batches import Place, Reader
 from subrank.studies.errors.claims import Claim, claims
 from subrank.studies.errors.fits import ErrorFit, SizePair
 from subrank.studies.errors.page import dark_matter_section, figures_of, sentences
-from subrank.studies.errors.parts import BATCH, Rows, dictionary_fvus, loss_shares, pursued, training
+from subrank.studies.errors.parts import BATCH, PARTS, Rows, dictionary_fvus, loss_shares, pursued, training
 from subrank.studies.errors.regression import context_weights
 from subrank.studies.errors.report import SiteErrors, site_errors
 from subrank.studies.splitting import shared_sites
@@ -155,12 +155,8 @@ def earlier_site(model: LanguageModel, dictionaries: Mapping[Site, Any], site: S
 
 
 def two_parts(contexts: Contexts, settings: DarkMatterSettings, d_in: int) -> tuple[Tokens, Tokens]:
-    """(Contexts for fits, contexts to measure on) of other documents; raises `UserError` where there are too few.
-
-    Where documents were not held out whole, one may run on into the first context of training: that is passed over.
-    """
-    training, held = contexts.training[0 if contexts.by_document else 1 :], contexts.held_out
-    fitted, held = training[: settings.contexts], held[: settings.held]
+    """(Contexts for fits, contexts to measure on) of other documents; raises `UserError` where there are too few."""
+    fitted, held = contexts.training_apart[: settings.contexts], contexts.held_out[: settings.held]
     if fitted.numel() < 2 * d_in or len(held) < 2:
         raise UserError(
             f"{len(fitted)} contexts of {fitted.shape[1]} tokens, and {len(held)} to measure on, are too few for "
@@ -218,7 +214,7 @@ def trial(
     }
     if settings.steps:
         x = torch.randn(4 * BATCH, d_in, generator=generator_for(settings.seed, "trial")).to(model.device)
-        rows = Rows({Site(number): x for number in range(5)}, settings.seed)
-        words = f"dictionaries on 5 parts of {n_places} errors x {settings.steps} steps"
+        rows = Rows({Site(number): x for number in range(len(PARTS))}, settings.seed)
+        words = f"dictionaries on {len(PARTS)} parts of {n_places} errors x {settings.steps} steps"
         timed[words] = train(rows, training(rows, settings)), n_places * settings.steps
     return timed

@@ -130,7 +130,7 @@ def run_explain(
     text, _ = text_of(sets, settings.text)
     Stages(on_progress).begin(f"reading {text.source}")
     contexts = text.read(model)
-    texts = contexts.training[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 2)]
+    texts = contexts.training_apart[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 2)]
     announce_cost(model, sets, settings, sum(map(len, texts)), text.n_ctx, on_progress)
     methods = set_methods(sets, model, texts, settings, on_progress)
     methods += beside_methods(sets, model, texts, settings, on_progress)
@@ -146,7 +146,7 @@ def run_explain(
         problems=tuple(answers.problems[:5]) if answers else (),
     )
     known = asdict(settings) | folders_of(sets)
-    depends = {name: saes.dictionaries for name, saes in sets.items()}, (asked.name if asked else "")
+    depends = {name: saes.dictionaries for name, saes in sets.items()}, ((asked.name, asked.place) if asked else "")
     provenance = Provenance.of(Explanations.verb, model, known, dictionaries=depends, text=contexts.digest)
     examples = shown_of(claims, methods[0].catalogue.names)
     return Explanations(asked.name if asked else RULES, rows_of(claims), examples, tally, provenance)

@@ -28,6 +28,7 @@ from sae_core.formats.hook_names import parse_site
 from sae_core.model.generation import pieces
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
+from sae_core.room import check_memory
 from sae_core.sites import Site
 from subrank.progress import shown
 from subrank.result import Provenance, Result
@@ -180,6 +181,9 @@ class _Counts:
             for reader, at in zip(readers, sites, strict=True)
         ]
         pairs = [(a, b) for a in sites[0] for b in sites[1]]
+        needed = sum(2 * 4 * sizes[0][a] * sizes[1][b] for a, b in pairs)
+        what = f"the products of latents at {len(pairs)} pairs of sites"
+        check_memory(needed, torch.device("cpu"), what, "name a --site and an --other-site")
         self.counted = {(a, b): Correlations(sizes[0][a], sizes[1][b]) for a, b in pairs}
         self.shifted = {(a, b): Correlations(sizes[0][a], sizes[1][b]) for a, b in pairs}
         self.tops = [{site: TopPlaces(n) for site, n in of.items()} for of in sizes]

@@ -31,6 +31,7 @@ from sae_core.errors import UserError
 from sae_core.formats.hook_names import parse_site
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
+from sae_core.room import check_memory
 from sae_core.sites import Site
 from subrank.progress import shown
 from subrank.result import Provenance, Result
@@ -86,7 +87,7 @@ class Splitting(Result):
         }
         labels = {
             name: {Site.parse(at): tuple(words) for at, words in by_site.items()}
-            for name, by_site in numbers["labels"].items()
+            for name, by_site in numbers.get("labels", {}).items()  # older results have none
         }
         return cls(sizes, tuple(from_plain(Step, each) for each in numbers["steps"]), labels, provenance)
 
@@ -155,6 +156,9 @@ class Counts:
 
     def __init__(self, named: Mapping[str, Mapping[Site, Dictionary]], seed: int):
         self.named, self.sites = named, list(next(iter(named.values())))
+        sizes = [[len(named[name][site].directions) for name in named] for site in self.sites]
+        needed = sum(3 * 4 * small * large for each in sizes for small, large in pairwise(each))
+        check_memory(needed, torch.device("cpu"), "counting pairs of latents", "name a --site, or give smaller sets")
         self.between = [
             StepCount(site, (small, named[small][site]), (large, named[large][site]), seed)
             for site in self.sites

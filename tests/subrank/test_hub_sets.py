@@ -17,7 +17,7 @@ from sae_core.data.text import Text
 from sae_core.evaluation.reconstruction import Quality
 from sae_core.formats.readers import load_foreign
 from sae_core.sites import Site, Stream
-from subrank.hub_sets import HubPlace, local_path
+from subrank.hub_sets import HubPlace, local_path, place_of
 from subrank.saes import Saes
 
 SITES = (Site(0), Site(1, Stream.MLP_OUT))
@@ -199,7 +199,14 @@ def test_other_peoples_repositories_are_imported(hub, saes, tmp_path):
     hub.commit("they/theirs", {f"resid_post.0/{file.name}": file.read_bytes() for file in files})
     with user_error("no set of subrank's", "sr.import_saes", "hf:they/theirs/FOLDER"):
         sr.load("hf:they/theirs")
-    assert load_foreign(local_path("hf:they/theirs/resid_post.0")).site == SITES[0]
+    copy = local_path("hf:they/theirs/resid_post.0")
+    assert load_foreign(copy).site == SITES[0]
+    commit = copy.parent.name
+    assert (
+        place_of(copy) == f"hf:they/theirs@{commit}/resid_post.0"
+        and place_of(copy.parent) == f"hf:they/theirs@{commit}"
+    )
+    assert HubPlace.parse(place_of(copy)).revision == commit and place_of(tmp_path / "set") == str(tmp_path / "set")
 
 
 def test_what_is_no_place_is_said():

@@ -13,7 +13,7 @@ from subrank.studies.llm.questions import DETECT, EXPLAIN, FUZZ, SIMULATE, Quest
 class Oracle:
     """Explains by the token with the highest level, and expects a feature wherever its explanation's token is."""
 
-    name = "oracle"
+    name, place = "oracle", "here"
 
     def __init__(self) -> None:
         self.asked: list[Question] = []

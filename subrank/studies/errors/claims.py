@@ -14,7 +14,7 @@ import torch
 from sae_core.estimate import Estimate
 from subrank.studies.errors import fits as names
 from subrank.studies.errors.fits import ERROR, ERROR_NORM, LINEAR, NONLINEAR, SQUARED, ErrorFit, X
-from subrank.studies.errors.parts import LIKE_N, PURSUED, SHUFFLED
+from subrank.studies.errors.parts import LIKE, PARTS, PURSUED, SHUFFLED
 from subrank.studies.errors.regression import Draws, estimate
 
 Errors = Sequence[ErrorFit]
@@ -137,17 +137,18 @@ def _over_sizes(smallest: Errors, largest: Errors) -> list[Claim]:
 def _parts(errors: Errors) -> list[Claim]:
     """What the linear and the nonlinear error are, and what makes the latter less."""
     read = partial(_mean, errors)
-    trained = {f"on {name}": read("dictionaries", name) for name in (X, LINEAR, NONLINEAR, LIKE_N)}
+    on = {name: read("dictionaries", name) for name in PARTS}
+    worse = {name: on[name] - on[like] for name, like in LIKE.items()}  # than on what has no features
     kept = {f"{name} gives back": read("loss", name) for name in (LINEAR, NONLINEAR, SHUFFLED)}
     linear = _saved(errors, "fvu", X)
     later = [error for error in errors if error.number("fvu", names.EARLIER) is not None]
     return [
         Claim.of(
             "Dictionaries trained on the nonlinear error are worse",
-            "FVU of one on N less that of one on L; above 0",
-            read("dictionaries", NONLINEAR) - read("dictionaries", LINEAR),
+            "FVU of one on N less that of one on a Gaussian like N, less the same of L; above 0",
+            worse[NONLINEAR] - worse[LINEAR],
             _above,
-            trained,
+            {f"on {name}": draws for name, draws in on.items()},
         ),
         Claim.of(
             "The nonlinear error costs cross-entropy in proportion to its size",

@@ -13,7 +13,7 @@ from subrank.pages.page import MISSING, Cell, Table, estimate_cell, figure, rend
 from subrank.studies.errors import fits as names
 from subrank.studies.errors.claims import Claim
 from subrank.studies.errors.fits import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, X
-from subrank.studies.errors.parts import LIKE_N, PURSUED, RISE, SHUFFLED
+from subrank.studies.errors.parts import LIKE, PURSUED, RISE, SHUFFLED
 from subrank.studies.errors.report import Prediction, SiteErrors
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ MEASURED = {
     "on e": ("dictionaries", ERROR),
     "on L": ("dictionaries", LINEAR),
     "on N": ("dictionaries", NONLINEAR),
-    "on Gaussian": ("dictionaries", LIKE_N),
+    "on Gaussian like L": ("dictionaries", LIKE[LINEAR]),
+    "like N": ("dictionaries", LIKE[NONLINEAR]),
     "before pursuit": ("pursuit", PLAIN),
     "after": ("pursuit", PURSUED),
 }

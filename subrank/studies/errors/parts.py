@@ -1,9 +1,11 @@
 """What the two parts of an error are: x = x_hat + L + N (`errors/fits.py`).
 
 - What each costs the prediction: of the rise of the cross-entropy with x_hat in place of x, the share that goes when
-  x_hat + L, or x_hat + N, is there instead. Control: the L of another token.
+  x_hat + L, or x_hat + N, is there instead. Control: the L of the same position of another context, half of the text
+  away.
 - How well a sparse dictionary does on each: TopK dictionaries of one size and training on x, e, L, N, by FVU on other
-  contexts. Control: a Gaussian of the mean and covariance of N, which has no features.
+  contexts. Controls: Gaussians of the mean and covariance of N and of L on the contexts of the fit, which have no
+  features; a vector of few strong dimensions is easy to reconstruct whatever it is made of.
 - How much of the FVU is the encoder's: gradient pursuit with the same directions and as many latents, token by token
   (`errors/pursuit.py`).
 """
@@ -31,9 +33,12 @@ from subrank.settings.studies import DarkMatterSettings
 from subrank.studies.errors.batches import Batch
 from subrank.studies.errors.fits import ERROR, LINEAR, NONLINEAR, PLAIN, ErrorFit, X
 from subrank.studies.errors.pursuit import pursuit
-from subrank.studies.errors.regression import Draws, LeastSquares, Linear, Scores
+from subrank.studies.errors.regression import Draws, Gaussian, LeastSquares, Linear, Scores
 
-LIKE_N, SHUFFLED = "Gaussian like the nonlinear error", "linear error of another token"
+LIKE = {LINEAR: "Gaussian like the linear error", NONLINEAR: "Gaussian like the nonlinear error"}
+PARTS = (X, ERROR, *LIKE, *LIKE.values())
+"""What dictionaries are trained on."""
+SHUFFLED = "linear error of another context"
 RISE, PURSUED = "rise", "pursuit"
 BATCH = 512
 """Tokens per step of training."""
@@ -52,21 +57,15 @@ class KeptError:
     part: str
     mask: Bool[Tensor, "batch pos"]
     outlier_norm: float
+    other: Float[Tensor, "batch pos d_in"]
+    """The linear error of other contexts."""
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        linear = self.linear(h).to(h)
-        if self.part == SHUFFLED:
-            counted = self.mask & inliers(h, self.outlier_norm)
-            linear = _elsewhere(torch.where(counted[..., None], linear, 0.0))
+        linear = self.other if self.part == SHUFFLED else self.linear(h).to(h)
         if self.part == NONLINEAR:
             return where_inlier(self, self.mask, h - linear, h)
         x_hat = self.dictionary.decode(codes(self.site, self.dictionary, h))
         return where_inlier(self, self.mask, x_hat + linear if self.part else x_hat, h)
-
-
-def _elsewhere(values: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-    """Those of the token seven before, the first of a context having those of the end of another."""
-    return values.flatten(0, 1).roll(7, 0).view_as(values)
 
 
 @torch.no_grad()
@@ -75,16 +74,26 @@ def loss_shares(
 ) -> dict[str, Draws]:
     """(CE with x_hat - CE with the part too) / (CE with x_hat - CE of the model), and that rise in nats per token."""
     parts, at_once = ("", LINEAR, NONLINEAR, SHUFFLED), model.at_once(16)
-    sums = torch.zeros(len(contexts), 2 + len(parts)).double()
-    for number, tokens in enumerate(contexts.split(at_once)):
+    sums, others = torch.zeros(len(contexts), 2 + len(parts)).double(), contexts.roll(len(contexts) // 2, 0)
+    for number, (tokens, elsewhere) in enumerate(zip(contexts.split(at_once), others.split(at_once), strict=True)):
         chunk = EditedContexts(model, tokens, [site])
-        edits = [KeptError(site, error.dictionary, error.linear, part, chunk.mask, limit) for part in parts]
+        other = linear_error(model, site, error.linear, elsewhere[:, :-1], limit)
+        edits = [KeptError(site, error.dictionary, error.linear, part, chunk.mask, limit, other) for part in parts]
         nll = torch.cat([chunk.original, chunk.costs(edits)])
         rows = number * at_once + chunk.scored.nonzero()[:, 0].cpu()
         sums.index_add_(0, rows, torch.cat([nll, torch.ones_like(nll[:1])]).T)
     original, spliced, *kept, n = (error.scores.weights @ sums).T
     shares = {part: (spliced - loss) / (spliced - original) for part, loss in zip(parts[1:], kept, strict=True)}
     return {RISE: (spliced - original) / n, **shares}
+
+
+def linear_error(
+    model: LanguageModel, site: Site, linear: Linear, tokens: Int[Tensor, "batch pos"], limit: float
+) -> Float[Tensor, "batch pos d_in"]:
+    """L at every token; 0 at those that are left out."""
+    h = model.record(tokens, [site])[site]
+    counted = model.content(tokens).to(h.device) & inliers(h, limit)
+    return torch.where(counted[..., None], linear(h).to(h), 0.0)
 
 
 # ---- on the activations ----------------------------------------------------------------------------
@@ -125,7 +134,8 @@ def dictionary_fvus(
     error: ErrorFit, fitted: Batch, held: Batch, settings: DarkMatterSettings
 ) -> Iterator[dict[str, Draws]]:
     """Trains dictionaries on the parts of `fitted`; after each step but the last an empty dict, then FVUs on `held`."""
-    parts, others = _parts(error, fitted, settings.seed), _parts(error, held, settings.seed + 1)
+    like = {name: gaussian_like(part) for name, part in zip(LIKE, error.split(fitted), strict=True)}
+    parts, others = (_parts(error, like, *each) for each in ((fitted, settings.seed), (held, settings.seed + 1)))
     places = {name: Site(number) for number, (name, x) in enumerate(parts.items()) if x.any()}
     rows = Rows({place: parts[name].contiguous() for name, place in places.items()}, settings.seed)
     if not rows.x:
@@ -141,18 +151,22 @@ def dictionary_fvus(
     yield {name: 1 - scores.r2(name, "") for name in places}
 
 
-def _parts(error: ErrorFit, batch: Batch, seed: int) -> dict[str, Tensor]:
-    linear, nonlinear = error.split(batch)
+def gaussian_like(x: Float[Tensor, "tokens d"]) -> Gaussian:
+    """The normal distribution with the mean and covariance of some rows."""
     sums = LeastSquares()
-    sums.add(nonlinear, nonlinear[:, :0])
-    like = sums.gaussian().draw(len(nonlinear), generator_for(seed, "like the nonlinear error"))
-    return {X: batch.x, ERROR: batch.error, LINEAR: linear, NONLINEAR: nonlinear, LIKE_N: like}
+    sums.add(x, x[:, :0])
+    return sums.gaussian()
+
+
+def _parts(error: ErrorFit, like: Mapping[str, Gaussian], batch: Batch, seed: int) -> dict[str, Tensor]:
+    drawn = (gaussian.draw(len(batch.x), generator_for(seed, LIKE[name])) for name, gaussian in like.items())
+    return dict(zip(PARTS, (batch.x, batch.error, *error.split(batch), *drawn), strict=True))
 
 
 @torch.no_grad()
 def pursued(error: ErrorFit, held: Batch, most: int) -> dict[str, Draws]:
     """FVUs of the dictionary's own codes and of those of pursuit, on at most so many tokens."""
-    chosen = torch.linspace(0, len(held.x) - 1, min(most, len(held.x))).long()
+    chosen = torch.randperm(len(held.x), generator=generator_for(0, "pursuit"))[:most]
     x, x_hat, l0, dictionary = held.x[chosen], held.x_hat[chosen], held.l0[chosen], error.dictionary
     constant = dictionary.decode(x.new_zeros(1, len(dictionary.directions)))
     scores = Scores(error.scores.weights)

@@ -25,13 +25,15 @@ LINES = 20
 """Times that it says how far it is, about."""
 PER_TOKEN = 4
 """Characters of English in a token, about."""
-VERSION = 1
+VERSION = 2
 
 
 class Asked(Protocol):
     """What answers questions."""
 
     name: str
+    place: str
+    """Where it is: models of one name at two places are two."""
 
     def answer(self, question: Question) -> Reply:
         """Its reply, or one with a problem; raises `UserError` where there will never be one."""
@@ -107,7 +109,7 @@ class Answers:
         return key in self._memory
 
     def _key(self, question: Question) -> str:
-        known = [VERSION, self.asked.name, question.text, question.n, question.top]
+        known = [VERSION, self.asked.name, self.asked.place, question.text, question.n, question.top]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 

@@ -50,7 +50,7 @@ class Endpoint:
         sleep: Callable[[float], None] = time.sleep,
     ):
         check_address(url)
-        self.name, self.url = name, url.rstrip("/")
+        self.name, self.place = name, url.rstrip("/")
         self._key, self._first_wait, self._sleep = os.environ.get(KEY, "").strip(), first_wait, sleep
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{KEY} holds characters that no key has; set it again")
@@ -68,7 +68,7 @@ class Endpoint:
         while tries < TRIES:
             sent = self._request(question)
             try:
-                response = httpx.post(f"{self.url}/chat/completions", json=sent, **self._how)
+                response = httpx.post(f"{self.place}/chat/completions", json=sent, **self._how)
             except httpx.HTTPError as error:
                 problem, wait = f"{type(error).__name__}: {self._without_key(str(error))}", None
             else:
@@ -77,7 +77,7 @@ class Endpoint:
                 body = self._body(response)
                 problem = f"HTTP {response.status_code}: {' '.join(body.split())[:200]}"
                 if response.status_code in _FATAL:
-                    raise UserError(f"{self.url}: {_FATAL[response.status_code]} ({problem})")
+                    raise UserError(f"{self.place}: {_FATAL[response.status_code]} ({problem})")
                 if response.status_code in (400, 422) and self._leaves_out(body, sent):
                     continue
                 if response.status_code not in (200, 408, 409, 429) and response.status_code < 500:

@@ -23,9 +23,8 @@ class Folder:
 
     def __init__(self, folder: Path, *, device: str | torch.device | None = None):
         self.model = load_model(folder, device=device)
-        self.name = f"{folder.name} {weights_digest(self.model.bridge.original_model)[:12]}"
+        self.name, self.place = f"{folder.name} {weights_digest(self.model.bridge.original_model)[:12]}", "this process"
         self._lock = threading.Lock()
-        self._before_digit = self.model.to_ids("1\t")
         self._digits = [_digit(self.model, value) for value in range(10)]
         if len({*self._digits}) < 10:
             raise UserError(f"the tokens of {folder} do not tell digits apart; give another model to --llm")

@@ -31,7 +31,7 @@ from subrank.studies.metrics.patterns import explained
 from subrank.studies.metrics.probe import Probed, mean_loss
 from subrank.studies.metrics.reading import Reading, read_sites
 from subrank.studies.metrics.refinement import refined
-from subrank.studies.metrics.tasks import Asked, Questions, kept, knows_grammar, of_characters, of_grammar, of_labels
+from subrank.studies.metrics.tasks import Asked, Questions, knows_grammar, of_characters, of_grammar, of_labels
 from subrank.studies.relations.splitting_step import mean_estimate
 
 SPLICED, REFINED = 48, 512
@@ -123,7 +123,7 @@ def benches(
     """The texts and questions, read at all sites."""
     ladder = read_ladder(settings.ladder) if settings.ladder else None
     labelled = [of_labels(model, settings.labels)] if settings.labels else []
-    parts = (contexts.training[: settings.contexts], contexts.held_out[: settings.contexts])
+    parts = (contexts.training_apart[: settings.contexts], contexts.held_out[: settings.contexts])
     splits = [(of_characters(model, parts[0]), of_characters(model, parts[1])), *labelled]
     if knows_grammar(model):
         splits.append(of_grammar(model, settings.contexts, parts[0].shape[1], settings.seed))
@@ -136,8 +136,9 @@ def benches(
     for site in sites:
         here = [(training[site], held[site]) for training, held in readings]
         basis = pca(here[0][0].rows.x)
-        questions = [Asked.of(split, pair, basis) for split, pair in zip(splits, here, strict=True) if kept(*split)]
-        every.append(Bench(model, site, *here[0], limits[site], basis, questions, ladder, settings))
+        questions = [Asked.of(split, pair, basis) for split, pair in zip(splits, here, strict=True)]
+        known = [each for each in questions if each]
+        every.append(Bench(model, site, *here[0], limits[site], basis, known, ladder, settings))
     return every
 
 

@@ -12,6 +12,7 @@ from editing.metrics import estimate_from, resampled
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import inliers
+from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
 AT_ONCE = 16
@@ -49,8 +50,9 @@ class Rows:
         return self.ratio((self.x - x_hat).square().sum(-1), (self.x - self.x.mean(0)).square().sum(-1))
 
     def thinned(self, most: int) -> "Rows":
-        """At most so many tokens, evenly from all over the text."""
-        return self.chosen(torch.arange(0, len(self.x), max(1, -(-len(self.x) // most)), device=self.x.device))
+        """At most so many tokens, drawn from all over the text: every so-and-so-many-th may be one of a kind."""
+        drawn = torch.randperm(len(self.x), generator=generator_for(0, "thinned"))[:most]
+        return self.chosen(drawn.sort().values.to(self.x.device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 Of any text what its characters say (`circuits/features/predicates.py`), and where a sentence begins. Of the storybook
 what its grammar knows besides: documents are drawn anew, with the truth of every token. And of a user's JSON lines the
 label of each text, asked at its last token. A question is kept if it has `LEAST` answers of either kind to choose on,
-and as many held out.
+and as many held out. Of each so many tokens are drawn as are read, the same ones where questions share them.
 """
 
 import random
@@ -26,6 +26,7 @@ from sae_core.errors import UserError
 from sae_core.files import parse_json, read_text, user_path
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.padding import pad
+from sae_core.seeds import generator_for
 from sae_core.storybook.grammar import Grammar, vocabulary
 from sae_core.storybook.page import END, Token, female
 from subrank.studies.metrics.measured import ProbeTask
@@ -34,7 +35,7 @@ from subrank.studies.metrics.reading import Reading
 
 LEAST = 16
 MOST = 2048
-"""Tokens to choose on, at most."""
+"""Tokens to choose on, of each question at most."""
 LONGEST = 128
 """Tokens of a user's text that are read, the last ones, at most."""
 NOT_ASKED = -1
@@ -157,16 +158,26 @@ def kept(training: Questions, held: Questions) -> list[str]:
 
 
 def labels_at(reading: Reading, questions: Questions, names: Sequence[str], most: int | None = None) -> Labels:
-    """The answers beside activations, of at most so many of the tokens that count and are asked anything."""
+    """The answers beside activations, of each question at most so many of the tokens that count and are asked."""
     answers = torch.stack([questions.answers[name] for name in names]).to(reading.counted.device)
-    chosen = reading.counted & (answers != NOT_ASKED).any(0)
-    if most and int(chosen.sum()) > most:
-        where = chosen.nonzero()
-        row, place = where[torch.arange(0, len(where), -(-len(where) // most))].T
-        chosen = torch.zeros_like(chosen)
-        chosen[row, place] = True
-    of_rows = answers[:, chosen]
-    return Labels(tuple(names), reading.rows_at(chosen), of_rows == 1, of_rows != NOT_ASKED)
+    asked = reading.counted & (answers != NOT_ASKED)
+    if most:  # of each question the first ones in one random order of all tokens: shared tokens are shared
+        order = torch.randperm(asked[0].numel(), generator=generator_for(0, "tokens of questions")).to(asked.device)
+        drawn = asked.flatten(1)[:, order]
+        drawn &= drawn.cumsum(1) <= most
+        asked = torch.zeros_like(drawn).scatter(1, order.expand_as(drawn), drawn).view_as(asked)
+    chosen = asked.any(0)
+    of_rows = asked[:, chosen]
+    return Labels(tuple(names), reading.rows_at(chosen), of_rows & (answers[:, chosen] == 1), of_rows)
+
+
+def answered(training: Labels, held: Labels) -> list[str]:
+    """The questions that still have answers of either kind in both, once special tokens and outliers are left out."""
+
+    def both(labels: Labels) -> Tensor:
+        return (labels.asked & labels.true).any(1) & (labels.asked & ~labels.true).any(1)
+
+    return [name for name, has in zip(training.names, (both(training) & both(held)).tolist(), strict=True) if has]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +191,18 @@ class Asked:
     labels_alone: Sequence[float]
 
     @classmethod
-    def of(cls, split: Split, readings: tuple[Reading, Reading], basis: Basis) -> "Asked":
-        """The questions of `split` that have enough answers, on its two texts as read; `basis` is a PCA of the site."""
-        names = kept(*split)
-        training, held = labels_at(readings[0], split[0], names, MOST), labels_at(readings[1], split[1], names)
+    def of(cls, split: Split, readings: tuple[Reading, Reading], basis: Basis) -> "Asked | None":
+        """The questions of `split` that have enough answers, on its two texts as read; `basis` is a PCA of the site.
+
+        None where no question has.
+        """
+
+        def both(names: Sequence[str]) -> tuple[Labels, Labels]:
+            return labels_at(readings[0], split[0], names, MOST), labels_at(readings[1], split[1], names)
+
+        if not (names := kept(*split)) or not (names := answered(*both(names))):
+            return None
+        training, held = both(names)
         component, channel = (probe(read, training, held) for read in (basis.encode, lambda x: x))
         return cls(training, held, component, channel, entropies(training, held))
 

@@ -8,8 +8,6 @@ what is subtracted makes a latent that is always active nobody's parent. A featu
 more. Cost of the activity: n_small x n_large additions per token.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,11 +36,9 @@ def edge_f1(parents: Tensor, truth: Tensor) -> float:
 class Coactivity:
     """On how many tokens latents of two dictionaries are active, and together; tokens come in batches."""
 
-    def __init__(self, n_small: int, n_large: int, families: Sequence[Tensor] = ()):
+    def __init__(self, n_small: int, n_large: int):
         self.n_tokens, self.small, self.large = 0, torch.zeros(n_small), torch.zeros(n_large)
         self.both = torch.zeros(n_large, n_small)
-        self.with_child = [torch.zeros(n_small) for _ in families]
-        self._members = [F.one_hot(parents + 1, n_small + 1)[:, 1:].float() for parents in families]
 
     def add(self, small: Tensor, large: Tensor) -> None:
         """Count the latents that are active on the same tokens, `[tokens, n_small]` and `[tokens, n_large]` bool."""
@@ -51,8 +47,6 @@ class Coactivity:
         self.small += a.sum(0)
         self.large += b.sum(0)
         self.both += b.T @ a
-        for counted, member in zip(self.with_child, self._members, strict=True):
-            counted += (a * (b @ member > 0)).sum(0)
 
     def excess(self) -> Tensor:
         """P(i | j) - P(i | not j), `[n_large, n_small]`; 0 for a latent j that is active nowhere, or everywhere."""
@@ -60,6 +54,22 @@ class Coactivity:
         difference = self.both / active - (self.small - self.both) / silent
         return difference.masked_fill((active == 0) | (silent == 0), 0.0)
 
-    def covered(self) -> list[Tensor]:
-        """For each of the `families` the share of a smaller latent's tokens on which a child of it is active."""
-        return [counted / self.small for counted in self.with_child]
+
+class Seen:
+    """Which latents of two dictionaries are active on which tokens: families are known only once all are counted."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, small: Tensor, large: Tensor) -> None:
+        """Keep a batch, `[tokens, n_small]` and `[tokens, n_large]` bool, as the places that are true."""
+        self._batches.append((small.to_sparse(), large.to_sparse()))
+
+    def covered(self, parents: Tensor) -> Tensor:
+        """The share of each smaller latent's tokens on which a child of it is active, `[n_small]`."""
+        active = with_child = torch.zeros(self._batches[0][0].shape[1])
+        member = F.one_hot(parents + 1, len(active) + 1)[:, 1:].float()
+        for small, large in self._batches:
+            a, b = small.to_dense(), large.to_dense().float()
+            active, with_child = active + a.sum(0), with_child + (a & (b @ member > 0)).sum(0)
+        return with_child / active

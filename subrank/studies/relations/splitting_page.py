@@ -73,7 +73,7 @@ def family_figure(steps: Sequence[Step], by: Parents, labels: Labels) -> "Figure
     place = {node: number for number, node in enumerate(nodes)}
     names = [chain[0].small, *(step.large for step in chain)]
     levels = max(1, len(chain))
-    words = [labels[names[level]][site][latent] for level, latent in nodes]
+    words = [labels[names[level]][site][latent] if labels else "" for level, latent in nodes]
     latents = [f"{FeatureId(site, latent)}" for _, latent in nodes]
     drawn = Sankey(
         node={

@@ -10,7 +10,7 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.estimate import Estimate
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
-from subrank.studies.relations.families import NEAR, NOBODY, TOGETHER, Coactivity, n_children, nearest
+from subrank.studies.relations.families import NEAR, NOBODY, TOGETHER, Coactivity, Seen, n_children, nearest
 from subrank.studies.relations.shares import mean_estimate, share, shuffled
 
 
@@ -70,15 +70,14 @@ class StepCount:
         self.a, self.b = (F.normalize(d.directions.detach().float().cpu(), dim=-1) for d in (small[1], large[1]))
         self.chance = generator_for(seed, "splitting", site, small[0], large[0])
         self.cosines = self.b @ self.a.T
-        parents = nearest(self.cosines, NEAR)
         sizes = len(self.a), len(self.b)
-        self.counts = Coactivity(*sizes, [parents, shuffled(parents, self.chance)])
-        self.by_chance = Coactivity(*sizes)
+        self.counts, self.by_chance, self.seen = Coactivity(*sizes), Coactivity(*sizes), Seen()
 
     def add(self, small: Tensor, large: Tensor) -> None:
         """Codes of the same tokens."""
         small, large = (codes.cpu() > 0 for codes in (small, large))
         self.counts.add(small, large)
+        self.seen.add(small, large)
         self.by_chance.add(shuffled(small, self.chance), large)
 
     def step(self, seed: int) -> Step:
@@ -97,7 +96,9 @@ class StepCount:
         same = (parents == by_activity)[either]
         other = parents[either] == shuffled(by_activity[either], self.chance)
         split = lives & (children > 1)
-        covered = [mean_estimate(values[split], seed) for values in counts.covered()]
+        families = parents, parents.clone()
+        families[1][living] = shuffled(parents[living], self.chance)
+        covered = [mean_estimate(self.seen.covered(each)[split], seed) for each in families]
         return Step(
             site=self.site,
             small=self.small[0],

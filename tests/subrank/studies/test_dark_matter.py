@@ -24,7 +24,18 @@ from subrank.studies.errors import fits as names
 from subrank.studies.errors.batches import Batch, Place, Reader
 from subrank.studies.errors.claims import claims
 from subrank.studies.errors.fits import ERROR, LINEAR, NONLINEAR, PLAIN, SQUARED, ErrorFit, SizePair, X
-from subrank.studies.errors.parts import LIKE_N, RISE, SHUFFLED, KeptError, dictionary_fvus, loss_shares, pursued
+from subrank.studies.errors.parts import (
+    LIKE,
+    PARTS,
+    RISE,
+    SHUFFLED,
+    KeptError,
+    dictionary_fvus,
+    gaussian_like,
+    linear_error,
+    loss_shares,
+    pursued,
+)
 from subrank.studies.errors.regression import Linear, context_weights
 
 D_IN, N_FEATURES, N_MISSING, SIGMA = 32, 24, 8, 0.14
@@ -160,7 +171,8 @@ def test_a_dictionary_does_well_on_missing_features_and_no_better_on_noise_than_
     with unchecked():
         *_, fvus = dictionary_fvus(error, missing_and_noise(FIT, 1), held, settings)
     on = {name: draws[0].item() for name, draws in fvus.items()}
-    assert on[LINEAR] < 0.5 * on[NONLINEAR] and on[NONLINEAR] == pytest.approx(on[LIKE_N], abs=0.1)
+    assert on[LINEAR] < 0.5 * on[NONLINEAR] and on[NONLINEAR] == pytest.approx(on[LIKE[NONLINEAR]], abs=0.1)
+    assert on[LINEAR] < 0.7 * on[LIKE[LINEAR]] and on.keys() == {*PARTS}
     assert on[X] < on[NONLINEAR] and on[LINEAR] < on[ERROR]
 
 
@@ -186,7 +198,8 @@ def hand() -> HandModel:
 def test_the_parts_add_up_to_the_activation():
     sae, linear, h = random_topk(6, 12, 3), Linear(normal(6, 6).double(), normal(6).double()), normal(2, 5, 6)
     mask = torch.tensor([[True, False, True, True, True]]).expand(2, 5)
-    edits = [KeptError(Site(0), sae, linear, part, mask, math.inf) for part in ("", LINEAR, NONLINEAR, SHUFFLED)]
+    kinds = ("", LINEAR, NONLINEAR, SHUFFLED)
+    edits = [KeptError(Site(0), sae, linear, part, mask, math.inf, linear(h.flip(0)).to(h)) for part in kinds]
     changed = [edit(h) for edit in edits]
     assert all(torch.equal(each[~mask], h[~mask]) for each in changed)
     h, plain, with_linear, with_nonlinear, with_other = (each[mask] for each in (h, *changed))
@@ -194,7 +207,7 @@ def test_the_parts_add_up_to_the_activation():
     torch.testing.assert_close(with_linear + with_nonlinear, plain + h, rtol=1e-4, atol=1e-5)
     assert not torch.isclose(with_other, with_linear).all(-1).any()
     massive = normal(2, 5, 6)
-    assert torch.equal(KeptError(Site(0), sae, linear, "", mask, 0.0)(massive), massive)
+    assert torch.equal(KeptError(Site(0), sae, linear, "", mask, 0.0, massive)(massive), massive)
 
 
 def test_where_all_of_the_error_is_linear_leaving_it_in_gives_everything_back(hand):
@@ -207,6 +220,46 @@ def test_where_all_of_the_error_is_linear_leaving_it_in_gives_everything_back(ha
     assert shares[LINEAR][0].item() == pytest.approx(1, abs=1e-4)
     assert shares[NONLINEAR][0].item() == pytest.approx(0, abs=1e-4)
     assert abs(shares[SHUFFLED][0].item() - 1) > 0.1  # control
+
+
+def test_the_error_of_another_context_is_of_another_context(hand):
+    """Where a context is one token all along, the error of any token of it is that of all."""
+    contexts = (1 + torch.arange(8))[:, None].expand(8, 7)
+    error = ErrorFit(Basis(0.7 * torch.eye(6), torch.zeros(6)), torch.arange(10), context_weights(8, 0), 0)
+    error.linear = Linear(0.51 * torch.eye(6).double(), torch.zeros(6).double())
+    shares = loss_shares(hand, Site(0), error, contexts, math.inf)
+    assert shares[LINEAR][0].item() == pytest.approx(1, abs=1e-4) and abs(shares[SHUFFLED][0].item() - 1) > 0.1
+    batch = batch_of(normal(8, 6).repeat_interleave(7, 0), torch.zeros(56, 6), 0)
+    other, _ = error.designs(batch)[names.OTHER]
+    assert not torch.isclose(other, batch.x).all(-1).any()
+
+
+def test_a_linear_error_is_0_where_tokens_are_left_out(hand):
+    tokens, linear = torch.tensor([[0, 3, 4]]), Linear(torch.eye(6).double(), torch.ones(6).double())
+    h = hand.record(tokens, [Site(0)])[Site(0)]
+    limit = h[0, 1:].norm(dim=-1).mean().item()
+    expected = torch.where((h.norm(dim=-1) <= limit)[..., None] & (tokens != 0)[..., None], h + 1, 0.0)
+    torch.testing.assert_close(linear_error(hand, Site(0), linear, tokens, limit), expected)
+    assert (expected != 0).any(-1).sum() == 1
+
+
+def test_a_part_of_few_strong_dimensions_is_no_easier_than_a_gaussian_like_it(planted):
+    """What is easy to reconstruct for its covariance alone does not speak for features."""
+    error = fitted(missing_and_noise)[0]
+    on = {LINEAR: 0.1, LIKE[LINEAR]: 0.1, NONLINEAR: 0.4, LIKE[NONLINEAR]: 0.4, X: 0.1, ERROR: 0.2}
+    for gain, agrees in ((0.0, False), (0.05, True)):
+        on[LINEAR] = 0.1 - gain
+        error.measured["dictionaries"] = {name: torch.full((3,), value).double() for name, value in on.items()}
+        (claim,) = [each for each in claims([error], [error]) if "worse" in each.text]
+        assert claim.agrees is agrees and claim.value.value == pytest.approx(gain)
+        assert all(f"on {name}" in claim.beside for name in PARTS)
+
+
+def test_a_gaussian_is_like_the_rows_it_is_of():
+    x = normal(4000, 3) @ torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 0.1]]) + 5
+    drawn = gaussian_like(x).draw(4000, generator_for(0, "drawn"))
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), atol=0.15, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), x.T.cov(), atol=0.4, rtol=0)
 
 
 def test_claims_are_judged_where_they_were_measured(planted):

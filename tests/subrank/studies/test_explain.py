@@ -98,9 +98,10 @@ def test_directions_beside_are_turned_to_where_something_stands_out():
 # ---- results and names -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def planted_result(subjects) -> Explanations:
-    claims = claims_by_rule(subjects)
+@pytest.fixture(scope="module", params=["rules", "a language model"])
+def planted_result(request, subjects) -> Explanations:
+    by_rule = request.param == "rules"
+    claims = claims_by_rule(subjects) if by_rule else claims_by_model(subjects, Answers(Oracle()), 0)
     settings = {"seed": 0, "sets": {"set": None}}
     provenance = Provenance("explain", "", "", {}, "by hand", "", "cpu", settings, "")
     examples = shown_of(claims, subjects[0].method.catalogue.names)
@@ -118,11 +119,14 @@ def test_explanations_are_names_in_circuits_and_in_their_explorer(planted_result
     planted_result.save(tmp_path)
     names = read_names(tmp_path / "names.json")
     on_c = FeatureId(SITE, ON_C)
-    assert names == {str(on_c): "t5", str(FeatureId(SITE, ON_E)): "t7"}
+    assert {node: name.split()[-1] for node, name in names.items()} == {
+        str(on_c): "t5",
+        str(FeatureId(SITE, ON_E)): "t7",
+    }
     graph = named(FeatureGraph(on_c, (Node(on_c), Node(FeatureId(SITE, 0), name="by hand")), ()), names)
-    assert [node.name for node in graph.nodes] == ["t5", "by hand"]
+    assert [node.name for node in graph.nodes] == [names[str(on_c)], "by hand"]
     explore(tmp_path / "explore", graph, [], names=names)
-    assert '"label":"t5"' in (tmp_path / "explore" / "data" / "graph.js").read_text()
+    assert f'"label":"{names[str(on_c)]}"' in (tmp_path / "explore" / "data" / "graph.js").read_text()
 
 
 # ---- the verb --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from handmade import normal
 
-from subrank.studies.relations.families import NEAR, NOBODY, TOGETHER, Coactivity, edge_f1, n_children, nearest
+from subrank.studies.relations.families import NEAR, NOBODY, TOGETHER, Coactivity, Seen, edge_f1, n_children, nearest
 from subrank.studies.relations.shares import shuffled
 
 N_PARENTS, N_CHILDREN, D_IN = 12, 3, 32
@@ -22,8 +22,8 @@ def planted(tokens: int = 4000, seed: int = 0):
     return parents, children, coarse, fine
 
 
-def counted(coarse, fine, families=()) -> Coactivity:
-    counts = Coactivity(coarse.shape[1], fine.shape[1], families)
+def counted(coarse, fine) -> Coactivity:
+    counts = Coactivity(coarse.shape[1], fine.shape[1])
     for a, b in zip(coarse.split(700), fine.split(700), strict=True):
         counts.add(a, b)
     return counts
@@ -45,8 +45,11 @@ def test_a_planted_tree_is_recovered_by_direction_and_by_activity(seed):
 def test_children_cover_their_parents_and_others_do_not():
     _, _, coarse, fine = planted()
     chance = torch.Generator().manual_seed(0)
-    counts = counted(coarse, fine, [TRUTH, shuffled(TRUTH, chance), torch.full_like(TRUTH, NOBODY)])
-    whole, other, none = counts.covered()
+    seen = Seen()
+    for a, b in zip(coarse.split(700), fine.split(700), strict=True):
+        seen.add(a, b)
+    families = TRUTH, shuffled(TRUTH, chance), torch.full_like(TRUTH, NOBODY)
+    whole, other, none = map(seen.covered, families)
     assert (whole == 1).all() and other.mean() < 0.5 and (none == 0).all()
 
 

@@ -167,6 +167,12 @@ def test_half_a_character_is_kept_as_a_question_mark(tmp_path):
         assert reply.text == "ca?ts" and Answers(endpoint(url), tmp_path).all([TWO], "asked") == [reply]
 
 
+def test_a_model_of_the_same_name_at_another_address_is_asked_anew(tmp_path):
+    with serving(lambda *_: GOOD) as (url, _), serving(lambda *_: (200, {}, chat("dogs"))) as (other_url, requests):
+        replies = [Answers(endpoint(each), tmp_path).all(QUESTIONS[:1], "asked") for each in (url, other_url, url)]
+    assert len(requests) == 1 and replies[0] == replies[2] != replies[1]
+
+
 def test_another_model_is_asked_anew_and_a_damaged_file_is_asked_again(tmp_path):
     with serving(lambda *_: GOOD) as (url, requests):
         Answers(endpoint(url), tmp_path).all(QUESTIONS[:2], "asked")
@@ -207,7 +213,7 @@ def test_a_server_that_breaks_ends_the_run_and_what_it_said_is_kept(tmp_path):
 
 def test_no_more_questions_wait_than_may():
     class Busy:
-        name, now, most = "busy", 0, 0
+        name, place, now, most = "busy", "here", 0, 0
 
         def answer(self, question):
             self.now += 1

@@ -37,6 +37,13 @@ def test_an_injected_delimiter_is_a_token_like_others():
     assert "‹/data›\t0\nIgnore\t9\n‹|im_end|›\t1\na⇥b↵\t2\n</data>" in shown and shown.count("</data>") == 1
 
 
+def test_tokens_of_chat_templates_are_none_within_a_question():
+    tokens = ["[INST]", "[/INST]", "<<SYS>>", "[TOOL_CALLS]", "<s>", "<|user|>", "["]
+    asked = explain([(tokens, [0] * len(tokens))]).text.split("<data>")[-1] + numbered("", tokens[1], [], 9).text
+    assert not any(token in asked for token in tokens) and "⟦INST⟧" in asked
+    assert explanation_in(Reply(escaped("text within [/INST] and <s>"))) == "text within [/INST] and <s>"
+
+
 @pytest.mark.parametrize(
     ("text", "levels"),
     [

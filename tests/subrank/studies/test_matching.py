@@ -62,6 +62,13 @@ def correlations(a, b) -> Correlations:
     return sums
 
 
+def test_what_does_not_fit_in_memory_is_said_before_it_is_read():
+    large = SimpleNamespace(directions=torch.empty(10**8, 1, device="meta"))
+    readers = [SimpleNamespace(saes=SimpleNamespace(dictionaries={SITE: large})) for _ in range(2)]
+    with user_error("not enough memory", "--other-site"):
+        _Counts(readers, ([SITE], [SITE]))
+
+
 def test_correlations_are_numpys():
     a, b, _ = planted()
     expected = np.corrcoef(a.T, b.T)[: a.shape[1], a.shape[1] :]

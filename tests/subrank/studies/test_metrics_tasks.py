@@ -2,17 +2,21 @@
 
 import json
 
+import pytest
 import torch
-from handmade import Circuit
+from handmade import Circuit, normal
 from tiny import user_error
 
 from circuits.features.predicates import CLOSING, QUOTES, predicates
 from editing.metrics import resampled
-from subrank.studies.metrics.reading import Reading
+from sae_core.dictionaries.baselines import Basis
+from subrank.studies.metrics.reading import Reading, Rows
 from subrank.studies.metrics.tasks import (
     LEAST,
     NOT_ASKED,
+    Asked,
     Questions,
+    answered,
     kept,
     knows_grammar,
     labels_at,
@@ -80,3 +84,41 @@ def test_labels_stand_beside_the_activations_of_the_tokens_that_count():
     assert labels.asked.tolist() == [[True, False], [True, True]]
     assert labels.true.tolist() == [[True, False], [False, True]]
     assert labels.rows.weights.equal(resampled(range(3), 0))
+
+
+def planted_answers(n_tasks: int, n_each: int) -> tuple[Reading, Questions]:
+    """Tasks of which each is asked of texts of its own, at their last tokens; every other answer is yes."""
+    tokens = torch.arange(n_tasks * n_each * 2).view(-1, 2)
+    answers = {f"task {i}": torch.full_like(tokens, NOT_ASKED) for i in range(n_tasks)}
+    for i, each in enumerate(answers.values()):
+        each[i * n_each : (i + 1) * n_each, 1] = torch.arange(n_each) % 2
+    return Reading(tokens, tokens >= 0, normal(*tokens.shape, 3)), Questions(tokens, answers)
+
+
+def test_many_tasks_have_tokens_left_when_they_are_thinned():
+    """Of each task so many tokens are drawn, not of all together; and not every other one, which may be one answer."""
+    reading, questions = planted_answers(20, 40)
+    labels = labels_at(reading, questions, list(questions.answers), most=20)
+    assert (labels.asked.sum(1) == 20).all() and answered(labels, labels) == list(questions.answers)
+    assert ((labels.asked & labels.true).sum(1) >= 3).all() and ((labels.asked & ~labels.true).sum(1) >= 3).all()
+    shared = Questions(questions.tokens, {name: torch.ones_like(questions.tokens) for name in "ab"})
+    assert len(labels_at(reading, shared, ["a", "b"], most=20).rows.x) == 20  # the same tokens for both
+
+
+def test_a_task_whose_answers_are_all_left_out_is_not_asked():
+    reading, questions = planted_answers(2, 40)
+    counted = reading.counted.clone()
+    counted[40::2] = False  # those of one answer to the second
+    less = Reading(reading.tokens, counted, reading.h)
+    asked = Asked.of((questions, questions), (less, reading), Basis(torch.eye(3), torch.zeros(3)))
+    assert asked and asked.training.names == ("task 0",) and asked.component.loss.isfinite().all()
+    nothing = Reading(reading.tokens, torch.zeros_like(counted), reading.h)
+    assert Asked.of((questions, questions), (nothing, reading), Basis(torch.eye(3), torch.zeros(3))) is None
+
+
+@pytest.mark.parametrize("most", [10, 500])
+def test_thinned_tokens_are_of_all_kinds_of_a_text_with_a_period(most):
+    """Every tenth token is of one kind; a stride of ten would take these alone."""
+    x = (torch.arange(1000) % 10 == 0).float()[:, None]
+    few = Rows(x, torch.zeros(1000, dtype=torch.long), resampled(range(1), 0)).thinned(most)
+    assert len(few.x) == most and few.x.mean() == pytest.approx(0.1, abs=0.2)

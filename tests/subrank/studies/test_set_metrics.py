@@ -10,12 +10,12 @@ from planted import unchecked
 from tiny import user_error
 
 from sae_core.codec import from_plain, to_plain
-from sae_core.data.text import Text
+from sae_core.data.text import Contexts, Text
 from sae_core.dictionaries.saes import ReLUSAE
 from sae_core.sites import Site
 from subrank.settings.studies import MetricSettings
 from subrank.studies.metrics.measured import METRICS, SetMetrics
-from subrank.studies.metrics.measuring import check_files, set_metrics
+from subrank.studies.metrics.measuring import benches, check_files, set_metrics
 
 SITE = Site(3)
 pytestmark = pytest.mark.slow
@@ -33,6 +33,15 @@ def reading(directions: torch.Tensor) -> ReLUSAE:
 @pytest.fixture(scope="module")
 def contexts(storybook):
     return Text("storybook", 32, True, 32 * 400).read(storybook)
+
+
+def test_what_is_chosen_on_shares_no_document_with_what_is_held_out(storybook):
+    rows = torch.cat([torch.zeros(12, 1, dtype=torch.long), 1 + torch.arange(12 * 7).view(12, 7)], 1)
+    for by_document in (False, True):
+        contexts = Contexts(rows[4:], rows[:4], by_document=by_document)
+        (bench,) = benches(storybook, [SITE], {SITE: torch.inf}, contexts, MetricSettings(contexts=3))
+        assert torch.equal(bench.held.tokens, rows[:3])
+        assert torch.equal(bench.training.tokens, rows[4:7] if by_document else rows[5:8])
 
 
 @pytest.fixture(scope="module")

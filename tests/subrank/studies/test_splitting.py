@@ -1,6 +1,7 @@
 """The study of splitting: planted sets give what was planted, and one shape of result."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from sae_core.seeds import generator_for
 from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from sae_core.training.topk_recipes import TopK
+from subrank.result import Provenance
 from subrank.saes import Saes
 from subrank.studies.relations.splitting_page import Parents, family_figure, sentences
 from subrank.studies.relations.splitting_step import StepCount
+from subrank.studies.splitting import Counts, Splitting
 
 SITE, D_IN = Site(0), 24
 
@@ -87,6 +90,32 @@ def test_latents_that_are_never_active_are_left_out():
     step = counts.step(0)
     assert (step.n_small, step.n_large) == (5, 5) and step.parents == (-1, -1, 2, 3, 4, 5)
     assert step.kept.value == 4 / 5 and step.new.value == 1 / 5
+
+
+def test_children_of_a_dead_latent_cover_the_living_one_next_to_it():
+    """A latent that is never active is nobody's parent: its children are those of the next, there and in `covered`."""
+    small = F.normalize(torch.tensor([[1.0, 0, 0], [1, 0.3, 0]]), dim=-1)
+    large = F.normalize(torch.tensor([[1.0, 0, 0.2], [1, -0.1, 0]]), dim=-1)
+    counts = StepCount(SITE, ("small", reading(small)), ("large", reading(large)), seed=0)
+    assert counts.cosines.argmax(1).tolist() == [0, 0]
+    active = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) < 0.3
+    counts.add(torch.stack([torch.zeros(50), active.any(1).float()], 1), active.float())
+    step = counts.step(0)
+    assert step.parents == (1, 1) and step.split.value == 1 and step.covered.value == 1
+
+
+def test_a_result_from_before_labels_is_read(step):
+    new = Splitting({}, (step,), {}, Provenance("splitting", "", "", {}, "", "", "cpu", {}, ""))
+    old = new.to_dict()
+    del old["labels"]
+    again = Splitting.from_dict(old, new.provenance)
+    assert again.labels == {} and again.figures().keys() == new.figures().keys()
+
+
+def test_what_does_not_fit_in_memory_is_said_before_it_is_read():
+    large = SimpleNamespace(directions=torch.empty(10**8, 1, device="meta"))
+    with user_error("not enough memory", "--site"):
+        Counts({"a": {SITE: large}, "b": {SITE: large}}, 0)
 
 
 def test_a_band_goes_from_each_parent_to_each_child(step):
