@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import networkx as nx
@@ -58,7 +59,7 @@ def room(module: str, depth: int) -> str:
 def test_what_is_imported_is_declared():
     """Also inside of functions: what another dependency happens to bring may go with its next release."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = chain(project["dependencies"], *project["optional-dependencies"].values())
     names = {re.split("[[<>=]", each)[0].replace("-", "_") for each in declared} | {"sklearn"}  # scikit-learn
     imported_names = {name for floor in FLOORS for path in files(floor) for name in packages(path)}
     assert imported_names - {*FLOORS, *sys.stdlib_module_names} <= names
