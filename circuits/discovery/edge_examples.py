@@ -14,14 +14,17 @@ from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel
 from sae_core.sites import FeatureId, Site
 
+AFTER = 3
+"""Tokens that are shown after the position that is read: often they are what the target is there for."""
+
 
 @dataclass(frozen=True)
 class EdgeExample:
-    """One example of the target, cut after the position that is read."""
+    """One example of the target: the tokens up to the position that is read, and the few that follow."""
 
     tokens: tuple[str, ...]
     cause: tuple[float, ...]
-    """The cause's activation, token by token."""
+    """The cause's activation, token by token, up to the end."""
     target: tuple[float, ...]
     """The target's, if it is a feature; else its value at the end, and zeros before."""
     end: int
@@ -61,12 +64,12 @@ class EdgeExampleFinder:
             value = causes.route.values(Change(i, 1, run, position, row, amount[position]), table)
             clean = float(scene.clean[i])
             drop = (clean - float(value)) / abs(clean) if clean else 0.0
-            ranked.append((abs(clean - float(value)), self._example(causes, target, i, latent, drop)))
+            ranked.append((abs(clean - float(value)), self._example(causes, examples, i, latent, drop)))
         ranked.sort(key=lambda lost_and_example: -lost_and_example[0])
         return [example for _, example in ranked[:n]]
 
-    def _example(self, causes: Causes, target: Target, i: int, latent: int, drop: float) -> EdgeExample:
-        scene = causes.scene
+    def _example(self, causes: Causes, examples: Examples, i: int, latent: int, drop: float) -> EdgeExample:
+        scene, target = causes.scene, causes.scene.target
         end = int(scene.end[i])
         cause = causes.dictionary.encode(scene.x[i, : end + 1])[:, latent].tolist()
         if isinstance(target.node, FeatureId):
@@ -74,5 +77,8 @@ class EdgeExampleFinder:
             read = self.dictionaries[target.site].encode(h)[:, target.node.index].tolist()
         else:
             read = [0.0] * end + [float(scene.clean[i])]
-        words: Sequence[str] = [self.model.token_text(token) for token in scene.tokens[i, : end + 1].tolist()]
+        after = examples.tokens[i, end + 1 : end + 1 + AFTER]
+        after = after[self.model.content(after).cumprod(0).bool()]  # not beyond the end of the text
+        tokens = [*examples.tokens[i, : end + 1].tolist(), *after.tolist()]
+        words: Sequence[str] = [self.model.token_text(token) for token in tokens]
         return EdgeExample(tuple(words), tuple(cause), tuple(read), end, drop)

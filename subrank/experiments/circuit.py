@@ -30,6 +30,7 @@ from subrank.checking.recomputed import Recomputed, check_of
 from subrank.experiments.circuit_explorer import Explored
 from subrank.experiments.circuit_result import CircuitResult
 from subrank.experiments.cost import Scoring, announce, circuit_parts
+from subrank.pages.explorer import Captions
 from subrank.progress import shown
 from subrank.result import Provenance
 from subrank.saes import FeatureName, Saes, a_set
@@ -99,7 +100,8 @@ def run_circuit(
     graph = named(circuit.graph, names)
     claims = claims_of(resolved, graph, held) if len(held) >= MIN_EXAMPLES else ()
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
-    explored = Explored.of(resolved, graph, read, settings.cards, names, on_progress) if settings.cards else None
+    captions = Captions(names=names, groups=groups_of(settings), quality=evaluation.lines() if evaluation else notes)
+    explored = Explored.of(resolved, graph, read, settings.cards, captions, on_progress) if settings.cards else None
     known = asdict(settings) | {"target": target, "set": saes.folder}
     provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read.digest)
 
@@ -142,6 +144,13 @@ def names_of(settings: CircuitSettings) -> dict[str, str]:
     from subrank.pages.names import read_names
 
     return read_names(settings.names) if settings.names else {}
+
+
+def groups_of(settings: CircuitSettings) -> dict[str, list[str]]:
+    """The groups that people put nodes into in the explorer."""
+    from subrank.pages.names import read_groups
+
+    return read_groups(settings.names) if settings.names else {}
 
 
 def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:

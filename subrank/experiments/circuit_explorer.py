@@ -26,7 +26,7 @@ from sae_core.files import write_json
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress
 from sae_core.sites import FeatureId
-from subrank.pages.explorer import explore
+from subrank.pages.explorer import Captions, explore
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Explored:
     full: Mapping[FeatureId, Card]
     """The full cards: those of the circuit's features."""
     evidence: EdgeExampleFinder
-    names: Mapping[str, str]
+    captions: Captions
 
     @classmethod
     def of(
@@ -48,7 +48,7 @@ class Explored:
         graph: FeatureGraph,
         read: Contexts,
         n_contexts: int,
-        names: Mapping[str, str],
+        captions: Captions,
         on_progress: OnProgress,
     ) -> "Explored":
         """Cards are made from `n_contexts` contexts, at most four fifths, and scored on a quarter as many others."""
@@ -66,9 +66,8 @@ class Explored:
             assert isinstance(node, FeatureId)
             return search.feature(node), search.source.examples(node, search.config.n_examples)
 
-        return cls(
-            catalogue, full, EdgeExampleFinder(search.model, search.dictionaries, examples_of, search.ablations), names
-        )
+        evidence = EdgeExampleFinder(search.model, search.dictionaries, examples_of, search.ablations)
+        return cls(catalogue, full, evidence, captions)
 
     def cards(self) -> Iterator[dict[str, Any]]:
         """Every feature's card, the full one where there is one."""
@@ -81,7 +80,7 @@ def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> Non
     """Write `explore/`, `node_link.json` and `neuronpedia/graph.json`."""
     evidence = explored.evidence
     behind = {(e.cause, e.target): to_plain(evidence.of(e)) for e in graph.edges}
-    explore(folder / "explore", graph, explored.cards(), edge_examples=behind, names=explored.names)
+    explore(folder / "explore", graph, explored.cards(), edge_examples=behind, captions=explored.captions)
     write_json(folder / "node_link.json", node_link(graph))
     try:
         write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))

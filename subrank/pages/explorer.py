@@ -8,17 +8,19 @@ without a network. Cards stream through: in memory are a chunk of them, a chunk 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, Readout
+from circuits.groups import groups_of
 from sae_core.codec import finite, to_plain
 from sae_core.errors import UserError
 from sae_core.files import user_path, write_text
 from sae_core.folders import FILES, replacing
 from sae_core.partial import sweep
 from sae_core.sites import Stream
-from subrank.pages.names import check_names
+from subrank.pages.names import check_groups, check_names
 from subrank.pages.page import render
 
 _VIEWER = Path(__file__).parent / "viewer"
@@ -33,14 +35,26 @@ EdgeExamples = Mapping[tuple[NodeId, NodeId], Sequence[dict[str, Any]]]
 """By cause and target: {"tokens": [str], "cause": [f], "target": [f], "end": int, "drop": f} each."""
 
 
+@dataclass(frozen=True)
+class Captions:
+    """What is said of a circuit beside its nodes and edges."""
+
+    title: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """By `str(node)`, written by hand."""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Nodes that are drawn as one at first, by the group's name."""
+    quality: Sequence[str] = ()
+    """Sentences on how good the circuit is."""
+
+
 def explore(
     folder: str | Path,
     graph: FeatureGraph | None,
     cards: Iterable[dict[str, Any]],
     *,
     edge_examples: EdgeExamples | None = None,
-    names: Mapping[str, str] | None = None,
-    title: str | None = None,
+    captions: Captions | None = None,
 ) -> Path:
     """Write the folder and return its `index.html`; without a graph, a page of cards alone.
 
@@ -48,12 +62,14 @@ def explore(
     for a card without an id or two of one feature, and for examples of an edge that the graph lacks.
     """
     folder = user_path(folder)
-    check_names(names or {})
+    captions = captions or Captions()
+    check_names(captions.names)
+    check_groups(captions.groups)
     sweep(folder)
     if folder.exists() and not _replaceable(folder):
         raise UserError(f"{folder} holds other files; give a new folder, or that of an earlier page")
     with replacing(folder, "index.html") as new:
-        _fill(new, graph, cards, edge_examples or {}, names or {}, title or _title(graph))
+        _fill(new, graph, cards, edge_examples or {}, captions)
     return folder / "index.html"
 
 
@@ -77,9 +93,9 @@ def _fill(
     graph: FeatureGraph | None,
     cards: Iterable[dict[str, Any]],
     edge_examples: EdgeExamples,
-    names: Mapping[str, str],
-    title: str,
+    captions: Captions,
 ) -> None:
+    title = captions.title or _title(graph)
     for name, text in _static().items():
         write_text(folder / name, text)
     listing = _Listing(folder, {str(node.id) for node in graph.nodes} if graph else set())
@@ -89,9 +105,11 @@ def _fill(
     value = {
         "title": title,
         "run": _run(graph, listing),
-        "names": dict(names),
+        "names": dict(captions.names),
+        "groups": {name: list(nodes) for name, nodes in captions.groups.items()},
+        "joint": "" if listing.spaced else " ",
         "features": {"n": listing.n, "starts": listing.starts, "lists": listing.n_lists},
-        "graph": graph_value(graph, listing.labels, where) if graph else None,
+        "graph": graph_value(graph, listing.labels, where) | {"quality": list(captions.quality)} if graph else None,
     }
     _write(folder, "graph", _json(value))
     write_text(folder / "index.html", render("explorer.html", title=title) + "\n")
@@ -114,6 +132,8 @@ class _Listing:
         self.wanted = wanted
         self.labels: dict[str, str] = {}
         """Label of each node of the graph that has a card with one."""
+        self.spaced = False
+        """Whether tokens bring their spaces; else a text has one between any two (`LanguageModel.brings_spaces`)."""
         self.starts: list[int] = []
         """Number of the first card of each chunk."""
         self.n = 0
@@ -147,7 +167,9 @@ class _Listing:
             raise UserError(f"{problem}; each feature has one card, and its id is like '5_17'")
         self._seen.add(name)
         self.digest.update(name.encode() + b"\n")
-        label = (card.get("label") or {}).get("text", "")
+        texts = (example["tokens"] for example in card.get("examples", ()))
+        self.spaced = self.spaced or any(" " in (token[:1], token[-1:]) for text in texts for token in text)
+        label = _short(card.get("label"))
         if name in self.wanted and label:
             self.labels[name] = label
         self._rows.append([name, label, card.get("density"), peaks(card)])
@@ -162,6 +184,11 @@ class _Listing:
         _write(self.folder, f"list-{self.n_lists:03}", _json(self._rows))
         self.n_lists += 1
         self._rows = []
+
+
+def _short(label: Mapping[str, Any] | None) -> str:
+    """A card's label in a few words."""
+    return (label or {}).get("short") or (label or {}).get("text", "")
 
 
 def peaks(card: dict[str, Any], n: int = 3) -> list[str]:
@@ -192,11 +219,14 @@ def graph_value(graph: FeatureGraph, labels: Mapping[str, str], where: Mapping[t
     """What the page draws: rows from the input up, nodes, edges; `where` gives an edge its chunk of examples."""
     keys = sorted({_row(node.id) for node in graph.nodes})
     streams = {key[3] for key in keys if key[0] == 0}
+    groups = [group for group in groups_of(graph) if len(group.layers) == 1]
+    nodes = [_node_value(node, labels.get(str(node.id)), keys.index(_row(node.id))) for node in graph.nodes]
     return {
         "target": str(graph.target),
         "rows": [_row_label(key, plain=streams <= {Stream.RESID_POST}) for key in keys],
-        "nodes": [_node_value(node, labels.get(str(node.id)), keys.index(_row(node.id))) for node in graph.nodes],
+        "nodes": nodes,
         "edges": [_edge_value(edge, where.get((str(edge.cause), str(edge.target)))) for edge in graph.edges],
+        "groups": [(group.name, list(map(str, group.nodes))) for group in groups if len(group.nodes) > 1],
         "facts": {k: v for k, v in graph.facts.items() if isinstance(v, str | int | float | bool)},
     }
 
@@ -220,7 +250,8 @@ def _node_value(node: Node, label: str | None, row: int) -> dict[str, Any]:
         "id": str(node.id),
         "kind": kinds.get(type(node.id), "feature"),
         "row": row,
-        "label": node.name or label,
+        "label": node.name or (node.label.short if node.label else label),
+        "lines": [line for line in node.label.lines if line != node.label.short] if node.label else [],
         "tokens": list(node.responds_to),
         "promotes": list(node.promotes),
         "density": node.density,

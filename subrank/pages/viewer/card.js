@@ -5,6 +5,7 @@ subrank.card = (() => {
   const BEFORE = 28; // tokens shown before an example's end, and after it
   const AFTER = 6;
   let open = {}; // {node(id), edge(cause, target), rename(id)}
+  let joint = ""; // what stands between two tokens of a text
 
   const section = (title, ...children) => el("section", {}, el("h3", {}, title), ...children);
   const link = (id, cls) => {
@@ -20,6 +21,7 @@ subrank.card = (() => {
       card ? facts(card) : node && nodeFacts(node),
       card?.label && label(card.label),
       subrank.graph.has(id) && relations(id),
+      node?.members && section("Nodes", el("ul", { class: "members" }, node.members.map((member) => el("li", {}, link(member.id))))),
       card && examples(card),
       card?.histogram && section("Activations", subrank.charts.histogram(card.histogram)),
       card?.drops && section("Effect on a logit", subrank.charts.drops(card.drops)),
@@ -32,11 +34,13 @@ subrank.card = (() => {
     const chosen = subrank.names.of(id);
     const text = chosen || card?.label?.text || node?.label || "";
     const { hidden, pinned } = subrank.names.view;
-    const inGraph = subrank.graph.has(id);
+    const inGraph = subrank.graph.drawn(id);
+    const group = subrank.groups.nameOf(id);
     return el(
       "header",
       { class: "cardhead" },
-      el("div", { class: "row" }, el("span", { class: "id" }, id), el("span", { class: "site" }, card?.site || ""), el("span", { class: "grow" }),
+      el("div", { class: "row" }, el("span", { class: "id" }, group === null ? id : "group"), el("span", { class: "site" }, card?.site || ""), el("span", { class: "grow" }),
+        group !== null && button("ungroup", "Draw its nodes one by one", () => subrank.groups.dissolve(group), { id: "dissolve" }),
         inGraph && button(pinned.has(id) ? "unpin" : "pin", "Keep lit and its arrows drawn (p)", () => open.flip("pinned", id), { "aria-pressed": String(pinned.has(id)), id: "pin" }),
         inGraph && button(hidden.has(id) ? "show" : "hide", "Take out of the picture (h)", () => open.flip("hidden", id), { "aria-pressed": String(hidden.has(id)), id: "hide" }),
         button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
@@ -114,7 +118,8 @@ subrank.card = (() => {
       }
       const more = button("…", "Show the whole context", () => draw(0, tokens.length), { class: "more" });
       const last = button("…", "Show the whole context", () => draw(0, tokens.length), { class: "more" });
-      body.replaceChildren(...(from > 0 ? [more] : []), ...spans, ...(to < tokens.length ? [last] : []));
+      const spaced = spans.flatMap((span, i) => (i ? [joint, span] : [span]));
+      body.replaceChildren(...(from > 0 ? [more, " "] : []), ...spaced, ...(to < tokens.length ? [" ", last] : []));
     };
     draw(Math.max(0, end - BEFORE), Math.min(tokens.length, end + AFTER + 1));
     return el("div", { class: "example" }, body, el("span", { class: "value" }, value));
@@ -137,11 +142,12 @@ subrank.card = (() => {
   // ---- an arrow ----
 
   function edge(arrow, shown) {
+    if (arrow.members?.length > 1) return sum(arrow);
     const sign = arrow.effect >= 0 ? "supports" : "suppresses";
     const error = arrow.error === null ? "" : ` ± ${number(arrow.error, 2)}`;
     const rows = [
       ["effect", `${effect(arrow.effect)}${error}`, "Share of the target's activation lost when the cause alone is ablated"],
-      ["control", arrow.null === null ? "not drawn" : number(arrow.null, 2), "99th percentile of |effect| along random directions"],
+      ["control", (arrow.null ?? null) === null ? "not drawn" : number(arrow.null, 2), "99th percentile of |effect| along random directions"],
       ["active on", `${arrow.n_active} of ${arrow.n_examples}`, "Examples of the target on which the cause is active"],
       ["cosine", number(arrow.cosine, 2), "Cosine of the two directions"],
       arrow.direct !== null && ["directly", effect(arrow.direct), "The part of the effect that no block in between carries"],
@@ -157,6 +163,19 @@ subrank.card = (() => {
       section("Examples", ...(shown ? pair(arrow, shown) : [el("p", { class: "note" }, "No examples were kept for this arrow.")])),
     ].filter(Boolean);
   }
+
+  // An arrow between groups: the arrows that it stands for.
+  const sum = (arrow) => [
+    el("header", { class: "cardhead" },
+      el("div", { class: "row" }, el("span", { class: `badge ${arrow.effect >= 0 ? "supports" : "suppresses"}` }, effect(arrow.effect)), el("span", { class: "grow" }), button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
+      el("div", { class: "ends" }, link(arrow.cause), el("span", { class: "to" }, "→"), link(arrow.target))),
+    el("p", {}, `The sum of ${arrow.members.length} effects, each of one node ablated alone; ablated together they may do more or less.`),
+    section("Arrows", arrows(arrow.members)),
+  ];
+  const arrows = (edges) =>
+    el("ul", { class: "edges whole" }, [...edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).map((e) => el("li", {},
+      el("button", { type: "button", class: `effect ${e.effect >= 0 ? "supports" : "suppresses"}`, onclick: () => open.edge(e.cause, e.target) }, effect(e.effect)),
+      link(e.cause), el("span", { class: "to" }, "→"), link(e.target))));
 
   function pair(arrow, shown) {
     const most = (name) => Math.max(...shown.flatMap((example) => example[name]), 1e-12);
@@ -177,19 +196,20 @@ subrank.card = (() => {
     const graph = data.graph;
     if (!graph) return [el("header", { class: "cardhead" }, el("h2", {}, `${many(data.features.n)} features`)), el("p", {}, "Choose one for its card.")];
     const solid = graph.edges.filter((e) => e.solid).length;
-    const words = { exhaustive: "edges as exhaustive ablation finds them", targets_asked: "targets searched", pairs_run: "ablations run" };
+    const words = { exhaustive: "all candidates ablated", targets_asked: "targets searched", pairs_run: "ablations run" };
     const shown = (value) => (typeof value === "number" ? many(value) : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
-    const facts = Object.entries(graph.facts).map(([name, value]) => [el("dt", {}, words[name] || name.replaceAll("_", " ")), el("dd", {}, shown(value))]);
+    const known = Object.entries(graph.facts).filter(([name]) => name !== "search" || !graph.facts.exhaustive); // a screen that left nothing out
+    const facts = known.map(([name, value]) => [el("dt", {}, words[name] || name.replaceAll("_", " ")), el("dd", {}, shown(value))]);
     return [
       el("header", { class: "cardhead" }, el("div", { class: "id" }, "target"), el("h2", {}, link(graph.target))),
       el("dl", { class: "facts four" }, [["nodes", graph.nodes.length], ["arrows", graph.edges.length], ["beyond control", solid], ["features", many(data.features.n)]].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
       el("p", {}, "An arrow says how much of its target’s activation is lost when its cause alone is ablated. Click a node for its card, an arrow for the examples behind it."),
-      section("Strongest arrows", el("ul", { class: "edges whole" }, [...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8).map((e) => el("li", {},
-        el("button", { type: "button", class: `effect ${e.effect >= 0 ? "supports" : "suppresses"}`, onclick: () => open.edge(e.cause, e.target) }, effect(e.effect)),
-        link(e.cause), el("span", { class: "to" }, "→"), link(e.target))))),
+      graph.quality.length > 0 && section("How good it is", graph.quality.map((line) => el("p", {}, line))),
+      section("Strongest arrows", arrows([...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8))),
       facts.length > 0 && section("How it was found", el("dl", { class: "howfound" }, facts)),
     ].filter(Boolean);
   }
 
-  return { start: (handlers) => (open = handlers), feature, edge, overview, link };
+  const start = (handlers, between) => ([open, joint] = [handlers, between]);
+  return { start, feature, edge, overview, link };
 })();

@@ -1,48 +1,77 @@
 "use strict";
 // The picture: boxes are HTML, so that text is cut and turned as it should be; arrows are one SVG behind them.
 subrank.graph = (() => {
-  const { el, svg, button, number, effect } = subrank;
+  const { el, svg, button, number } = subrank;
   const { width: W, height: H } = subrank.layout.SIZE;
-  const MANY = 80; // beyond so many nodes a tidy picture of about so many arrows is drawn at first
-  const FIRST = 60;
+  const MANY = 25; // beyond so many nodes a tidy picture of the strongest arrows is drawn at first
+  const FIRST = 20;
 
-  const nodes = new Map(); // id -> {data, box, edges, place, on}
-  let edges = []; // {data, group, size, share, on}, weakest first
-  let data = null;
-  let stage, world, rowLabels, layout;
+  const picture = { stage: null, world: null, nodes: new Map(), edges: [], layout: null, data: null };
+  const { nodes } = picture; // id -> {data, box, edges, place, on}; edges: {data, group, size, share, on}, weakest first
+  let whole = null; // the graph, without groups
+  let usual = {}; // how it is drawn at first
+  let handlers, rowLabels, strongest;
   let limit = 0; // smallest |effect| drawn
   let onlyPinned = false;
   let tidy = false; // whether only what leads to the target by arrows that are drawn has a place
-  let selected = null; // {node: id} or {edge: edge}
-  let hovered = null; // id of a node, or an arrow
 
   const seen = () => subrank.names.view;
   const sizeOf = (x) => Math.abs(x || 0);
 
   // ---- building ----
 
-  function build(host, graph, handlers) {
-    [stage, data] = [host, graph];
-    const { box, arrow, legend, zoomButtons } = subrank.marks;
-    const on = { ...handlers, hover, focus: roving };
-    world = el("div", { class: "world" });
-    const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
-    world.append(arrows);
-    const strongest = Math.max(...graph.edges.map((edge) => sizeOf(edge.effect)), 1e-12);
-    edges = graph.edges.map((edge) => ({ data: edge, size: sizeOf(edge.effect), share: sizeOf(edge.effect) / strongest, on: true }));
-    edges.sort((a, b) => a.size - b.size);
-    for (const node of graph.nodes) nodes.set(node.id, { data: node, edges: [], on: true });
-    for (const edge of edges) {
-      arrows.append((edge.group = arrow(edge, on)));
-      for (const end of ["cause", "target"]) nodes.get(edge.data[end]).edges.push(edge);
-    }
-    for (const node of nodes.values()) world.append((node.box = box(node.data, node.data.id === data.target, on)));
+  function build(host, graph, on) {
+    [picture.stage, whole] = [host, graph];
+    const { legend, zoomButtons } = subrank.marks;
+    handlers = { ...on, hover: subrank.light.hover, focus: subrank.light.roving };
+    picture.world = el("div", { class: "world" });
     rowLabels = el("div", { class: "rows", "aria-hidden": "true" }, graph.rows.map((label) => el("span", {}, label)));
-    stage.append(world, rowLabels, controls(strongest), legend(data), zoomButtons());
-    subrank.camera.start(stage, world, { size: () => layout, moved: labelRows, idle: handlers.nothing });
+    host.append(picture.world, rowLabels, controls(), legend(graph), zoomButtons());
+    subrank.camera.start(host, picture.world, { size: () => picture.layout, moved: labelRows, idle: on.nothing });
+    subrank.light.start(picture);
+    compose();
     tidy = nodes.size > MANY;
     const strengths = tidy ? [...reach().values()].sort((a, b) => b - a) : [];
     setLimit(strengths[FIRST - 1] || 0);
+    place();
+    usual = { limit, tidy, only: false };
+  }
+
+  // How it is drawn, where that is not as at first; and to draw it so again.
+  function state() {
+    return Object.fromEntries(Object.entries({ limit, tidy, only: onlyPinned }).filter(([name, value]) => value !== usual[name]));
+  }
+  function restore(address) {
+    const value = (name) => address[name] ?? usual[name];
+    [limit, tidy, onlyPinned] = ["limit", "tidy", "only"].map(value);
+    regroup();
+  }
+
+  // The boxes and arrows of the graph as it is grouped now.
+  function compose() {
+    const { box, arrow } = subrank.marks;
+    const data = (picture.data = subrank.groups.fold(whole, subrank.names.groups));
+    const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
+    nodes.clear();
+    picture.layout = null;
+    strongest = Math.max(...data.edges.map((edge) => sizeOf(edge.effect)), 1e-12);
+    const edges = data.edges.map((edge) => ({ data: edge, size: sizeOf(edge.effect), share: sizeOf(edge.effect) / strongest, on: true }));
+    picture.edges = edges.sort((a, b) => a.size - b.size);
+    for (const node of data.nodes) nodes.set(node.id, { data: node, edges: [], on: true });
+    for (const edge of edges) {
+      arrows.append((edge.group = arrow(edge, handlers)));
+      for (const end of ["cause", "target"]) nodes.get(edge.data[end]).edges.push(edge);
+    }
+    for (const node of nodes.values()) {
+      node.box = box(node.data, node.data.id === data.target, handlers);
+      subrank.camera.grip(node.box, (dx, dy) => shift(node, dx, dy));
+    }
+    picture.world.replaceChildren(arrows, ...[...nodes.values()].map((node) => node.box));
+  }
+
+  function regroup() {
+    compose();
+    setLimit(Math.min(limit, strongest));
     place();
   }
 
@@ -50,23 +79,41 @@ subrank.graph = (() => {
 
   // Lay out all nodes and arrows, or, when tidy, those that are drawn; rows that are empty then take no room.
   function place() {
+    const { data, edges } = picture;
     const placed = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || node.data.id === data.target)));
     const arrows = edges.filter((edge) => !tidy || edge.on);
     const rows = [...new Set(placed.map((node) => node.data.row))].sort((a, b) => a - b);
     const at = (node) => ({ id: node.data.id, row: rows.indexOf(node.data.row) });
-    layout = subrank.layout.arrange(placed.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
+    const layout = subrank.layout.arrange(placed.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
+    picture.layout = layout;
     for (const [id, node] of nodes) {
       node.place = layout.places.get(id) || null;
       node.box.hidden = !node.place || !node.on;
-      if (node.place) node.box.style.transform = `translate(${node.place.x - W / 2}px, ${node.place.y}px)`;
+      stand(node);
     }
-    arrows.forEach((edge, i) => subrank.marks.route(edge, layout.routes[i]));
+    arrows.forEach((edge, i) => subrank.marks.route(edge, (edge.points = layout.routes[i])));
     [...rowLabels.children].forEach((label, row) => {
       label.hidden = !rows.includes(row);
       label.dataset.y = (rows.length - 1 - rows.indexOf(row)) * layout.step + H / 2;
     });
-    subrank.camera.fit();
-    light();
+    subrank.camera.first(nodes.get(data.target).place || { x: 0, y: 0 });
+    subrank.light.light();
+  }
+
+  function stand(node) {
+    if (node.place) node.box.style.transform = `translate(${node.place.x - W / 2}px, ${node.place.y}px)`;
+  }
+
+  // Move a box until the next layout; its arrows' ends go with it.
+  function shift(node, dx, dy) {
+    const by = (point) => Object.assign(point, { x: point.x + dx, y: point.y + dy });
+    by(node.place);
+    stand(node);
+    for (const edge of node.edges.filter((edge) => edge.points)) {
+      by(edge.data.cause === node.data.id ? edge.points[0] : edge.points.at(-1));
+      subrank.marks.route(edge, edge.points);
+    }
+    subrank.light.light();
   }
 
   function labelRows(view) {
@@ -75,7 +122,7 @@ subrank.graph = (() => {
 
   // ---- controls ----
 
-  function controls(strongest) {
+  function controls() {
     const slider = el("input", {
       id: "threshold",
       type: "range",
@@ -85,8 +132,9 @@ subrank.graph = (() => {
       value: 0,
       "aria-label": "Smallest effect shown",
       oninput: (event) => setLimit(strongest * (event.target.value / 1000) ** 2), // finer where most effects are
-      onchange: () => tidy && place(),
+      onchange: () => (tidy && place(), handlers.changed()),
     });
+    const named = (id, text, title, act) => button(text, title, act, { id, hidden: true });
     return el(
       "div",
       { class: "controls" },
@@ -94,8 +142,11 @@ subrank.graph = (() => {
       slider,
       el("span", { id: "count" }),
       button("tidy", "Draw, and give room to, only what leads to the target (t)", () => tidyUp(), { id: "tidy" }),
-      button("only pinned", "Show only pinned nodes and the arrows among them", toggleOnly, { id: "only", hidden: true }),
-      button("", "Show hidden nodes again", showAll, { id: "unhide", hidden: true }),
+      named("only", "only pinned", "Show only pinned nodes and the arrows among them", toggleOnly),
+      named("unhide", "", "Show hidden nodes again", showAll),
+      named("group", "group pinned", "Draw the pinned nodes as one (g)", subrank.groups.pinned),
+      named("bylabel", "group by label", "Draw nodes of one label and layer as one", () => subrank.groups.byLabel(whole.groups)),
+      named("ungroup", "ungroup", "Draw every node by itself", () => subrank.groups.dissolve()),
     );
   }
 
@@ -103,10 +154,10 @@ subrank.graph = (() => {
 
   function setLimit(value) {
     limit = value;
-    const slider = stage.querySelector("#threshold");
-    const at = Math.floor(1000 * Math.sqrt(value / Math.max(edges.at(-1)?.size || 1, 1e-12)));
+    const slider = picture.stage.querySelector("#threshold");
+    const at = Math.floor(1000 * Math.sqrt(value / strongest));
     if (Math.abs(Number(slider.value) - at) > 1) slider.value = at;
-    stage.querySelector("#limit").textContent = number(value, 2);
+    picture.stage.querySelector("#limit").textContent = number(value, 2);
     refresh();
   }
 
@@ -114,6 +165,7 @@ subrank.graph = (() => {
 
   // Per arrow the largest limit at which it is drawn with a way to the target: along the best way, the weakest arrow.
   function reach() {
+    const { data, edges } = picture;
     if (!allowed(data.target)) return new Map();
     const [best, reached] = [new Map([[data.target, Infinity]]), new Map()];
     for (let again = true; again; ) {
@@ -129,6 +181,7 @@ subrank.graph = (() => {
   }
 
   function refresh() {
+    const { data, edges } = picture;
     const reached = tidy ? reach() : new Map();
     for (const [id, node] of nodes) [node.on, node.drawn] = [allowed(id), false];
     let count = 0;
@@ -146,24 +199,29 @@ subrank.graph = (() => {
       element.classList.toggle("pinned", seen().pinned.has(id));
     }
     tell(count);
-    light();
+    subrank.light.light();
   }
 
   function tell(count) {
-    const [unhide, only] = [stage.querySelector("#unhide"), stage.querySelector("#only")];
-    const hidden = [...seen().hidden].filter((id) => nodes.has(id)).length;
-    stage.querySelector("#count").textContent = `${count} of ${edges.length} arrows`;
-    unhide.hidden = hidden === 0;
-    unhide.textContent = `show ${hidden} hidden`;
-    only.hidden = ![...seen().pinned].some((id) => nodes.has(id)) && !onlyPinned;
-    only.setAttribute("aria-pressed", onlyPinned);
-    stage.querySelector("#tidy").setAttribute("aria-pressed", tidy);
+    const at = (id) => picture.stage.querySelector(`#${id}`);
+    const [hidden, pinned] = ["hidden", "pinned"].map((kind) => [...seen()[kind]].filter((id) => nodes.has(id)).length);
+    const grouped = subrank.names.groups.size > 0;
+    at("count").textContent = `${count} of ${picture.edges.length} arrows`;
+    at("unhide").hidden = hidden === 0;
+    at("unhide").textContent = `show ${hidden} hidden`;
+    at("only").hidden = pinned === 0 && !onlyPinned;
+    at("only").setAttribute("aria-pressed", onlyPinned);
+    at("group").hidden = pinned < 2;
+    at("bylabel").hidden = grouped || !whole.groups.length;
+    at("ungroup").hidden = !grouped;
+    at("tidy").setAttribute("aria-pressed", tidy);
   }
 
   function changed() {
     subrank.names.keepView();
     refresh();
     if (tidy) place();
+    handlers.changed();
   }
   function toggleOnly() {
     onlyPinned = !onlyPinned;
@@ -182,86 +240,20 @@ subrank.graph = (() => {
     tidy = !tidy;
     refresh();
     place();
+    handlers.changed();
   }
 
-  // ---- what is lit: the selected node or arrow, or what the pointer is on ----
-
-  function hover(what) {
-    hovered = what;
-    light();
-  }
-  function select(what) {
-    selected = what;
-    light();
-  }
-
-  function light() {
-    if (!layout) return; // a page of cards alone
-    const at = hovered || selected?.node || edges.find((edge) => selected?.edge === edge.data) || null;
-    const ends = new Set();
-    const lit = [];
-    for (const edge of edges) {
-      const on = edge.on && at !== null && (edge === at || edge.data.cause === at || edge.data.target === at);
-      edge.group.classList.toggle("lit", on);
-      if (on) {
-        lit.push(edge);
-        ends.add(edge.data.cause).add(edge.data.target);
-      }
+  // Bring a node into sight; one that is not drawn has a place where nothing is tidied away.
+  function show(id) {
+    const node = nodes.get(picture.data?.home.get(id) ?? id);
+    if (!node) return;
+    if (!node.place) {
+      seen().hidden.delete(node.data.id);
+      [tidy, onlyPinned] = [false, false];
+      changed();
+      place();
     }
-    world.classList.toggle("focus", lit.length > 0 || Boolean(nodes.get(at)?.place));
-    for (const [id, node] of nodes) {
-      node.box.classList.toggle("lit", id === at || ends.has(id));
-      node.box.classList.toggle("selected", id === selected?.node);
-    }
-    sizes(lit);
-  }
-
-  // The effects of the arrows that are lit, where they are few enough to read, each on its own arrow.
-  function sizes(lit) {
-    world.querySelectorAll(".number").forEach((old) => old.remove());
-    if (lit.length > 16) return;
-    for (const edge of lit) {
-      const line = edge.group.firstChild;
-      const meeting = lit.filter((other) => other.data.target === edge.data.target).length > 1;
-      const point = line.getPointAtLength(line.getTotalLength() * (meeting ? 0.3 : 0.62));
-      const label = el("div", { class: `number ${edge.data.effect >= 0 ? "supports" : "suppresses"}` }, effect(edge.data.effect));
-      label.style.transform = `translate(${point.x}px, ${point.y}px) translate(-50%, -50%)`;
-      world.append(label);
-    }
-  }
-
-  // ---- keys ----
-
-  function roving(id) {
-    for (const [other, node] of nodes) node.box.tabIndex = other === id ? 0 : -1;
-  }
-
-  function reveal(id) {
-    const place = nodes.get(id)?.place;
-    if (place && !stage.hidden) subrank.camera.reveal(place.x, place.y + H / 2, W, H);
-  }
-
-  function focus(id) {
-    roving(id);
-    nodes.get(id).box.focus({ preventScroll: true });
-    reveal(id);
-  }
-  const focused = () => document.activeElement?.closest?.(".node")?.dataset.id || null;
-
-  // To the nearest visible node of the next row in that direction, or the next one in the same row.
-  function move(key) {
-    const visible = [...nodes.values()].filter((node) => !node.box.hidden);
-    const start = visible.find((node) => node.data.id === (focused() || selected?.node)) || visible.find((node) => node.data.id === data.target) || visible[0];
-    if (!start) return;
-    if (!focused()) return focus(start.data.id);
-    const dx = (node) => node.place.x - start.place.x;
-    const dy = (node) => start.data.row - node.data.row;
-    const sideways = key === "ArrowLeft" || key === "ArrowRight";
-    const sign = key === "ArrowLeft" || key === "ArrowUp" ? -1 : 1;
-    const ahead = visible.filter((node) => (sideways ? dy(node) === 0 && sign * dx(node) > 0 : sign * dy(node) > 0));
-    const far = (node) => (sideways ? Math.abs(dx(node)) : Math.abs(dy(node)) * 1e6 + Math.abs(dx(node)));
-    ahead.sort((a, b) => far(a) - far(b));
-    if (ahead.length) focus(ahead[0].data.id);
+    subrank.light.reveal(id);
   }
 
   function renamed(id) {
@@ -269,10 +261,18 @@ subrank.graph = (() => {
     if (node) subrank.marks.entitle(node.box, node.data);
   }
 
-  const edge = (cause, target) => edges.find((e) => e.data.cause === cause && e.data.target === target)?.data || null;
-  const around = (id) => (nodes.get(id)?.edges || []).map((e) => e.data).sort((a, b) => sizeOf(b.effect) - sizeOf(a.effect));
-  const has = (id) => nodes.has(id);
-  const node = (id) => nodes.get(id)?.data || null;
+  // ---- what there is: nodes and edges of the graph, and the supernodes and sums that are drawn ----
 
-  return { build, select, flip, tidyUp, focused, move, reveal, renamed, edge, around, has, node };
+  const same = (cause, target) => (edge) => edge.cause === cause && edge.target === target;
+  const edge = (cause, target) => whole?.edges.find(same(cause, target)) || picture.data?.edges.find(same(cause, target)) || null;
+  const node = (id) => whole?.nodes.find((other) => other.id === id) || nodes.get(id)?.data || null;
+  function around(id) {
+    const { edges } = nodes.has(id) ? picture.data : whole;
+    return edges.filter((e) => e.cause === id || e.target === id).sort((a, b) => sizeOf(b.effect) - sizeOf(a.effect));
+  }
+  const drawn = (id) => nodes.has(id);
+  const has = (id) => node(id) !== null;
+  const all = () => whole?.nodes || [];
+
+  return { build, restore, regroup, flip, tidyUp, show, renamed, edge, node, around, drawn, has, all, state };
 })();

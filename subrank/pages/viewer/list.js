@@ -4,9 +4,9 @@ subrank.list = (() => {
   const { el, chip, percent, many, visible } = subrank;
   const ROW = 40;
   const SORTS = { order: "in order", dense: "densest first", rare: "rarest first", label: "by label" };
-  let host, body, spacer, count, onopen;
+  let host, body, spacer, nothing, count, onopen;
   let rows = []; // [id, label, density, peaks]
-  let hay = null; // what is searched, row by row, lower case
+  let entries = null; // what is searched, row by row
   let listed = []; // numbers of the rows listed
   let query = "";
   let site = "";
@@ -18,7 +18,8 @@ subrank.list = (() => {
     host = stage;
     onopen = handlers.node;
     spacer = el("div", { class: "spacer" });
-    body = el("div", { class: "scroll", tabindex: "0", role: "listbox", "aria-label": "Features", onscroll: draw }, spacer);
+    nothing = el("p", { class: "note nothing", role: "status", hidden: true });
+    body = el("div", { class: "scroll", tabindex: "0", role: "listbox", "aria-label": "Features", onscroll: draw }, spacer, nothing);
     count = el("span", { id: "found" });
     const sites = el("select", { id: "site", "aria-label": "Site", onchange: (event) => ((site = event.target.value), search(query)) });
     const order = el("select", { id: "sort", "aria-label": "Order", onchange: (event) => ((sort = event.target.value), search(query)) }, Object.entries(SORTS).map(([value, text]) => el("option", { value }, text)));
@@ -28,7 +29,7 @@ subrank.list = (() => {
 
   function fill(all) {
     rows = all;
-    hay = null;
+    entries = null;
     rows.forEach(([id], i) => number.set(id, i));
     const sites = [...new Set(rows.map(([id]) => siteOf(id)))];
     host.querySelector("#site").replaceChildren(el("option", { value: "" }, "all sites"), ...sites.map((name) => el("option", { value: name }, name)));
@@ -39,25 +40,19 @@ subrank.list = (() => {
     return /^\d+$/.test(place) ? `resid_post.${place}` : place;
   };
 
-  function haystack() {
-    hay ||= rows.map(([id, label, , peaks]) => `${id}\n${label}\n${peaks.join("\n")}`.toLowerCase());
-    return hay;
+  // Numbers of the rows that a search finds; all without one.
+  function matches(text) {
+    const test = subrank.search.matcher(text);
+    if (!test) return rows.map((_, i) => i);
+    entries ||= rows.map(([id, label, , peaks]) => subrank.search.entry(id, label, peaks));
+    return rows.map((_, i) => i).filter((i) => test(entries[i], subrank.names.of(rows[i][0])));
   }
 
+  // List what a search finds; returns the ids, those of other sites too.
   function search(text) {
     query = text;
-    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    listed = [];
-    const texts = words.length ? haystack() : null;
-    for (let i = 0; i < rows.length; i++) {
-      if (site && siteOf(rows[i][0]) !== site) continue;
-      if (words.length) {
-        const name = subrank.names.of(rows[i][0]);
-        const whole = name ? `${texts[i]}\n${name.toLowerCase()}` : texts[i];
-        if (!words.every((word) => whole.includes(word))) continue;
-      }
-      listed.push(i);
-    }
+    const matching = matches(text);
+    listed = matching.filter((i) => !site || siteOf(rows[i][0]) === site);
     const exact = number.get(text.trim());
     const by = {
       order: null,
@@ -67,11 +62,14 @@ subrank.list = (() => {
     }[sort];
     if (by) listed.sort(by);
     if (exact !== undefined && listed.includes(exact)) listed = [exact, ...listed.filter((i) => i !== exact)];
-    current = words.length && listed.length ? 0 : -1;
+    current = text.trim() && listed.length ? 0 : -1;
+    nothing.hidden = listed.length > 0;
+    nothing.textContent = `No feature has “${text.trim()}” in its id, label, name or tokens.`;
     count.textContent = listed.length === rows.length ? `${many(rows.length)} features` : `${many(listed.length)} of ${many(rows.length)}`;
     spacer.style.height = `${listed.length * ROW}px`;
     body.scrollTop = 0;
     draw();
+    return matching.map((i) => rows[i][0]);
   }
   const title = (i) => subrank.names.of(rows[i][0]) || rows[i][1];
 

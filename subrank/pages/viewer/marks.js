@@ -1,7 +1,7 @@
 "use strict";
 // What the picture is made of: boxes, arrows, the legend. They know nothing of each other.
 subrank.marks = (() => {
-  const { el, svg, button, chip, number, effect, percent } = subrank;
+  const { el, svg, button, chip, number, effect, percent, visible } = subrank;
 
   // A node; `on` says what happens where it is opened, hovered over and reached with a key.
   function box(node, isTarget, on) {
@@ -17,12 +17,19 @@ subrank.marks = (() => {
         onmouseleave: () => on.hover(null),
         onfocus: () => on.focus(node.id),
       },
-      el("div", { class: "head" }, el("span", { class: "id" }, node.id), el("span", { class: "share" }, node.kind === "feature" ? percent(node.density) : "")),
+      el("div", { class: "head" }, el("span", { class: "id" }, breakable(node)), el("span", { class: "share" }, node.kind === "feature" ? percent(node.density) : "")),
       el("div", { class: "name" }),
-      el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
+      node.lines?.length ? node.lines.map((line) => el("div", { class: "line" }, el("bdi", {}, visible(line)))) : el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
     );
     entitle(box, node);
     return box;
+  }
+
+  // An id that is too long breaks after its site; a supernode's says how many it holds.
+  function breakable(node) {
+    if (node.kind === "group") return `${node.members.length} nodes`;
+    const at = node.id.lastIndexOf(".") + 1;
+    return [node.id.slice(0, at), el("wbr", {}), node.id.slice(at)];
   }
 
   // The name that is shown: one written here, the label, or what kind of node it is.
@@ -52,6 +59,7 @@ subrank.marks = (() => {
   }
 
   function edgeTitle(edge) {
+    if (edge.members?.length > 1) return `${edge.cause} → ${edge.target}: ${effect(edge.effect)}, the sum of ${edge.members.length} arrows`;
     const error = edge.error === null ? "" : ` ± ${number(edge.error, 2)}`;
     return `${edge.cause} → ${edge.target}: ${effect(edge.effect)}${error}, active on ${edge.n_active} of ${edge.n_examples}`;
   }
@@ -78,8 +86,9 @@ subrank.marks = (() => {
         svg("path", { class: "line", d: `M2,5H${27 - width}`, "stroke-width": width }),
         svg("path", { class: "head", d: `M33,5l-${7 + width},-${2.5 + width}v${5 + 2 * width}z` })));
     return el(
-      "div",
-      { class: "legend" },
+      "details",
+      { class: "legend", open: window.innerWidth > 900 },
+      el("summary", {}, "key"),
       el("span", {}, line("supports", 2.6), "supports its target"),
       el("span", {}, line("suppresses", 2.6), "inhibits its target"),
       el("span", {}, line("grey", 1), line("grey", 4), "weak, strong effect"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from handmade import Circuit
 
-from circuits.discovery.edge_examples import EdgeExampleFinder
+from circuits.discovery.edge_examples import AFTER, EdgeExampleFinder
 from circuits.discovery.edges import EdgeConfig
 from circuits.discovery.recursive import discover
 from circuits.discovery.sampling import RedrawnExamples, SpreadExamples
@@ -51,9 +51,12 @@ def test_the_examples_of_an_edge_are_those_on_which_it_shows_most(circuit, searc
         by_hand.append((abs(alone * float(examples.activation[row])), alone))
     by_hand.sort(reverse=True)
     assert [example.drop for example in shown] == pytest.approx([drop for _, drop in by_hand[:4]], abs=1e-4)
+    contexts = [[circuit.model.token_text(token) for token in row] for row in examples.tokens.tolist()]
     for example in shown:
-        assert len(example.tokens) == len(example.cause) == len(example.target) == example.end + 1
-        assert all(text.startswith(" t") for text in example.tokens) and max(map(abs, example.cause)) > 0
+        assert len(example.cause) == len(example.target) == example.end + 1
+        text = list(example.tokens)
+        assert any(row[: example.end + 1 + AFTER] == text for row in contexts) and len(text) > example.end + 1
+        assert all(token.startswith(" t") for token in text) and max(map(abs, example.cause)) > 0
     value = to_plain(shown[0])
     assert set(value) == {"tokens", "cause", "target", "end", "drop"} and isinstance(value["tokens"], list)
 

@@ -4,7 +4,7 @@ import pytest
 from chromium import CHROMIUM, Page, chromium
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     if not CHROMIUM:
         pytest.skip("no Chromium on this machine")

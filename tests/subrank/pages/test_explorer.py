@@ -17,7 +17,7 @@ from sae_core.errors import UserError
 from sae_core.partial import partial_folder
 from sae_core.sites import FeatureId, Site, Stream
 from subrank.pages import explorer as module
-from subrank.pages.explorer import BYTES, CARDS, EXAMPLES, explore, graph_value
+from subrank.pages.explorer import BYTES, CARDS, EXAMPLES, Captions, explore, graph_value
 from subrank.pages.names import read_names, write_names
 
 VIEWER = Path(module.__file__).parent / "viewer"
@@ -78,7 +78,7 @@ def test_cards_stream_through(tmp_path):
 def test_data_are_ascii_and_close_no_script(tmp_path):
     cards = [card(f"0_{i}", word, word) for i, word in enumerate(HOSTILE)]
     nodes = tuple(node(f"0_{i}", word) for i, word in enumerate(HOSTILE))
-    page = explore(tmp_path / "own", FeatureGraph(nodes[0].id, nodes, ()), cards, title=HOSTILE[0])
+    page = explore(tmp_path / "own", FeatureGraph(nodes[0].id, nodes, ()), cards, captions=Captions(HOSTILE[0]))
     for path in (tmp_path / "own" / "data").iterdir():
         text = path.read_text(encoding="ascii")
         assert "<" not in text and ">" not in text
@@ -137,7 +137,7 @@ def test_examples_of_edges_are_where_the_edges_say(tmp_path):
         ([card("0_1"), card("0_1")], {}, "two cards"),
         ([{"density": 0.1}], {}, "no id"),
         ([], {"edge_examples": {(FeatureId.parse("0_1"), FeatureId.parse("0_2")): []}}, "0_1 -> 0_2"),
-        ([], {"names": {"bracket": "x"}}, "no node"),
+        ([], {"captions": Captions(names={"bracket": "x"})}, "no node"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_the_earlier_page(tmp_path, cards, changes, word):
@@ -175,7 +175,7 @@ def test_a_run_is_known_by_its_graph(tmp_path):
     runs = []
     again = replace(graph, facts={"seconds": 9})  # found once more
     for i, (circuit, title) in enumerate([(graph, "a"), (again, "b"), (other, "a"), (None, "a")]):
-        explore(tmp_path / str(i), circuit, example_cards(), title=title)
+        explore(tmp_path / str(i), circuit, example_cards(), captions=Captions(title))
         runs.append(read(tmp_path / str(i), "graph")["run"])
     assert runs[0] == runs[1] and len(set(runs)) == 3
 

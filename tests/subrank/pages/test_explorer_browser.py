@@ -9,12 +9,12 @@ from chromium import Page
 from explorer_pages import HOSTILE, card, counted, edge, example, example_cards, node, panel, slide
 
 from circuits.graph import FeatureGraph
-from subrank.pages.explorer import explore
+from subrank.pages.explorer import Captions, explore
 from subrank.pages.names import read_names
 
 
 def test_it_opens_without_complaint(page, tmp_path):
-    page.open(explore(tmp_path / "own", example(), example_cards(), title="Own title"))
+    page.open(explore(tmp_path / "own", example(), example_cards(), captions=Captions("Own title")))
     assert page.errors() == []
     assert page.run("document.title") == "Own title"
     assert page.run("document.querySelectorAll('.node').length") == 5 and counted(page) == 6
@@ -85,7 +85,8 @@ def test_a_click_on_an_arrow_shows_its_examples(page, tmp_path):
 
 def test_search_finds_features_by_id_label_token_and_name(page, tmp_path):
     cards = [card(f"{layer}_{i}", f"label {layer}.{i}", f" w{i}w") for layer in range(2) for i in range(300)]
-    page.open(explore(tmp_path / "own", example(), cards, names={"1_250": "Nom de plume"}))
+    page.open(explore(tmp_path / "own", example(), cards, captions=Captions(names={"1_250": "Nom de plume"})))
+    page.press("f")
     page.press("/")
     for text, first, n in (
         ("1_250", "1_250", 1),
@@ -109,7 +110,7 @@ def test_search_finds_features_by_id_label_token_and_name(page, tmp_path):
 
 def test_a_name_survives_and_is_saved(page, tmp_path):
     names = {"0_1": "given with the page", "0_2": "to be taken away"}
-    path = explore(tmp_path / "own", example(), example_cards(), names=names)
+    path = explore(tmp_path / "own", example(), example_cards(), captions=Captions(names=names))
     page.open(path)
     for name, text in (("1_1", 'she <b>"said"</b> 🎉'), ("0_2", "")):
         page.click(f'.node[data-id="{name}"]')
@@ -160,7 +161,11 @@ def test_hostile_tokens_are_text(page, tmp_path):
     }
     page.open(
         explore(
-            tmp_path / "own", FeatureGraph(edges[1].target, nodes, edges), cards, edge_examples=shown, title=HOSTILE[1]
+            tmp_path / "own",
+            FeatureGraph(edges[1].target, nodes, edges),
+            cards,
+            edge_examples=shown,
+            captions=Captions(HOSTILE[1]),
         )
     )
     for i, word in enumerate(HOSTILE):
@@ -170,7 +175,7 @@ def test_hostile_tokens_are_text(page, tmp_path):
         )
         seen = page.run("document.querySelector('#panel').textContent")
         assert word in seen or not word.strip() or any(ord(c) in (0x202E, 0x202C, 0x2028, 0x2029, 0xD83D) for c in word)
-    page.run("document.querySelector('.effect')?.click(), subrank.graph.select(null)")
+    page.run("document.querySelector('.effect')?.click(), subrank.light.select(null)")
     page.run(f"location.hash = '#' + encodeURIComponent({json.dumps(HOSTILE[2])})")
     page.run("location.hash = '#' + encodeURIComponent('0_0>1_1')")
     page.wait("document.querySelectorAll('.example .token').length > 5")

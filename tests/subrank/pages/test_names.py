@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_core.errors import UserError
-from subrank.pages.names import LONGEST, check_names, read_names, write_names
+from subrank.pages.names import LONGEST, check_names, read_groups, read_names, write_names
 
 NODES = ("5_17", "mlp_out.3_2", "error.resid_post.3", "logit: she - he")
 
@@ -63,3 +63,27 @@ def test_what_is_no_names_file_is_refused(tmp_path, text):
 
 def test_spaces_around_a_name_go():
     assert check_names({"5_1": "  x "}) == {"5_1": "x"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "word"),
+    [
+        ([], "no groups"),
+        ({"": ["5_1"]}, "not empty"),
+        ({"a": []}, "list of nodes"),
+        ({"a": "5_1"}, "list of nodes"),
+        ({"a": [5]}, "list of nodes"),
+        ({"a": ["bracket"]}, "no node"),
+        ({"a": ["5_1"], "b": ["5_2", "5_1"]}, "5_1 is in two groups"),
+    ],
+)
+def test_groups_are_read_or_refused(tmp_path, groups, word):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({"names": {}, "groups": {"a": ["5_1", "logit: she - he"], "b": ["5_2"]}}))
+    assert read_groups(path) == {"a": ["5_1", "logit: she - he"], "b": ["5_2"]}
+    path.write_text(json.dumps({"names": {}, "groups": groups}))
+    with pytest.raises(UserError, match=word) as error:
+        read_groups(path)
+    assert "\n" not in str(error.value) and "names.json" in str(error.value)
+    path.write_text('{"names": {}}')
+    assert read_groups(path) == {}

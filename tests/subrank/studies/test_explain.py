@@ -21,7 +21,7 @@ from sae_core.data.text import Text
 from sae_core.sites import FeatureId
 from sae_core.storage import DictionarySet
 from subrank.experiments.circuit import named
-from subrank.pages.explorer import explore
+from subrank.pages.explorer import Captions, explore
 from subrank.pages.names import read_names
 from subrank.result import Provenance
 from subrank.settings.fields import make
@@ -125,7 +125,7 @@ def test_explanations_are_names_in_circuits_and_in_their_explorer(planted_result
     }
     graph = named(FeatureGraph(on_c, (Node(on_c), Node(FeatureId(SITE, 0), name="by hand")), ()), names)
     assert [node.name for node in graph.nodes] == [names[str(on_c)], "by hand"]
-    explore(tmp_path / "explore", graph, [], names=names)
+    explore(tmp_path / "explore", graph, [], captions=Captions(names=names))
     assert f'"label":"{names[str(on_c)]}"' in (tmp_path / "explore" / "data" / "graph.js").read_text()
 
 
