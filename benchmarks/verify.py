@@ -27,6 +27,7 @@ VERBS = {
     "steer": ["steer"],
     "steer, clamped": ["steer", "--mode", "clamp"],
     "features": ["features"],
+    "prompt": ["prompt", "Mary and John went to the store. John gave a drink to"],
 }
 HEAD = ("verb", "numbers", "largest difference", "of what rounding may do", "of", "verdict")
 

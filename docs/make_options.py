@@ -17,6 +17,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import choices, documented, flag_of, hints, limits_of
+from subrank.settings.prompt import PromptSettings
 from subrank.settings.studies import STUDIES
 from subrank.settings.train import TrainSettings
 
@@ -29,6 +30,7 @@ VERBS = {
     "remove": ("sr.remove", RemoveSettings),
     "steer": ("sr.steer", SteerSettings),
     "features": ("sr.features", FeatureSettings),
+    "prompt": ("sr.prompt", PromptSettings),
     **{f"study {name}": (f"sr.{name.replace('-', '_')}", study.settings) for name, study in STUDIES.items()},
     "demo": ("the command only", DemoSettings),
 }
@@ -46,7 +48,7 @@ and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--
 goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run,
 `--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well.
 `circuit` takes `--target`, `remove` `--task`, `steer` and
-`features` `--features`. `study superposition` reads no model, and of these takes
+`features` `--features`, `prompt` a text and `--circuit`. `study superposition` reads no model, and of these takes
 `--out` alone.
 
 Defaults that are less "for large models" fall, from what they are for a model of 10 million weights in its blocks

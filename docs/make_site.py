@@ -29,7 +29,7 @@ ELSEWHERE = ("quickstart", "studies", "options")
 ROOMS = {
     "sae_core": "model data dictionaries training evaluation formats storybook",
     "editing": "interventions engine tasks ioi removal steering",
-    "circuits": "features effects discovery scoring",
+    "circuits": "features effects discovery scoring prompt_view",
     "subrank": "settings studies",
 }
 """Packages and their rooms with names for others to use."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subrank.experiments.features import features
     from subrank.experiments.importing import import_saes
     from subrank.experiments.ioi import ioi
+    from subrank.experiments.prompt import prompt
     from subrank.experiments.removal import remove
     from subrank.experiments.steering import steer
     from subrank.experiments.training import sweep, train
@@ -51,6 +52,7 @@ _HOMES = {
     "remove": "subrank.experiments.removal",
     "steer": "subrank.experiments.steering",
     "features": "subrank.experiments.features",
+    "prompt": "subrank.experiments.prompt",
     "Result": "subrank.result",
     "load_result": "subrank.result",
     "Feature": "subrank.saes",
@@ -83,6 +85,7 @@ __all__ = [
     "load_model",
     "load_result",
     "matching",
+    "prompt",
     "remove",
     "scaling",
     "splitting",

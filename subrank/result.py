@@ -40,6 +40,7 @@ _KINDS = {
     "remove": "subrank.experiments.removal:Removal",
     "steer": "subrank.experiments.steering:Steered",
     "features": "subrank.experiments.features:Features",
+    "prompt": "subrank.experiments.prompt:PromptResult",
     "evaluate": "subrank.experiments.evaluation:Evaluation",
     "superposition": "subrank.studies.superposition:Superposition",
     "matching": "subrank.studies.matching:Matching",

@@ -62,6 +62,7 @@ def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
     positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
     two = [str(small_set), str(world / "second")]
     positionals |= {"demo": [], "study superposition": [], "study splitting": two, "study matching": two}
+    positionals["prompt"] = [str(small_set), "Mary went to the store"]
     needed = positionals.get(verb, [str(small_set)])
     needed = [*needed, "--model", "storybook"] if verb == "import" else needed
     files = [*sorted(world.iterdir()), small_set]
@@ -73,6 +74,7 @@ def test_what_is_wrong_is_said_before_a_text_is_read(verb, world, small_set, cap
     monkeypatch.setattr(Text, "read", begin)
     monkeypatch.setattr("editing.removal.prompts.capability.pronoun_prompts", begin)  # half a second of drawing
     monkeypatch.setattr("subrank.studies.superposition.announce", begin)
+    monkeypatch.setattr("subrank.experiments.prompt.features_on", begin)
     wrong = [answered(capsys, line) for line in lines_of(verb, world, small_set, range(FEW))]
     answers = "\n".join(wrong)  # which say why, where on some machine all are wrong: no room, a folder that is gone
     assert 0.2 * FEW < sum(map(bool, wrong)) < FEW, answers  # neither are all wrong nor all right
@@ -88,6 +90,7 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
         monkeypatch.setattr(place, begin)
     monkeypatch.setattr("subrank.experiments.training.start", begin)
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
+    monkeypatch.setattr("subrank.experiments.prompt.features_on", begin)
     monkeypatch.setattr("subrank.studies.dark_matter.announce", begin)
     monkeypatch.setattr("subrank.studies.explain.announce", begin)
     monkeypatch.setattr("subrank.studies.scaling.series_of", begin)

@@ -93,6 +93,8 @@ def calls(model, saes) -> dict:
         "task": lambda odd: sr.remove(model, saes, odd),
         "features": lambda odd: sr.features(model, saes, odd),
         "features to steer": lambda odd: sr.steer(model, saes, odd),
+        "prompt to look at": lambda odd: sr.prompt(model, saes, odd),
+        "circuit of a prompt": lambda odd: sr.prompt(model, saes, "Mary", odd),
         "feature": lambda odd: saes[odd],
         "site": lambda odd: saes.at(odd),
         "prompt": lambda odd: saes.encode(model, odd),

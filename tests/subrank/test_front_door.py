@@ -13,6 +13,7 @@ from plotly.graph_objects import Figure
 from tiny import user_error
 
 import subrank as sr
+from circuits.graph import FeatureGraph
 from subrank.cli import command
 from subrank.result import Result
 from subrank.settings.circuit import CircuitSettings
@@ -26,6 +27,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import documented, make
+from subrank.settings.prompt import PromptSettings
 from subrank.settings.studies import (
     DarkMatterSettings,
     ExplainSettings,
@@ -44,6 +46,7 @@ SETTINGS = {
     "remove": RemoveSettings,
     "steer": SteerSettings,
     "features": FeatureSettings,
+    "prompt": PromptSettings,
     "evaluate": EvaluateSettings,
     "import_saes": ImportSettings,
     "dark_matter": DarkMatterSettings,
@@ -66,6 +69,7 @@ SMALL = {
     "remove": {"prompts": 8, "site": "resid_post.5", "contexts": 8, "budget": 2.0},
     "steer": {"tokens": 3, "contexts": 2, "mode": "off", "read": 32},
     "features": {"contexts": 24, "full": 2},
+    "prompt": {"prompt": "print ( sqrt ( x", "exact": 3},
     "evaluate": {"contexts": 4, "spliced": 2},
 }
 
@@ -287,6 +291,26 @@ def test_what_a_verb_reports_is_what_full_forward_passes_say(results, verb):
     assert str(results[verb]).splitlines()[-1] == check.line() and "Computed again" in results[verb]._repr_html_()
 
 
+def test_a_circuit_stands_where_its_features_act_on_a_prompt(results, storybook, saes, tmp_path):
+    circuit = results["circuit"]
+    circuit.save(tmp_path)
+    view = sr.prompt(storybook, saes, "print ( sqrt ( x", tmp_path, exact=0, features=1, **QUIET)
+    members, listed = {*circuit.graph.features()}, {}
+    for cell in view.features.cells:
+        for n, each in enumerate(cell.features):
+            assert n == 0 or each.feature in members
+            listed.setdefault(each.feature, []).append(cell.position)
+    assert view.circuit.places and view.circuit.n_features == len(members)
+    assert all(listed[feature] == [*places] for feature, places in view.circuit.places.items())
+    assert any(line.startswith(f"of the circuit of {circuit.target}") for line in view.lines())
+    results["evaluate"].save(tmp_path / "other")
+    with user_error("no circuit", "evaluate"):
+        sr.prompt(storybook, saes, "print", tmp_path / "other", **QUIET)
+    others = replace(saes, dictionaries={site: d for site, d in saes.dictionaries.items() if site.layer != 2})
+    with user_error("other dictionaries"):
+        sr.prompt(storybook, others, "print", replace(circuit, graph=FeatureGraph(circuit.target, (), ())), **QUIET)
+
+
 def test_a_folder_without_a_result(storybook_set, tmp_path):
     with user_error("no result"):
         sr.load_result(tmp_path)
@@ -314,10 +338,10 @@ def test_a_damaged_result_is_one_line(results, tmp_path):
 
 @pytest.mark.parametrize("verb", [*SMALL, "discover"])
 def test_what_is_no_model_or_no_set_is_one_line(storybook, saes, storybook_set, verb):
-    function = getattr(sr, verb)
+    function, words = getattr(sr, verb), {"prompt": "a prompt"} if verb == "prompt" else {}
     for wrong in ((saes, storybook), ("storybook", saes), (storybook, str(storybook_set)), (storybook, [saes])):
         with user_error("is no ", "sr.load"):
-            function(*wrong, **QUIET)
+            function(*wrong, **QUIET, **words)
     with user_error("is no language model"):
         sr.train("storybook", **QUIET)
 

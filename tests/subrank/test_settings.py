@@ -26,6 +26,7 @@ from subrank.settings.experiments import (
     SteerSettings,
 )
 from subrank.settings.fields import flag_of, hints, is_several, limits_of, make, single_type
+from subrank.settings.prompt import PromptSettings
 from subrank.settings.studies import STUDIES
 from subrank.settings.train import TrainSettings
 
@@ -36,6 +37,7 @@ VERBS = {
     "remove": RemoveSettings,
     "steer": SteerSettings,
     "features": FeatureSettings,
+    "prompt": PromptSettings,
     "evaluate": EvaluateSettings,
     "import": ImportSettings,
     "demo": DemoSettings,
@@ -79,6 +81,7 @@ def test_several_values_are_at_least_one(kind, each):
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_options_the_command_has_the_defaults_of_the_function(verb):
     positionals = {"train": ["storybook"], "import": ["file", "--model", "storybook"], "demo": []}
+    positionals["prompt"] = ["folder", "a prompt"]
     arguments = positionals.get(verb, [] if verb == "study superposition" else ["folder"])
     options = build_parser().parse_args([*verb.split(), *arguments])
     assert settings_of(options, VERBS[verb]) == VERBS[verb]()

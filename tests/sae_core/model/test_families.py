@@ -9,6 +9,7 @@ from families import FAMILIES, write_family
 from tiny import Edit, user_error
 
 from sae_core.model.block import agrees, block_of
+from sae_core.model.final_norm import direct_weights
 from sae_core.model.fused import fuses
 from sae_core.model.generation import Sampling, generate
 from sae_core.model.language_model import load_model
@@ -111,6 +112,18 @@ def test_an_edit_reaches_what_the_site_feeds_and_nothing_else(model, tokens):
             close(
                 edited[Site(site.layer)], clean[Site(site.layer)] - clean[site], 1e-5 * clean[last].abs().max().item()
             )
+
+
+def test_the_scale_of_the_last_norm_is_known(model, tokens):
+    """What its derivative adds to the direct path: dm/dh = w - (w . h / |P h|^2) P h, P taking the mean out or not."""
+    h = model.record(tokens, [Site(1)])[Site(1)][0].requires_grad_()
+    (slope,) = torch.autograd.grad(model.unembed(h)[:, 5].sum(), h)
+    h = h.detach()
+    weights = direct_weights(model, h, lambda logits: logits[:, 5])
+    has_mean = "RMS" in type(model.bridge.ln_final.original_component).__name__
+    centred = h if has_mean else h - h.mean(-1, keepdim=True)
+    back = (weights * h).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True) * centred
+    close(weights - back, slope, 1e-3 * slope.abs().max().item())
 
 
 def test_a_resumed_run_is_the_run(model, tokens):

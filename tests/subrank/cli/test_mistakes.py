@@ -63,6 +63,9 @@ def test_circuits_that_make_no_sense(untrained_set, tmp_path, capsys, options, c
         ("steer", ["--features", "5_1,5_1"], "twice"),
         ("steer", ["--features", ","], "names no feature"),
         ("features", ["--features", "5_1", "--site", "resid_post.5"], "exclude each other"),
+        ("prompt", [" "], "empty"),
+        ("prompt", ["Mary", "--features", "0"], "--features must be at least 1"),
+        ("prompt", ["Mary", "--circuit", "none"], "no result"),
         ("evaluate", ["--device", "meta"], "meta"),
         ("evaluate", ["--text", ""], "empty"),
     ],
@@ -115,6 +118,18 @@ def test_steering_that_makes_no_sense(untrained_set, tmp_path, capsys, options, 
     assert complaint in one_line(capsys, "steer", untrained_set, "--out", tmp_path, *options)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "complaint"),
+    [
+        ("Mary " * 300, [], "give less text"),
+        ("Mary went", ["--logit", "qqqq"], "not one token"),
+        ("Mary went", ["--logit", "she - he - it"], "difference of two"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read(untrained_set, tmp_path, capsys, prompt, options, complaint):
+    assert complaint in one_line(capsys, "prompt", untrained_set, prompt, "--out", tmp_path, *options)
+
+
 def test_damaged_weights(untrained_set, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(untrained_set, broken)
@@ -144,7 +159,11 @@ def test_a_folder_in_which_nothing_can_be_written_is_found_before_work_starts(
 
     monkeypatch.setattr("sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("it was loaded first"))
     arguments = {"train": ["storybook"], "demo": [], "import": [untrained_set / "resid_post.0", "--model", "storybook"]}
-    arguments |= {"study superposition": [], "study splitting": [untrained_set, untrained_set]}
+    arguments |= {
+        "prompt": [untrained_set, "a prompt"],
+        "study superposition": [],
+        "study splitting": [untrained_set, untrained_set],
+    }
     for folder, function in ((tmp_path, "tempfile.TemporaryFile"), (tmp_path / "new", "pathlib.Path.mkdir")):
         with monkeypatch.context() as patch:
             patch.setattr(function, refuse)
