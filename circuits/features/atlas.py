@@ -177,18 +177,36 @@ def most_predictive(atlas: FeatureAtlas, site: Site, next_tokens: list[int]) -> 
 
 
 def strongest_writer(model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas) -> FeatureId:
-    """Of the latents of density between 1e-4 and 1e-2, the one with the largest direct effect on one logit.
+    """Of the latents of density between 1e-4 and 1e-2, the one with the largest direct effect on one logit."""
+    return strongest_writers(model, dictionary, site, atlas, 1)[0]
 
-    Where none is that rare (a short text, a small dictionary), all that are ever active compete; sinks never do.
-    """
+
+def strongest_writers(
+    model: LanguageModel, dictionary: Dictionary, site: Site, atlas: FeatureAtlas, n: int
+) -> list[FeatureId]:
+    """The `n` rare latents with the largest direct effects on one logit, strongest first."""
+    latents = rare(site, atlas)
+    strongest = [
+        direct_effect(model, atlas, site, dictionary.directions[part], part).max(-1).values
+        for part in latents.split(64)
+    ]
+    effects = torch.cat(strongest)
+    return [FeatureId(site, int(latents[row])) for row in effects.topk(min(n, len(effects))).indices]
+
+
+def loudest(dictionary: Dictionary, site: Site, atlas: FeatureAtlas, n: int) -> list[FeatureId]:
+    """The `n` rare latents that write the longest vectors where they are most active: max f_j |d_j|, longest first."""
+    latents = rare(site, atlas)
+    lengths = atlas.sites[site].top[latents, 0] * dictionary.directions[latents].norm(dim=1).cpu()
+    return [FeatureId(site, int(latents[row])) for row in lengths.topk(min(n, len(lengths))).indices]
+
+
+def rare(site: Site, atlas: FeatureAtlas) -> Int[Tensor, "n"]:
+    """The latents of density between 1e-4 and 1e-2; where none is that rare (a short text, a small dictionary), all
+    that are ever active. Sinks never are. Raises `UserError` where no latent is left."""
     density, sinks = atlas.sites[site].density, atlas.sites[site].sinks
     allowed = ~sinks & (density >= 1e-4) & (density <= 1e-2) & (atlas.sites[site].top[:, -1] > 0)
     allowed = allowed if allowed.any() else ~sinks & (density > 0)
     if not allowed.any():
         raise UserError(f"no latent at {site} is ever active on this text")
-    latents = allowed.nonzero()[:, 0]
-    strongest = [
-        direct_effect(model, atlas, site, dictionary.directions[part], part).max(-1).values
-        for part in latents.split(64)
-    ]
-    return FeatureId(site, int(latents[torch.cat(strongest).argmax()]))
+    return allowed.nonzero()[:, 0]

@@ -1,7 +1,7 @@
 """Chosen features on a text: where they are active, how strongly, and how activations differ where they are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -50,6 +50,11 @@ class FeatureText:
     def active(self) -> Bool[Tensor, "contexts pos"]:
         """Where any of them is active."""
         return (self.f != 0).any(-1)
+
+    def only(self, feature: FeatureId) -> "FeatureText":
+        """One of the features, alone; without the difference of means, which is of all of a site together."""
+        column = self.features.index(feature)
+        return replace(self, features=(feature,), f=self.f[..., column : column + 1], difference={})
 
     def by_site(self) -> list[tuple[Site, list[int], Float[Tensor, "_"]]]:
         """For each site: the latents there and their largest activations."""

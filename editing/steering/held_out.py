@@ -107,6 +107,14 @@ class HeldOut:
         fall = torch.stack(falls).sum(0)
         return fall.topk(min(n, fall.shape[-1])).indices.tolist()
 
+    @torch.no_grad()
+    def rise(self, edits: Edits, tokens: Sequence[int]) -> float:
+        """The mean rise of these tokens' probability together, where the edit acts."""
+        finals, _ = self._run(edits)
+        pairs = self._logits(self.acting, self.before, finals)
+        rises = [(after.softmax(-1) - before.softmax(-1))[:, list(tokens)].sum(-1) for before, after in pairs]
+        return torch.cat(rises).mean().item()
+
     def _per_context(self, values: Float[Tensor, "places"], places: Int[Tensor, "places 2"]) -> Float[Tensor, "rows"]:
         """Mean of the values of each context that has any."""
         sums, counts = (torch.zeros(len(self.tokens), dtype=torch.float64) for _ in range(2))

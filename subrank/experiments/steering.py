@@ -9,8 +9,9 @@ from jaxtyping import Int
 from markupsafe import Markup
 from torch import Tensor
 
-from circuits.features.atlas import atlas_of, strongest_writer
+from circuits.features.atlas import atlas_of, loudest, strongest_writers
 from editing.set_quality import SetQuality
+from editing.steering.choosing import most_effective
 from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
 from editing.steering.dose_response import DoseResponse, dose_response
 from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
@@ -37,6 +38,10 @@ from subrank.settings.fields import make, takes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+
+SITES, PER_SITE = 3, 6
+"""The last residual sites, and features of each of two kinds, among which one is chosen."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +128,7 @@ def run_steer(
     quality = saes.measured(model, contexts, settings.text, on_progress)
     if not features:
         on_progress(Progress(f"choosing a feature on {len(reading)} contexts", 0, None))
-        features = [default_feature(model, saes, reading)]
+        features = [default_feature(model, saes, reading, mode, on_progress)]
     on_progress(Progress(f"reading {', '.join(map(str, features))} on {len(reading)} contexts", 0, None))
     text = read_features(model, saes.dictionaries, features, reading)
     steering = Steering(saes.dictionaries, text, mode)
@@ -153,12 +158,23 @@ def strengths_of(mode: Mode, strengths: Sequence[float] | None) -> tuple[float, 
     return tuple(dict.fromkeys(strengths))
 
 
-def default_feature(model: LanguageModel, saes: Saes, contexts: Int[Tensor, "contexts pos"]) -> FeatureId:
-    """The rare feature of the last residual site with the largest direct effect on one token's logit."""
-    site = max((site for site in saes.dictionaries if site.stream is Stream.RESID_POST), default=None)
-    if site is None:
+def default_feature(
+    model: LanguageModel,
+    saes: Saes,
+    contexts: Int[Tensor, "contexts pos"],
+    mode: Mode,
+    on_progress: OnProgress = silent,
+) -> FeatureId:
+    """Of the rare features that write most, to one logit or at all, the one that does most for what it costs."""
+    sites = sorted(site for site in saes.dictionaries if site.stream is Stream.RESID_POST)[-SITES:]
+    if not sites:
         raise UserError(
             f"no resid_post site to choose a feature from; name one, at {', '.join(map(str, saes.dictionaries))}"
         )
-    atlas = atlas_of(saes.survey(model), contexts, sites=[site], top=16)
-    return strongest_writer(model, saes.dictionaries[site], site, atlas)
+    atlas = atlas_of(saes.survey(model), contexts, sites=sites, top=16)
+    candidates: dict[FeatureId, None] = {}
+    for site in sites:
+        dictionary = saes.dictionaries[site]
+        strongest = strongest_writers(model, dictionary, site, atlas, PER_SITE)
+        candidates |= dict.fromkeys([*strongest, *loudest(dictionary, site, atlas, PER_SITE)])
+    return most_effective(model, saes.dictionaries, list(candidates), contexts, mode, on_progress)
