@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +20,13 @@ from sae_core.partial import final
 from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
+CAPTION = 112
+"""Letters in a line of a caption."""
 
 
-def dot_source(graph: FeatureGraph) -> str:
-    """The circuit in Graphviz's DOT language, input at the bottom."""
-    dot = graphviz.Digraph("circuit", graph_attr=_GRAPH, node_attr=_NODE, edge_attr={"arrowsize": "0.8"})
+def dot_source(graph: FeatureGraph, caption: Sequence[str] = ()) -> str:
+    """The circuit in Graphviz's DOT language, input at the bottom, the lines of `caption` below."""
+    dot = graphviz.Digraph("circuit", graph_attr=GRAPH, node_attr=NODE, edge_attr={"arrowsize": "0.8"})
     strongest = max((abs(edge.effect) for edge in graph.edges), default=1.0)
     rows: dict[str, list[Node]] = {}
     for node in sorted(graph.nodes, key=lambda node: _height(node.id)):
@@ -31,7 +35,7 @@ def dot_source(graph: FeatureGraph) -> str:
         row = graphviz.Digraph(graph_attr={"rank": "same"})
         row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
         for node in nodes:
-            row.node(_name(node.id), label=_literal(_label(node)), **_node_look(node, graph.target))
+            row.node(_name(node.id), label=literal(_label(node)), **node_look(node.id, graph.target))
         dot.subgraph(row)
     for below, above in pairwise(rows):
         dot.edge(f"row {below}", f"row {above}", style="invis")
@@ -40,10 +44,13 @@ def dot_source(graph: FeatureGraph) -> str:
     legend = graphviz.Digraph("cluster_legend", graph_attr={"label": "", "color": "none"})
     legend.node("legend", shape="plaintext", fillcolor="none", label=_legend(graph))
     dot.subgraph(legend)
+    if caption:
+        lines = [line for text in caption for line in textwrap.wrap(shown(text), CAPTION)]
+        dot.attr(label="".join(f"{literal(line)}\\l" for line in lines), labelloc="b", labeljust="l", fontcolor="#444444")
     return dot.source
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     r"""`text` as labels and tooltips show it letter by letter.
 
     In DOT a backslash begins an escape (`\N` is the node's name) or, as the last letter, keeps the string open, and
@@ -54,7 +61,7 @@ def _literal(text: str) -> str:
 
 def _name(id: NodeId) -> str:
     """A node's name in DOT, where a colon would begin a port, and a backslash at the end keep the string open."""
-    return graphviz.escape(_shown(str(id)).replace(":", ""))
+    return graphviz.escape(shown(str(id)).replace(":", ""))
 
 
 def _height(id: NodeId) -> tuple[int, int]:
@@ -71,8 +78,8 @@ def _row(id: NodeId) -> str:
     return f"layer {id.site.layer}" if stream is Stream.RESID_POST else f"{stream} {id.site.layer}"
 
 
-_GRAPH = {"rankdir": "BT", "nodesep": "0.3", "ranksep": "0.6", "bgcolor": "white", "fontname": "Helvetica"}
-_NODE = {
+GRAPH = {"rankdir": "BT", "nodesep": "0.3", "ranksep": "0.6", "bgcolor": "white", "fontname": "Helvetica"}
+NODE = {
     "shape": "box",
     "style": "rounded,filled",
     "fillcolor": "#f3f6fa",
@@ -106,29 +113,34 @@ def _label(node: Node) -> str:
     if isinstance(node.id, ErrorTerm):
         return f"error term\n{node.id.site}"
     if isinstance(node.id, Readout):
-        return _shown(str(node.id))
-    lines = [str(node.id)] + [_short(node.name, 26)] * bool(node.name)
+        return shown(str(node.id))
+    if node.label:
+        return "\n".join([str(node.id), *(clipped(line, 30) for line in node.label.lines)] + ["attention sink"] * node.sink)
+    lines = [str(node.id)] + [clipped(node.name, 26)] * bool(node.name)
     if node.responds_to:
-        lines.append("on: " + "  ".join(_short(word) for word in node.responds_to))
+        lines.append("on: " + "  ".join(clipped(word) for word in node.responds_to))
     if node.sink:
         lines.append("attention sink")
     if node.promotes:
-        lines.append("top logits: " + "  ".join(_short(word) for word in node.promotes))
+        lines.append("top logits: " + "  ".join(clipped(word) for word in node.promotes))
     return "\n".join(lines)
 
 
-def _shown(token: str) -> str:
+def shown(token: str) -> str:
+    """A text on one line, marks for what cannot be seen."""
     return marked(token.replace("\n", "\\n"))
 
 
-def _short(token: str, most: int = 14) -> str:
-    text = _shown(token)
+def clipped(token: str, most: int = 14) -> str:
+    """The text in at most so many letters."""
+    text = shown(token)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _node_look(node: Node, target: NodeId) -> dict[str, str]:
-    look = {"fillcolor": "#fff3cd", "penwidth": "1.6"} if node.id == target else {}
-    if isinstance(node.id, ErrorTerm):
+def node_look(node: NodeId, target: NodeId) -> dict[str, str]:
+    """How the box of a node differs from others."""
+    look = {"fillcolor": "#fff3cd", "penwidth": "1.6"} if node == target else {}
+    if isinstance(node, ErrorTerm):
         look |= {
             "shape": "hexagon",
             "style": "filled",
@@ -139,23 +151,27 @@ def _node_look(node: Node, target: NodeId) -> dict[str, str]:
     return look
 
 
-def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
-    share = abs(edge.effect) / strongest
-    alpha = round(60 + 195 * share)
-    colour = SUPPORTS if edge.effect > 0 else SUPPRESSES
-    stroke = {} if edge.solid and edge.certified else {"style": "dotted" if edge.solid else "dashed"}
-    if not edge.solid:
+def arrow(effect: float, strongest: float, style: str) -> dict[str, str]:
+    """An arrow, the darker and wider the stronger, coloured by sign; `style` is empty for a solid line."""
+    share = abs(effect) / strongest
+    alpha, colour = round(60 + 195 * share), SUPPORTS if effect > 0 else SUPPRESSES
+    if style == "dashed":
         alpha = min(alpha, 90)
-    counts = f"active on {edge.n_active} of {edge.n_examples}"
-    return stroke | {
+    return ({"style": style} if style else {}) | {
         "color": f"{colour}{alpha:02x}",
-        "fontcolor": f"{colour}{max(alpha, 150):02x}",
+        "fontcolor": colour,
         "penwidth": f"{0.6 + 3.4 * share:.2f}",
-        "label": f" {edge.effect:+.2f}",
+        "label": f" {effect:+.2f}",
         "fontsize": "10",
         "fontname": "Helvetica",
-        "tooltip": _literal(f"{edge.cause} to {_shown(str(edge.target))}: {edge.effect:+.3f}, {counts}"),
     }
+
+
+def _edge_look(edge: Edge, strongest: float) -> dict[str, str]:
+    style = ("" if edge.certified else "dotted") if edge.solid else "dashed"
+    counts = f"active on {edge.n_active} of {edge.n_examples}"
+    tooltip = literal(f"{edge.cause} to {shown(str(edge.target))}: {edge.effect:+.3f}, {counts}")
+    return arrow(edge.effect, strongest, style) | {"tooltip": tooltip}
 
 
 @dataclass(frozen=True)
@@ -168,13 +184,17 @@ class Drawing:
     """One line on the pictures that could not be made, and what to do about it."""
 
 
-def draw(graph: FeatureGraph, folder: str | Path, name: str = "circuit") -> Drawing:
-    """Write the circuit as DOT, SVG and PNG; without a working Graphviz the DOT file alone."""
-    source, folder = dot_source(graph), user_path(folder)
+KINDS = ("svg", "png", "pdf")
+"""Kinds of picture that are made, and named by the ending of a file."""
+
+
+def draw(source: str, folder: str | Path, name: str = "circuit") -> Drawing:
+    """Write DOT text as it is and as SVG, PNG and PDF; without a working Graphviz the DOT file alone."""
+    folder = user_path(folder)
     path = folder / f"{name}.dot"
     write_text(path, source)
     paths, failed = [path], []
-    for kind in ("svg", "png"):
+    for kind in KINDS:
         picture = folder / f"{name}.{kind}"
         try:
             content = render(source, kind)

@@ -83,8 +83,7 @@ def label_of(node: Node) -> str:
     """What a node is called in a group: a human's name, its label, or else the tokens on which it peaks."""
     if isinstance(node.id, ErrorTerm):
         return "error terms"
-    label = getattr(node, "label", None)
-    label = label.short if label else "  ".join(node.responds_to)
+    label = node.label.short if node.label else "  ".join(node.responds_to)
     return node.name or label or str(node.id)
 
 
