@@ -31,7 +31,7 @@ from circuits.discovery.prompts import PromptSource, from_task
 from circuits.discovery.pruning import prune_at
 from circuits.discovery.recursive import discover
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
-from circuits.drawing import draw
+from circuits.drawing import dot_source, draw
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import Examples, ExampleSource, FeatureAtlas, survey
@@ -164,7 +164,7 @@ def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
         )
         report.say()
         if out:
-            print(*draw(graph, out / case.title.replace(" ", "-").replace(",", "")).paths, sep="\n")
+            print(*draw(dot_source(graph), out / case.title.replace(" ", "-").replace(",", "")).paths, sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

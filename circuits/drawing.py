@@ -20,8 +20,8 @@ from sae_core.partial import final
 from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
-CAPTION = 112
-"""Letters in a line of a caption."""
+CAPTION, GREY = 120, "#555555"
+"""Letters in a line of a caption, and the colour of what explains."""
 
 
 def dot_source(graph: FeatureGraph, caption: Sequence[str] = ()) -> str:
@@ -46,7 +46,8 @@ def dot_source(graph: FeatureGraph, caption: Sequence[str] = ()) -> str:
     dot.subgraph(legend)
     if caption:
         lines = [line for text in caption for line in textwrap.wrap(shown(text), CAPTION)]
-        dot.attr(label="".join(f"{literal(line)}\\l" for line in lines), labelloc="b", labeljust="l", fontcolor="#444444")
+        text = "".join(f"{literal(line)}\\l" for line in lines)
+        dot.attr(label=text, labelloc="b", labeljust="l", fontcolor=GREY, fontsize="12")
     return dot.source
 
 
@@ -115,7 +116,8 @@ def _label(node: Node) -> str:
     if isinstance(node.id, Readout):
         return shown(str(node.id))
     if node.label:
-        return "\n".join([str(node.id), *(clipped(line, 30) for line in node.label.lines)] + ["attention sink"] * node.sink)
+        rows = [clipped(row, 30) for row in node.label.lines]
+        return "\n".join([str(node.id), *rows] + ["attention sink"] * node.sink)
     lines = [str(node.id)] + [clipped(node.name, 26)] * bool(node.name)
     if node.responds_to:
         lines.append("on: " + "  ".join(clipped(word) for word in node.responds_to))

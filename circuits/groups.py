@@ -38,10 +38,13 @@ class Group:
     @property
     def name(self) -> str:
         """The label and the layers, which no other group of the graph has both."""
+        return f"{self.label} ({self.where})" if self.where else self.label
+
+    @property
+    def where(self) -> str:
+        """The layers in words; empty for what is read from the logits."""
         first, last = self.layers[:1], self.layers[-1:]
-        if not first:
-            return self.label
-        return f"{self.label} (layer {first[0]})" if first == last else f"{self.label} (layers {first[0]}-{last[0]})"
+        return f"layers {first[0]}-{last[0]}" if first < last else f"layer {first[0]}" if first else ""
 
 
 @dataclass(frozen=True)

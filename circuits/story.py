@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import graphviz
 
-from circuits.drawing import CAPTION, GRAPH, NODE, arrow, clipped, node_look, shown
+from circuits.drawing import CAPTION, GRAPH, GREY, NODE, arrow, clipped, node_look, shown
 from circuits.graph import FeatureGraph, Node, NodeId
 from circuits.groups import Group, Story, story_of
 from circuits.shown_prompt import Prompt
+from sae_core.sites import FeatureId
 
 LETTERS = 72
 """Of the example, up to where the target is read."""
 _IDS, _LABEL = 3, 30
 _SHADE = (0xF2, 0x8C, 0x1E)
-_GREY = "#555555"
 
 
 def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Sequence[str] = ()) -> str:
@@ -40,7 +40,7 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
         dot.edge(names[edge.cause], names[edge.target], **look | {"label": look["label"] + summed})
     parts = [] if prompt is None else [_table(_example(story, prompt))]
     caption = [line for text in (*_caption(story, graph), *quality) for line in textwrap.wrap(shown(text), CAPTION)]
-    parts += [f'<font point-size="11" color="#444444">{html.escape(line)}</font>' for line in caption]
+    parts += [_grey(html.escape(line)) for line in ["", *caption]]
     dot.attr(label=f"<{_table([[_cell(part)] for part in parts])}>", labelloc="b")
     return dot.source
 
@@ -48,14 +48,12 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
 def _box(group: Group, nodes: Mapping[NodeId, Node]) -> str:
     """Its label in bold, what comes next, and its members."""
     outputs = Counter(label.output for id in group.nodes if (label := nodes[id].label) and label.output)
-    members, n = ", ".join(str(id) for id in group.nodes[:_IDS]), len(group.nodes)
-    if n > 1:
-        first, last = group.layers[0], group.layers[-1]
-        where = f"layer {first}" if first == last else f"layers {first}-{last}"
-        members = f"{n} in {where}: {members}" + ", …" * (n > _IDS)
+    n, is_feature = len(group.nodes), isinstance(group.nodes[0], FeatureId)
+    members = ", ".join(map(str, group.nodes[:_IDS])) + ", …" * (n > _IDS) if is_feature else ""
+    counted = f"{n} in {group.where}" if n > 1 else ""
     lines = [f"<b>{html.escape(clipped(group.label, _LABEL))}</b>"]
     lines += [html.escape(clipped(output, _LABEL)) for output, _ in outputs.most_common(1)]
-    lines += [f'<font point-size="10" color="{_GREY}">{html.escape(shown(members))}</font>']
+    lines += [_grey(html.escape(shown(": ".join(filter(None, (counted, members))))))]
     return f"<{'<br/>'.join(lines)}>"
 
 
@@ -73,7 +71,7 @@ def _example(story: Story, prompt: Prompt) -> Iterator[list[str]]:
         read = [prompt.activations[node][start:] for node in group.nodes if node in prompt.activations]
         sums = [sum(values) for values in zip(*read, strict=True)]
         if group is story.groups[0]:
-            after = [_cell(f'<font color="{_GREY}">{_token(token)}</font>') for token in prompt.after]
+            after = [_cell(_grey(_token(token), 12)) for token in prompt.after]
             shades = sums or [0.0] * len(tokens)
             yield [_name(group), *_shaded(shades, tokens), *after]
         elif read:
@@ -91,12 +89,16 @@ def _shaded(values: Sequence[float], texts: Iterable[str]) -> Iterator[str]:
 
 def _token(text: str) -> str:
     """A token in an HTML-like label, its spaces kept."""
-    return html.escape(shown(text)).replace(" ", "&#160;")
+    return html.escape(shown(text.replace("\n", "↵"))).replace(" ", "&#160;")
 
 
 def _name(group: Group) -> str:
     """The head of its row."""
-    return _cell(f'<font point-size="10" color="{_GREY}">{_token(clipped(group.label, _LABEL))}</font>')
+    return _cell(_grey(_token(clipped(group.label, _LABEL))))
+
+
+def _grey(content: str, size: int = 10) -> str:
+    return f'<font point-size="{size}" color="{GREY}">{content or "&#160;"}</font>'
 
 
 def _cell(content: str, look: str = "") -> str:

@@ -27,6 +27,7 @@ from sae_core.progress import OnProgress, Progress, Stages, silent
 from sae_core.sites import FeatureId
 from subrank.checking.circuit import recomputed_edges, recomputed_score
 from subrank.checking.recomputed import Recomputed, check_of
+from subrank.experiments.circuit_example import example_of
 from subrank.experiments.circuit_explorer import Explored
 from subrank.experiments.circuit_result import CircuitResult
 from subrank.experiments.cost import Scoring, announce, circuit_parts
@@ -102,6 +103,7 @@ def run_circuit(
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
     captions = Captions(names=names, groups=groups_of(settings), quality=evaluation.lines() if evaluation else notes)
     explored = Explored.of(resolved, graph, read, settings.cards, captions, on_progress) if settings.cards else None
+    example = example_of(resolved, graph)
     known = asdict(settings) | {"target": target, "set": saes.folder}
     provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read.digest)
 
@@ -113,7 +115,7 @@ def run_circuit(
         return edges + recomputed_score(resolved.search, prompts, held, evaluation.scores[0])
 
     check = check_of(model, settings.check, on_progress, numbers)
-    return CircuitResult(graph, evaluation, quality, provenance, notes, claims, explored, check=check)
+    return CircuitResult(graph, evaluation, quality, provenance, notes, claims, example, explored, check=check)
 
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:

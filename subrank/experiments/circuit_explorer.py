@@ -6,24 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from circuits.discovery.edge_examples import EdgeExampleFinder
 from circuits.discovery.request import ResolvedRequest
-from circuits.effects.targets import LogitTarget, Target
+from circuits.effects.targets import Target
 from circuits.exports import neuronpedia, node_link
 from circuits.features.atlas import Examples
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
-from circuits.graph import ErrorTerm, FeatureGraph, NodeId, Readout
+from circuits.graph import FeatureGraph, NodeId
 from circuits.shown_prompt import Prompt
 from sae_core.codec import to_plain
 from sae_core.data.text import Contexts
 from sae_core.errors import UserError
 from sae_core.files import write_json
-from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress
 from sae_core.sites import FeatureId
 from subrank.pages.explorer import Captions, explore
@@ -77,45 +72,17 @@ class Explored:
 
 
 def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> None:
-    """Write `explore/`, `node_link.json` and `neuronpedia/graph.json`."""
+    """Write `explore/`."""
     evidence = explored.evidence
     behind = {(e.cause, e.target): to_plain(evidence.of(e)) for e in graph.edges}
     explore(folder / "explore", graph, explored.cards(), edge_examples=behind, captions=explored.captions)
+
+
+def write_exports(folder: Path, graph: FeatureGraph, prompt: Prompt, model: str) -> None:
+    """Write `node_link.json`, and `neuronpedia/graph.json` on a prompt where its viewers can show it."""
     write_json(folder / "node_link.json", node_link(graph))
+    slug = "".join(letter if letter.isalnum() else "-" for letter in str(graph.target)).strip("-")
     try:
-        write_json(folder / "neuronpedia" / "graph.json", on_first_example(evidence, graph))
+        write_json(folder / "neuronpedia" / "graph.json", neuronpedia(graph, prompt, slug=slug, scan=Path(model).name))
     except UserError as error:
         log.warning(f"neuronpedia/graph.json is not written: {error}")
-
-
-def on_first_example(evidence: EdgeExampleFinder, graph: FeatureGraph) -> dict[str, Any]:
-    """The circuit on the first example of its target, for circuit-tracer's and Neuronpedia's viewers."""
-    model, (_, examples) = evidence.model, evidence.targets(graph.target)
-    tokens = examples.tokens[:1, : int(examples.end[0]) + 1]
-    activations, outputs = _on_tokens(evidence, graph, model, tokens)
-    words = tuple(model.token_text(token) for token in tokens[0].tolist())
-    slug = "".join(letter if letter.isalnum() else "-" for letter in str(graph.target)).strip("-")
-    return neuronpedia(graph, Prompt(words, activations, outputs), slug=slug, scan=Path(model.name).name)
-
-
-@torch.no_grad()
-def _on_tokens(
-    evidence: EdgeExampleFinder, graph: FeatureGraph, model: LanguageModel, tokens: Int[Tensor, "1 pos"]
-) -> tuple[dict[NodeId, list[float]], dict[Readout, tuple[int, float]]]:
-    """The activation of each feature on each token; of a readout its first token, and the probability of that."""
-    last = model.sites()[-1]
-    sites = {node.id.site for node in graph.nodes if not isinstance(node.id, Readout)}
-    recorded = model.record(tokens, sites | {last})
-    probability = model.unembed(recorded[last][0, -1]).softmax(-1)
-    activations: dict[NodeId, list[float]] = {}
-    outputs: dict[Readout, tuple[int, float]] = {}
-    for node in graph.nodes:
-        if isinstance(node.id, Readout):
-            target = evidence.targets(node.id)[0]
-            assert isinstance(target, LogitTarget)
-            token = int(target.plus[0])
-            outputs[node.id] = (token, float(probability[token]))
-        elif not isinstance(node.id, ErrorTerm):
-            f = evidence.dictionaries[node.id.site].encode(recorded[node.id.site][0])[:, node.id.index]
-            activations[node.id] = (f * model.content(tokens)[0].to(f.device)).tolist()
-    return activations, outputs

@@ -19,8 +19,8 @@ N_STRONGEST = 12
 """Edges that the table shows."""
 
 
-def circuit_section(graph: FeatureGraph, svg: str | None) -> Markup:
-    """The drawn circuit and its strongest edges."""
+def circuit_section(graph: FeatureGraph, whole: str | None, story: str | None = None) -> Markup:
+    """The story and the whole circuit, each as SVG where it could be drawn, and its strongest edges."""
     nodes = {node.id: node for node in graph.nodes}
     rows = [
         (
@@ -36,7 +36,8 @@ def circuit_section(graph: FeatureGraph, svg: str | None) -> Markup:
         "circuit.html",
         target=str(graph.target),
         facts=graph.facts,
-        picture=drawing(svg) if svg else None,
+        story=drawing(story) if story else None,
+        picture=drawing(whole) if whole else None,
         edges=Table(("cause", "target", "effect", "random direction", "active on"), rows),
     )
 

@@ -142,9 +142,13 @@ def figure(plot: "Figure") -> Markup:
 
 
 def drawing(svg: str) -> Markup:
-    """The text of an SVG file as an element of a page, without its own size: the page says how wide it is."""
+    """The text of an SVG file as an element of a page, without its own size: the page says how wide it is.
+
+    Without ids, too: two drawings of a page may have the same.
+    """
     start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
-    return Markup(re.sub(r'\s(width|height)="[^"]*"', "", svg[start:end]) + svg[end:])
+    opening = re.sub(r'\s(width|height)="[^"]*"', "", svg[start:end])
+    return Markup(opening + re.sub(r'<g id="[^"]*"', "<g", svg[end:]))
 
 
 def titled(title: str, *parts: str) -> Markup:

@@ -10,37 +10,14 @@ from xml.etree import ElementTree
 
 import pygraphviz
 import pytest
+from drawn import ODD, edge, svg_text
 
 from circuits.drawing import SUPPORTS, SUPPRESSES, Drawing, dot_source, draw, render
-from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
+from circuits.graph import ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.marks import marked
 from sae_core.sites import FeatureId, Site
 
 PNG = b"\x89PNG\r\n\x1a\n"
-ODD = (
-    '"',
-    "\\",
-    "<",
-    ">",
-    "&",
-    "\n",
-    "Mädchen",
-    "a\\nb",
-    "\\N",
-    "%s",
-    "{}|",
-    "]]>",
-    "<b>",
-    "&amp;",
-    "'",
-    "é\u200b",
-    "\u202eb",
-    "日本",
-)
-
-
-def edge(cause: str, target: str, effect: float) -> Edge:
-    return Edge(FeatureId.parse(cause), FeatureId.parse(target), effect, 0.01, 20, 24, 0.1)
 
 
 def node(name: str, responds_to=("word",), promotes=()) -> Node:
@@ -160,13 +137,6 @@ def test_a_target_without_causes_is_a_picture_too():
 # ---- pictures --------------------------------------------------------------------------------------
 
 
-def svg_text(picture: bytes) -> str:
-    """All text of an SVG; parsing it is the check that it is one."""
-    root = ElementTree.fromstring(picture)
-    assert root.tag.endswith("svg")
-    return "\n".join(root.itertext())
-
-
 @pytest.mark.parametrize("word", (*ODD, "x\\", "\\\\", '\\"', "\\L\\E", ":", "a:b:c"), ids=ascii)
 def test_the_logit_of_any_token_can_be_a_target(without_dot, word):
     """A token that ends in a backslash used to leave DOT's string open, and no picture was made."""
@@ -198,33 +168,38 @@ def test_long_tokens_are_cut(without_dot):
 
 
 def test_without_dot_the_wheel_draws(without_dot, tmp_path):
-    drawing = draw(example(), tmp_path)
-    assert drawing == Drawing(tuple(tmp_path / f"circuit.{kind}" for kind in ("dot", "svg", "png")))
+    drawing = draw(dot_source(example()), tmp_path)
+    assert drawing == Drawing(tuple(tmp_path / f"circuit.{kind}" for kind in ("dot", "svg", "png", "pdf")))
     assert (tmp_path / "circuit.dot").read_text() == dot_source(example())
     assert "3_7" in svg_text((tmp_path / "circuit.svg").read_bytes())
     assert (tmp_path / "circuit.png").read_bytes().startswith(PNG)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["circuit.dot", "circuit.png", "circuit.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circuit.dot", "circuit.pdf", "circuit.png", "circuit.svg"]
 
 
 def test_the_dot_program_is_preferred(dot_program, tmp_path):
     assert render("digraph {}", "svg") == b"dot -Tsvg\n"
-    assert [p.name for p in draw(example(), tmp_path, "other").paths] == ["other.dot", "other.svg", "other.png"]
+    assert [p.name for p in draw(dot_source(example()), tmp_path, "other").paths] == [
+        "other.dot",
+        "other.svg",
+        "other.png",
+        "other.pdf",
+    ]
 
 
 def test_with_neither_the_dot_file_stays(without_graphviz, tmp_path):
     """The DOT file and one line of text: no picture, nothing half-written."""
-    drawing = draw(example(), tmp_path)
+    drawing = draw(dot_source(example()), tmp_path)
     assert drawing.paths == (tmp_path / "circuit.dot",) and drawing.paths[0].read_text() == dot_source(example())
     assert "\n" not in drawing.problem and str(drawing.paths[0]) in drawing.problem
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["circuit.dot"]
 
 
 def test_a_dot_program_that_fails_is_no_crash(dot_program, tmp_path):
-    drawing = draw(example(("fail",)), tmp_path)
+    drawing = draw(dot_source(example(("fail",))), tmp_path)
     assert drawing.paths == (tmp_path / "circuit.dot",) and "exit status 3" in drawing.problem
 
 
 def test_a_failed_drawing_leaves_an_earlier_picture_alone(without_graphviz, tmp_path):
     (tmp_path / "circuit.svg").write_bytes(b"earlier")
-    draw(example(), tmp_path)
+    draw(dot_source(example()), tmp_path)
     assert (tmp_path / "circuit.svg").read_bytes() == b"earlier"

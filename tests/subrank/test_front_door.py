@@ -373,7 +373,7 @@ def test_a_circuit_is_drawn_into_the_file_that_is_named(results, tmp_path):
     assert circuit.draw(tmp_path / "c.svg").read_text().count("<svg") == 1
     assert circuit.draw(tmp_path / "c.dot").read_text().startswith("digraph")
     with user_error(".svg"):
-        circuit.draw(tmp_path / "c.pdf")
+        circuit.draw(tmp_path / "c.jpg")
 
 
 def test_numbers_are_saved_also_where_graphviz_does_not_work(results, tmp_path, monkeypatch, caplog):
