@@ -19,6 +19,7 @@ from circuits.features.atlas import FeatureAtlas, atlas_of
 from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
+from circuits.quality_strip import quality_strip
 from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
 from sae_core.files import read_text
@@ -101,7 +102,8 @@ def run_circuit(
     graph = named(circuit.graph, names)
     claims = claims_of(resolved, graph, held) if len(held) >= MIN_EXAMPLES else ()
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
-    captions = Captions(names=names, groups=groups_of(settings), quality=evaluation.lines() if evaluation else notes)
+    quality_lines = quality_strip(evaluation) if evaluation else notes
+    captions = Captions(names=names, groups=groups_of(settings), quality=quality_lines)
     explored = Explored.of(resolved, graph, read, settings.cards, captions, on_progress) if settings.cards else None
     example = example_of(resolved, graph)
     known = asdict(settings) | {"target": target, "set": saes.folder}
