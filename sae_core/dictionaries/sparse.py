@@ -62,9 +62,9 @@ class Codes:
         return other
 
     def between(self, low: int, high: int) -> "Codes":
-        """The entries whose latent is in [low, high); on a GPU, which must not wait, the others as zeros."""
+        """The entries whose latent is in [low, high); but on a CPU, which alone need not wait, the others as zeros."""
         inside = (self.indices >= low) & (self.indices < high)
-        if inside.is_cuda:
+        if inside.device.type != "cpu":
             return self.with_values(self.values * inside)
         kept = inside.nonzero().squeeze(-1)
         offsets = _bounds(self.rows[kept], len(self.offsets) - 1)
