@@ -45,8 +45,7 @@ def ioi_figure(result: IOIResult, labels: Labels | None = None) -> "Figure":
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.14)
-    names = [curve.name for curve in result.main()]
-    colours = {name: _COLOURS.get(name) or _SHADES[number % len(_SHADES)] for number, name in enumerate(names)}
+    colours = {curve.name: colour for curve, colour in _coloured(result.main())}
     for curve in result.main():
         colour, width = colours[curve.name], 3 if curve.name in result.floors else 1.6
         hover = _hover(curve, (labels or {}).get(curve.name, {}))
@@ -66,6 +65,27 @@ def ioi_figure(result: IOIResult, labels: Labels | None = None) -> "Figure":
     figure.update_yaxes(title_text="KL(clean ‖ patched), nats", row=1, col=1)
     figure.update_yaxes(title_text="logit difference recovered", row=2, col=1)
     return styled(figure, height=680)
+
+
+def kl_figure(result: IOIResult) -> "Figure":
+    """KL from the clean run against number of features, a curve per method with its 95% band."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    for curve, colour in _coloured(result.main()):
+        kl, x = [point.kl for point in curve.points], _on_axis(curve)
+        line = {"color": colour, "width": 3 if curve.name in result.floors else 1.6}
+        figure.add_traces(
+            [_band(x, kl, colour, curve.name), _line(x, [y.value for y in kl], _hover(curve, {}), curve.name, line)]
+        )
+    figure.update_xaxes(**_counts_axis(result.main()))
+    figure.update_yaxes(title_text="KL(clean ‖ patched), nats")
+    return styled(figure, height=400)
+
+
+def _coloured(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
+    """Every curve with its method's colour, dictionaries in turn."""
+    return [(curve, _COLOURS.get(curve.name) or _SHADES[i % len(_SHADES)]) for i, curve in enumerate(curves)]
 
 
 def selection_figure(result: IOIResult) -> "Figure":

@@ -101,8 +101,8 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     from subrank.experiments.circuit import run_circuit
     from subrank.experiments.ioi import run_ioi
     from subrank.experiments.removal import run_remove
+    from subrank.pages.demo_cards import circuit_card, ioi_card, removal_card
     from subrank.pages.demo_page import demo_page
-    from subrank.pages.evaluation_page import dictionaries_section
     from subrank.saes import by_name, load
 
     started, folder, seed = time.monotonic(), out / "dictionaries", settings.seed
@@ -134,8 +134,10 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     for result in (ioi, circuit, removal):
         for line in result.lines():
             say(f"  {line}")
-    sections = [dictionaries_section(circuit.quality), ioi.section(), circuit.section(), removal.section()]
-    demo_page(out / "index.html", sections, minutes)
+    known = circuit.evaluation.lines() if circuit.evaluation else circuit.notes
+    about = [*circuit.lines()[:2], *known[:1]]
+    cards = [ioi_card(ioi.results), circuit_card(out / "circuit", circuit.graph, about), removal_card(removal.result)]
+    demo_page(out / "index.html", cards, circuit.quality, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
     return 0
 

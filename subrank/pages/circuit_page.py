@@ -21,6 +21,18 @@ N_STRONGEST = 12
 
 def circuit_section(graph: FeatureGraph, whole: str | None, story: str | None = None) -> Markup:
     """The story and the whole circuit, each as SVG where it could be drawn, and its strongest edges."""
+    return render(
+        "circuit.html",
+        target=str(graph.target),
+        facts=graph.facts,
+        story=drawing(story) if story else None,
+        picture=drawing(whole) if whole else None,
+        edges=edges_table(graph, N_STRONGEST),
+    )
+
+
+def edges_table(graph: FeatureGraph, n: int) -> Table:
+    """The `n` strongest edges, with standard errors over examples and what random directions do."""
     nodes = {node.id: node for node in graph.nodes}
     rows = [
         (
@@ -30,16 +42,9 @@ def circuit_section(graph: FeatureGraph, whole: str | None, story: str | None = 
             MISSING if edge.null is None else f"{edge.null:.3f}",
             f"{edge.n_active} of {edge.n_examples}",
         )
-        for edge in sorted(graph.edges, key=lambda edge: -abs(edge.effect))[:N_STRONGEST]
+        for edge in sorted(graph.edges, key=lambda edge: -abs(edge.effect))[:n]
     ]
-    return render(
-        "circuit.html",
-        target=str(graph.target),
-        facts=graph.facts,
-        story=drawing(story) if story else None,
-        picture=drawing(whole) if whole else None,
-        edges=Table(("cause", "target", "effect", "random direction", "active on"), rows),
-    )
+    return Table(("cause", "target", "effect", "random direction", "active on"), rows)
 
 
 def node_cell(node: Node) -> Cell:

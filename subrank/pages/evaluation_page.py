@@ -24,7 +24,7 @@ def dictionaries_section(quality: SetQuality) -> Markup:
     for site, measured in quality.quality.items():
         cost = quality.cost[site]
         losses = (f"{cost.original:.3f}", f"{cost.spliced:.3f}", f"{cost.zeroed:.2f}")
-        rows.append((str(site), *_first_numbers(measured), f"{cost.recovered:.3f}", *losses))
+        rows.append((str(site), *first_numbers(measured), f"{cost.recovered:.3f}", *losses))
     head = ("site", *_FIRST, "loss recovered", "cross-entropy", "spliced", "site at zero")
     return render("dictionaries.html", dictionaries=Table(head, rows), outliers=outlier_notes(quality.quality))
 
@@ -76,7 +76,7 @@ def evaluation_page(evaluation: Evaluation) -> Markup:
     )
 
 
-def _first_numbers(measured: DictionaryReport | Quality) -> tuple[str, ...]:
+def first_numbers(measured: DictionaryReport | Quality) -> tuple[str, ...]:
     """FVU, its median over tokens, FVU with outliers, L0 and dead latents."""
     outliers = measured.outliers
     fvu = (f"{measured.fvu:.3f}", MISSING if isnan(measured.fvu_median) else f"{measured.fvu_median:.3f}")
@@ -87,7 +87,7 @@ def _first_numbers(measured: DictionaryReport | Quality) -> tuple[str, ...]:
 def _overview(reports: dict[Site, DictionaryReport]) -> Table:
     """The sites of the only set, with the numbers that are read first."""
     rows = [
-        (str(site), *_first_numbers(report), f"{report.splice.spliced.kl:.4f}", f"{report.splice.recovered:.3f}")
+        (str(site), *first_numbers(report), f"{report.splice.spliced.kl:.4f}", f"{report.splice.recovered:.3f}")
         for site, report in sorted(reports.items())
     ]
     return Table(("site", *_FIRST, "KL", "recovered (zero)"), rows)
@@ -99,7 +99,7 @@ def _site_table(reports: dict[str, DictionaryReport]) -> Table:
         (
             name,
             f"{report.n_latents:,}",
-            *_first_numbers(report),
+            *first_numbers(report),
             f"{len(report.at_start)}",
             f"{report.cosine:.3f}",
             f"{report.norm_ratio:.3f}",

@@ -22,22 +22,27 @@ def ioi_section(results: Sequence[IOIResult], labels: Labels | None = None) -> M
     return render("ioi.html", parts=[_part(result, labels) for result in results])
 
 
+def difference(result: IOIResult) -> str:
+    """What the two prompts of a pair differ in, in words."""
+    return _PAIRS.get(result.corruption, result.corruption)
+
+
 def _part(result: IOIResult, labels: Labels | None) -> dict:
     curves, positions = result.main(), result.positions
     return {
         "site": result.site,
-        "pairs": _PAIRS.get(result.corruption, result.corruption),
+        "pairs": difference(result),
         "model_score": result.own.sentence(),
         "positions": "all positions" if positions is None else f"positions {', '.join(map(str, positions))}",
         "n_selection": result.n_selection,
         "selection": result.curves[0].selection or "fixed beforehand",
         "n_test": result.n_test,
         "shared": " and ".join(result.shared),
-        "kl": _curve_table(curves, "kl"),
-        "probability": _curve_table(curves, "probability"),
+        "kl": curve_table(curves, "kl"),
+        "probability": curve_table(curves, "probability"),
         "sentences": result.sentences(),
         "reasons": result.reasons(),
-        "of_pairs": _curve_table(result.of_pairs(), "kl") if result.of_pairs() else None,
+        "of_pairs": curve_table(result.of_pairs(), "kl") if result.of_pairs() else None,
         "left": f"{abs(next(iter(result.floors.values()))['all_latents_and_error']):.6f}",
         "plot": figure(ioi_figure(result, labels)),
         "selections": _selection_table(result),
@@ -45,10 +50,10 @@ def _part(result: IOIResult, labels: Labels | None) -> dict:
     }
 
 
-def _curve_table(curves: Sequence[Curve], field: str) -> Table:
+def curve_table(curves: Sequence[Curve], field: str, counts: Sequence[int] = _COUNTS) -> Table:
     """One number of every curve after so many features."""
-    rows = [(curve.name, *(_at(curve, n, field) for n in _COUNTS)) for curve in curves]
-    return Table(("patched features", *map(str, _COUNTS)), rows)
+    rows = [(curve.name, *(_at(curve, n, field) for n in counts)) for curve in curves]
+    return Table(("patched features", *map(str, counts)), rows)
 
 
 def _selection_table(result: IOIResult) -> Table | None:

@@ -138,7 +138,21 @@ def _part(name: str, *values: Any) -> Markup:
 def figure(plot: "Figure") -> Markup:
     """A plotly figure as a part of a page, which loads plotly itself (`write_page`)."""
     html = plot.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    return _part("figure", Markup(html))
+    return _part("figure", Markup(html), _described(plot))
+
+
+def _described(plot: "Figure") -> str:
+    """A figure in words for those who do not see it: its title or axes, and the names of what it draws."""
+    layout = plot.layout.to_plotly_json()
+    text = {name: (layout.get(name) or {}).get("title", {}).get("text", "") for name in ("xaxis", "yaxis")}
+    title = layout.get("title", {}).get("text") or " against ".join(filter(None, (text["yaxis"], text["xaxis"])))
+    names = list(dict.fromkeys(trace.name for trace in plot.data if trace.name))
+    return f"{title}: {', '.join(names)}" if names else title
+
+
+def picture(address: str, alt: str) -> Markup:
+    """A picture that lies beside the page."""
+    return Markup('<img src="{}" alt="{}">').format(address, alt)
 
 
 def drawing(svg: str) -> Markup:
@@ -185,5 +199,5 @@ def write_page(path: Path, title: str, body: str, assets: Path | None = None, *,
 def fragment(body: str) -> str:
     """Sections as HTML for a notebook cell: text and tables with their style, without figures and without scripts."""
     # plotly writes every "<" of its data as \u003c, so that no token can close the element early
-    bare = re.sub(r'<figure class="plot">.*?</figure>', "", str(body), flags=re.DOTALL)
+    bare = re.sub(r'<figure class="plot"[^>]*>.*?</figure>', "", str(body), flags=re.DOTALL)
     return str(render("fragment.html", body=Markup(bare)))

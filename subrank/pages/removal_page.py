@@ -32,14 +32,14 @@ def removal_section(result: RemovalResult) -> Markup:
         features=", ".join(f"{feature} ({weight:.2f})" for feature, weight in weights),
         strength=f"{features.strength:.3g}",
         outcome=result.sentence(),
-        needed=_needed_table(result, result.site),
+        needed=needed_table(result, result.site),
         verdict=result.verdict(),
         comparisons=_comparison_table(result),
         methods=_methods_table(result, (result.unedited, *result.methods)),
         notes=result.notes,
         plot=figure(removal_figure(result)),
         layers=_layers_table(result) if result.elsewhere else None,
-        needed_everywhere=_needed_table(result, result.everywhere[0].site) if result.everywhere else None,
+        needed_everywhere=needed_table(result, result.everywhere[0].site) if result.everywhere else None,
         everywhere=_methods_table(result, result.everywhere) if result.everywhere else None,
         resampled=result.resampled,
         transfer=" / ".join(result.unedited.transfer),
@@ -49,7 +49,7 @@ def removal_section(result: RemovalResult) -> Markup:
 # ---- damage needed ---------------------------------------------------------------------------------
 
 
-def _needed_table(result: RemovalResult, site: str) -> Table | None:
+def needed_table(result: RemovalResult, site: str) -> Table | None:
     """The damage at which each method removes each share; the row that needs least for the wanted share is marked."""
     curves = [*result.curves_at(site).values()]
     damages = [curve.at(result.share).damage for curve in curves]

@@ -21,6 +21,7 @@ from sae_core.evaluation.reconstruction import Quality
 from sae_core.sites import FeatureId, Site
 from subrank.pages import page as module
 from subrank.pages.circuit_page import circuit_section
+from subrank.pages.demo_cards import circuit_card, ioi_card, removal_card
 from subrank.pages.demo_page import demo_page
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.ioi_page import ioi_section
@@ -48,6 +49,10 @@ def ioi() -> IOIResult:
     curves = tuple(Curve(name, points) for name in ("dictionary", "PCA"))
     floors = {"dictionary": {"nothing": 1.0, "all_latents": 0.1, "all_latents_and_error": 0.0}}
     return IOIResult(Corruption.IO, OWN, "resid_post.1", {"resid_post.1": 0.3}, curves, floors, ("names",), 8, 16)
+
+
+def quality() -> SetQuality:
+    return SetQuality({Site(3): Quality(0.1, 16.0, 0.0, 100)}, {Site(3): SpliceCost(1.0, 1.1, 3.0)})
 
 
 def removal(auroc: float) -> RemovalResult:
@@ -90,9 +95,7 @@ def test_a_drawing_is_set_into_the_page_without_its_own_size():
 
 
 def test_the_dictionaries_are_shown_with_what_they_are_worth():
-    site = Site(3)
-    worth = SetQuality({site: Quality(0.1, 16.0, 0.0, 100)}, {site: SpliceCost(1.0, 1.1, 3.0)})
-    assert "0.950" in dictionaries_section(worth)
+    assert "0.950" in dictionaries_section(quality())
 
 
 def test_a_page_opens_without_a_network(tmp_path):
@@ -133,14 +136,27 @@ def test_every_file_of_the_pages_is_part_of_the_package():
     assert files <= packaged and len(files) > 20
 
 
-def test_the_demo_links_to_the_pages_that_are_there(tmp_path):
-    (tmp_path / "circuit" / "explore").mkdir(parents=True)
-    (tmp_path / "circuit" / "explore" / "index.html").write_text("")
-    circuit, removed = circuit_section(graph(), None), removal_section(removal(0.5))
-    demo_page(tmp_path / "index.html", [circuit, ioi_section([]), circuit, removed], 1.25)
-    page = (tmp_path / "index.html").read_text()
-    links = set(re.findall(r'href="([^"]+)"', page))
-    assert links == {"circuit/explore/index.html"} and "in 1.2 minutes" in page and NASTY not in page
+def demo(folder: Path) -> str:
+    """The index of planted results beside an explorer and a drawing, as text."""
+    (folder / "circuit" / "explore").mkdir(parents=True)
+    (folder / "circuit" / "explore" / "index.html").write_text("")
+    (folder / "circuit" / "circuit.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'/>")
+    known = [f"faithfulness 0.3461 of 0.9712 {NASTY}", "12 nodes at resid_post.3, mlp_out.2_17: 21.87 in all"]
+    cards = [ioi_card([ioi()]), circuit_card(folder / "circuit", graph(), known), removal_card(removal(0.5))]
+    demo_page(folder / "index.html", cards, quality(), 1.25)
+    return (folder / "index.html").read_text()
+
+
+def test_the_demo_opens_with_pictures_links_to_what_is_there_and_folds_tables(tmp_path):
+    page = demo(tmp_path)
+    assert set(re.findall(r'href="([^"]+)"', page)) == {"circuit/explore/index.html"}
+    assert 'src="circuit/circuit.svg" alt="The circuit of 1_2' in page and NASTY not in page
+    assert page.count('role="img" aria-label="') == 2 and "in 1.2 minutes" in page
+    outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    assert "<table" in page and "<table" not in outside
+    words = re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)).split()
+    assert 150 < len(words) < 900
+    assert "0.35 of 0.97" in page and "resid_post.3, mlp_out.2_17: 22 in all" in page  # ids are no decimals
 
 
 def test_the_note_says_how_many_random_directions_were_used():
