@@ -93,6 +93,7 @@ def plan_of(settings: DemoSettings) -> Plan:
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:
     """Train, patch, discover, remove, and write the page; returns the exit status."""
+    from circuits.quality_strip import quality_strip
     from sae_core.data.reading import bos_of
     from sae_core.data.text import Text
     from sae_core.storage import SET
@@ -134,8 +135,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     for result in (ioi, circuit, removal):
         for line in result.lines():
             say(f"  {line}")
-    known = circuit.evaluation.lines() if circuit.evaluation else circuit.notes
-    about = [*circuit.lines()[:2], *known[:1]]
+    about = [*circuit.lines()[:2], *(quality_strip(circuit.evaluation) if circuit.evaluation else circuit.notes)]
     cards = [ioi_card(ioi.results), circuit_card(out / "circuit", circuit.graph, about), removal_card(removal.result)]
     demo_page(out / "index.html", cards, circuit.quality, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
