@@ -60,7 +60,7 @@ class PromptConfig:
     features: int = 5
     """The most active features that are kept at each site and token."""
     exact: int = 8
-    """Features of largest first-order effect that are ablated in forward passes of their own."""
+    """Features of largest first-order effect, or direct effect at the end, that are ablated in passes of their own."""
     readout: NextToken | None = None
     """None: the model's most probable next token."""
     always: frozenset[FeatureId] = field(default_factory=frozenset)
@@ -189,12 +189,13 @@ class _Active:
 
     def cells(self, run: _Run, config: PromptConfig, least: float) -> Iterable[Cell]:
         """The cells of the site; what is at least of size `least` is kept, and has exact effects."""
-        strong, by_position = self.size >= least, self._by_position(config, self.size >= least)
+        strong = (self.size >= least) & (self.size > 0)
+        by_position = self._by_position(config, strong)
         numbers = torch.stack([self.value, self.direct, self.first], 1).tolist()
         x = run.x[self.site]
-        norm, error = x.norm(dim=-1), self.error.norm(dim=-1)
-        through = (self.error * run.gradient[self.site]).sum(-1)
-        normal = inliers(x, outlier_norm_of(self.dictionary))
+        norm, error = x.norm(dim=-1).tolist(), self.error.norm(dim=-1).tolist()
+        through = (self.error * run.gradient[self.site]).sum(-1).tolist()
+        normal = inliers(x, outlier_norm_of(self.dictionary)).tolist()
         for place in self.content.nonzero()[:, 0].tolist():
             features = []
             for entry in by_position[place]:
@@ -204,10 +205,10 @@ class _Active:
                 self.site,
                 place,
                 int((self.position == place).sum()),
-                float(norm[place]),
-                float(error[place] / norm[place]),
-                float(through[place]),
-                not bool(normal[place]),
+                norm[place],
+                error[place] / norm[place] if norm[place] else math.nan,
+                through[place],
+                not normal[place],
                 tuple(features),
             )
 

@@ -114,7 +114,7 @@ def _curves(circuit: PlacedCircuit, sites: Sequence[Site]) -> list[dict[str, str
         curves.append(
             {
                 "path": f"M{x:g},{y:g}Q{(x + to_x) / 2 + 2 * aside:g},{(y + to_y) / 2:g} {to_x:g},{to_y:g}",
-                "opacity": f"{0.15 + 0.6 * abs(edge.effect) / strongest:.2f}",
+                "opacity": f"{0.15 + 0.5 * abs(edge.effect) / strongest:.2f}",
                 "sign": "supports" if edge.effect > 0 else "inhibits",
             }
         )

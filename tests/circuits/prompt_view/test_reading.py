@@ -143,6 +143,14 @@ def test_tokens_of_massive_norm_are_marked(tiny_models):
     assert all(cell.position != 3 for cell, _ in view.exact())
 
 
+def test_what_cannot_matter_is_not_ablated(tiny_models):
+    """At the last site only the prompt's end is read: there are six features that could matter, and no ninth."""
+    view = features_on(
+        tiny_models["neox"], {Site(2): random_topk(32, k=6)}, prompt_of(tiny_models["neox"]), PromptConfig()
+    )
+    assert {cell.position for cell, _ in view.exact()} == {5} and len(view.exact()) <= 6
+
+
 def test_the_same_seed_gives_the_same_numbers(tiny_models):
     model = tiny_models["neox"]
     first, again, other = (
