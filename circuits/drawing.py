@@ -163,7 +163,7 @@ def arrow(effect: float, strongest: float, style: str) -> dict[str, str]:
         "color": f"{colour}{alpha:02x}",
         "fontcolor": colour,
         "penwidth": f"{0.6 + 3.4 * share:.2f}",
-        "label": f" {effect:+.2f}",
+        "label": f" {effect:+.2f}" if abs(effect) >= 0.005 else f" {effect:+.1g}",
         "fontsize": "10",
         "fontname": "Helvetica",
     }

@@ -122,17 +122,24 @@ def story_of(graph: FeatureGraph, most: int = MOST_GROUPS) -> Story:
     and again and again the group of largest influence among those that have an effect on one that is taken already.
     """
     node_influence = influence(graph.target, {(edge.cause, edge.target): edge.effect for edge in graph.edges})
-    groups = _joined(groups_of(graph), graph.edges, most)
-    strength = [math.fsum(node_influence.get(node, 0.0) for node in group.nodes) for group in groups]
+
+    def strength_of(group: Group) -> float:
+        return math.fsum(node_influence.get(node, 0.0) for node in group.nodes)
+
+    every = groups_of(graph)
+    near = [group for number, group in enumerate(every) if not number or strength_of(group)]
+    groups = _joined(near, graph.edges, most)
+    strength = [strength_of(group) for group in groups]
     between, taken = _between(groups, graph.edges), {0}
-    while len(taken) < most and (near := {cause for cause, target in between if target in taken} - taken):
-        taken.add(max(near, key=lambda number: (strength[number], -number)))
+    while len(taken) < most and (causes := {cause for cause, target in between if target in taken} - taken):
+        taken.add(max(causes, key=lambda number: (strength[number], -number)))
     whole = math.fsum(strength)
     shown = tuple(groups[number] for number in sorted(taken))
     return Story(
         shown,
         effects_between(shown, graph.edges),
-        tuple(group for number, group in enumerate(groups) if number not in taken),
+        tuple(group for number, group in enumerate(groups) if number not in taken)
+        + tuple(group for group in every if group not in near),
         sum(len(between.get((number, number), ())) for number in taken),
         math.fsum(strength[number] for number in taken) / whole if whole else 1.0,
     )

@@ -5,21 +5,21 @@ a row to a box and a column to a token, and a caption: what the picture leaves o
 """
 
 import html
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import graphviz
 
-from circuits.drawing import CAPTION, GRAPH, GREY, NODE, arrow, clipped, node_look, shown
-from circuits.graph import FeatureGraph, Node, NodeId
+from circuits.drawing import CAPTION, GRAPH, GREY, NODE, arrow, clipped, literal, node_look, shown
+from circuits.graph import ErrorTerm, FeatureGraph, Node, NodeId
 from circuits.groups import Group, Story, story_of
 from circuits.shown_prompt import Prompt
-from sae_core.sites import FeatureId
 
 LETTERS = 72
 """Of the example, up to where the target is read."""
-_IDS, _LABEL = 3, 30
+_WIDE = 34
 _SHADE = (0xF2, 0x8C, 0x1E)
 
 
@@ -32,13 +32,15 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
     names = {group: f"box {number}" for number, group in enumerate(story.groups)}
     dot = graphviz.Digraph("story", graph_attr=GRAPH, node_attr=NODE, edge_attr={"arrowsize": "0.8"})
     for group, name in names.items():
-        dot.node(name, label=_box(group, nodes), **node_look(group.nodes[0], graph.target))
+        look = node_look(group.nodes[0], graph.target) | {"shape": "box", "tooltip": literal(_members(group))}
+        dot.node(name, label=_box(group, nodes), **look)
     strongest = max((abs(edge.effect) for edge in story.edges), default=1.0) or 1.0
     for edge in story.edges:
         summed = f" ({edge.n_edges})" * (edge.n_edges > 1)
         look = arrow(edge.effect, strongest, style="" if edge.solid else "dashed")
-        dot.edge(names[edge.cause], names[edge.target], **look | {"label": look["label"] + summed})
-    parts = [] if prompt is None else [_table(_example(story, prompt))]
+        look |= {"label": look["label"] + summed, "tooltip": literal(shown(f"{edge.cause.name} to {edge.target.name}"))}
+        dot.edge(names[edge.cause], names[edge.target], **look)
+    parts = [] if prompt is None else [_grey(""), _table(_example(story, prompt))]
     caption = [line for text in (*_caption(story, graph), *quality) for line in textwrap.wrap(shown(text), CAPTION)]
     parts += [_grey(html.escape(line)) for line in ["", *caption]]
     dot.attr(label=f"<{_table([[_cell(part)] for part in parts])}>", labelloc="b")
@@ -46,15 +48,22 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
 
 
 def _box(group: Group, nodes: Mapping[NodeId, Node]) -> str:
-    """Its label in bold, what comes next, and its members."""
-    outputs = Counter(label.output for id in group.nodes if (label := nodes[id].label) and label.output)
-    n, is_feature = len(group.nodes), isinstance(group.nodes[0], FeatureId)
-    members = ", ".join(map(str, group.nodes[:_IDS])) + ", …" * (n > _IDS) if is_feature else ""
-    counted = f"{n} in {group.where}" if n > 1 else ""
-    lines = [f"<b>{html.escape(clipped(group.label, _LABEL))}</b>"]
-    lines += [html.escape(clipped(output, _LABEL)) for output, _ in outputs.most_common(1)]
-    lines += [_grey(html.escape(shown(": ".join(filter(None, (counted, members))))))]
-    return f"<{'<br/>'.join(lines)}>"
+    """Its label in bold, what comes next for most of its members, and these.
+
+    Lines begin at the left: a browser's font is narrower than the one that they were measured in.
+    """
+    outputs = Counter(re.sub(r" \d+/\d+$", "", label.output) for id in group.nodes if (label := nodes[id].label))
+    output, n_alike = outputs.most_common(1)[0] if outputs else ("", 0)
+    lines = [f"<b>{html.escape(line)}</b>" for line in textwrap.wrap(shown(group.label), _WIDE, max_lines=2)]
+    lines += [html.escape(clipped(output, _WIDE))] * (2 * n_alike > len(group.nodes) and bool(output))
+    lines += [_grey(f"{len(group.nodes)} in {group.where}")] * (len(group.nodes) > 1)
+    if not isinstance(group.nodes[0], ErrorTerm):
+        lines.append(_grey(html.escape(textwrap.shorten(_members(group), _WIDE, placeholder=" …"))))
+    return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
+
+
+def _members(group: Group) -> str:
+    return shown(", ".join(map(str, group.nodes)))
 
 
 # ---- the example -----------------------------------------------------------------------------------
@@ -94,7 +103,7 @@ def _token(text: str) -> str:
 
 def _name(group: Group) -> str:
     """The head of its row."""
-    return _cell(_grey(_token(clipped(group.label, _LABEL))))
+    return _cell(_grey(_token(clipped(group.label, _WIDE) + f" ({group.where})" * bool(group.where))))
 
 
 def _grey(content: str, size: int = 10) -> str:
@@ -116,11 +125,11 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 def _caption(story: Story, graph: FeatureGraph) -> Iterator[str]:
     """What boxes, arrows and shades are, and what is not shown."""
     yield (
-        "A box: the circuit's features of one label and layer. An arrow: the effects of the edges between two boxes, "
-        "summed (their number in brackets); an edge's effect is the share of the target's activation that is lost when "
-        "the cause alone is ablated. Blue supports, red inhibits; dashed: no stronger than random directions."
+        "Box: the circuit's features of one label and layer; yellow: the target. Arrow: the effects of the edges from "
+        "box to box, summed (how many), each the share of its target's activation that is lost when the cause alone is "
+        "ablated; blue supports, red inhibits, dashed is no stronger than random directions. Shade: how active a box's "
+        "features are on a token of this example, against the most in the row."
     )
-    yield "Shades: how active a box's features are on each token of one example, against the most in the row."
     n_shown, n_left = (sum(len(group.nodes) for group in groups) for groups in (story.groups, story.left_out))
     left = f"Shown: {n_shown} of {len(graph.nodes)} nodes, with {story.influence:.0%} of the influence on the target"
     left += f"; not shown: {len(story.left_out)} weaker boxes with the other {n_left}" * (n_left > 0)

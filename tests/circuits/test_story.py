@@ -56,7 +56,7 @@ def test_boxes_and_arrows_are_those_of_the_groups():
         assert f"{each.effect:+.2f}" in look["label"] and (f"({each.n_edges})" in look["label"]) == (each.n_edges > 1)
         assert look["color"].startswith(SUPPORTS if each.effect > 0 else SUPPRESSES)
     shown = words(story_source(brackets()))
-    for part in ("before )", "→ )", "inside (", "2 in layer 1: 1_2, 1_1", "+0.75 (2)", "-0.25 (2)", "error terms"):
+    for part in ("before )", "→ )", "inside (", "2 in layer 1", "1_2, 1_1", "+0.75 (2)", "-0.25 (2)", "error terms"):
         assert part in shown
 
 
@@ -69,7 +69,7 @@ def test_tokens_are_shaded_by_what_the_boxes_add_up_to():
     white, full = "#ffffff", "#f28c1e"
     assert shades[0] == [None, white, white, full, None]
     assert shades[1:] == [[None, white, full, full], [None, white, full, white]]
-    assert ["".join(cell.itertext()) for cell in rows[0]] == ["before )", " f", " (", " x", " )"]
+    assert ["".join(cell.itertext()) for cell in rows[0]] == ["before ) (layer 2)", " f", " (", " x", " )"]
 
 
 def test_the_example_is_cut_before_and_never_behind():
