@@ -372,6 +372,8 @@ def test_a_circuit_is_drawn_into_the_file_that_is_named(results, tmp_path):
     circuit = results["circuit"]
     assert circuit.draw(tmp_path / "c.svg").read_text().count("<svg") == 1
     assert circuit.draw(tmp_path / "c.dot").read_text().startswith("digraph")
+    assert circuit.draw_story(tmp_path / "s.svg").read_text().count("<svg") == 1
+    assert circuit.draw_story(tmp_path / "s.pdf").read_bytes().startswith(b"%PDF")
     with user_error(".svg"):
         circuit.draw(tmp_path / "c.jpg")
 
@@ -387,6 +389,7 @@ def test_numbers_are_saved_also_where_graphviz_does_not_work(results, tmp_path, 
     page = results["circuit"].save(tmp_path)
     assert page.is_file() and (tmp_path / "result.json").is_file() and (tmp_path / "explore" / "index.html").is_file()
     assert "Graphviz" in caplog.text and "circuit.dot" in page.read_text()
+    assert (tmp_path / "circuit_story.dot").is_file() and not (tmp_path / "circuit_story.svg").exists()
     with user_error("Graphviz", ".dot"):
         results["circuit"].draw(tmp_path / "c.svg")
 

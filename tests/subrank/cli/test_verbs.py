@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from graph_json import faults
@@ -83,7 +84,10 @@ def test_circuit_is_written_as_json_dot_svg_and_png(storybook_set, tmp_path, cap
     assert "digraph" in (tmp_path / "circuit.dot").read_text()
     assert "<svg" in (tmp_path / "circuit.svg").read_text()
     assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    assert {(tmp_path / f"circuit_story.{kind}").stat().st_size > 0 for kind in ("dot", "svg", "png", "pdf")} == {True}
     loaded = sr.load_result(tmp_path)
+    assert loaded.draw_story(tmp_path / "again.dot").read_text() == (tmp_path / "circuit_story.dot").read_text()
+    assert "Faithfulness" in "".join(ElementTree.parse(tmp_path / "circuit.svg").getroot().itertext()).title()
     assert json.loads(json.dumps(loaded.to_dict(), allow_nan=False)) == result and "<table" in loaded._repr_html_()
     assert len(str(loaded).splitlines()) <= 10 and all(line in printed for line in loaded.evaluation.lines())
 
