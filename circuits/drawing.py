@@ -20,7 +20,7 @@ from sae_core.partial import final
 from sae_core.sites import Stream
 
 SUPPORTS, SUPPRESSES = "#1b4f9c", "#b3261e"
-CAPTION, GREY = 120, "#555555"
+CAPTION, GREY = 140, "#555555"
 """Letters in a line of a caption, and the colour of what explains."""
 
 
@@ -47,7 +47,7 @@ def dot_source(graph: FeatureGraph, caption: Sequence[str] = ()) -> str:
     if caption:
         lines = [line for text in caption for line in textwrap.wrap(shown(text), CAPTION)]
         text = "".join(f"{literal(line)}\\l" for line in lines)
-        dot.attr(label=text, labelloc="b", labeljust="l", fontcolor=GREY, fontsize="12")
+        dot.attr(label=text, labelloc="b", labeljust="l", fontcolor=GREY)
     return dot.source
 
 

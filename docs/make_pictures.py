@@ -1,6 +1,6 @@
 """Makes the README's pictures and its table of results from what `subrank demo` wrote; needs Chromium.
 
-python docs/make_pictures.py demo     # examples/closing_bracket.svg, docs/ioi_curve.png; prints the table
+python docs/make_pictures.py demo     # docs/circuit_story.svg, docs/ioi_curve.png; prints the table
 """
 
 import subprocess
@@ -73,8 +73,6 @@ def removal_rows(result: RemovalResult) -> list[str]:
 
 if __name__ == "__main__":
     demo = Path(sys.argv[1])
-    few = {"keep": 2, "max_targets": 11, "examples": 32, "min_effect": 0.05, "held": 0, "cards": 0}
-    saes = sr.load(demo / "dictionaries")
-    sr.discover(sr.load_model("storybook"), saes, **few).draw(ROOT / "examples" / "closing_bracket.svg")
+    sr.load_result(demo / "circuit").draw_story(ROOT / "docs" / "circuit_story.svg")
     screenshot(sr.load_result(demo / "ioi").plot(), ROOT / "docs" / "ioi_curve.png")
     print("\n".join(table(demo)))

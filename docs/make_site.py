@@ -132,8 +132,6 @@ def main(folder: Path) -> None:
     for name in SHARED:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, place / name)
-    for drawing in (ROOT / "examples").glob("*.svg"):
-        shutil.copy(drawing, place / "examples")
     for name, text in pages():
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(text)

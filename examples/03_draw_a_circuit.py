@@ -24,5 +24,8 @@ for edge in circuit.graph.edges:
 # The darker an arrow, the stronger; red ones hold the target down.
 print(circuit.draw(out / "circuit.svg"))
 
+# The same in at most eight boxes, features of one label and layer together, with an example below.
+print(circuit.draw_story(out / "story.svg"))
+
 assert circuit.graph.edges and all(edge.cause.site.layer == edge.target.site.layer - 1 for edge in circuit.graph.edges)
 assert "<svg" in (out / "circuit.svg").read_text()

@@ -83,7 +83,7 @@ def test_the_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         assert sr.load("dictionaries").quality == names["saes"].quality
         plain = names["model"].generate("print ( sqrt ( x")
     *removal, ablated = capsys.readouterr().out.splitlines()
-    assert "pronouns" in removal[0] and (tmp_path / "circuit.svg").is_file()
+    assert "pronouns" in removal[0] and (tmp_path / "story.svg").is_file()
     assert ablated != plain, "the target is a feature that writes closing brackets"
 
 
