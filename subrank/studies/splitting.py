@@ -123,7 +123,7 @@ def run_splitting(
     named = {name: {site: sets[name].dictionaries[site] for site in sites} for name in ordered}
     chunks = contexts.split(model.at_once(AT_ONCE))
     trial = Counts(named, settings.seed).steps(model, chunks)
-    announce({f"{len(contexts)} contexts read": (trial, len(chunks))}, on_progress, warm=1, timed=2)
+    announce({f"{len(contexts)} contexts read": (trial, len(chunks))}, on_progress)
     counts, stages = Counts(named, settings.seed), Stages(on_progress, len(chunks))
     stages.begin("the first contexts")
     for number, _ in enumerate(counts.steps(model, chunks), 1):
