@@ -24,9 +24,9 @@ def announce(
 
 def _few(steps: Iterator[object], most: int, enough: float) -> tuple[float, int]:
     """(Seconds, steps that were run): at most so many, and none after `enough` seconds."""
-    begun, n, spent = time.perf_counter(), 0, 0.0
-    for n, _ in enumerate(islice(steps, most), 1):
-        spent = time.perf_counter() - begun
+    begun, spent, n = time.perf_counter(), 0.0, 0
+    for _ in islice(steps, most):
+        spent, n = time.perf_counter() - begun, n + 1
         if spent > enough:
             break
     return spent, n

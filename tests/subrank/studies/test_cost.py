@@ -18,4 +18,5 @@ def test_long_steps_are_run_once_before_the_clock_and_once_on_it():
     announce({"short": (steps(0.0, short), 5), "long": (steps(0.02, long), 1000)}, said.append, enough=0.01)
     assert len(long) == 2 and 2 < len(short) <= WARM + TIMED
     (progress,) = said
-    assert re.fullmatch(r"about \d+ s: short; long", progress.stage) and int(re.findall(r"\d+", progress.stage)[0]) >= 20
+    told = re.fullmatch(r"about (\d+) s: short; long", progress.stage)
+    assert told and int(told[1]) >= 20
