@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuits.features.reading import DEFAULT_CHUNKS, Chunks, Piece, SiteCounts, SiteStatistics
 from circuits.features.survey import Survey
+from editing.interventions.add_direction import written
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -139,6 +140,13 @@ def direct_effect(
     strength = atlas.sites[site].mean_active[latents].to(directions)
     change = model.unembed(atlas.mean_final + strength[:, None] * directions) - model.unembed(atlas.mean_final)
     return change - change.mean(-1, keepdim=True)
+
+
+def logit_changes(atlas: FeatureAtlas, site: Site, latents: Int[Tensor, "k"]) -> Float[Tensor, "k vocab"]:
+    """What each latent adds to the logits directly, at its mean activation (`direct_effect`)."""
+    model, directions = atlas.survey.model, atlas.survey.dictionaries[site].directions
+    added = written(model, site, directions[latents.to(directions.device)])
+    return direct_effect(model, atlas, site, added, latents)
 
 
 def most_predictive(atlas: FeatureAtlas, site: Site, next_tokens: list[int]) -> FeatureId:

@@ -21,11 +21,13 @@ class FeatureLabel:
     context: str = ""
     """Where it is active: `inside ( …`, `on " Mary"`, `before ")"`."""
     output: str = ""
-    """What comes next on its strongest examples, `→ ")" 8/8`, or else the tokens that it promotes, `→ ")" "]"`."""
+    """What comes next on its strongest examples, `→ ")" 8/8`, else the tokens it promotes, if they do: `→ ")" "]"`."""
     f1: float | None = None
     """Of `context`, on held-out text; None where nothing was scored."""
     control: float | None = None
     """Mean F1 of the same `context` as a label of other features of its site."""
+    promotes: tuple[str, ...] = ()
+    """The tokens whose logits it raises most by the direct path, whether or not they come next."""
     name: str = ""
     """What a person or an explainer calls it; shown in place of `context`."""
 

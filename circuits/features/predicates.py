@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_core.model.language_model import LanguageModel
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
+_CLOSERS = frozenset(CLOSING.values())
 QUOTES = ('"', "`")
 PARAGRAPH = "\n\n"
 
@@ -75,7 +76,7 @@ def open_marks(pieces: Sequence[str | None]) -> list[frozenset[str]]:
                     opened.remove(sign)
                 else:
                     opened.append(sign)
-            elif sign in CLOSING.values():
+            elif sign in _CLOSERS:
                 kinds = [place for place, mark in enumerate(opened) if CLOSING.get(mark) == sign]
                 del opened[kinds[-1] if kinds else len(opened) :]
             before = (before + sign)[-2:]

@@ -129,16 +129,30 @@ class Survey:
     ) -> dict[FeatureId, Float[Tensor, "contexts pos"]]:
         """The activations of a few features on a text, 0 on special tokens; 4 bytes a token and feature."""
         activation = {feature: torch.zeros(contexts.shape) for feature in features}
-        latents = {site: [f.index for f in features if f.site == site] for site in {f.site for f in features}}
-
-        def add(site: Site, piece: Piece) -> None:
-            columns = piece.f[..., latents[site]].cpu()
-            for column, index in enumerate(latents[site]):
-                activation[FeatureId(site, index)][piece.start : piece.start + len(columns)] = columns[..., column]
-
-        if features:
-            self.read(contexts, add, sites=latents)
+        for feature, (place, value) in self.entries(features, contexts).items():
+            activation[feature].view(-1)[place] = value
         return activation
+
+    @torch.no_grad()
+    def entries(
+        self, features: Iterable[FeatureId], contexts: Int[Tensor, "contexts pos"], *, chunks: Chunks = DEFAULT_CHUNKS
+    ) -> dict[FeatureId, tuple[Int[Tensor, "n"], Float[Tensor, "n"]]]:
+        """Where each feature is active, as context * length + position, and how strongly."""
+        features, length = list(features), contexts.shape[1]
+        parts: dict[FeatureId, list[tuple[Tensor, Tensor]]] = {feature: [] for feature in features}
+        for rows in torch.arange(len(contexts)).split(self.model.at_once(chunks.contexts)) if features else ():
+            coded = self._coded(contexts[rows], chunks)
+            for site in {feature.site for feature in features}:
+                n_latents = len(self.dictionaries[site].directions)
+                key, value = _entries(site, coded, length * n_latents)
+                latent, place = key % n_latents, key // n_latents + int(rows[0]) * length
+                for feature in features:
+                    if feature.site == site:
+                        here = latent == feature.index
+                        parts[feature].append((place[here], value[here]))
+        self._write()
+        empty = (torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        return {f: tuple(map(torch.cat, zip(*part, strict=True))) if part else empty for f, part in parts.items()}
 
     # ---- contexts that are known ---------------------------------------------------------------
 
@@ -241,11 +255,9 @@ class Survey:
     ) -> Piece:
         device, n_latents = self.model.device, len(self.dictionaries[site].directions)
         codes_and_rows = [(part.sites[site], row) for part, row in coded]
-        entries = [codes.codes.at(row) for codes, row in codes_and_rows]
         size = tokens.shape[1] * n_latents
-        key = torch.cat([key.long() + number * size for number, (key, _) in enumerate(entries)])
-        value = torch.cat([value for _, value in entries]).to(device)
-        f = value.new_zeros(len(tokens) * size).index_copy_(0, key.to(device), value)
+        key, value = (part.to(device) for part in _entries(site, coded, size))
+        f = value.new_zeros(len(tokens) * size).index_copy_(0, key, value)
         beyond = torch.zeros(n_latents, dtype=torch.float64)
         for codes, row in codes_and_rows:
             latent, total = codes.beyond.at(row)
@@ -272,6 +284,13 @@ def card_of(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> di
         "dictionaries": digest(dictionaries),
         "tokens left out": digest(model.special_ids | left_out(model)),
     }
+
+
+def _entries(site: Site, coded: list[tuple[CodedContexts, int]], size: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of contexts one after the other, `size` keys to a context."""
+    entries = [part.sites[site].codes.at(row) for part, row in coded]
+    key = torch.cat([key.long() + number * size for number, (key, _) in enumerate(entries)])
+    return key, torch.cat([value for _, value in entries])
 
 
 def _key(tokens: Int[Tensor, "pos"]) -> bytes:
