@@ -150,7 +150,7 @@ def run(report: Report, folder: Path, n_nodes: int, out: Path | None) -> None:
         report.say(f"### {case.title}: {len(case.scored_on.examples)} prompts scored")
         carried(report, search, case, searched, held, n_nodes)
         steps = list(discover(search, target, examples))
-        graph = assemble(search, atlas, target.node, steps, {"ablation": "zero"})
+        graph = assemble(atlas, target.node, steps, {"ablation": "zero"})
         members = [node.id for node in graph.nodes if isinstance(node.id, FeatureId) and node.id != target.node]
         fitting = {f: a for f, a in fits.items() if a.f1 >= 0.8 and a.label.split(":")[0] in case.kinds}
         said = {f for f in members if f in fitting and strongest_on(search, f, examples) > fits[f].threshold}

@@ -115,17 +115,10 @@ def _label(node: Node) -> str:
         return f"error term\n{node.id.site}"
     if isinstance(node.id, Readout):
         return shown(str(node.id))
-    if node.label:
-        rows = [clipped(row, 30) for row in node.label.lines]
-        return "\n".join([str(node.id), *rows] + ["attention sink"] * node.sink)
-    lines = [str(node.id)] + [clipped(node.name, 26)] * bool(node.name)
-    if node.responds_to:
-        lines.append("on: " + "  ".join(clipped(word) for word in node.responds_to))
-    if node.sink:
-        lines.append("attention sink")
-    if node.promotes:
-        lines.append("top logits: " + "  ".join(clipped(word) for word in node.promotes))
-    return "\n".join(lines)
+    rows = [node.name] if node.name else []
+    rows += node.label.lines if node.label else []
+    rows += ["attention sink"] if node.sink else []
+    return "\n".join([str(node.id), *(clipped(row, 30) for row in rows)])
 
 
 def shown(token: str) -> str:

@@ -82,9 +82,7 @@ def neuronpedia(
     for node in graph.nodes:
         if node.id in shown:
             record = _node(node.id, layers, n_layers, shown[node.id][0], outputs)
-            record["clerp"] = (
-                record["clerp"] or (names or {}).get(str(node.id)) or node.name or " ".join(node.responds_to)
-            )
+            record["clerp"] = record["clerp"] or (names or {}).get(str(node.id)) or node.title
             record |= {"influence": cumulative[node.id], "activation": shown[node.id][1]}
             record["is_target_logit"] = isinstance(node.id, Readout) and node.id == graph.target
             keys[node.id] = record["node_id"]

@@ -1,7 +1,7 @@
 """A circuit: features and the edges between them, as numbers and names only."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx
@@ -94,19 +94,20 @@ class Node:
     """A member of a circuit and what is known of it."""
 
     id: NodeId
-    responds_to: tuple[str, ...] = ()
-    """Tokens on which its strongest examples peak."""
     density: float | None = None
-    promotes: tuple[str, ...] = ()
-    """Tokens whose logits it raises; in the last layer only."""
     n_examples: int = 0
     """Examples on which its causes were sought; 0 if they were not."""
     sink: bool = False
     """Whether it is mostly active where a context begins or a norm is massive: part of an attention sink."""
     name: str = ""
-    """Label, human or automatic."""
+    """What a person or an explainer (`names.json`) calls it."""
     label: FeatureLabel | None = None
     """In words; None for what is no feature, and in graphs of earlier versions."""
+
+    @property
+    def title(self) -> str:
+        """The node in a few words, below its id: its name, else its label; empty where it has neither."""
+        return self.name or (self.label.short if self.label else "")
 
     @property
     def layer(self) -> int | None:
@@ -128,10 +129,15 @@ class FeatureGraph:
         """The same graph as a `networkx` one, nodes keyed by their names."""
         graph = networkx.DiGraph()
         for node in self.nodes:
-            graph.add_node(str(node.id), layer=node.layer, responds_to=" ".join(node.responds_to))
+            graph.add_node(str(node.id), layer=node.layer, label=node.title)
         for edge in self.edges:
             graph.add_edge(str(edge.cause), str(edge.target), effect=edge.effect)
         return graph
+
+    def labelled(self, labels: Mapping[FeatureId, FeatureLabel]) -> "FeatureGraph":
+        """The graph with labels for its features."""
+        nodes = (replace(n, label=labels.get(n.id)) if isinstance(n.id, FeatureId) else n for n in self.nodes)
+        return replace(self, nodes=tuple(nodes))
 
     def features(self) -> list[FeatureId]:
         """The features among the nodes."""

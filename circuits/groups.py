@@ -86,8 +86,7 @@ def label_of(node: Node) -> str:
     """What a node is called in a group: a human's name, its label, or else the tokens on which it peaks."""
     if isinstance(node.id, ErrorTerm):
         return "error terms"
-    label = node.label.short if node.label else "  ".join(node.responds_to)
-    return node.name or label or str(node.id)
+    return node.title or str(node.id)
 
 
 def effects_between(groups: Sequence[Group], edges: Iterable[Edge]) -> tuple[GroupEdge, ...]:

@@ -65,7 +65,7 @@ def circuit_steps(
 def circuit_of(resolved: ResolvedRequest, sufficient: Sequence[FeatureId], steps: Sequence[TargetCauses]) -> Circuit:
     """The circuit that the steps make, every sufficient feature a node of it."""
     facts = how_found(resolved, sufficient)
-    graph = assemble(resolved.search, resolved.atlas, resolved.target.node, steps, facts, sufficient)
+    graph = assemble(resolved.atlas, resolved.target.node, steps, facts, sufficient)
     return Circuit(graph, tuple(sufficient))
 
 

@@ -1,10 +1,9 @@
-"""What features respond to, and which tokens they promote.
+"""Where features are active, and which tokens they promote.
 
 Of every latent of every site its density and its strongest contexts are kept: one token per context, so that a single
 long passage cannot fill a feature's examples. All of it is counted from a `Survey`.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,23 +69,6 @@ class FeatureAtlas:
                 seen.add(text)
                 chosen.append(k)
         return Examples(self.contexts[context[chosen]], position[chosen], peak[chosen])
-
-    def responds_to(self, feature: FeatureId, model: LanguageModel, n: int = 3) -> list[str]:
-        """The tokens on which the feature's strongest examples peak, the most frequent first."""
-        examples = self.examples(feature, self.sites[feature.site].top.shape[1])
-        peaks = examples.tokens[torch.arange(len(examples)), examples.end].tolist()
-        return [_word(model, token) for token, _ in Counter(peaks).most_common(n)]
-
-    def promotes(self, feature: FeatureId, direction: Tensor, model: LanguageModel, n: int = 3) -> list[str]:
-        """The tokens whose logits a last-layer feature raises most, through the final norm."""
-        change = direct_effect(model, self, feature.site, direction[None], torch.tensor([feature.index]))[0]
-        return [_word(model, token) for token in change.topk(n).indices.tolist()]
-
-
-def _word(model: LanguageModel, token: int) -> str:
-    """The text of a token without spaces around it; quoted where nothing else is left."""
-    text = model.token_text(token)
-    return text.strip() or repr(text)
 
 
 def survey(

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.explanations import Label, label_from_json
+from circuits.features.explanations import ScoredRule, rule_from_json
+from circuits.features.feature_label import FeatureLabel
 from circuits.features.histograms import Drops, Histogram
 from circuits.features.statistics import AFTER, BEFORE, SiteTally
 from sae_core.codec import from_plain, to_plain
@@ -63,7 +65,9 @@ class Card:
     """Share of the squared norm of the activations at its site: sum f_j^2 / sum |x|^2."""
     n_tokens: int
     """Content tokens over which the numbers are taken."""
-    label: Label | None
+    label: FeatureLabel | None
+    rule: ScoredRule | None
+    """What predicts its activation on every token, from tokens alone; of light cards a table of tokens."""
     examples: tuple[Example, ...]
     promotes: TokenChanges
     """Tokens whose logits it raises most directly, and by how much at its mean activation."""
@@ -89,6 +93,7 @@ class Card:
             "norm_share": self.norm_share,
             "n_tokens": self.n_tokens,
             "label": self.label and self.label.to_json(),
+            "rule": self.rule and self.rule.to_json(),
             "examples": [example.to_json() for example in self.examples],
             "histogram": to_plain(self.histogram),
             "drops": to_plain(self.drops),
@@ -99,11 +104,12 @@ class Card:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Card":
-        """The card that `to_json` wrote, its activations to the digits that are written."""
+        """The card that `to_json` wrote, its activations to the digits that are written; earlier ones had no labels."""
+        value = value if "rule" in value else {**value, "rule": value["label"], "label": None}
         near = [(each["id"], each["cosine"]) for each in value["near"]]
-        label = value["label"] and label_from_json(value["label"])
+        rule = value["rule"] and rule_from_json(value["rule"])
         fields = {name: each for name, each in value.items() if name not in ("id", "site", "index")}
-        return replace(from_plain(cls, fields | {"feature": value["id"], "near": near, "label": None}), label=label)
+        return replace(from_plain(cls, fields | {"feature": value["id"], "near": near, "rule": None}), rule=rule)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,12 @@ def spots(
         part = part[torch.randperm(len(part), generator=generator)[:_TRIED]]
         chosen += take(f"{quarter / 4}-{(quarter + 1) / 4}", [(row, at) for row, at in part.tolist()], per_quarter)
     return chosen
+
+
+def first_of_quarters(places: Sequence[Spot], n: int) -> list[Spot]:
+    """The strongest, and the first `n` of each quarter."""
+    groups = [list(members) for _, members in groupby(places, key=lambda spot: spot.group)]
+    return [spot for group in groups for spot in (group if group[0].group == TOP else group[:n])]
 
 
 def example(

@@ -7,33 +7,42 @@ model again on the examples of its feature.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.atlas import direct_effect
-from circuits.features.card import TOP, Card, Example, Spot, TokenChanges, example, spots, stored_examples
+from circuits.features.atlas import logit_changes
+from circuits.features.card import (
+    Card,
+    Example,
+    Spot,
+    TokenChanges,
+    example,
+    first_of_quarters,
+    spots,
+    stored_examples,
+)
 from circuits.features.explanations import (
     Explanation,
-    Label,
-    Score,
+    ScoredRule,
     Scores,
     TokenTables,
     mean_score,
     partners,
-    score,
+    score_on,
     table_scores,
     token_tables,
 )
+from circuits.features.feature_label import FeatureLabel
 from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
+from circuits.features.label_predicates import quoted_tokens
+from circuits.features.labelling import Labeller
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.reading import Chunks
 from circuits.features.statistics import Tally, tally
 from circuits.features.survey import Survey
-from editing.interventions.add_direction import written
 from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -99,20 +108,15 @@ class Catalogue:
         """The card of every latent of a site, in order, from the streaming pass alone."""
         latents = torch.arange(len(self.dictionaries[site].directions))
         for part in latents.split(max(1, _LOGITS_AT_ONCE // self.model.n_vocab)):
-            moved = self._moved(site, part, _PROMOTED_LIGHT)
-            for index, (promotes, suppresses) in zip(part.tolist(), moved, strict=True):
+            for index, moved in zip(part.tolist(), self._moved(site, part, _PROMOTED_LIGHT), strict=True):
                 feature, latents = FeatureId(site, index), self.tally.sites[site]
                 examples = stored_examples(latents, index, self.training, self.names, LIGHT_EXAMPLES)
-                yield self._card(feature, self._table_label(feature), examples, promotes, suppresses)
+                rule = self._table_rule(feature)
+                label = rule and self._table_label(feature, rule, tuple(token for token, _ in moved[0]))
+                yield self._card(feature, examples, moved, label=label, rule=rule)
 
     def _card(
-        self,
-        feature: FeatureId,
-        label: Label | None,
-        examples: tuple[Example, ...],
-        promotes: TokenChanges,
-        suppresses: TokenChanges,
-        **rest,
+        self, feature: FeatureId, examples: tuple[Example, ...], moved: tuple[TokenChanges, TokenChanges], **rest
     ) -> Card:
         latents, i = self.tally.sites[feature.site], feature.index
         return Card(
@@ -124,29 +128,26 @@ class Catalogue:
             on_outliers=float(latents.statistics.on_outliers[i]),
             norm_share=float(latents.norm_share[i]),
             n_tokens=self.tally.n_tokens,
-            label=label,
             examples=examples,
-            promotes=promotes,
-            suppresses=suppresses,
+            promotes=moved[0],
+            suppresses=moved[1],
             **rest,
         )
 
-    def _table_label(self, feature: FeatureId) -> Label | None:
+    def _table_label(self, feature: FeatureId, rule: ScoredRule, promotes: tuple[str, ...]) -> FeatureLabel:
+        tokens = quoted_tokens(self.model, self.tables[feature.site].of(feature.index).tokens)
+        return FeatureLabel(f"on {tokens}", "", rule.score.f1, rule.control.f1, promotes)
+
+    def _table_rule(self, feature: FeatureId) -> ScoredRule | None:
         table = self.tables[feature.site].of(feature.index)
         if not table.tokens:
             return None
         score, control = (scores[feature.site].of(feature.index) for scores in (self.scores, self.controls))
-        return Label(table.text(self.model), table.kind, score, control)
-
-    def logit_changes(self, site: Site, latents: Int[Tensor, "k"]) -> Float[Tensor, "k vocab"]:
-        """What each latent adds to the logits directly, at its mean activation (`direct_effect`)."""
-        device = self.dictionaries[site].directions.device
-        directions = written(self.model, site, self.dictionaries[site].directions[latents.to(device)])
-        return direct_effect(self.model, self.tally.atlas, site, directions, latents)
+        return ScoredRule(table.text(self.model), table.kind, score, control)
 
     def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[TokenChanges, TokenChanges]]:
         """For each latent the `n` tokens that it promotes most, and the `n` that it suppresses most."""
-        change, sides = self.logit_changes(site, latents), []
+        change, sides = logit_changes(self.tally.atlas, site, latents), []
         for largest in (True, False):
             end = change.topk(min(n, change.shape[1]), largest=largest)
             rows = zip(end.indices.tolist(), end.values.tolist(), strict=True)
@@ -155,8 +156,13 @@ class Catalogue:
 
     # ---- full cards ----------------------------------------------------------------------------
 
-    def full(self, features: Sequence[FeatureId], on_progress: OnProgress = silent) -> Iterator[Card]:
-        """The full cards of features, in order.
+    def full(
+        self,
+        features: Sequence[FeatureId],
+        on_progress: OnProgress = silent,
+        labels: Mapping[FeatureId, FeatureLabel] | None = None,
+    ) -> Iterator[Card]:
+        """The full cards of features, in order, with `labels`; without these, such as this text gives.
 
         Raises `UserError` for a feature that no dictionary has, is named twice, or is never active on this text.
         """
@@ -171,6 +177,7 @@ class Catalogue:
                     "choose another feature, more contexts, or another text"
                 )
         stages = Stages(on_progress, 1 + 2 * len(features))
+        labels = labels or Labeller(self.tally.atlas, self.held, seed=self.seed).labels(features)
         stages.begin(f"reading {len(features)} features again")
         seen = self.survey.activations(features, self.training)
         held = self.survey.activations(features, self.held)
@@ -181,19 +188,26 @@ class Catalogue:
             rules[feature] = self.rule(feature, seen[feature], examples[feature])
         for feature in features:
             stages.begin(f"the card of {feature}")
-            yield self._full(feature, self._label(feature, rules, held[feature]), seen[feature], examples[feature])
+            rule = self._scored(feature, rules, held[feature])
+            yield self._full(feature, labels.get(feature), rule, seen[feature], examples[feature])
 
     def _full(
-        self, feature: FeatureId, label: Label, activation: Float[Tensor, "contexts pos"], places: list[Spot]
+        self,
+        feature: FeatureId,
+        label: FeatureLabel | None,
+        rule: ScoredRule,
+        activation: Float[Tensor, "contexts pos"],
+        places: list[Spot],
     ) -> Card:
         content = self.model.content(self.training)
-        ((promotes, suppresses),) = self._moved(feature.site, torch.tensor([feature.index]), _PROMOTED)
+        (moved,) = self._moved(feature.site, torch.tensor([feature.index]), _PROMOTED)
+        shown = first_of_quarters(places, _PER_QUARTER)
         return self._card(
             feature,
-            label,
-            tuple(example(spot, self.training, activation, self.names) for spot in _shown(places)),
-            promotes,
-            suppresses,
+            tuple(example(spot, self.training, activation, self.names) for spot in shown),
+            moved,
+            label=label,
+            rule=rule,
             histogram=activation_histogram(activation, self.training, content, self.names),
             drops=logit_drops(
                 self.model,
@@ -232,12 +246,12 @@ class Catalogue:
         table = self.tables[feature.site].of(feature.index)
         if patterns is None:
             return table
-        ranked = {rule: _on(self.model, rule, self.training, activation).correlation for rule in (patterns, table)}
+        ranked = {rule: score_on(self.model, rule, self.training, activation).correlation for rule in (patterns, table)}
         return max(ranked, key=lambda rule: ranked[rule])
 
-    def _label(
+    def _scored(
         self, feature: FeatureId, rules: Mapping[FeatureId, Explanation], held: Float[Tensor, "contexts pos"]
-    ) -> Label:
+    ) -> ScoredRule:
         """The feature's rule, with its score and that of other features' rules on held-out contexts.
 
         The control rules are those in `rules` at its site, or, if it has no other, token tables drawn from the site.
@@ -247,15 +261,9 @@ class Catalogue:
             latents = [index for index in self.alive(feature.site) if index != feature.index]
             order = torch.randperm(len(latents), generator=self._draw(feature, "control"))
             others = [self.tables[feature.site].of(latents[i]) for i in order[:_CONTROLS].tolist()]
-        control = mean_score([_on(self.model, rule, self.held, held) for rule in others[:_CONTROLS]])
+        control = mean_score([score_on(self.model, rule, self.held, held) for rule in others[:_CONTROLS]])
         rule = rules[feature]
-        return Label(rule.text(self.model), rule.kind, _on(self.model, rule, self.held, held), control)
-
-
-def _on(model: LanguageModel, rule: Explanation, contexts: Tensor, activation: Tensor) -> Score:
-    """The score of a rule on contexts."""
-    content = model.content(contexts)
-    return score(rule.predict(contexts, content)[content], activation[content])
+        return ScoredRule(rule.text(self.model), rule.kind, score_on(self.model, rule, self.held, held), control)
 
 
 def read_catalogue(
@@ -285,9 +293,3 @@ def read_catalogue(
         scores[site] = table_scores(table, on_held.sites[site], on_held.token_counts)
         controls[site] = table_scores(table, on_held.sites[site], on_held.token_counts, partner)
     return Catalogue(survey, on_training, held, tables, scores, controls, seed)
-
-
-def _shown(places: Sequence[Spot]) -> list[Spot]:
-    """The strongest, and the first few of each quarter."""
-    groups = [list(members) for _, members in groupby(places, key=lambda spot: spot.group)]
-    return [spot for group in groups for spot in (group if group[0].group == TOP else group[:_PER_QUARTER])]

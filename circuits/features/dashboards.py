@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.features.atlas import logit_changes
 from circuits.features.card import stored_examples
 from circuits.features.catalogue import Catalogue
 from circuits.features.reading import Piece
@@ -65,7 +66,7 @@ def _features(
 ) -> Iterator[dict[str, Any]]:
     """The dashboards of some latents of a site, in order."""
     # change [k, vocab]: of its ends the tokens; its histogram over N_BINS equal parts of [low, high] of each row
-    change, tally = catalogue.logit_changes(site, latents).cpu(), catalogue.tally.sites[site]
+    change, tally = logit_changes(catalogue.tally.atlas, site, latents).cpu(), catalogue.tally.sites[site]
     low, high = change.aminmax(dim=1, keepdim=True)
     share = (change - low) / (high - low).clamp_min(torch.finfo(change.dtype).tiny)
     bins = (N_BINS * share).long().clamp_max(N_BINS - 1)

@@ -25,7 +25,7 @@ _SHOWN = 6
 
 
 class Kind(StrEnum):
-    """Which rule a label states."""
+    """Which kind a rule is of."""
 
     PATTERN = "pattern"
     TOKENS = "tokens"
@@ -49,7 +49,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Label:
+class ScoredRule:
     """A rule in words with its score on held-out text."""
 
     text: str
@@ -63,10 +63,10 @@ class Label:
         return {"text": self.text, "kind": str(self.kind), **asdict(self.score), "control": asdict(self.control)}
 
 
-def label_from_json(value: Mapping[str, Any]) -> Label:
-    """The label that `to_json` wrote."""
+def rule_from_json(value: Mapping[str, Any]) -> ScoredRule:
+    """The rule that `to_json` wrote."""
     numbers = {name: value[name] for name in ("precision", "recall", "correlation")}
-    return Label(value["text"], Kind(value["kind"]), Score(**numbers), Score(**value["control"]))
+    return ScoredRule(value["text"], Kind(value["kind"]), Score(**numbers), Score(**value["control"]))
 
 
 @runtime_checkable
@@ -97,6 +97,17 @@ def score(predicted: Float[Tensor, "tokens"], true: Float[Tensor, "tokens"]) -> 
     hits = (expected & active).sum().item()
     correlation = torch.stack([predicted, true]).double().corrcoef()[0, 1].nan_to_num()  # NaN: one does not vary
     return Score(hits / max(1, int(expected.sum())), hits / max(1, int(active.sum())), correlation.item())
+
+
+def score_on(
+    model: LanguageModel,
+    rule: Explanation,
+    contexts: Int[Tensor, "contexts pos"],
+    activation: Float[Tensor, "contexts pos"],
+) -> Score:
+    """The score of a rule on contexts."""
+    content = model.content(contexts)
+    return score(rule.predict(contexts, content)[content], activation[content])
 
 
 def mean_score(scores: Sequence[Score]) -> Score:

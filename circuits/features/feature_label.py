@@ -28,8 +28,6 @@ class FeatureLabel:
     """Mean F1 of the same `context` as a label of other features of its site."""
     promotes: tuple[str, ...] = ()
     """The tokens whose logits it raises most by the direct path, whether or not they come next."""
-    name: str = ""
-    """What a person or an explainer calls it; shown in place of `context`."""
 
     @property
     def is_clear(self) -> bool:
@@ -45,8 +43,8 @@ class FeatureLabel:
 
     @property
     def short(self) -> str:
-        """The label in a few words, for a list: the name, else the context, or `unclear`."""
-        return self.name or (self.context if self.is_clear or self.f1 is None else "") or UNCLEAR
+        """The label in a few words, for a list: the context, or `unclear`."""
+        return (self.context if self.is_clear or self.f1 is None else "") or UNCLEAR
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ before. Any of them may hold together with one of the first two kinds.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -61,10 +61,13 @@ class LabelText:
         return torch.stack([torch.bincount(row[row >= 0], minlength=self.model.n_vocab) for row in self.around])
 
 
+@runtime_checkable
 class LabelPredicate(Protocol):
     """A predicate with the words that a label has for it."""
 
-    def text(self, model: LanguageModel) -> str: ...
+    def text(self, model: LanguageModel) -> str:
+        """What a label says."""
+        ...
 
     def at(self, text: LabelText, places: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
         """Where it is true among the places."""

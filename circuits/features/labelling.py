@@ -61,12 +61,16 @@ Both = tuple[Activity, Activity]
 
 
 class Labeller:
-    """Labels of the features of a set: chosen on the text of `atlas`, scored on `held` contexts."""
+    """Labels of the features of a set: chosen on the text of `atlas`, scored on `held` contexts.
 
-    def __init__(self, atlas: FeatureAtlas, held: Int[Tensor, "contexts pos"], *, seed: int = 0):
+    Without these, every second context of the text is held out.
+    """
+
+    def __init__(self, atlas: FeatureAtlas, held: Int[Tensor, "contexts pos"] | None = None, *, seed: int = 0):
+        texts = (atlas.contexts[::2], atlas.contexts[1::2]) if held is None else (atlas.contexts, held)
         most = max(1, READ // atlas.contexts.shape[1])
         self.atlas, self.model, self.seed = atlas, atlas.survey.model, seed
-        self.training, self.held = (LabelText(self.model, text[:most]) for text in (atlas.contexts, held))
+        self.training, self.held = (LabelText(self.model, text[:most]) for text in texts)
 
     def labels(self, features: Iterable[FeatureId]) -> dict[FeatureId, FeatureLabel]:
         """The label of each feature; an empty one where it is never active."""
@@ -88,11 +92,13 @@ class Labeller:
         if not len(activity[0].places):
             return FeatureLabel()
         label = self._context(activity, controls)
-        words = tuple(map(self.model.token_text, promoted))
         following = "" if label.context.startswith("before ") else self._following(feature)
-        if not following and self._come_next(promoted, activity, controls):
-            following = f"→ {quoted_tokens(self.model, promoted)}"
-        return replace(label, output=following, promotes=words)
+        if not following:
+            each = [tokens for tokens in zip(promoted) if self._come_next(tokens, activity, controls)]
+            together = promoted if self._come_next(promoted, activity, controls) else ()
+            come_next = tuple(token for tokens in each for token in tokens) or together
+            following = f"→ {quoted_tokens(self.model, come_next)}" if come_next else ""
+        return replace(label, output=following, promotes=tuple(map(self.model.token_text, promoted)))
 
     def _context(self, activity: Both, controls: list[Both]) -> FeatureLabel:
         """The label without its output."""

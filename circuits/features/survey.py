@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Survey:
         """The activations of a few features on a text, 0 on special tokens; 4 bytes a token and feature."""
         activation = {feature: torch.zeros(contexts.shape) for feature in features}
         for feature, (place, value) in self.entries(features, contexts).items():
-            activation[feature].view(-1)[place] = value
+            activation[feature].view(-1)[place] = value.float()
         return activation
 
     @torch.no_grad()
@@ -138,21 +139,19 @@ class Survey:
         self, features: Iterable[FeatureId], contexts: Int[Tensor, "contexts pos"], *, chunks: Chunks = DEFAULT_CHUNKS
     ) -> dict[FeatureId, tuple[Int[Tensor, "n"], Float[Tensor, "n"]]]:
         """Where each feature is active, as context * length + position, and how strongly."""
-        features, length = list(features), contexts.shape[1]
         parts: dict[FeatureId, list[tuple[Tensor, Tensor]]] = {feature: [] for feature in features}
-        for rows in torch.arange(len(contexts)).split(self.model.at_once(chunks.contexts)) if features else ():
+        length = contexts.shape[1]
+        for rows in torch.arange(len(contexts)).split(self.model.at_once(chunks.contexts)) if parts else ():
             coded = self._coded(contexts[rows], chunks)
-            for site in {feature.site for feature in features}:
+            for site, here in groupby(sorted(parts), key=lambda feature: feature.site):
                 n_latents = len(self.dictionaries[site].directions)
                 key, value = _entries(site, coded, length * n_latents)
                 latent, place = key % n_latents, key // n_latents + int(rows[0]) * length
-                for feature in features:
-                    if feature.site == site:
-                        here = latent == feature.index
-                        parts[feature].append((place[here], value[here]))
+                for feature in here:
+                    is_it = latent == feature.index
+                    parts[feature].append((place[is_it], value[is_it]))
         self._write()
-        empty = (torch.zeros(0, dtype=torch.long), torch.zeros(0))
-        return {f: tuple(map(torch.cat, zip(*part, strict=True))) if part else empty for f, part in parts.items()}
+        return {f: (torch.cat([p for p, _ in part]), torch.cat([v for _, v in part])) for f, part in parts.items()}
 
     # ---- contexts that are known ---------------------------------------------------------------
 

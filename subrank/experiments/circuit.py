@@ -16,6 +16,7 @@ from circuits.discovery.steps_file import STEPS, remembered, steps_card
 from circuits.discovery.target_causes import MIN_EXAMPLES, DiscoveryConfig, Reach, TargetCauses
 from circuits.evaluation import CircuitEvaluation, evaluate_circuit, held_out_prompts
 from circuits.features.atlas import FeatureAtlas, atlas_of
+from circuits.features.labelling import Labeller
 from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
@@ -99,7 +100,7 @@ def run_circuit(
     for line in facts(resolved):
         stages.begin(line)
     circuit = found_circuit(resolved, on_progress, steps_folder)
-    graph = named(circuit.graph, names)
+    graph = named(labelled(resolved, circuit.graph, held), names)
     claims = claims_of(resolved, graph, held) if len(held) >= MIN_EXAMPLES else ()
     evaluation, notes = scored(resolved, replace(circuit, graph=graph), held, settings, on_progress)
     quality_lines = quality_strip(evaluation) if evaluation else notes
@@ -217,6 +218,12 @@ def named(graph: FeatureGraph, names: Mapping[str, str]) -> FeatureGraph:
     """The graph with the names that people gave its nodes."""
     nodes = tuple(replace(node, name=names.get(str(node.id), node.name)) for node in graph.nodes)
     return replace(graph, nodes=nodes)
+
+
+def labelled(resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]) -> FeatureGraph:
+    """The graph with labels, scored on contexts that were not searched; where there are few, on half of the others."""
+    labeller = Labeller(resolved.atlas, held if len(held) >= MIN_EXAMPLES else None, seed=resolved.request.seed)
+    return graph.labelled(labeller.labels(graph.features()))
 
 
 def claims_of(resolved: ResolvedRequest, graph: FeatureGraph, held: Int[Tensor, "contexts pos"]) -> tuple[Claim, ...]:

@@ -53,7 +53,8 @@ class Explored:
         seed = search.config.edges.seed
         catalogue = read_catalogue(resolved.atlas.survey, training, held, seed=seed, on_progress=on_progress)
         alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
-        full = {card.feature: card for card in catalogue.full(sorted(alive), on_progress)} if alive else {}
+        labels = {node.id: node.label for node in graph.nodes if isinstance(node.id, FeatureId) and node.label}
+        full = {card.feature: card for card in catalogue.full(sorted(alive), on_progress, labels)} if alive else {}
 
         def examples_of(node: NodeId) -> tuple[Target, Examples]:
             if node == resolved.target.node and resolved.examples is not None:

@@ -178,14 +178,15 @@ def chosen_features(saes: Saes, names: Sequence[FeatureName], settings: FeatureS
 
 
 def card_line(card: Card) -> str:
-    """A card in one line: its label, and what that is worth."""
-    if card.label is None:
+    """A card in one line: its label, and what that and its rule are worth."""
+    if card.label is None or card.rule is None:
         return "no label"
-    score, control = card.label.score, card.label.control
-    text = " ".join(card.label.text.split())
+    score, control = card.rule.score, card.rule.control
+    text = " ".join(card.rule.text.split())
     return (
-        f"{text if len(text) < 72 else text[:69] + '...'} (precision {score.precision:.2f}, recall {score.recall:.2f}, "
-        f"correlation {score.correlation:.2f}; control {control.correlation:.2f})"
+        f"{', '.join(card.label.lines)}; rule {text if len(text) < 72 else text[:69] + '...'} (precision "
+        f"{score.precision:.2f}, recall {score.recall:.2f}, correlation {score.correlation:.2f}; "
+        f"control {control.correlation:.2f})"
     )
 
 

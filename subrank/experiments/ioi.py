@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from markupsafe import Markup
 
 from circuits.features.atlas import atlas_of
+from circuits.features.labelling import Labeller
 from editing.ioi.config import IOIConfig
 from editing.ioi.feature_selection import Selector
 from editing.ioi.figure import ioi_figure
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 GREEDY_BELOW = 2_000_000
 """Weights of the blocks, about, below which greedy search fits the time, and features are chosen by it, too."""
 LABELLED = 64
-"""Features of a curve, from its beginning, that are labelled with the tokens they respond to."""
+"""Features of a curve, from its beginning, that are labelled."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +55,7 @@ class IOI(Result):
     quality: dict[str, SetQuality]
     """Of every set, by its name."""
     labels: dict[str, dict[str, str]]
-    """The tokens that features respond to, by set and name of the feature."""
+    """The labels of features in short, by set and name of the feature."""
     provenance: Provenance
     notes: tuple[str, ...] = ()
     """What was left out of the task for this model, and why."""
@@ -195,15 +196,14 @@ def _alone(by_set: dict[str, Any]) -> Any:
 
 
 def _labels(study: IOIStudy, sets: Mapping[str, Saes], results: Sequence[IOIResult]) -> dict[str, dict[str, str]]:
-    """The tokens that the first features of each curve respond to, by set and name of the feature."""
+    """The labels of the first features of each curve, by set and name of the feature."""
     labels = {}
     for name, saes in sets.items():
         curves = [curve for result in results for curve in result.curves if curve.name == name]
         features = sorted(map(FeatureId.parse, {text for curve in curves for text in curve.order[:LABELLED]}))
         used = {feature.site for feature in features}
         atlas = atlas_of(saes.survey(study.model), study.contexts, sites=used, top=16)
-        texts = {str(feature): " ".join(atlas.responds_to(feature, study.model)) for feature in features}
-        labels[name] = {feature: text for feature, text in texts.items() if text}
+        labels[name] = {str(feature): label.short for feature, label in Labeller(atlas).labels(features).items()}
     return labels
 
 

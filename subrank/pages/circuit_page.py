@@ -48,10 +48,8 @@ def edges_table(graph: FeatureGraph, n: int) -> Table:
 
 
 def node_cell(node: Node) -> Cell:
-    """A node in a table: its id, and below it its name or the tokens on which it peaks."""
-    if isinstance(node.id, ErrorTerm):
-        return Cell(str(node.id), node.name or "error term")
-    return Cell(str(node.id), node.name or "  ".join(node.responds_to))
+    """A node in a table: its id, and below it its name or label."""
+    return Cell(str(node.id), node.title or ("error term" if isinstance(node.id, ErrorTerm) else ""))
 
 
 def claims_section(claims: Sequence[Claim]) -> Markup:

@@ -250,10 +250,10 @@ def _node_value(node: Node, label: str | None, row: int) -> dict[str, Any]:
         "id": str(node.id),
         "kind": kinds.get(type(node.id), "feature"),
         "row": row,
-        "label": node.name or (node.label.short if node.label else label),
+        "label": node.title or label,
         "lines": [line for line in node.label.lines if line != node.label.short] if node.label else [],
-        "tokens": list(node.responds_to),
-        "promotes": list(node.promotes),
+        "tokens": [],
+        "promotes": list(node.label.promotes) if node.label else [],
         "density": node.density,
         "n_examples": node.n_examples,
     }

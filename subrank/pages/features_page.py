@@ -7,12 +7,13 @@ from typing import Any
 from markupsafe import Markup
 
 from circuits.features.card import TOP, Card, Example
-from circuits.features.explanations import Label
+from circuits.features.explanations import ScoredRule
 from sae_core.sites import FeatureId
 from subrank.pages.features_figures import activation_figure, drops_figure
 from subrank.pages.page import MISSING, Cell, Table, Token, figure, render
 
 _SCORES = ("precision", "recall", "correlation")
+NO_LABEL = "no label"
 
 
 def cards_section(
@@ -44,24 +45,19 @@ def _contents(cards: Sequence[Card]) -> Table:
         (
             Cell(str(card.feature), link=f"#{card.feature}"),
             f"{card.density:.3%}",
-            *_scores(card.label),
-            label_text(card.label),
+            *_scores(card.rule),
+            ", ".join(card.label.lines) if card.label else NO_LABEL,
         )
         for card in cards
     ]
     return Table(("feature", "density", *_SCORES, "label"), rows, prose=True)
 
 
-def label_text(label: Label | None) -> str:
-    """The label in words."""
-    return label.text if label else "no label"
-
-
-def _scores(label: Label | None) -> tuple[str, ...]:
-    """Each score of a label, in brackets what the labels of other features score."""
-    if label is None:
+def _scores(rule: ScoredRule | None) -> tuple[str, ...]:
+    """Each score of a rule, in brackets what the rules of other features score."""
+    if rule is None:
         return (MISSING,) * len(_SCORES)
-    return tuple(f"{getattr(label.score, name):.2f} ({getattr(label.control, name):.2f})" for name in _SCORES)
+    return tuple(f"{getattr(rule.score, name):.2f} ({getattr(rule.control, name):.2f})" for name in _SCORES)
 
 
 def card_html(card: Card, neuron: Card | None = None, linked: Set[FeatureId] = frozenset()) -> Markup:
@@ -81,13 +77,14 @@ def neuron_name(card: Card) -> str:
 
 def _card(card: Card) -> dict[str, Any]:
     """What the template shows of a card."""
-    scores = dict(zip(_SCORES, _scores(card.label), strict=True))
+    scores = dict(zip(_SCORES, _scores(card.rule), strict=True))
     groups = groupby(card.examples, key=lambda example: example.group)
     logits = {"promotes": card.promotes, "suppresses": card.suppresses}
     return {
         "feature": str(card.feature),
-        "label": label_text(card.label),
-        "kind": str(card.label.kind) if card.label else "",
+        "label": card.label.lines if card.label else (NO_LABEL,),
+        "rule": card.rule.text if card.rule else "",
+        "kind": str(card.rule.kind) if card.rule else "",
         "scores": ", ".join(f"{name} {value}" for name, value in scores.items()),
         "correlation": scores["correlation"],
         "numbers": (

@@ -13,6 +13,7 @@ import pytest
 from drawn import ODD, edge, svg_text
 
 from circuits.drawing import SUPPORTS, SUPPRESSES, Drawing, dot_source, draw, render
+from circuits.features.feature_label import FeatureLabel
 from circuits.graph import ErrorTerm, FeatureGraph, Node, Readout
 from sae_core.marks import marked
 from sae_core.sites import FeatureId, Site
@@ -20,8 +21,8 @@ from sae_core.sites import FeatureId, Site
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def node(name: str, responds_to=("word",), promotes=()) -> Node:
-    return Node(FeatureId.parse(name), tuple(responds_to), 0.01, tuple(promotes), 24)
+def node(name: str, words=("word", "other")) -> Node:
+    return Node(FeatureId.parse(name), 0.01, 24, label=FeatureLabel(" ".join(words), "→ ".join(words), 0.93, 0.1))
 
 
 def example(words=("word", "other")) -> FeatureGraph:
@@ -32,7 +33,7 @@ def example(words=("word", "other")) -> FeatureGraph:
         edge("mlp_out.1_0", "2_1", 0.05),
         edge("0_12", "mlp_out.1_0", -1.2),
     )
-    return FeatureGraph(FeatureId.parse("3_7"), tuple(node(name, words, words) for name in names), edges)
+    return FeatureGraph(FeatureId.parse("3_7"), tuple(node(name, words) for name in names), edges)
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_blue_is_blue_and_red_is_red():
 def test_the_target_stands_out_and_labels_say_what_is_known(parsed):
     target, others = parsed.get_node("3_7"), [parsed.get_node(n) for n in ("2_1", "0_12")]
     assert all(target.attr["fillcolor"] != other.attr["fillcolor"] for other in others)
-    for part in ("3_7", "word", "other", "on:", "top logits:"):
+    for part in ("3_7", "word", "other", "→", "F1 0.93"):
         assert part in target.attr["label"]
 
 
@@ -159,12 +160,12 @@ def test_any_token_can_be_drawn(without_dot, word):
 
 def test_all_odd_tokens_at_once(without_dot):
     text = svg_text(render(dot_source(example(ODD)), "svg"))
-    assert len(re.findall("on:", text)) == 5
+    assert len(re.findall("F1 0.93", text)) == 5
 
 
 def test_long_tokens_are_cut(without_dot):
-    text = svg_text(render(dot_source(example(("Donaudampfschifffahrt",))), "svg"))
-    assert "Donaudampfsch…" in text and "schifff" not in text
+    text = svg_text(render(dot_source(example(("Donaudampfschifffahrtsgesellschaftskapitän",))), "svg"))
+    assert "Donaudampfschifffahrtsgesells…" in text and "kapitän" not in text
 
 
 def test_without_dot_the_wheel_draws(without_dot, tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuits.exports import cantor, neuronpedia, node_link
+from circuits.features.feature_label import FeatureLabel
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, Readout
 from circuits.shown_prompt import Prompt
 from sae_core.errors import UserError
@@ -38,7 +39,8 @@ def diamond() -> FeatureGraph:
         edge(low, strong, 0.5),
         edge(low, weak, 0.25),
     )
-    nodes = (Node(LOGIT), Node(strong, (" she",), 0.01), Node(weak, (" he",), 0.01), Node(error), Node(low, (" Anna",)))
+    label = FeatureLabel('before " she"', '→ " she"', 0.9, 0.1)
+    nodes = (Node(LOGIT), Node(strong, 0.01, label=label), Node(weak, 0.01), Node(error), Node(low, name="Anna"))
     return FeatureGraph(LOGIT, nodes, edges, {"examples": 4, "nested": {"not": "shown"}})
 
 
@@ -67,7 +69,7 @@ def test_networkx_reads_the_graph_back():
     assert {(a, b): data["effect"] for a, b, data in loaded.edges(data=True)} == {
         (str(e.cause), str(e.target)): e.effect for e in graph.edges
     }
-    assert loaded.nodes["1_2"]["responds_to"] == [" she"] and loaded.edges["1_2", str(LOGIT)]["n_examples"] == 4
+    assert loaded.nodes["1_2"]["label"]["f1"] == 0.9 and loaded.edges["1_2", str(LOGIT)]["n_examples"] == 4
 
 
 # ---- circuit-tracer and Neuronpedia ----------------------------------------------------------------
@@ -78,7 +80,7 @@ def test_the_export_has_no_fault():
     assert not list(faults(json.loads(json.dumps(value, allow_nan=False))))
     by_id = {node["node_id"]: node for node in value["nodes"]}
     assert set(by_id) == {"3_42_3", "1_2_3", "1_-1_3", "0_1_1"}  # 1_3 is silent on this prompt
-    assert by_id["0_1_1"]["feature"] == 2 and by_id["0_1_1"]["activation"] == 3 and by_id["0_1_1"]["clerp"] == " Anna"
+    assert by_id["0_1_1"]["feature"] == 2 and by_id["0_1_1"]["activation"] == 3 and by_id["0_1_1"]["clerp"] == "Anna"
     assert by_id["3_42_3"]["clerp"] == 'Output "she - he" (p=0.250)' and by_id["3_42_3"]["is_target_logit"]
     assert by_id["1_-1_3"]["feature"] == -1 and by_id["1_-1_3"]["feature_type"] == "mlp reconstruction error"
     assert value["qParams"]["clickedId"] == "3_42_3" and value["metadata"]["prompt"] == "<bos> Anna said she"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from circuits.features.feature_label import FeatureLabel
 from circuits.graph import Edge, ErrorTerm, FeatureGraph, Node, NodeId, parse_node
 from circuits.groups import Group, effects_between, groups_of, story_of
 from circuits.influence import influence
@@ -75,9 +76,10 @@ def test_nodes_of_one_label_and_layer_are_a_group_and_errors_are_one():
     assert len(groups_of(alone)) == 4  # a label that all share leaves layers apart
 
 
-def test_nodes_without_labels_are_called_by_their_tokens_or_ids():
-    nodes = (Node(parse_node("3_0")), Node(parse_node("2_0"), ("a", "b")), Node(parse_node("2_1"), ("a", "b")))
-    assert [group.label for group in groups_of(FeatureGraph(nodes[0].id, nodes, ()))] == ["3_0", "a  b"]
+def test_nodes_are_called_by_their_labels_or_ids():
+    label = FeatureLabel("inside ( …", "", 0.9, 0.1)
+    nodes = (Node(parse_node("3_0")), *(Node(parse_node(name), label=label) for name in ("2_0", "2_1")))
+    assert [group.label for group in groups_of(FeatureGraph(nodes[0].id, nodes, ()))] == ["3_0", "inside ( …"]
 
 
 def test_effects_of_groups_are_the_sums_of_their_edges():

@@ -12,13 +12,16 @@ BOS = "<s>"
 
 
 class Characters(LanguageModel):
-    """Token 0 is BOS. The residual at a token is a one at the token's own coordinate."""
+    """Token 0 is BOS. The residual at a token is a one at the token's own coordinate; so are logits."""
 
     def __init__(self, texts: Sequence[str]):
         self.texts = [BOS, *texts]
         self.special_ids, self.bos_id, self.n_vocab = frozenset({0}), 0, len(texts) + 1
-        self.n_layers, self._points = 1, {}
+        self.n_layers, self._points, self.tokenizer = 1, {}, None
         self.name, self.device, self.d_model = "characters", torch.device("cpu"), len(texts) + 1
+
+    def unembed(self, h: Tensor) -> Tensor:
+        return h
 
     def token_text(self, token: int) -> str:
         return self.texts[token]

@@ -6,6 +6,7 @@ from typing import Any
 
 from chromium import Page
 
+from circuits.features.feature_label import FeatureLabel
 from circuits.graph import Edge, FeatureGraph, Node
 from sae_core.sites import FeatureId
 
@@ -41,7 +42,8 @@ def card(name: str, label: str | None = None, word: str = " she", **changes: Any
         "first_position": 0.0,
         "norm_share": 0.1,
         "n_tokens": 1000,
-        "label": label and {"text": label, "kind": "pattern", **numbers, "control": control},
+        "label": label and FeatureLabel(label, "", 0.9, 0.1).to_json(),
+        "rule": label and {"text": label, "kind": "pattern", **numbers, "control": control},
         "examples": [
             {"group": "top", "tokens": [" Then", word, "."], "activations": [0.0, 4.0, 1.0], "end": 1},
             {"group": "0.75-1.0", "tokens": ["x", word], "activations": [0.0, 3.0], "end": 1},
@@ -70,7 +72,7 @@ def edge(cause: str, target: str, effect: float, **changes: Any) -> Edge:
 
 
 def node(name: str, *words: str) -> Node:
-    return Node(FeatureId.parse(name), words or ("word",), 0.01)
+    return Node(FeatureId.parse(name), 0.01, label=FeatureLabel(" ".join(words), promotes=words) if words else None)
 
 
 def example() -> FeatureGraph:

@@ -19,7 +19,7 @@ subrank.card = (() => {
     return [
       head(id, card, node),
       card ? facts(card) : node && nodeFacts(node),
-      card?.label && label(card.label),
+      card?.rule && rule(card.rule),
       subrank.graph.has(id) && relations(id),
       node?.members && section("Nodes", el("ul", { class: "members" }, node.members.map((member) => el("li", {}, link(member.id))))),
       card && examples(card),
@@ -32,7 +32,7 @@ subrank.card = (() => {
 
   function head(id, card, node) {
     const chosen = subrank.names.of(id);
-    const text = chosen || card?.label?.text || node?.label || "";
+    const text = chosen || card?.label?.short || node?.label || "";
     const { hidden, pinned } = subrank.names.view;
     const inGraph = subrank.graph.drawn(id);
     const group = subrank.groups.nameOf(id);
@@ -46,7 +46,7 @@ subrank.card = (() => {
         button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
         button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
       el("h2", { id: "name", class: chosen ? "named" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || (node?.kind === "error" ? "error term" : "no label"))),
-      chosen && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.text))),
+      chosen && card?.label && el("p", { class: "note" }, "label: ", el("bdi", {}, visible(card.label.short))),
       node?.tokens.length > 0 && !card && el("p", {}, node.tokens.map((token) => chip(token))),
     );
   }
@@ -66,8 +66,8 @@ subrank.card = (() => {
   const nodeFacts = (node) =>
     node.kind === "feature" && el("dl", { class: "facts" }, el("div", {}, el("dt", {}, "density"), el("dd", {}, percent(node.density))));
 
-  // The label with its scores, each beside what a shuffled feature gets.
-  function label(scored) {
+  // The rule with its scores, each beside what the rules of other features get.
+  function rule(scored) {
     const bar = (value, cls) => {
       const meter = el("i", { class: cls });
       meter.style.width = `${Math.round(100 * Math.min(1, Math.max(0, value || 0)))}%`;
@@ -77,7 +77,7 @@ subrank.card = (() => {
       el("div", { class: "score" }, el("span", {}, name), el("span", { class: "meter" }, bar(scored[name], "label"), bar(scored.control?.[name], "control")), el("b", {}, number(scored[name], 2)), el("span", { class: "control" }, number(scored.control?.[name], 2))),
     );
     const kind = scored.kind === "pattern" ? "a pattern of tokens" : "a table of tokens";
-    return section("How well the label predicts it", ...rows, el("p", { class: "note" }, `The label is ${kind}, scored on text it was not made from; in grey, what the labels of other features score on this one.`));
+    return section("A rule that predicts it", el("p", {}, el("bdi", {}, visible(scored.text))), ...rows, el("p", { class: "note" }, `The rule is ${kind}, scored on text it was not made from; in grey, what the rules of other features score on this one.`));
   }
 
   function relations(id) {

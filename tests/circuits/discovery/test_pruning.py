@@ -188,7 +188,7 @@ def test_within_members_only_their_edges_are_found():
     assert {*edges} == {("2_0", "3_0"), ("2_1", "3_0"), ("1_0", "2_0"), ("1_0", "2_1")}
     assert all(edge.certified for edge in edges.values())
     assert [edge.cause.index for edge in steps[0].edges] == [0, 1], "the strongest first"
-    graph = assemble(search, search.source, target.node, steps, {}, [FeatureId(Site(0), 1)])
+    graph = assemble(search.source, target.node, steps, {}, [FeatureId(Site(0), 1)])
     assert "0_1" in {str(node.id) for node in graph.nodes}, "a member without an edge is a node"
     over = list(edges_among(search, {Site(2): (), Site(1): (0,)}, target))
     assert [(str(e.cause), str(e.target)) for e in over[0].edges] == [("1_0", "3_0")], "over a layer without members"

@@ -107,26 +107,12 @@ def test_a_latent_that_is_never_active_has_no_examples(circuit):
     atlas = survey(circuit.model, {Site(1): silent}, circuit.contexts())
     examples = atlas.examples(FeatureId(Site(1), 3), 10)
     assert len(examples) == 0 and atlas.sites[Site(1)].density[3] == 0 and atlas.sites[Site(1)].mean_active[3] == 0
-    assert atlas.responds_to(FeatureId(Site(1), 3), circuit.model) == []
     assert len(atlas.examples(FeatureId(Site(1), 2), 10)) > 0  # control
-
-
-def test_what_a_feature_responds_to(circuit):
-    """Feature 0 alone on two tokens: the strongest contexts peak there."""
-    contexts = circuit.contexts(30).clamp_max(40)
-    contexts[:20, 4], contexts[20:25, 3] = 50, 51
-    model = Circuit()
-    model.by_token[50:52, 0] = torch.tensor([9.0, 8.0])
-    model.model.embedding = model.by_token @ model.d[:4]
-    atlas = survey(model.model, model.dictionaries, contexts)
-    assert atlas.responds_to(feature(0), model.model, 2) == ["t50", "t51"]
 
 
 def test_what_a_last_layer_feature_says(circuit, atlas):
     """Added along one token's embedding, it raises the tokens that have most in common with it."""
     direction = circuit.model.embedding[7]
-    expected = (circuit.model.embedding @ direction).topk(3).indices.tolist()
-    assert atlas.promotes(TARGET, direction, circuit.model) == [f"t{token}" for token in expected]
     change = direct_effect(circuit.model, atlas, Site(3), direction[None], torch.tensor([0]))[0]
     logits = atlas.sites[Site(3)].mean_active[0] * (circuit.model.embedding @ direction)
     assert torch.allclose(change, logits - logits.mean(), atol=1e-4)

@@ -15,8 +15,8 @@ from sae_core.dictionaries.baselines import Basis
 from sae_core.sites import FeatureId, Site
 
 KEYS = (
-    "id site index density mean_active max first_position on_outliers norm_share n_tokens label examples histogram "
-    "drops promotes suppresses near"
+    "id site index density mean_active max first_position on_outliers norm_share n_tokens label rule examples "
+    "histogram drops promotes suppresses near"
 ).split()
 
 
@@ -30,11 +30,12 @@ def test_json_has_the_fixed_form(catalogue, full):
         for example in value["examples"]:
             assert list(example) == ["group", "tokens", "activations", "end"]
             assert len(example["tokens"]) == len(example["activations"]) > example["end"]
-        if value["label"]:
-            label = dict(value["label"])
-            assert list(label.pop("control")) == ["precision", "recall", "correlation"]
-            assert list(label) == ["text", "kind", "precision", "recall", "correlation"]
-            assert label["kind"] in ("pattern", "tokens") and isinstance(label["text"], str)
+        if value["rule"]:
+            rule = dict(value["rule"])
+            assert list(rule.pop("control")) == ["precision", "recall", "correlation"]
+            assert list(rule) == ["text", "kind", "precision", "recall", "correlation"]
+            assert rule["kind"] in ("pattern", "tokens") and isinstance(rule["text"], str)
+            assert value["label"]["short"] and value["label"]["lines"]
     for card in full:
         value = card.to_json()
         assert list(value["histogram"]) == ["edges", "tokens", "other", "zero"]
@@ -63,7 +64,7 @@ def test_a_dead_latent_has_an_empty_light_card_and_no_full_one(tiny_models):
     text = contexts()
     catalogue = read_catalogue(Survey(tiny_models["neox"], {Site(1): Zero(32)}), text, text)
     (card,) = catalogue.light(Site(1))
-    assert (card.density, card.max, card.label, card.examples) == (0, 0, None, ())
+    assert (card.density, card.max, card.label, card.rule, card.examples) == (0, 0, None, None, ())
     with user_error("1_0 is never active", "choose another feature"):
         list(catalogue.full([FeatureId(Site(1), 0)]))
 
@@ -85,7 +86,7 @@ def test_the_same_seed_gives_the_same_cards(catalogue, full):
     first, second = ([card.to_json() for card in catalogue.full(features)] for _ in range(2))
     assert first == second and not list(catalogue.full([]))
     for value, card in zip(first, full, strict=False):  # only the control depends on who else is asked for
-        value["label"]["control"] = card.to_json()["label"]["control"]
+        value["rule"]["control"] = card.to_json()["rule"]["control"]
         assert value == card.to_json()
 
 

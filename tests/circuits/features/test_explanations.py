@@ -37,17 +37,17 @@ def test_a_label_predicts_its_planted_feature_and_others_labels_do_not(catalogue
     """Of the two kinds the token table is as good for a feature of one token; nothing else has such a table."""
     latents = [B_AFTER_A, ON_C, AFTER_D, A_GAP_B, ON_E]
     cards = {card.feature.index: card for card in catalogue.full([FeatureId(SITE, i) for i in latents])}
-    label, density = cards[latent].label, cards[latent].density
-    assert perfect(label.score)
-    assert label.control.precision < density + 0.06 and abs(label.control.correlation) < 0.1
-    assert label.control.recall < 0.2
+    rule, density = cards[latent].rule, cards[latent].density
+    assert perfect(rule.score)
+    assert rule.control.precision < density + 0.06 and abs(rule.control.correlation) < 0.1
+    assert rule.control.recall < 0.2
     if latent not in (ON_C, ON_E):
-        assert label.kind is Kind.PATTERN
+        assert rule.kind is Kind.PATTERN
 
 
 def test_labels_read_as_words(catalogue):
     cards = catalogue.full([FeatureId(SITE, i) for i in (B_AFTER_A, AFTER_D, ON_C)])
-    assert [card.label.text for card in cards] == ["t3 t4", "t6 *", "t5"]
+    assert [card.rule.text for card in cards] == ["t3 t4", "t6 *", "t5"]
 
 
 def test_a_token_table_cannot_say_what_a_pattern_says(catalogue):
@@ -61,7 +61,7 @@ def test_a_token_table_cannot_say_what_a_pattern_says(catalogue):
 
 def test_a_feature_alone_is_compared_with_token_tables_of_its_site(catalogue):
     (card,) = catalogue.full([FeatureId(SITE, B_AFTER_A)])
-    assert card.label.score.precision == 1 and card.label.control.correlation < 0.2
+    assert card.rule.score.precision == 1 and card.rule.control.correlation < 0.2
 
 
 # ---- parts -----------------------------------------------------------------------------------------

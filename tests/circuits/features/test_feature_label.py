@@ -14,11 +14,10 @@ def test_a_box_shows_context_output_and_score():
     assert CLEAR.short == "inside ( …" and CLEAR.lines == ("inside ( …", '→ ")" 8/8', "F1 0.93")
 
 
-def test_a_label_no_better_than_its_control_is_unclear_but_for_its_name():
+def test_a_label_no_better_than_its_control_is_unclear():
     unclear = FeatureLabel("inside ( …", '→ ")"', 0.29, 0.2)
     assert unclear.short == "unclear" and unclear.lines == ("unclear", '→ ")"')
-    named = FeatureLabel("inside ( …", '→ ")"', 0.29, 0.2, "brackets")
-    assert named.short == "brackets" and named.lines == ("brackets", '→ ")"', "unclear")
+    assert Node(FeatureId(Site(1), 7), name="brackets", label=unclear).title == "brackets"
     assert FeatureLabel().lines == ("unclear",)
 
 

@@ -149,7 +149,7 @@ def page_saved(path: Path) -> None:
 
 def test_hostile_tokens_are_text(page, tmp_path):
     words = [word for word in HOSTILE if word]
-    nodes = tuple(replace(node(f"{i % 3}_{i}", word, word), promotes=(word,)) for i, word in enumerate(HOSTILE))
+    nodes = tuple(node(f"{i % 3}_{i}", word) for i, word in enumerate(HOSTILE))
     cards = [
         card(str(n.id), word, word, near=[{"id": word, "cosine": 0.1}]) for n, word in zip(nodes, HOSTILE, strict=True)
     ]

@@ -52,7 +52,8 @@ def nasty(card: Card) -> Card:
         examples=examples,
         promotes=pairs,
         suppresses=pairs,
-        label=replace(card.label, text=NASTY[0]),
+        label=replace(card.label, context=NASTY[0]),
+        rule=replace(card.rule, text=NASTY[0]),
         histogram=replace(card.histogram, tokens=tokens),
         drops=replace(card.drops, token=NASTY[0]),
     )
@@ -75,7 +76,7 @@ def test_the_page_shows_every_card_and_links_them(full):
     body = cards_section(full, {full[0].feature: full[1]})
     for card in full:
         assert body.count(f'id="{card.feature}"') == 1 and f'href="#{card.feature}"' in body
-        assert f"{card.label.score.correlation:.2f} ({card.label.control.correlation:.2f})" in body
+        assert f"{card.rule.score.correlation:.2f} ({card.rule.control.correlation:.2f})" in body
     assert body.count("plotly-graph-div") == 2 * (len(full) + 1) and "<details>" in body
 
 

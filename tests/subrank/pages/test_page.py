@@ -36,7 +36,7 @@ OWN = TaskScore(Estimate(0.5, 0.5, 0.5), 0.1, Estimate(0.0, 0.0, 0.0), 64)
 
 def graph() -> FeatureGraph:
     cause, target = FeatureId(Site(0), 1), FeatureId(Site(1), 2)
-    nodes = (Node(target, (NASTY,), 0.01), Node(cause, ("&",), 0.01))
+    nodes = (Node(target, 0.01, name=NASTY), Node(cause, 0.01, name="&"))
     facts = {"targets_asked": 1, "pairs_run": 2, "exhaustive": True}
     return FeatureGraph(target, nodes, (Edge(cause, target, -0.5, 0.1, 3, 16, 0.1),), facts)
 
