@@ -118,7 +118,7 @@ def _label(node: Node) -> str:
     rows = [node.name] if node.name else []
     rows += node.label.lines if node.label else []
     rows += ["attention sink"] if node.sink else []
-    return "\n".join([str(node.id), *(clipped(row, 30) for row in rows)])
+    return "\n".join([str(node.id), *(clipped(row, 40) for row in rows)])
 
 
 def shown(token: str) -> str:
