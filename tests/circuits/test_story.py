@@ -104,7 +104,7 @@ def test_a_readout_is_told_too_and_so_is_a_target_without_causes():
 def test_any_token_and_any_name_can_be_told(word):
     """In a label, a name, an output, the example and the caption."""
     graph, prompt = brackets(word), replace(text(), tokens=(f" {word}", word, " x"), after=(word,))
-    nodes = (replace(graph.nodes[0], label=FeatureLabel("", word, name=word)), *graph.nodes[1:])
+    nodes = (replace(graph.nodes[0], name=word, label=FeatureLabel("", word)), *graph.nodes[1:])
     shown = words(story_source(replace(graph, nodes=nodes), prompt, (word,)))
     if word.strip():
         assert f"inside {marked(word)}" in shown and f" {marked(word)}\n" in shown

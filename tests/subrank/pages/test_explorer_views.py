@@ -137,8 +137,8 @@ def test_an_address_brings_back_what_is_seen(page, tmp_path):
 
 def test_nodes_are_grouped_by_hand_and_by_label(page, tmp_path):
     """The effects of a group are its members', summed: 0.2 and 0.1 of 1_1, 0.6 of 1_2, 0.3 of 2_1."""
-    alike = FeatureLabel("alike", f1=0.9, control=0.1)
-    nodes = tuple(replace(n, label=alike) if str(n.id).startswith("1_") else n for n in example().nodes)
+    labels = {"1": FeatureLabel("alike", f1=0.9, control=0.1), "0": FeatureLabel("word", f1=0.9, control=0.1)}
+    nodes = tuple(replace(n, label=labels.get(str(n.id)[0])) for n in example().nodes)
     path = explore(tmp_path / "own", replace(example(), nodes=nodes), example_cards())
     page.open(path)
     for name in ("0_1", "0_2"):
