@@ -114,7 +114,7 @@ def large(per_row: int, n_rows: int, seed: int) -> FeatureGraph:
 
 def counted(page: Page) -> int:
     """Arrows that are drawn."""
-    return sum(page.all(".world .edge", "e.getClientRects().length"))
+    return sum(page.all(".arrows .edge", "e.getClientRects().length"))
 
 
 def slide(page: Page, value: int) -> None:

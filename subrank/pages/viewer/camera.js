@@ -1,6 +1,6 @@
 "use strict";
 // Pan and zoom of the circuit: a translation and a scale of everything in the stage's world.
-// Text asks for a size on the screen (`--k` is the scale); it follows in steps, so that most frames only move the picture.
+// Text asks for a size on the screen (`--k` is the scale, in steps).
 subrank.camera = (() => {
   const [LEAST, MOST, FITTED] = [0.08, 3, 1.15];
   const READABLE = 0.5; // the first view shows a part rather than text that is too small
@@ -8,6 +8,7 @@ subrank.camera = (() => {
   let stage = null;
   let world, size, moved, idle;
   let view = { x: 0, y: 0, k: 1 };
+  let rest = 0; // the timer that ends a movement
   let step = null; // of the scale, the last one told to the text
 
   // `size()` is the picture's, `moved(view)` hears of every change, `idle()` of a click beside everything.
@@ -32,11 +33,20 @@ subrank.camera = (() => {
 
   function set(next) {
     view = next;
+    stage.classList.add("moving");
+    clearTimeout(rest);
+    rest = setTimeout(settle, 200);
     world.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.k})`;
+    moved(view);
+  }
+
+  // Once it stands still: text of a size to be read, and the arrows that were left out while it moved.
+  function settle() {
+    clearTimeout(rest);
+    stage.classList.remove("moving");
     const now = 2 ** (Math.floor(3 * Math.log2(view.k)) / 3);
     stage.classList.toggle("far", now < 0.75);
     if (now !== step) world.style.setProperty("--k", (step = now));
-    moved(view);
   }
 
   function zoom(factor, at) {
@@ -57,6 +67,7 @@ subrank.camera = (() => {
     const middle = { x: free.left + (free.width - whole.width * k) / 2, y: free.top + (free.height - whole.height * k) / 2 };
     const part = top && { x: free.left + free.width / 2 - top.x * k, y: free.top - top.y * k };
     set({ k, x: part && whole.width * k > free.width ? part.x : middle.x, y: part && whole.height * k > free.height ? part.y : middle.y });
+    settle();
   }
   const first = (target) => fit(READABLE, target);
 

@@ -5,8 +5,9 @@ subrank.graph = (() => {
   const { width: W, height: H } = subrank.layout.SIZE;
   const MANY = 25; // beyond so many nodes a tidy picture of the strongest arrows is drawn at first
   const FIRST = 20;
+  const STEADY = 150; // strongest arrows that stay while the picture moves; more would make it stutter
 
-  const picture = { stage: null, world: null, nodes: new Map(), edges: [], layout: null, data: null };
+  const picture = { stage: null, world: null, lit: null, nodes: new Map(), edges: [], layout: null, data: null };
   const { nodes } = picture; // id -> {data, box, edges, place, on}; edges: {data, group, size, share, on}, weakest first
   let whole = null; // the graph, without groups
   let usual = {}; // how it is drawn at first
@@ -58,15 +59,17 @@ subrank.graph = (() => {
     const edges = data.edges.map((edge) => ({ data: edge, size: sizeOf(edge.effect), share: sizeOf(edge.effect) / strongest, on: true }));
     picture.edges = edges.sort((a, b) => a.size - b.size);
     for (const node of data.nodes) nodes.set(node.id, { data: node, edges: [], on: true });
-    for (const edge of edges) {
+    for (const [i, edge] of edges.entries()) {
       arrows.append((edge.group = arrow(edge, handlers)));
+      edge.group.classList.toggle("weak", i < edges.length - STEADY);
       for (const end of ["cause", "target"]) nodes.get(edge.data[end]).edges.push(edge);
     }
     for (const node of nodes.values()) {
       node.box = box(node.data, node.data.id === data.target, handlers);
       subrank.camera.grip(node.box, (dx, dy) => shift(node, dx, dy));
     }
-    picture.world.replaceChildren(arrows, ...[...nodes.values()].map((node) => node.box));
+    picture.lit = svg("svg", { class: "lit", "aria-hidden": "true" });
+    picture.world.replaceChildren(arrows, picture.lit, ...[...nodes.values()].map((node) => node.box));
   }
 
   function regroup() {

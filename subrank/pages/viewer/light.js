@@ -6,7 +6,7 @@ subrank.light = (() => {
   const { width: W, height: H } = subrank.layout.SIZE;
   const MANY = 24; // beyond so many arrows their numbers could not be read
   const SPOTS = [0.38, 0.55, 0.25, 0.7, 0.46, 0.8]; // parts of an arrow's length where its number may stand
-  let picture = null; // {stage, world, nodes, edges, layout, data}
+  let picture = null; // {stage, world, lit, nodes, edges, layout, data}
   let selected = null; // {node: id} or {edge: edge}
   let hovered = null; // id of a box, or an arrow
 
@@ -27,16 +27,10 @@ subrank.light = (() => {
     const { nodes, edges, world } = picture;
     const open = selected?.node && home(selected.node);
     const at = hovered || open || edges.find((edge) => selected?.edge && edge.data.members.includes(selected.edge)) || null;
-    const ends = new Set();
-    const lit = [];
-    for (const edge of edges) {
-      const on = edge.on && at !== null && (edge === at || edge.data.cause === at || edge.data.target === at);
-      edge.group.classList.toggle("lit", on);
-      if (on) {
-        lit.push(edge);
-        ends.add(edge.data.cause).add(edge.data.target);
-      }
-    }
+    const near = at === null ? [] : nodes.get(at)?.edges || edges.filter((edge) => edge === at);
+    const lit = near.filter((edge) => edge.on);
+    const ends = new Set(lit.flatMap((edge) => [edge.data.cause, edge.data.target]));
+    picture.lit.replaceChildren(...lit.map((edge) => edge.group.cloneNode(true))); // above the others, which stay as they are drawn
     world.classList.toggle("focus", lit.length > 0 || Boolean(nodes.get(at)?.place));
     for (const [id, node] of nodes) {
       node.box.classList.toggle("lit", id === at || ends.has(id));

@@ -14,7 +14,7 @@ def test_colour_width_and_dashes_say_what_the_edges_are(page, tmp_path):
     page.open(explore(tmp_path / "own", example(), []))
     drawn = "(s => [s.stroke, parseFloat(s.strokeWidth), Number(e.style.opacity), s.strokeDasharray])"
     ends = "`${e.dataset.cause}>${e.dataset.target}`"
-    look = dict(page.all(".world .edge", f"[{ends}, {drawn}(getComputedStyle(e.firstChild))]"))
+    look = dict(page.all(".arrows .edge", f"[{ends}, {drawn}(getComputedStyle(e.firstChild))]"))
     by_size = sorted((e for e in example().edges if e.solid), key=lambda e: abs(e.effect))
     shown = [look[f"{e.cause}>{e.target}"] for e in by_size]
     for place in (1, 2):
