@@ -19,10 +19,11 @@ def attribution(
         mean over prompts of  sum over positions of  (c_j - ablated c_j) d_j . dm/dh
 
     in units of the target, positive where the latent supports it, with all paths to the target open. In the
-    untouched model; with `members`, in the run in which only these are left and error terms are ablated, where all
-    others have their ablated value already and get 0. The gradient is the mean of those where only a share of the
-    members' activations is there, by default the whole; several `shares` are integrated gradients in few steps
-    (Sundararajan et al. 2017, "Axiomatic attribution for deep networks").
+    untouched model; with `members`, in the run in which only these are left and error terms are ablated: what is lost
+    with each of them, and what would be won with each of the others, which have their ablated value there. The
+    gradient is the mean of those where only a share of the members' activations is there, by default the whole;
+    several `shares` are integrated gradients in few steps (Sundararajan et al. 2017, "Axiomatic attribution for deep
+    networks").
     """
     kept, errors = (runs.everything(), Errors.KEPT) if members is None else (members, Errors.ABLATED)
     sums = {site: torch.zeros(len(d.directions), dtype=torch.float64) for site, d in runs.dictionaries.items()}
@@ -33,14 +34,14 @@ def attribution(
             gradients.append(torch.autograd.grad(values.sum(), list(after.values()), materialize_grads=True))
             here = before if share == max(shares) else here
         with torch.no_grad():
-            # Per site: codes [rows, pos, k] of the kept latents, gradient [rows, pos, d_in] of m; summed to [k].
+            # Per site: codes [rows, pos, n_latents], gradient [rows, pos, d_in] of m; summed to [n_latents].
             for (site, h), each in zip(here.items(), zip(*gradients, strict=True), strict=True):
                 gradient = torch.stack(each).mean(0)
-                dictionary, latents = runs.dictionaries[site], torch.tensor(list(kept.get(site, ())), dtype=torch.long)
+                dictionary = runs.dictionaries[site]
                 ablated, _ = runs.ablation.at(site, dictionary, prompts, h.shape[1])
-                change = (dictionary.encode(h) - ablated)[..., latents] * runs.mask[prompts][..., None]
-                lost = change * (gradient @ dictionary.directions[latents].T)
-                sums[site][latents] += lost.sum((0, 1)).double().cpu()
+                change = (dictionary.encode(h) - ablated) * runs.mask[prompts][..., None]
+                lost = change * (gradient @ dictionary.directions.T)
+                sums[site] += lost.sum((0, 1)).double().cpu()
     return {site: (total / len(runs)).float() for site, total in sums.items()}
 
 

@@ -53,10 +53,7 @@ def test_the_planted_circuit_is_evaluated_and_read_back(handmade, held, n_nodes)
     assert [(stage.done, stage.total) for stage in stages] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     nearest = evaluation.reached[0]
     assert nearest.sites == ("resid_post.2",)
-    if n_nodes:  # pruning also removes feature 7, which opposes the target
-        assert nearest.n_members == 1 and nearest.faithfulness.value > 1
-    else:
-        assert nearest.n_members == 2 and nearest.faithfulness.value == pytest.approx(1, abs=1e-4)
+    assert nearest.n_members == 2 and nearest.faithfulness.value == pytest.approx(1, abs=1e-4)
     assert len(evaluation.scores) == len(evaluation.controls) == 2 and evaluation.moves.left_out == 0
     assert evaluation.stability.mean.edges == 1, "a linear circuit is the same on all examples"
     plain = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
