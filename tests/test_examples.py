@@ -29,6 +29,7 @@ FEWER = {
     "ioi": {"prompts": 6, "contexts": 8},
     "remove": {"prompts": 24, "contexts": 8},
     "steer": {"strengths": (1, 4), "tokens": 4, "contexts": 4, "read": 32},
+    "prompt": {"contexts": 16},
     "superposition": {"densities": (1.0, 0.01), "copies": 2, "steps": 600, "dictionary_steps": 20},
     "splitting": {"contexts": 4},
     "matching": {"contexts": 2},

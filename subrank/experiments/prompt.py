@@ -1,8 +1,8 @@
 """`sr.prompt`, `subrank prompt`: the features of one prompt, layer by token, and what they do to the next token."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from markupsafe import Markup
 
 from circuits.discovery.prompts import logit_target
+from circuits.features.atlas import atlas_of
 from circuits.features.feature_label import FeatureLabel
+from circuits.features.labelling import Labeller
 from circuits.graph import FeatureGraph
 from circuits.prompt_view.placement import PlacedCircuit, placed
 from circuits.prompt_view.prompt_features import PromptFeatures
@@ -25,13 +27,15 @@ from sae_core.sites import FeatureId
 from subrank.checking.prompt import recomputed
 from subrank.checking.recomputed import check_of
 from subrank.experiments.circuit_result import CircuitResult
+from subrank.experiments.cost import announce, pass_over
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.page import titled
-from subrank.pages.prompt_page import prompt_section
+from subrank.pages.prompt_page import IN_CELL, prompt_section
 from subrank.progress import shown
 from subrank.result import Provenance, Result, load_result
 from subrank.saes import Saes, a_set
 from subrank.settings.fields import make, takes
+from subrank.settings.model_size import fitted
 from subrank.settings.prompt import PromptSettings
 
 if TYPE_CHECKING:
@@ -134,12 +138,13 @@ def run_prompt(
 ) -> PromptResult:
     """`prompt` with its settings made and its circuit read."""
     model = saes.on(model)
+    settings = fitted(settings, model.block_weights, on_progress)
     tokens = saes.tokens(model, text)
     members = frozenset(circuit.features()) if circuit else frozenset()
     config = PromptConfig(settings.features, settings.exact, readout_of(model, settings.logit), members, settings.seed)
     on_progress(Progress(f"reading {tokens.shape[1]} tokens at {len(saes.dictionaries)} sites", 0, None))
     view = features_on(model, saes.dictionaries, tokens, config)
-    labels = labels_of(circuit) if circuit else {}
+    labels = labels_of(saes, model, named(view, members), settings, on_progress)
     known = asdict(settings) | {"prompt": text, "set": saes.folder}
     depends = {"dictionaries": saes.dictionaries, "circuit": to_plain(circuit)}
     provenance = Provenance.of("prompt", model, known, **depends)
@@ -149,9 +154,31 @@ def run_prompt(
     return PromptResult(text, view, labels, where, saes.quality, provenance, check=check)
 
 
-def labels_of(circuit: FeatureGraph) -> dict[FeatureId, FeatureLabel]:
-    """The labels of a circuit's features."""
-    return {node.id: node.label for node in circuit.nodes if isinstance(node.id, FeatureId) and node.label}
+def named(view: PromptFeatures, members: Set[FeatureId]) -> list[FeatureId]:
+    """The features that are labelled: the first of each cell, those that were ablated, and a circuit's."""
+    features = (
+        each.feature
+        for cell in view.cells
+        for n, each in enumerate(cell.features)
+        if n < IN_CELL or each.exact is not None or each.feature in members
+    )
+    return sorted(set(features))
+
+
+def labels_of(
+    saes: Saes, model: LanguageModel, features: Sequence[FeatureId], settings: PromptSettings, on_progress: OnProgress
+) -> dict[FeatureId, FeatureLabel]:
+    """Labels of features, from the first contexts of the text: made on every second one, scored on the others."""
+    if not settings.contexts or not features:
+        return {}
+    text = saes.text.at(settings.text)
+    contexts = replace(text, max_tokens=settings.contexts * text.n_ctx, digest="").read(model).training
+    survey = saes.survey(model)
+    if unread := survey.n_unread(contexts):
+        parts = {f"{unread} contexts read for labels": pass_over(model, unread, text.n_ctx, saes.sites)}
+        announce(model, {"": saes.dictionaries}, parts, on_progress)
+    on_progress(Progress(f"labelling {len(features)} features on {len(contexts)} contexts", 0, None))
+    return Labeller(atlas_of(survey, contexts, top=16), seed=settings.seed).labels(features)
 
 
 def readout_of(model: LanguageModel, name: str | None) -> NextToken | None:

@@ -14,7 +14,7 @@ from circuits.prompt_view.prompt_features import ActiveFeature, Cell, PromptFeat
 from sae_core.sites import FeatureId, Site
 from subrank.pages.page import MISSING, render, visible_token
 
-WIDTH, HEIGHT, SIDE, TOP = 116, 48, 96, 64
+WIDTH, HEIGHT, SIDE, TOP = 132, 48, 96, 64
 """Of a column, a row, the column of sites and the row of next tokens, in pixels: edges are drawn over them."""
 IN_CELL = 2
 """Features that are named in a cell."""
@@ -40,6 +40,7 @@ def prompt_section(
         size={"width": WIDTH, "height": HEIGHT, "side": SIDE, "top": TOP},
         whole=(SIDE + WIDTH * len(tokens), TOP + HEIGHT * len(sites)),
         circuit=circuit,
+        labelled=bool(labels),
         curves=_curves(circuit, sites) if circuit else [],
         outliers=sorted({cell.position for cell in view.cells if cell.outlier}),
     )
@@ -80,7 +81,7 @@ class _Names:
             "features": features,
             "norm": f"{cell.norm:.3g}",
             "error": f"{cell.error:.0%}",
-            "through": f"{cell.error_first_order:+.2f}",
+            "through": f"{cell.error_first_order:+z.2f}",
         }
 
     def feature(self, each: ActiveFeature, cell: Cell) -> dict:
@@ -95,7 +96,7 @@ class _Names:
             "activation": f"{each.activation:.3g}",
             "share": f"{abs(each.activation) / cell.norm:.0%}",
             "control": MISSING if each.control is None else f"{each.control:.2f}",
-            **{name: MISSING if value is None else f"{value:+.2f}" for name, value in numbers.items()},
+            **{name: MISSING if value is None else f"{value:+z.2f}" for name, value in numbers.items()},
         }
 
 

@@ -69,7 +69,7 @@ SMALL = {
     "remove": {"prompts": 8, "site": "resid_post.5", "contexts": 8, "budget": 2.0},
     "steer": {"tokens": 3, "contexts": 2, "mode": "off", "read": 32},
     "features": {"contexts": 24, "full": 2},
-    "prompt": {"prompt": "print ( sqrt ( x", "exact": 3},
+    "prompt": {"prompt": "print ( sqrt ( x", "exact": 3, "contexts": 24},
     "evaluate": {"contexts": 4, "spliced": 2},
 }
 
@@ -294,12 +294,14 @@ def test_what_a_verb_reports_is_what_full_forward_passes_say(results, verb):
 def test_a_circuit_stands_where_its_features_act_on_a_prompt(results, storybook, saes, tmp_path):
     circuit = results["circuit"]
     circuit.save(tmp_path)
-    view = sr.prompt(storybook, saes, "print ( sqrt ( x", tmp_path, exact=0, features=1, **QUIET)
+    view = sr.prompt(storybook, saes, "print ( sqrt ( x", tmp_path, exact=0, features=1, contexts=0, **QUIET)
     members, listed = {*circuit.graph.features()}, {}
     for cell in view.features.cells:
         for n, each in enumerate(cell.features):
             assert n == 0 or each.feature in members
             listed.setdefault(each.feature, []).append(cell.position)
+    labels = results["prompt"].labels
+    assert not view.labels and {cell.features[0].feature for cell in results["prompt"].features.cells} <= {*labels}
     assert view.circuit.places and view.circuit.n_features == len(members)
     assert all(listed[feature] == [*places] for feature, places in view.circuit.places.items())
     assert any(line.startswith(f"of the circuit of {circuit.target}") for line in view.lines())
