@@ -33,7 +33,7 @@ def dot_source(graph: FeatureGraph, caption: Sequence[str] = ()) -> str:
         rows.setdefault(_row(node.id), []).append(node)
     for name, nodes in rows.items():
         row = graphviz.Digraph(graph_attr={"rank": "same"})
-        row.node(f"row {name}", label=name, shape="plaintext", fontcolor="#777777", fillcolor="none", fontsize="13")
+        row.node(f"row {name}", label=name, shape="plaintext", fontcolor=GREY, fillcolor="none", fontsize="13")
         for node in nodes:
             row.node(_name(node.id), label=literal(_label(node)), **node_look(node.id, graph.target))
         dot.subgraph(row)
