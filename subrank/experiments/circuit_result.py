@@ -100,7 +100,7 @@ class CircuitResult(Result):
     def body(self) -> Markup:
         body = self.section()
         if self.claims:
-            body += titled("What its features say", claims_section(self.claims))
+            body += titled("What its features respond to", claims_section(self.claims))
         if self.evaluation is not None:
             body += titled("How good it is", evaluation_section(self.evaluation))
         return body + titled("The dictionaries", dictionaries_section(self.quality))

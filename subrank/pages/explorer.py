@@ -169,7 +169,7 @@ class _Listing:
         self.digest.update(name.encode() + b"\n")
         texts = (example["tokens"] for example in card.get("examples", ()))
         self.spaced = self.spaced or any(" " in (token[:1], token[-1:]) for text in texts for token in text)
-        label = _short(card.get("label"))
+        label = _words(card.get("label"))
         if name in self.wanted and label:
             self.labels[name] = label
         self._rows.append([name, label, card.get("density"), peaks(card)])
@@ -186,9 +186,9 @@ class _Listing:
         self._rows = []
 
 
-def _short(label: Mapping[str, Any] | None) -> str:
-    """A card's label in a few words."""
-    return (label or {}).get("short") or (label or {}).get("text", "")
+def _words(label: Mapping[str, Any] | None) -> str:
+    """A card's label for a list: where it is active, and what comes next."""
+    return " ".join(filter(None, (label.get("short"), label.get("output")))) if label else ""
 
 
 def peaks(card: dict[str, Any], n: int = 3) -> list[str]:

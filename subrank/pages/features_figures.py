@@ -47,7 +47,7 @@ def activation_figure(card: Card) -> "Figure | None":
     zero = f"{histogram.zero:.1%}" if histogram.zero < 0.999 else f"{histogram.zero:.3%}"
     figure.update_layout(barmode="stack", bargap=0.04, title=f"activation (zero on {zero} of tokens)")
     figure.update_yaxes(
-        title_text="tokens, log scale",
+        title_text="tokens, log scale; colours: shares",
         tickvals=[0, *(log10(1 + n) for n in ticks)],
         ticktext=["0", *(f"{n:,}" for n in ticks)],
     )

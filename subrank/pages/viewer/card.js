@@ -203,7 +203,7 @@ subrank.card = (() => {
     return [
       el("header", { class: "cardhead" }, el("div", { class: "id" }, "target"), el("h2", {}, link(graph.target))),
       el("dl", { class: "facts four" }, [["nodes", graph.nodes.length], ["arrows", graph.edges.length], ["beyond control", solid], ["features", many(data.features.n)]].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
-      el("p", {}, "An arrow says how much of its target’s activation is lost when its cause alone is ablated. Click a node for its card, an arrow for the examples behind it."),
+      el("p", {}, "An arrow’s effect: the share of its target’s activation that is lost when its cause alone is ablated. Click a node for its card, an arrow for the examples behind it."),
       graph.quality.length > 0 && section("How good it is", graph.quality.map((line) => el("p", {}, line))),
       section("Strongest arrows", arrows([...graph.edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 8))),
       facts.length > 0 && section("How it was found", el("dl", { class: "howfound" }, facts)),

@@ -2,7 +2,7 @@
 // Where things stand: layers as rows, the input at the bottom; order by barycentres, then x by least squares.
 // An arrow that passes rows keeps a lane of its own through each of them, so that it runs between boxes.
 subrank.layout = (() => {
-  const SIZE = { width: 132, height: 84, gap: 16, lane: 12, rise: 52 };
+  const SIZE = { width: 148, height: 98, gap: 16, lane: 12, rise: 52 };
   const LANES = 600; // beyond so many, long arrows run behind the boxes
 
   // nodes [{id, row}], edges [{cause, target}] -> {places: Map id -> {x, y}, routes: [[{x, y}]], width, height, step}

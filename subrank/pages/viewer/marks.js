@@ -38,10 +38,10 @@ subrank.marks = (() => {
     const name = chosen || node.label;
     box.classList.toggle("named", Boolean(chosen));
     box.classList.toggle("nameless", !name);
-    box.querySelector(".name").replaceChildren(el("bdi", {}, subrank.visible(name || plainName(node))));
+    box.querySelector(".name").replaceChildren(el("bdi", {}, visible(name || plainName(node))));
     box.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
-    const logits = node.promotes.length ? `\ntop logits ${node.promotes.map(subrank.shown).join("  ")}` : "";
-    box.title = `${node.id}  ${name ? subrank.visible(name) : ""}\non ${node.tokens.map(subrank.shown).join("  ")}${logits}`;
+    const more = [...(node.lines || []), node.promotes.length && `promotes ${node.promotes.map(subrank.shown).join("  ")}`].filter(Boolean);
+    box.title = [`${node.id}  ${name ? visible(name) : ""}`, ...more.map(visible)].join("\n");
   }
   const plainName = (node) => ({ error: "error term", output: node.id.replace(/^logit: /, "") })[node.kind] || "";
 
