@@ -41,7 +41,9 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
         look |= {"label": look["label"] + summed, "tooltip": literal(shown(f"{edge.cause.name} to {edge.target.name}"))}
         dot.edge(names[edge.cause], names[edge.target], **look)
     parts = [] if prompt is None else [_grey(""), _table(_example(story, prompt))]
-    caption = [line for text in (*_caption(story, graph), *quality) for line in textwrap.wrap(shown(text), CAPTION)]
+    caption = [
+        line for text in (*_caption(story, graph, prompt), *quality) for line in textwrap.wrap(shown(text), CAPTION)
+    ]
     parts += [_grey(html.escape(line)) for line in ["", *caption]]
     dot.attr(label=f"<{_table([[_cell(part)] for part in parts])}>", labelloc="b")
     return dot.source
@@ -122,14 +124,15 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 # ---- the caption -----------------------------------------------------------------------------------
 
 
-def _caption(story: Story, graph: FeatureGraph) -> Iterator[str]:
+def _caption(story: Story, graph: FeatureGraph, prompt: Prompt | None) -> Iterator[str]:
     """What boxes, arrows and shades are, and what is not shown."""
     yield (
         "Box: the circuit's features of one label and layer; yellow: the target. Arrow: the effects of the edges from "
         "box to box, summed (how many), each the share of its target's activation that is lost when the cause alone is "
-        "ablated; blue supports, red inhibits, dashed is no stronger than random directions. Shade: how active a box's "
-        "features are on a token of this example, against the most in the row."
+        "ablated; blue supports, red inhibits, dashed is no stronger than random directions."
     )
+    if prompt:
+        yield "Shade: how active a box's features are on a token of this example, against the most in the row."
     n_shown, n_left = (sum(len(group.nodes) for group in groups) for groups in (story.groups, story.left_out))
     left = f"Shown: {n_shown} of {len(graph.nodes)} nodes, with {story.influence:.0%} of the influence on the target"
     left += f"; not shown: {len(story.left_out)} weaker boxes with the other {n_left}" * (n_left > 0)
