@@ -41,10 +41,9 @@ def story_source(graph: FeatureGraph, prompt: Prompt | None = None, quality: Seq
         look |= {"label": look["label"] + summed, "tooltip": literal(shown(f"{edge.cause.name} to {edge.target.name}"))}
         dot.edge(names[edge.cause], names[edge.target], **look)
     parts = [] if prompt is None else [_grey(""), _table(_example(story, prompt))]
-    caption = [
-        line for text in (*_caption(story, graph, prompt), *quality) for line in textwrap.wrap(shown(text), CAPTION)
-    ]
-    parts += [_grey(html.escape(line)) for line in ["", *caption]]
+    caption = (*_caption(story, graph, prompt), *quality)
+    lines = [line for text in caption for line in textwrap.wrap(shown(text), CAPTION)]
+    parts += [_grey(html.escape(line)) for line in ["", *lines]]
     dot.attr(label=f"<{_table([[_cell(part)] for part in parts])}>", labelloc="b")
     return dot.source
 
