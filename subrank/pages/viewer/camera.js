@@ -6,15 +6,16 @@ subrank.camera = (() => {
   const READABLE = 0.5; // the first view shows a part rather than text that is too small
   const STILL = 4; // pixels that a click may move
   let stage = null;
-  let world, size, moved, idle;
+  let world, size, moved, settled, idle;
   let view = { x: 0, y: 0, k: 1 };
   let rest = 0; // the timer that ends a movement
   let step = null; // of the scale, the last one told to the text
 
-  // `size()` is the picture's, `moved(view)` hears of every change, `idle()` of a click beside everything.
+  // `size()` is the picture's; `moved(view)` hears of every change, `settled()` of text of another size, `idle()` of a
+  // click beside everything.
   function start(host, picture, on) {
     [stage, world] = [host, picture];
-    ({ size, moved, idle } = on);
+    ({ size, moved, settled, idle } = on);
     stage.addEventListener("wheel", wheel, { passive: false });
     drag();
   }
@@ -46,7 +47,9 @@ subrank.camera = (() => {
     stage.classList.remove("moving");
     const now = 2 ** (Math.floor(3 * Math.log2(view.k)) / 3);
     stage.classList.toggle("far", now < 0.75);
-    if (now !== step) world.style.setProperty("--k", (step = now));
+    if (now === step) return;
+    world.style.setProperty("--k", (step = now));
+    settled();
   }
 
   function zoom(factor, at) {

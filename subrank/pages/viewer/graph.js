@@ -28,7 +28,7 @@ subrank.graph = (() => {
     picture.world = el("div", { class: "world" });
     rowLabels = el("div", { class: "rows", "aria-hidden": "true" }, graph.rows.map((label) => el("span", {}, label)));
     host.append(picture.world, rowLabels, controls(), legend(graph), zoomButtons());
-    subrank.camera.start(host, picture.world, { size: () => picture.layout, moved: labelRows, idle: on.nothing });
+    subrank.camera.start(host, picture.world, { size: () => picture.layout, moved: labelRows, settled: subrank.light.light, idle: on.nothing });
     subrank.light.start(picture);
     compose();
     tidy = nodes.size > MANY;

@@ -36,27 +36,33 @@ subrank.light = (() => {
       node.box.classList.toggle("lit", id === at || ends.has(id));
       node.box.classList.toggle("selected", id === open);
     }
-    sizes(at === null ? edges.filter((edge) => edge.on) : lit);
+    sizes(at === null ? edges.filter((edge) => edge.on) : lit, at === null);
   }
 
-  // The effects of the arrows that are lit, or of all, where they are few enough to read, each on its own arrow.
-  function sizes(shown) {
+  // The effects of the arrows that are lit, or of all, where they are few enough to read, each on its own arrow, the
+  // strongest first; of all, only those that find a free place.
+  function sizes(shown, all) {
     picture.world.querySelectorAll(".number").forEach((old) => old.remove());
     if (shown.length > MANY) return;
     const taken = [];
+    const letter = Math.max(12, 10.5 / picture.world.style.getPropertyValue("--k")); // as in the style sheet
     for (const edge of [...shown].reverse()) {
-      const { x, y } = free(edge.group.firstChild, taken);
-      taken.push({ x, y });
+      const spots = along(edge.group.firstChild);
+      const apart = ({ x, y }) => taken.every((other) => Math.abs(other.x - x) > 4.2 * letter || Math.abs(other.y - y) > 1.3 * letter);
+      const place = spots.find(apart) || (all ? null : spots[0]);
+      if (!place) continue;
+      const { x, y } = place;
+      taken.push(place);
       const label = el("div", { class: `number ${edge.data.effect >= 0 ? "supports" : "suppresses"}` }, effect(edge.data.effect));
       label.style.transform = `translate(${x}px, ${y}px) translate(-50%, -50%)`;
       picture.world.append(label);
     }
   }
 
-  // The first place along an arrow where no other number is and that is well inside the picture.
-  function free(line, taken) {
-    const points = SPOTS.map((part) => line.getPointAtLength(line.getTotalLength() * part)).map(({ x, y }) => ({ x: Math.min(Math.max(x, 18), picture.layout.width - 18), y }));
-    return points.find(({ x, y }) => taken.every((other) => Math.abs(other.x - x) > 60 || Math.abs(other.y - y) > 20)) || points[0];
+  // Places along an arrow, well inside the picture.
+  function along(line) {
+    const inside = (x) => Math.min(Math.max(x, 18), picture.layout.width - 18);
+    return SPOTS.map((part) => line.getPointAtLength(line.getTotalLength() * part)).map(({ x, y }) => ({ x: inside(x), y }));
   }
 
   // Rings round what a search finds; null takes them away.
