@@ -9,6 +9,7 @@ from subrank.pages.page import render, write_page
 
 _TITLE = "subrank: a language model, taken apart"
 _FURTHER = (
+    ("circuit/explore/index.html#view=features", "all features, to be searched"),
     ("features/features.html", "cards of single features"),
     ("steer/steer.html", "text steered by a feature"),
     ("prompt/prompt.html", "the features of one prompt"),
@@ -30,4 +31,4 @@ def demo_page(path: Path, cards: Sequence[DemoCard], quality: SetQuality, minute
 
 def _there(path: Path, links: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The links whose pages exist beside the index."""
-    return [link for link in links if (path.parent / link[0]).is_file()]
+    return [link for link in links if (path.parent / link[0].partition("#")[0]).is_file()]

@@ -149,7 +149,8 @@ def demo(folder: Path) -> str:
 
 def test_the_demo_opens_with_pictures_links_to_what_is_there_and_folds_tables(tmp_path):
     page = demo(tmp_path)
-    assert set(re.findall(r'href="([^"]+)"', page)) == {"circuit/explore/index.html"}
+    explorer = "circuit/explore/index.html"
+    assert set(re.findall(r'href="([^"]+)"', page)) == {explorer, f"{explorer}#view=features"}
     assert 'src="circuit/circuit.svg" alt="The circuit of 1_2' in page and NASTY not in page
     assert page.count('role="img" aria-label="') == 2 and "in 1.2 minutes" in page
     outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
