@@ -245,3 +245,14 @@ def test_rows_are_named_above_what_moves_below_them(page, tmp_path):
     assert len(numbers) >= 4 and all(page.all(".number", inside))
     apart = [a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2] for a, b in combinations(numbers, 2)]
     assert all(apart)
+
+
+def test_the_run_says_how_good_it_is_and_does_not_contradict_itself(page, tmp_path):
+    """A screen that left no candidate out is no screen."""
+    facts = {"search": "screened", "exhaustive": True, "pairs_run": 66043}
+    captions = Captions(quality=["faithfulness 0.35; ceiling 0.98"])
+    page.open(explore(tmp_path / "own", replace(example(), facts=facts), [], captions=captions))
+    assert "screened" not in panel(page) and "all candidates ablated" in panel(page) and "66,043" in panel(page)
+    assert "faithfulness 0.35; ceiling 0.98" in panel(page)
+    page.open(explore(tmp_path / "own", replace(example(), facts=facts | {"exhaustive": False}), []))
+    assert "screened" in panel(page)
