@@ -5,7 +5,7 @@ model again on the examples of its feature.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -37,12 +37,13 @@ from circuits.features.explanations import (
 from circuits.features.feature_label import FeatureLabel
 from circuits.features.geometry import nearest
 from circuits.features.histograms import activation_histogram, logit_drops
-from circuits.features.label_predicates import quoted_tokens
+from circuits.features.label_predicates import LONGEST, TokensAt
 from circuits.features.labelling import Labeller
 from circuits.features.patterns import Probe, find_patterns
 from circuits.features.reading import Chunks
 from circuits.features.statistics import Tally, tally
 from circuits.features.survey import Survey
+from circuits.features.usual_labels import usual_labels
 from editing.steering.feature_text import check_known_features
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -76,6 +77,8 @@ class Catalogue:
     """Of each table on held-out contexts."""
     controls: dict[Site, Scores]
     """Of each table on another feature of its site."""
+    usual: dict[Site, list[FeatureLabel]]
+    """Labels of all features by predicates; without those of sets that are too large (`usual_labels.py`)."""
     seed: int
 
     @property
@@ -135,8 +138,10 @@ class Catalogue:
         )
 
     def _table_label(self, feature: FeatureId, rule: ScoredRule, promotes: tuple[str, ...]) -> FeatureLabel:
-        tokens = quoted_tokens(self.model, self.tables[feature.site].of(feature.index).tokens)
-        return FeatureLabel(f"on {tokens}", "", rule.score.f1, rule.control.f1, promotes)
+        tokens, usual = self.tables[feature.site].of(feature.index).tokens, self.usual.get(feature.site)
+        if len(tokens) > LONGEST and usual:
+            return replace(usual[feature.index], promotes=promotes)
+        return FeatureLabel(TokensAt(0, tokens).text(self.model), "", rule.score.f1, rule.control.f1, promotes)
 
     def _table_rule(self, feature: FeatureId) -> ScoredRule | None:
         table = self.tables[feature.site].of(feature.index)
@@ -287,9 +292,9 @@ def read_catalogue(
     on_training, on_held = counted("training", training, 8), counted("held-out", held, 1)
     stages.begin("scoring the tokens of every feature on held-out text")
     tables = {site: token_tables(latents, on_training.token_counts) for site, latents in on_training.sites.items()}
-    scores, controls = {}, {}
-    for site, table in tables.items():
-        partner = partners(on_training.sites[site].active, generator_for(seed, "control", site))
-        scores[site] = table_scores(table, on_held.sites[site], on_held.token_counts)
-        controls[site] = table_scores(table, on_held.sites[site], on_held.token_counts, partner)
-    return Catalogue(survey, on_training, held, tables, scores, controls, seed)
+    partner = {s: partners(on_training.sites[s].active, generator_for(seed, "control", s)) for s in tables}
+    on = {site: (table, on_held.sites[site], on_held.token_counts) for site, table in tables.items()}
+    scores = {site: table_scores(*each) for site, each in on.items()}
+    controls = {site: table_scores(*each, partner[site]) for site, each in on.items()}
+    usual = usual_labels(survey, training, held, partner)
+    return Catalogue(survey, on_training, held, tables, scores, controls, usual, seed)

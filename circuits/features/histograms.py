@@ -103,8 +103,8 @@ def logit_drops(
 
         drop_t = (z_t - z'_t) - mean over tokens of (z - z')
 
-    of the token t with the largest |mean drop|; z are the logits, z' those with the feature ablated and the error
-    term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
+    of the token t with the largest mean drop, whose logit the feature raises most; z are the logits, z' those with the
+    feature ablated and the error term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
     of `_CONTEXTS` contexts, fewer of a large model, drawn with `generator`; None for a feature that is never active.
     """
     # Only `_CONTEXTS` rows are run again, `_AT_ONCE` at a time, and of their logits [places, vocab] only those at the
@@ -122,7 +122,7 @@ def logit_drops(
         clean, ablated = (model.unembed(final[at[:, 0] - batch[0], at[:, 1]]) for final in finals)
         parts.append((clean - ablated - (clean - ablated).mean(-1, keepdim=True)).cpu())
     drops = torch.cat(parts)
-    token = int(drops.double().mean(0).abs().argmax())
+    token = int(drops.double().mean(0).argmax())
     values = drops[:, token].double()
     edges = _edges(values.min().item(), values.max().item())
     return Drops(model.token_text(token), tuple(edges.tolist()), binned(values, edges), values.mean().item())

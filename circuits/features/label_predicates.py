@@ -21,7 +21,7 @@ NEAR = 8
 """Tokens before that count as shortly before."""
 NAMED = 4
 """Tokens that a label names, at most."""
-_LONGEST = 12
+LONGEST = 12
 """Tokens of a list, at most: a longer one says nothing to a reader."""
 
 
@@ -214,5 +214,5 @@ def _best_set(text: LabelText, places: Int[Tensor, "n"]) -> tuple[int, ...]:
     seen = text.counts[NEAR][tokens]
     order = (counts / seen).argsort(descending=True, stable=True)
     f1 = 2 * counts[order].cumsum(0) / (seen[order].cumsum(0) + len(places))
-    kept = order[: int(f1[:_LONGEST].argmax()) + 1]
+    kept = order[: int(f1[:LONGEST].argmax()) + 1]
     return tuple(tokens[kept[counts[kept].argsort(descending=True, stable=True)]].tolist())

@@ -167,7 +167,7 @@ def _hover(curve: Curve, labels: Mapping[str, str], most: int = 5) -> list[list]
     rows, before = [], 0
     for point in curve.points:
         new = curve.order[before : point.n_features]
-        lines = [f"+ {name}{f' ({escape(marked(labels[name]))})' if name in labels else ''}" for name in new[:most]]
+        lines = [f"+ {name}{f': {escape(marked(labels[name]))}' if name in labels else ''}" for name in new[:most]]
         more = point.n_features - before - len(lines)
         text = "".join(f"<br>{line}" for line in lines) + (f"<br>+ {more} more" if new and more > 0 else "")
         rows.append([point.n_features, point.edit_size.value, text])

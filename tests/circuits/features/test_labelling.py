@@ -10,6 +10,7 @@ from circuits.features.atlas import FeatureAtlas, survey
 from circuits.features.label_predicates import LabelText, TokensAt, Usual, word_classes
 from circuits.features.labelling import Activity, Labeller
 from circuits.features.predicates import predicates
+from circuits.features.usual_labels import usual_labels
 from sae_core.sites import FeatureId, Site
 
 TEXTS = ["f", "(", " x", ")", " y", "\n", " z", ",", " so", " it", " is", " red"]
@@ -123,3 +124,16 @@ def test_words_of_the_storybook_are_known_by_their_classes(storybook):
     assert classes["a woman's name"].tolist() == [[True, False, False, False, False]]
     assert classes["a name"].sum() == 2 and classes["a word of 'gift'"][0, -1]
     assert not word_classes(Characters(TEXTS), tokens)
+
+
+def test_labels_of_all_features_at_once_are_those_of_each(labeller):
+    """Of planted features, whose threshold is zero; noise is no clearer; a set that takes too much has none."""
+    survey, shifted = labeller.atlas.survey, torch.arange(12).roll(1)
+    text = (labeller.training.contexts, labeller.held.contexts)
+    labels = usual_labels(survey, *text, {SITE: shifted})[SITE]
+    assert [(labels[i].short, labels[i].f1) for i in (CLOSES, INSIDE)] == [('before ")"', 1.0), ("inside ( …", 1.0)]
+    assert {labels[i].short for i in RANDOM} == {"unclear"}
+    truth = labeller.held.truths["inside ("]
+    places = survey.entries([FeatureId(SITE, CLOSES)], text[1])[FeatureId(SITE, CLOSES)][0]
+    f1 = 2 * int(truth[places].sum()) / (len(places) + int(truth.sum()))
+    assert labels[INSIDE].control == pytest.approx(f1)

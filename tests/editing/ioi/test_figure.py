@@ -44,8 +44,8 @@ def test_hover_names_the_features_that_came_with_a_point():
     for line in ioi_figure(result(), labels).data:
         if line.customdata is not None:
             hover.setdefault(line.name, [row[2] for row in line.customdata])
-    assert hover["small"] == ["", "<br>+ 3_7 (&lt;b&gt;)", "<br>+ 3_1<br>+ 6 more"]
-    assert hover["large"][1] == "<br>+ 3_7 (&amp;)" and hover["PCA"][1] == "<br>+ PCA 0"
+    assert hover["small"] == ["", "<br>+ 3_7: &lt;b&gt;", "<br>+ 3_1<br>+ 6 more"]
+    assert hover["large"][1] == "<br>+ 3_7: &amp;" and hover["PCA"][1] == "<br>+ PCA 0"
 
 
 def test_each_method_has_a_curve_with_its_band_in_each_of_four_plots():
