@@ -104,8 +104,9 @@ def logit_drops(
         drop_t = (z_t - z'_t) - mean over tokens of (z - z')
 
     of the token t with the largest mean drop, whose logit the feature raises most; z are the logits, z' those with the
-    feature ablated and the error term kept. The mean over tokens is removed since the softmax does not depend on it. At most `N_DROPS` positions
-    of `_CONTEXTS` contexts, fewer of a large model, drawn with `generator`; None for a feature that is never active.
+    feature ablated and the error term kept. The mean over tokens is removed since the softmax does not depend on it.
+    At most `N_DROPS` positions of `_CONTEXTS` contexts, fewer of a large model, drawn with `generator`; None for a
+    feature that is never active.
     """
     # Only `_CONTEXTS` rows are run again, `_AT_ONCE` at a time, and of their logits [places, vocab] only those at the
     # drawn places (row, position) are computed: in a small model the unembedding costs as much as all blocks.
