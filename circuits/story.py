@@ -58,7 +58,7 @@ def _box(group: Group, nodes: Mapping[NodeId, Node]) -> str:
     lines = [f"<b>{html.escape(line)}</b>" for line in textwrap.wrap(shown(group.label), _WIDE, max_lines=2)]
     lines += [html.escape(clipped(output, _WIDE))] * (2 * n_alike > len(group.nodes) and bool(output))
     lines += [_grey(f"{len(group.nodes)} in {group.where}")] * (len(group.nodes) > 1)
-    if not isinstance(group.nodes[0], ErrorTerm):
+    if not isinstance(group.nodes[0], ErrorTerm) and _members(group) != group.label:
         lines.append(_grey(html.escape(textwrap.shorten(_members(group), _WIDE, placeholder=" …"))))
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 
