@@ -72,7 +72,7 @@ const subrank = (() => {
   function effect(x) {
     if (x === null || x === undefined || !Number.isFinite(x)) return "–";
     const size = Math.abs(x);
-    return (x < 0 ? "−" : "+") + (size >= 0.1 || size === 0 ? size.toFixed(2) : number(size, 2));
+    return (x < 0 ? "−" : "+") + (size >= 0.1 || size === 0 ? size.toFixed(2) : size >= 1e-4 ? size.toPrecision(2) : number(size, 2));
   }
   const percent = (x) =>
     x === null || x === undefined || !Number.isFinite(x) ? "–" : `${number(100 * x, Math.abs(x) < 0.1 ? 2 : 3)}%`;

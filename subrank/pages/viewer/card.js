@@ -196,7 +196,7 @@ subrank.card = (() => {
     const graph = data.graph;
     if (!graph) return [el("header", { class: "cardhead" }, el("h2", {}, `${many(data.features.n)} features`)), el("p", {}, "Choose one for its card.")];
     const solid = graph.edges.filter((e) => e.solid).length;
-    const words = { exhaustive: "all candidates ablated", targets_asked: "targets searched", pairs_run: "ablations run" };
+    const words = { exhaustive: "as exhaustive ablation finds", targets_asked: "targets searched", pairs_run: "ablations run" };
     const shown = (value) => (typeof value === "number" ? many(value) : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
     const known = Object.entries(graph.facts).filter(([name]) => name !== "search" || !graph.facts.exhaustive); // a screen that left nothing out
     const facts = known.map(([name, value]) => [el("dt", {}, words[name] || name.replaceAll("_", " ")), el("dd", {}, shown(value))]);

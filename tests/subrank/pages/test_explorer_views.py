@@ -252,7 +252,7 @@ def test_the_run_says_how_good_it_is_and_does_not_contradict_itself(page, tmp_pa
     facts = {"search": "screened", "exhaustive": True, "pairs_run": 66043}
     captions = Captions(quality=["faithfulness 0.35; ceiling 0.98"])
     page.open(explore(tmp_path / "own", replace(example(), facts=facts), [], captions=captions))
-    assert "screened" not in panel(page) and "all candidates ablated" in panel(page) and "66,043" in panel(page)
+    assert "screened" not in panel(page) and "as exhaustive ablation finds" in panel(page) and "66,043" in panel(page)
     assert "faithfulness 0.35; ceiling 0.98" in panel(page)
     page.open(explore(tmp_path / "own", replace(example(), facts=facts | {"exhaustive": False}), []))
     assert "screened" in panel(page)
