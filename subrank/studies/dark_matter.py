@@ -15,7 +15,7 @@ Cost: the text read three times by the model, 10 d_in^2 multiply-adds per token,
 set the held-out text under four edits at every site, and small dictionaries trained on six parts of each error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,6 +52,8 @@ from subrank.studies.splitting import shared_sites
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+PRODUCTS = 12
+"""Square matrices of the regressions on an error, `errors/fits.py`, at least."""
 Tokens = Int[Tensor, "contexts pos"]
 Fits = Mapping[Place, ErrorFit]
 Pairs = Mapping[tuple[Place, Place], SizePair]
@@ -122,9 +124,7 @@ def run_dark_matter(
     reader = Reader.of(model, named, fitted)
     places = [Place(name, site, earlier_site(model, named[name], site)) for name in ordered for site in sites]
     vocabulary, weights = fitted.unique(), context_weights(len(held), settings.seed)
-    needed = 4 * len(vocabulary) * sum(model.d_in(place.site) + 2 for place in places)
-    check_memory(needed, torch.device("cpu"), "the mean error of every token", "name a --site")
-
+    check_room([model.d_in(place.site) for place in places], len(vocabulary))
     fits, copies = (
         {p: ErrorFit(named[p.set][p.site], vocabulary, weights, settings.seed) for p in places} for _ in "12"
     )
@@ -133,6 +133,7 @@ def run_dark_matter(
         (a, b): SizePair(fits[a], fits[b]) for a in smallest for b in places if a.set != b.set and a.site == b.site
     }
     announce(trial(reader, copies, (fitted, held), len(largest), settings), on_progress)
+    copies.clear()  # they take as much memory as what follows
     for _ in passes(reader, fits, pairs, (fitted, held), on_progress):
         pass
     for fit in fits.values():
@@ -147,6 +148,15 @@ def run_dark_matter(
     provenance = Provenance.of(DarkMatter.verb, model, known, dictionaries=named, text=contexts)
     judged = claims([fits[place] for place in smallest], [fits[place] for place in largest])
     return DarkMatter(tuple(site_errors(place, fit) for place, fit in fits.items()), judged, provenance)
+
+
+def check_room(widths: Sequence[int], n_tokens: int) -> None:
+    """Raise `UserError` where memory does not suffice for dictionaries of activations of these widths.
+
+    For each of them the mean error of every token, in float32, and the sums of products of its regressions, in float64.
+    """
+    needed = sum(4 * n_tokens * (d_in + 2) + 8 * PRODUCTS * d_in**2 for d_in in widths)
+    check_memory(needed, torch.device("cpu"), "what is summed up for least squares", "name a --site")
 
 
 def earlier_site(model: LanguageModel, dictionaries: Mapping[Site, Any], site: Site) -> Site | None:

@@ -12,6 +12,7 @@ from editing.metrics import estimate_from, resampled
 from sae_core.estimate import Estimate
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import inliers
+from sae_core.room import check_memory
 from sae_core.seeds import generator_for
 from sae_core.sites import Site
 
@@ -83,6 +84,8 @@ def read_sites(
 ) -> dict[Site, Reading]:
     """The contexts read once, at all sites; tokens of a norm above their site's limit do not count."""
     sites = list(sites)
+    needed = 4 * tokens.numel() * sum(model.d_in(site) for site in sites)
+    check_memory(needed, model.device, f"activations at {len(sites)} sites", "give fewer --contexts, or a --site")
     parts = [model.record(few, sites) for few in tokens.split(model.at_once(AT_ONCE))]
     content = model.content(tokens).to(model.device)
     recorded = {site: torch.cat([part[site] for part in parts]) for site in sites}

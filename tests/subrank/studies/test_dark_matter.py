@@ -19,7 +19,7 @@ from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from subrank.settings.fields import make
 from subrank.settings.studies import DarkMatterSettings
-from subrank.studies.dark_matter import two_parts
+from subrank.studies.dark_matter import check_room, two_parts
 from subrank.studies.errors import fits as names
 from subrank.studies.errors.batches import Batch, Place, Reader
 from subrank.studies.errors.claims import claims
@@ -296,6 +296,12 @@ def test_fits_and_scores_are_of_other_contexts_and_of_other_documents(by_documen
     fit, held = two_parts(contexts, make(DarkMatterSettings, {"contexts": 10}), 8)
     assert held[:, 0].tolist() == [0, 1, 2, 3]
     assert fit[0, 0] == (4 if by_document else 5) and len(fit) == 10  # the fifth may go on with the fourth's document
+
+
+def test_what_does_not_fit_in_memory_is_said_before_it_is_read():
+    check_room([128] * 6, 1000)
+    with user_error("not enough memory", "--site"):
+        check_room([10**6], 1000)
 
 
 # ---- the verb --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from tiny import user_error
 from circuits.features.predicates import CLOSING, QUOTES, predicates
 from editing.metrics import resampled
 from sae_core.dictionaries.baselines import Basis
-from subrank.studies.metrics.reading import Reading, Rows
+from subrank.studies.metrics.reading import Reading, Rows, read_sites
 from subrank.studies.metrics.tasks import (
     LEAST,
     NOT_ASKED,
@@ -114,6 +114,12 @@ def test_a_task_whose_answers_are_all_left_out_is_not_asked():
     assert asked and asked.training.names == ("task 0",) and asked.component.loss.isfinite().all()
     nothing = Reading(reading.tokens, torch.zeros_like(counted), reading.h)
     assert Asked.of((questions, questions), (nothing, reading), Basis(torch.eye(3), torch.zeros(3))) is None
+
+
+def test_activations_that_do_not_fit_in_memory_are_not_begun_to_read():
+    model = Circuit().model
+    with user_error("not enough memory", "--contexts"):
+        read_sites(model, torch.empty(10**8, 10**3, dtype=torch.long, device="meta"), {}, model.sites())
 
 
 @pytest.mark.parametrize("most", [10, 500])
