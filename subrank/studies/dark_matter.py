@@ -47,6 +47,7 @@ from subrank.studies.errors.page import dark_matter_section, figures_of, sentenc
 from subrank.studies.errors.parts import BATCH, PARTS, Rows, dictionary_fvus, loss_shares, pursued, training
 from subrank.studies.errors.regression import context_weights
 from subrank.studies.errors.report import SiteErrors, site_errors
+from subrank.studies.sample import drawn
 from subrank.studies.splitting import shared_sites
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def earlier_site(model: LanguageModel, dictionaries: Mapping[Site, Any], site: S
 
 def two_parts(contexts: Contexts, settings: DarkMatterSettings, d_in: int) -> tuple[Tokens, Tokens]:
     """(Contexts for fits, contexts to measure on) of other documents; raises `UserError` where there are too few."""
-    fitted, held = contexts.training_apart[: settings.contexts], contexts.held_out[: settings.held]
+    fitted = drawn(contexts.training_apart, settings.contexts, settings.seed)
+    held = drawn(contexts.held_out, settings.held, settings.seed)
     if fitted.numel() < 2 * d_in or len(held) < 2:
         raise UserError(
             f"{len(fitted)} contexts of {fitted.shape[1]} tokens, and {len(held)} to measure on, are too few for "

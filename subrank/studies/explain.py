@@ -39,6 +39,7 @@ from subrank.studies.explaining.page import as_names, explain_section, layers_fi
 from subrank.studies.explaining.rows import RULES, Explained, Shown, Tally, rows_of, shown_of
 from subrank.studies.explaining.subjects import subjects_of
 from subrank.studies.llm.answers import Answers
+from subrank.studies.sample import drawn
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -130,7 +131,10 @@ def run_explain(
     text, _ = text_of(sets, settings.text)
     Stages(on_progress).begin(f"reading {text.source}")
     contexts = text.read(model)
-    texts = contexts.training_apart[: settings.contexts], contexts.held_out[: max(2, settings.contexts // 2)]
+    texts = (
+        drawn(contexts.training_apart, settings.contexts, settings.seed),
+        drawn(contexts.held_out, max(2, settings.contexts // 2), settings.seed),
+    )
     announce_cost(model, sets, settings, sum(map(len, texts)), text.n_ctx, on_progress)
     methods = set_methods(sets, model, texts, settings, on_progress)
     methods += beside_methods(sets, model, texts, settings, on_progress)

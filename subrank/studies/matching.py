@@ -9,9 +9,9 @@ sets of other seeds and settings, of other layers, and of other models, whose to
    there).
 3. A latent is matched where its best partner correlates by at least 0.5.
 
-Control: spans of the one beside those of the other in the passage before, which do not belong together. One set alone
-is compared with itself, site by site: which features go on through the layers. Cost: the text read once by each model,
-and n x n_other additions per span and pair of sites.
+Control: spans of the one beside those of the other in the passage before, drawn from elsewhere in the text. One set
+alone is compared with itself, site by site: which features go on through the layers. Cost: the text read once by each
+model, and n x n_other additions per span and pair of sites.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from sae_core.model.generation import pieces
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Stages, silent
 from sae_core.room import check_memory
-from sae_core.sites import Site
+from sae_core.sites import FeatureId, Site
 from subrank.progress import shown
 from subrank.result import Provenance, Result
 from subrank.saes import Saes, a_set, folders_of
@@ -40,6 +40,7 @@ from subrank.studies.relations.correlations import Correlations, Match, Partners
 from subrank.studies.relations.matching_page import heat_map, how_matched, matching_section, sentences
 from subrank.studies.relations.shared_spans import on_spans, shared_spans, token_ends
 from subrank.studies.relations.top_places import TopPlaces
+from subrank.studies.sample import drawn
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -125,7 +126,7 @@ def run_matching(
     first, *_, other = [*sets, *sets]
     readers = [_Reader(sets[name], models[name]) for name in (first, other)]
     sites = _sites(sets[first], settings.site), _sites(sets[other], settings.other_site)
-    contexts = sets[first].read(readers[0].model, settings.text).held_out[: settings.contexts]
+    contexts = drawn(sets[first].read(readers[0].model, settings.text).held_out, settings.contexts, settings.seed)
     passages = [readers[0].text(row) for row in contexts]
     parts = {f"{len(passages)} passages read by both": (_Counts(readers, sites).steps(passages), len(passages))}
     announce(parts, on_progress)
@@ -234,7 +235,7 @@ class _Counts:
         best = max(apart, key=how_matched)
         here, there = self.tops[0][best.site], self.tops[1][best.other]
         return tuple(
-            Partners(f"{best.site}/{i}", f"{best.other}/{j}", r, here.label(i), there.label(j))
+            Partners(str(FeatureId(best.site, i)), str(FeatureId(best.other, j)), r, here.label(i), there.label(j))
             for i, j, r in best.pairs[:most]
         )
 

@@ -42,6 +42,7 @@ from subrank.studies.cost import announce
 from subrank.studies.relations.splitting_page import Parents, family_figure, sentences, shares_figure, splitting_section
 from subrank.studies.relations.splitting_step import Step, StepCount
 from subrank.studies.relations.top_places import TopPlaces
+from subrank.studies.sample import drawn
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -119,7 +120,7 @@ def run_splitting(
     model, *_ = [saes.on(model) for saes in sets.values()]
     text, _ = text_of(sets, settings.text)
     Stages(on_progress).begin(f"reading {text.source}")
-    contexts = text.read(model).held_out[: settings.contexts]
+    contexts = drawn(text.read(model).held_out, settings.contexts, settings.seed)
     named = {name: {site: sets[name].dictionaries[site] for site in sites} for name in ordered}
     chunks = contexts.split(model.at_once(AT_ONCE))
     trial = Counts(named, settings.seed).steps(model, chunks)

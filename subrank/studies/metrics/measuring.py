@@ -33,6 +33,7 @@ from subrank.studies.metrics.reading import Reading, read_sites
 from subrank.studies.metrics.refinement import refined
 from subrank.studies.metrics.tasks import Asked, Questions, knows_grammar, of_characters, of_grammar, of_labels
 from subrank.studies.relations.splitting_step import mean_estimate
+from subrank.studies.sample import drawn
 
 SPLICED, REFINED = 48, 512
 """Contexts on which reconstructions are spliced in, and tokens whose codes are refined, at most."""
@@ -123,7 +124,8 @@ def benches(
     """The texts and questions, read at all sites."""
     ladder = read_ladder(settings.ladder) if settings.ladder else None
     labelled = [of_labels(model, settings.labels)] if settings.labels else []
-    parts = (contexts.training_apart[: settings.contexts], contexts.held_out[: settings.contexts])
+    both = contexts.training_apart, contexts.held_out
+    parts = [drawn(each, settings.contexts, settings.seed) for each in both]
     splits = [(of_characters(model, parts[0]), of_characters(model, parts[1])), *labelled]
     if knows_grammar(model):
         splits.append(of_grammar(model, settings.contexts, parts[0].shape[1], settings.seed))

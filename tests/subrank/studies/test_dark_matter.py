@@ -255,6 +255,20 @@ def test_a_part_of_few_strong_dimensions_is_no_easier_than_a_gaussian_like_it(pl
         assert all(f"on {name}" in claim.beside for name in PARTS)
 
 
+def test_shares_of_a_rise_that_may_be_none_are_not_counted(planted):
+    costly, cheap = fitted(missing_and_noise)[0], fitted(missing_and_noise)[0]
+    spread = torch.cat([torch.zeros(1), torch.linspace(-1, 1, 1000)]).double()
+    back = {LINEAR: 0.5 + 0.1 * spread, NONLINEAR: 0.4 + 0.1 * spread, SHUFFLED: 0.1 * spread}
+    costly.measured["loss"] = {RISE: 0.1 + 0.02 * spread} | back
+    cheap.measured["loss"] = {RISE: 0.001 + 0.02 * spread} | {name: -40 * each for name, each in back.items()}
+    alone, both, neither = (
+        next(each for each in claims(errors, errors) if "proportion" in each.text)
+        for errors in ([costly], [costly, cheap], [cheap])
+    )
+    assert alone.value == both.value and alone.beside == both.beside and neither.agrees is None
+    assert f"{LINEAR} gives back 0.50" in both.beside
+
+
 def test_a_gaussian_is_like_the_rows_it_is_of():
     x = normal(4000, 3) @ torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 0.1]]) + 5
     drawn = gaussian_like(x).draw(4000, generator_for(0, "drawn"))
@@ -294,8 +308,9 @@ def test_fits_and_scores_are_of_other_contexts_and_of_other_documents(by_documen
     rows = torch.arange(20)[:, None].expand(20, 8)
     contexts = Contexts(rows[4:], rows[:4], by_document=by_document)
     fit, held = two_parts(contexts, make(DarkMatterSettings, {"contexts": 10}), 8)
-    assert held[:, 0].tolist() == [0, 1, 2, 3]
-    assert fit[0, 0] == (4 if by_document else 5) and len(fit) == 10  # the fifth may go on with the fourth's document
+    assert sorted(held[:, 0].tolist()) == [0, 1, 2, 3] and len({*fit[:, 0].tolist()}) == len(fit) == 10
+    every, _ = two_parts(contexts, make(DarkMatterSettings, {"contexts": 20}), 8)
+    assert every.min() == (4 if by_document else 5)  # the fifth may go on with the fourth's document
 
 
 def test_what_does_not_fit_in_memory_is_said_before_it_is_read():
