@@ -85,9 +85,11 @@ class Usual:
     name: str
 
     def text(self, model: LanguageModel) -> str:
-        """`inside ( …`, `before ")"`, or the name."""
+        """`inside ( …`, `has "("`, `before ")"`, or the name."""
         if self.name.startswith("inside "):
             return f"{self.name} …"
+        if self.name.startswith("has ") and len(self.name) == len("has ("):
+            return f"has {quoted(self.name[-1])}"
         begins = next_predicate("")
         return f"before {quoted(self.name.removeprefix(begins))}" if self.name.startswith(begins) else self.name
 

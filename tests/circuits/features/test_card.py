@@ -80,6 +80,13 @@ def test_features_that_are_not_there_are_refused(catalogue):
         list(catalogue.full([FeatureId(Site(1), 1)] * 2))
 
 
+def test_cards_of_earlier_versions_are_read_with_their_labels_as_rules(full):
+    value = full[0].to_json()
+    value["label"] = value.pop("rule")
+    card = Card.from_json(value)
+    assert card.label is None and card.rule == full[0].rule
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_cards(catalogue, full):
     features = [card.feature for card in full[:2]]

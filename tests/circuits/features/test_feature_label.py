@@ -28,4 +28,6 @@ def test_labels_and_graphs_come_back_from_json_and_older_graphs_are_read_without
     plain = json.loads(json.dumps(to_plain(graph)))
     assert from_plain(FeatureGraph, plain) == graph
     del plain["nodes"][0]["label"]
-    assert from_plain(FeatureGraph, plain).nodes[0].label is None
+    plain["nodes"][0] |= {"responds_to": ["(", "["], "promotes": [")"], "name": "brackets"}
+    earlier = from_plain(FeatureGraph, plain).nodes[0]
+    assert earlier.label is None and earlier.title == "brackets"
