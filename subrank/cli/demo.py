@@ -135,7 +135,8 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     for result in (ioi, circuit, removal):
         for line in result.lines():
             say(f"  {line}")
-    about = [*circuit.lines()[:2], *(quality_strip(circuit.evaluation) if circuit.evaluation else circuit.notes)]
+    about = [circuit.lines()[0], *(claim.line() for claim in circuit.claims if claim.feature == circuit.target)]
+    about += quality_strip(circuit.evaluation) if circuit.evaluation else circuit.notes
     cards = [ioi_card(ioi.results), circuit_card(out / "circuit", circuit.graph, about), removal_card(removal.result)]
     demo_page(out / "index.html", cards, circuit.quality, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")

@@ -39,7 +39,7 @@ subrank.marks = (() => {
     box.classList.toggle("named", Boolean(chosen));
     box.classList.toggle("nameless", !name);
     box.querySelector(".name").replaceChildren(el("bdi", {}, visible(name || plainName(node))));
-    box.setAttribute("aria-label", `${node.id} ${name || plainName(node)}`);
+    box.setAttribute("aria-label", [node.id, name || plainName(node), ...(node.lines || [])].join(" "));
     const more = [...(node.lines || []), node.promotes.length && `promotes ${node.promotes.map(subrank.shown).join("  ")}`].filter(Boolean);
     box.title = [`${node.id}  ${name ? visible(name) : ""}`, ...more.map(visible)].join("\n");
   }

@@ -111,7 +111,7 @@
     hits = test ? subrank.graph.all().filter((node) => ids.has(node.id) || test(entry(node), subrank.names.of(node.id))) : [];
     hit = -1;
     subrank.light.mark(test && hits.map((node) => node.id));
-    at("hits").textContent = !test || !data.graph ? "" : hits.length + ids.size ? `${subrank.many(hits.length)} of ${subrank.graph.all().length} nodes, ${subrank.many(ids.size)} features` : `nothing has “${query.trim()}”`;
+    at("hits").textContent = !test || !data.graph ? "" : hits.length + ids.size ? `${subrank.many(hits.length)} of ${subrank.graph.all().length} nodes, ${subrank.many(ids.size)} feature${ids.size === 1 ? "" : "s"}` : `nothing has “${query.trim()}”`;
   }
 
   // The next node that was found, in the middle; where there is none, the features.

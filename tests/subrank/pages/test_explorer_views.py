@@ -94,7 +94,7 @@ def test_a_search_marks_nodes_goes_to_them_and_says_where_nothing_is(page, tmp_p
         page.all(s, "(r => [r.left, r.right])(e.getBoundingClientRect())") for s in ('.node[data-id="0_2"]', "#stage")
     )
     assert stage[0] <= box[0] and box[1] <= stage[1]
-    assert search(page, "far") == "0 of 5 nodes, 1 features"
+    assert search(page, "far") == "0 of 5 nodes, 1 feature"
     page.press("Enter")  # only the list has it
     assert not page.run("document.querySelector('#list').hidden")
     search(page, "no such thing")
