@@ -16,7 +16,7 @@ from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples, FeatureAtlas
 from circuits.scoring.walks import WRITTEN
-from editing.tasks.task import task_of
+from editing.tasks.task import task_and_corruption
 from sae_core.data.activations import harvest
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
@@ -69,7 +69,7 @@ class CircuitRequest:
 
     target: str | None = None
     """A feature ("5_2079"), the one that best predicts a token ("next: )", or the bracket alone), a logit or a
-    difference ("logit: she - he"), a task ("task: ioi"); None for a default."""
+    difference ("logit: she - he"), a task ("task: ioi", "task: ioi, swap"); None for a default."""
     predict: tuple[str, ...] = ()
     """Tokens that the default target should predict (`default_target`)."""
     prompts: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ def check_request(model: LanguageModel, dictionaries: DictionarySet, request: Ci
     elif not request.is_logit:
         check_target(model, dictionaries.dictionaries, dictionaries.check_feature(FeatureId.parse(request.target)))
     elif kind == "task":
-        task_of(name.strip(), model)
+        task_and_corruption(name, model)
     else:
         logit_target(model, name.strip(), 1)
 
@@ -226,7 +226,8 @@ def logit_prompts(
     assert request.target is not None
     kind, _, name = request.target.partition(":")
     if kind == "task":
-        pairs = task_of(name.strip(), model).pairs(split, n, seed=request.seed, prepend_bos=prepend_bos)
+        task, corruption = task_and_corruption(name, model)
+        pairs = task.pairs(split, n, seed=request.seed, corruption=corruption, prepend_bos=prepend_bos)
         return from_task(model, pairs)
     if not request.prompts:
         return from_text(model, name.strip(), contexts, n)

@@ -46,11 +46,15 @@ class Task:
             raise UserError(f"task {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
         if n < 1:
             raise UserError(f"task {self.name}: at least one prompt is needed; got {n}")
+        self.check(corruption)
+        which = {"corruption": corruption or self.corruptions[0]} if self.corruptions else {}
+        return self.draw(split, min(n, self.at_most), seed=seed, prepend_bos=prepend_bos, **which)
+
+    def check(self, corruption: str | None) -> None:
+        """Raise `UserError` for a corruption that the task does not know."""
         if corruption is not None and corruption not in self.corruptions:
             known = f"it knows {', '.join(self.corruptions)}" if self.corruptions else "it has only one, without a name"
             raise UserError(f"task {self.name} has no corruption {corruption!r}; {known}")
-        which = {"corruption": corruption or self.corruptions[0]} if self.corruptions else {}
-        return self.draw(split, min(n, self.at_most), seed=seed, prepend_bos=prepend_bos, **which)
 
 
 def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False) -> Task:
@@ -70,6 +74,16 @@ def task_of(name: str | Path, model: LanguageModel, *, skip_unfit: bool = False)
     skipped = f" ({file.left_out} more do not fit)" if file.left_out else ""
     about = f"{n_pairs} pairs{skipped}; {_apart(file.shared, things)}"
     return Task(str(name), partial(file.pairs, model), tuple(file.splits), file.shared, about=about, labels=file.labels)
+
+
+def task_and_corruption(text: str, model: LanguageModel) -> tuple[Task, str | None]:
+    """The task that `text` names and how its prompts are corrupted: "ioi" (the usual way) or "ioi, swap"."""
+    name, _, corruption = (part.strip() for part in text.partition(","))
+    if name not in TASKS:  # a file's name may hold commas
+        return task_of(text.strip(), model), None
+    task = task_of(name, model)
+    task.check(corruption or None)
+    return task, corruption or None
 
 
 def _apart(shared: tuple[str, ...], things: str) -> str:

@@ -12,7 +12,7 @@ def add(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_on_set("circuit", run, CircuitSettings)
     text = '5_2079, mlp_out.5_2079, "next: )" (the feature that best predicts it), '
-    text += '"logit: she - he" or "task: ioi"; by default chosen'
+    text += '"logit: she - he", "task: ioi" or "task: ioi, swap"; by default chosen'
     parser.add_argument("--target", type=word, default=None, help=text)
 
 

@@ -9,7 +9,7 @@ from tiny import user_error
 
 from editing.tasks.pairs import PromptPairs
 from editing.tasks.score import task_score
-from editing.tasks.task import TASKS, Task, task_of
+from editing.tasks.task import TASKS, Task, task_and_corruption, task_of
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,15 @@ def test_corruptions_are_those_of_the_task(storybook):
         ioi.pairs("test", 4, seed=0, corruption="role")
     with user_error("brackets", "'swap'"):
         task_of("brackets", storybook).pairs("test", 4, seed=0, corruption="swap")
+
+
+def test_a_corruption_is_named_behind_its_task(storybook):
+    for text, expected in (("ioi", None), (" ioi, swap ", "swap"), ("brackets", None)):
+        task, corruption = task_and_corruption(text, storybook)
+        assert (task.name, corruption) == (text.split(",")[0].strip(), expected)
+    for text, words in (("ioi, role", "io, swap, abc"), ("brackets, swap", "only one"), ("oii, swap", "no task")):
+        with user_error(words):
+            task_and_corruption(text, storybook)
 
 
 def test_pronouns_name_their_transfer_form(storybook):
