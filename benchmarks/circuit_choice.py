@@ -145,6 +145,7 @@ def measure(
             kept = held.share(held.runs.values([members], Errors.KEPT)[0]).value
             figures = (f"{share.value / ceiling:.2f}", f"{share}", f"{seen:.2f}", f"{kept:.2f}", f"{took:.0f}")
             rows.append((f"{len(chosen)}", name, *figures))
+            print(*rows[-1], sep="; ", file=sys.stderr, flush=True)
     head = ("nodes", "chosen by", "of the ceiling", "of the model", "where they were chosen", "errors kept", "seconds")
     report.table(head, rows)
 
