@@ -112,6 +112,18 @@ class Card:
         return replace(from_plain(cls, fields | {"feature": value["id"], "near": near, "rule": None}), rule=rule)
 
 
+def most_moved(
+    change: Float[Tensor, "k vocab"], names: Sequence[str], n: int
+) -> list[tuple[TokenChanges, TokenChanges]]:
+    """For each row the `n` tokens whose logits rise most, and the `n` whose logits fall most."""
+    sides = []
+    for largest in (True, False):
+        end = change.topk(min(n, change.shape[1]), largest=largest)
+        rows = zip(end.indices.tolist(), end.values.tolist(), strict=True)
+        sides.append([tuple((names[t], v) for t, v in zip(*row, strict=True)) for row in rows])
+    return list(zip(sides[0], sides[1], strict=True))
+
+
 @dataclass(frozen=True)
 class Spot:
     """A place in a text that was chosen to be looked at."""

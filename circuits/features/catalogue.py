@@ -20,6 +20,7 @@ from circuits.features.card import (
     TokenChanges,
     example,
     first_of_quarters,
+    most_moved,
     spots,
     stored_examples,
 )
@@ -77,8 +78,6 @@ class Catalogue:
     """Of each table on held-out contexts."""
     controls: dict[Site, Scores]
     """Of each table on another feature of its site."""
-    usual: dict[Site, list[FeatureLabel]]
-    """Labels of all features by predicates; without those of sets that are too large (`usual_labels.py`)."""
     seed: int
 
     @property
@@ -101,6 +100,11 @@ class Catalogue:
         """The text of every token."""
         return tuple(self.model.token_text(token) for token in range(self.model.n_vocab))
 
+    @cached_property
+    def usual(self) -> dict[Site, list[FeatureLabel]]:
+        """Labels of all features by predicates; none of a set that is too large (`usual_labels.py`)."""
+        return usual_labels(self.survey, self.training, self.held, _partners(self.tally, self.seed))
+
     def alive(self, site: Site) -> list[int]:
         """The latents that are active somewhere in the training contexts."""
         return self.tally.sites[site].active.nonzero()[:, 0].tolist()
@@ -111,7 +115,8 @@ class Catalogue:
         """The card of every latent of a site, in order, from the streaming pass alone."""
         latents = torch.arange(len(self.dictionaries[site].directions))
         for part in latents.split(max(1, _LOGITS_AT_ONCE // self.model.n_vocab)):
-            for index, moved in zip(part.tolist(), self._moved(site, part, _PROMOTED_LIGHT), strict=True):
+            change = logit_changes(self.tally.atlas, site, part)
+            for index, moved in zip(part.tolist(), most_moved(change, self.names, _PROMOTED_LIGHT), strict=True):
                 feature, latents = FeatureId(site, index), self.tally.sites[site]
                 examples = stored_examples(latents, index, self.training, self.names, LIGHT_EXAMPLES)
                 rule = self._table_rule(feature)
@@ -150,15 +155,6 @@ class Catalogue:
         score, control = (scores[feature.site].of(feature.index) for scores in (self.scores, self.controls))
         return ScoredRule(table.text(self.model), table.kind, score, control)
 
-    def _moved(self, site: Site, latents: Int[Tensor, "k"], n: int) -> list[tuple[TokenChanges, TokenChanges]]:
-        """For each latent the `n` tokens that it promotes most, and the `n` that it suppresses most."""
-        change, sides = logit_changes(self.tally.atlas, site, latents), []
-        for largest in (True, False):
-            end = change.topk(min(n, change.shape[1]), largest=largest)
-            rows = zip(end.indices.tolist(), end.values.tolist(), strict=True)
-            sides.append([tuple((self.names[t], v) for t, v in zip(*row, strict=True)) for row in rows])
-        return list(zip(sides[0], sides[1], strict=True))
-
     # ---- full cards ----------------------------------------------------------------------------
 
     def full(
@@ -182,7 +178,8 @@ class Catalogue:
                     "choose another feature, more contexts, or another text"
                 )
         stages = Stages(on_progress, 1 + 2 * len(features))
-        labels = labels or Labeller(self.tally.atlas, self.held, seed=self.seed).labels(features)
+        if labels is None:
+            labels = Labeller(self.tally.atlas, self.held, seed=self.seed).labels(features)
         stages.begin(f"reading {len(features)} features again")
         seen = self.survey.activations(features, self.training)
         held = self.survey.activations(features, self.held)
@@ -204,8 +201,8 @@ class Catalogue:
         activation: Float[Tensor, "contexts pos"],
         places: list[Spot],
     ) -> Card:
-        content = self.model.content(self.training)
-        (moved,) = self._moved(feature.site, torch.tensor([feature.index]), _PROMOTED)
+        change = logit_changes(self.tally.atlas, feature.site, torch.tensor([feature.index]))
+        (moved,) = most_moved(change, self.names, _PROMOTED)
         shown = first_of_quarters(places, _PER_QUARTER)
         return self._card(
             feature,
@@ -213,7 +210,7 @@ class Catalogue:
             moved,
             label=label,
             rule=rule,
-            histogram=activation_histogram(activation, self.training, content, self.names),
+            histogram=activation_histogram(activation, self.training, self.model.content(self.training), self.names),
             drops=logit_drops(
                 self.model,
                 self.dictionaries,
@@ -292,9 +289,12 @@ def read_catalogue(
     on_training, on_held = counted("training", training, 8), counted("held-out", held, 1)
     stages.begin("scoring the tokens of every feature on held-out text")
     tables = {site: token_tables(latents, on_training.token_counts) for site, latents in on_training.sites.items()}
-    partner = {s: partners(on_training.sites[s].active, generator_for(seed, "control", s)) for s in tables}
+    partner = _partners(on_training, seed)
     on = {site: (table, on_held.sites[site], on_held.token_counts) for site, table in tables.items()}
     scores = {site: table_scores(*each) for site, each in on.items()}
     controls = {site: table_scores(*each, partner[site]) for site, each in on.items()}
-    usual = usual_labels(survey, training, held, partner)
-    return Catalogue(survey, on_training, held, tables, scores, controls, usual, seed)
+    return Catalogue(survey, on_training, held, tables, scores, controls, seed)
+
+
+def _partners(tally: Tally, seed: int) -> dict[Site, Int[Tensor, "n_latents"]]:
+    return {site: partners(tally.sites[site].active, generator_for(seed, "control", site)) for site in tally.sites}

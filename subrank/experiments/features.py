@@ -216,7 +216,7 @@ def neurons_of(
         direction = catalogue.dictionaries[feature.site].directions[feature.index]
         closest[feature] = FeatureId(feature.site, int((bases[feature.site].directions @ direction).argmax()))
     alive = sorted({n for n in closest.values() if neurons.tally.sites[n.site].active[n.index]})
-    cards = {card.feature: card for card in neurons.full(alive, on_progress)} if alive else {}
+    cards = {card.feature: card for card in neurons.full(alive, on_progress, {})} if alive else {}
     return {feature: cards[neuron] for feature, neuron in closest.items() if neuron in cards}
 
 
