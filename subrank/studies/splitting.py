@@ -72,7 +72,7 @@ class Splitting(Result):
 
     def figures(self) -> "dict[str, Figure]":
         families = {parents: family_figure(self.steps, parents, self.labels) for parents in Parents}
-        return {"shares": shares_figure(self.steps), **families}
+        return {"shares": shares_figure(self.steps)} | {name: drawn for name, drawn in families.items() if drawn}
 
     def body(self) -> Markup:
         return splitting_section(self.steps, self.sizes, self.figures())

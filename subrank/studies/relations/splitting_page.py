@@ -1,8 +1,9 @@
 """The finding of a study of splitting in words, its pictures, and its page."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -18,8 +19,8 @@ from subrank.studies.relations.splitting_step import Step
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-FAMILIES = 12
-"""Of the smallest set, the largest, which are drawn."""
+FAMILIES, CHILDREN = 12, 4
+"""Of the smallest set, the largest, which are drawn, and children of each feature in them."""
 SAME_START = 0.2
 """Share of parents that have their child's number from which on a line says what that means."""
 _SAME_START = (
@@ -52,27 +53,31 @@ Labels = Mapping[str, Mapping[Site, Sequence[str]]]
 """What latents respond to, by set and site."""
 
 
-def family_figure(steps: Sequence[Step], by: Parents, labels: Labels) -> "Figure":
-    """The largest families at the last site, from the smallest set to the largest, as a Sankey diagram."""
+def family_figure(steps: Sequence[Step], by: Parents, labels: Labels) -> "Figure | None":
+    """The largest families at the last site, from the smallest set to the largest, as a Sankey diagram.
+
+    None where there are no families.
+    """
     from plotly.graph_objects import Figure, Sankey
 
     site = steps[-1].site
-    chain = [step for step in steps if step.site == site]
-    parents_of = [step.parents if by is Parents.DIRECTION else step.parents_by_activity for step in chain]
+    along = [step for step in steps if step.site == site]
+    parents_of = [step.parents if by is Parents.DIRECTION else step.parents_by_activity for step in along]
     leaves = _leaves(parents_of)
     roots = [root for root, n in leaves[0].most_common(FAMILIES) if n > 0]
     nodes, shown = [(0, root) for root in roots], set(roots)
     links: list[tuple[tuple[int, int], tuple[int, int], float]] = []
     for level, parents in enumerate(parents_of):
-        children = [j for j, parent in enumerate(parents) if parent in shown]
-        for j in children:
-            value = max(1, leaves[level + 1][j]) if level + 1 < len(leaves) else 1
-            links.append(((level, parents[j]), (level + 1, j), value))
+        sizes = leaves[level + 1] if level + 1 < len(leaves) else Counter()
+        children = _children(parents, shown, sizes)
+        links += [((level, parents[j]), (level + 1, j), max(1, sizes[j])) for j in children]
         nodes += [(level + 1, j) for j in children]
         shown = set(children)
+    if not links:
+        return None
     place = {node: number for number, node in enumerate(nodes)}
-    names = [chain[0].small, *(step.large for step in chain)]
-    levels = max(1, len(chain))
+    names = [along[0].small, *(step.large for step in along)]
+    levels = max(1, len(along))
     words = [labels[names[level]][site][latent] if labels else "" for level, latent in nodes]
     latents = [f"{FeatureId(site, latent)}" for _, latent in nodes]
     drawn = Sankey(
@@ -92,7 +97,16 @@ def family_figure(steps: Sequence[Step], by: Parents, labels: Labels) -> "Figure
             "hovertemplate": "%{source.label} → %{target.label}<extra></extra>",
         },
     )
-    return styled(Figure(drawn), height=560)
+    return styled(Figure(drawn), height=130 + 15 * max(30, *Counter(level for level, _ in nodes).values()))
+
+
+def _children(parents: Sequence[int], of: Set[int], sizes: Counter[int]) -> list[int]:
+    """The children of some latents, of each those that have the most descendants, in order."""
+    by_parent = defaultdict[int, list[int]](list)
+    for j in sorted(range(len(parents)), key=lambda j: -sizes[j]):
+        if parents[j] in of and len(by_parent[parents[j]]) < CHILDREN:
+            by_parent[parents[j]].append(j)
+    return sorted(chain(*by_parent.values()))
 
 
 def _leaves(parents_of: Sequence[Sequence[int]]) -> list[Counter[int]]:
@@ -132,6 +146,8 @@ def splitting_section(
         names=list(sizes),
         site=steps[-1].site,
         n_families=FAMILIES,
+        n_children=CHILDREN,
+        by=[str(each) for each in Parents],
         lines=sentences(steps),
         plots={name: figure(plot) for name, plot in figures.items()},
         steps=_step_table(steps),

@@ -1,6 +1,7 @@
 """The study of splitting: planted sets give what was planted, and one shape of result."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,8 @@ from sae_core.storage import DictionarySet
 from sae_core.training.topk_recipes import TopK
 from subrank.result import Provenance
 from subrank.saes import Saes
-from subrank.studies.relations.splitting_page import Parents, family_figure, sentences
+from subrank.studies.relations.families import NOBODY
+from subrank.studies.relations.splitting_page import CHILDREN, Parents, family_figure, sentences
 from subrank.studies.relations.splitting_step import StepCount
 from subrank.studies.splitting import Counts, Splitting
 
@@ -126,6 +128,16 @@ def test_a_band_goes_from_each_parent_to_each_child(step):
         assert len(sankey.link.value) == 10 and all(source < target for source, target in links)
         label = sankey.node.label[0]
         assert label == f"0_{label[2]} word {label[2]}" and set(sankey.node.customdata) == {"small", "large"}
+
+
+def test_no_families_are_no_figure_and_large_ones_are_cut(step):
+    none = replace(step, parents=(NOBODY,) * 14)
+    assert family_figure([none], Parents.DIRECTION, {}) is None
+    large = replace(step, parents=(3,) * 10 + (NOBODY,) * 4)
+    (sankey,) = family_figure([large], Parents.DIRECTION, {}).data
+    assert [*sankey.link.source] == [0] * CHILDREN and len(sankey.node.label) == 1 + CHILDREN
+    result = Splitting({}, (none,), {}, Provenance("splitting", "", "", {}, "", "", "cpu", {}, ""))
+    assert result.figures().keys() == {"shares", Parents.ACTIVITY} and "There are none" in result.body()
 
 
 def test_sets_that_began_alike_are_told_from_others():
