@@ -4,11 +4,12 @@ The context is the predicate (`label_predicates.py`) that "the feature is above 
 
     F1 = 2 hits / (tokens above the threshold + tokens on which the predicate is true),
 
-predicate and threshold chosen on one text, F1 that on another. The control is the mean F1 there of the same predicate
-for other features of the site, each at its own best threshold. The output is what comes next on the strongest examples,
-where they agree; else the tokens that the feature promotes (the direct path through the final norm, at its mean
-activation), where they do come next: more often than where other features are active. No pass of the model is needed
-where a survey has the codes.
+predicate and threshold chosen on one text, F1 that on another; at least half of the activation is above the threshold,
+so that a label is of what a feature mostly does, not of its few peaks. The control is the mean F1 there of the same
+predicate for other features of the site, each at its own best threshold. The output is what comes next on the
+strongest examples, where they agree; else the tokens that the feature promotes (the direct path through the final norm,
+at its mean activation), where they do come next: more often than where other features are active. No pass of the model
+is needed where a survey has the codes.
 """
 
 from collections import Counter
@@ -39,6 +40,8 @@ READ = 2**16
 """Tokens of each text that are read, at most."""
 _SLACK = 0.02
 """The first predicate is taken whose F1 is within so much of the best: the shorter ones come first."""
+_SHARE = 0.5
+"""Share of a feature's activation that tokens above the threshold carry, at least."""
 _GAIN = 0.05
 """By how much F1 must rise for a second predicate to join the first."""
 _CONTROLS = 8
@@ -121,7 +124,7 @@ class Labeller:
     def _as_control(self, predicate: LabelPredicate, chosen: Activity, held: Activity) -> float:
         """F1 of a predicate as the label of another feature."""
         truth, n_true = predicate.at(self.training, chosen.places), predicate.n_true(self.training)
-        _, threshold = best_thresholds(chosen.values, truth[None], torch.tensor([n_true]))
+        _, threshold = best_thresholds(chosen.values, truth[None], torch.tensor([n_true]), _SHARE)
         return f1_of(predicate, self.held, held, float(threshold))
 
     def _controls(self, site: Site) -> list[FeatureId]:
@@ -162,7 +165,7 @@ class Labeller:
 
 def _best(activity: Activity, truths: Tensor, n_true: Tensor) -> tuple[int, float, float]:
     """The first predicate whose F1 at its best threshold is within `_SLACK` of the largest; that F1 and threshold."""
-    f1, thresholds = best_thresholds(activity.values, truths, n_true)
+    f1, thresholds = best_thresholds(activity.values, truths, n_true, _SHARE)
     f1 = f1 * (n_true >= LEAST)
     best = int((f1 >= f1.max() - _SLACK).int().argmax())
     return best, float(f1[best]), float(thresholds[best])

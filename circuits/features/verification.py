@@ -84,11 +84,15 @@ def _chosen_and_scored(
 
 
 def best_thresholds(
-    f: Float[Tensor, "tokens"], truths: Bool[Tensor, "predicates tokens"], n_true: Int[Tensor, "predicates"]
+    f: Float[Tensor, "tokens"],
+    truths: Bool[Tensor, "predicates tokens"],
+    n_true: Int[Tensor, "predicates"],
+    share: float = 0.0,
 ) -> tuple[Float[Tensor, "predicates"], Float[Tensor, "predicates"]]:
     """For each predicate the largest F1 of "f is above a threshold", and that threshold, zero or more.
 
-    Predicates are true on `n_true` tokens in all; tokens on which f is zero may be left out.
+    Predicates are true on `n_true` tokens in all; tokens on which f is zero may be left out. Tokens above the threshold
+    carry at least `share` of the sum of f.
     """
     # Tokens by falling activation: a threshold below the m-th predicts the first m, with hits_m of them right, and
     # F1 = 2 hits_m / (m + n_true). Equal activations fall on one side of a threshold: only the last of them counts.
@@ -98,6 +102,7 @@ def best_thresholds(
         return torch.zeros(len(truths)), torch.zeros(len(truths))
     last = torch.cat([f[order][:-1] != f[order][1:], torch.ones(1, dtype=torch.bool)])
     f1 = 2 * truths[:, order].cumsum(1).double() / (torch.arange(1, len(order) + 1) + n_true[:, None])
-    value, place = f1.masked_fill(~last, -1).max(1)
+    carried = f[order].double().cumsum(0)
+    value, place = f1.masked_fill(~last | (carried < share * carried[-1]), -1).max(1)
     below = torch.cat([f[order], torch.zeros(1)])[place + 1]
     return value.float(), (f[order][place] + below) / 2

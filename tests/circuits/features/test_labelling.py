@@ -11,6 +11,7 @@ from circuits.features.label_predicates import LabelText, TokensAt, Usual, word_
 from circuits.features.labelling import Activity, Labeller
 from circuits.features.predicates import predicates
 from circuits.features.usual_labels import usual_labels
+from circuits.features.verification import best_thresholds
 from sae_core.sites import FeatureId, Site
 
 TEXTS = ["f", "(", " x", ")", " y", "\n", " z", ",", " so", " it", " is", " red"]
@@ -103,6 +104,17 @@ def test_what_comes_next_is_said_where_the_strongest_examples_agree(labeller):
     planted = Labeller(FeatureAtlas(labeller.atlas.survey, labeller.atlas.contexts, sites), labeller.held.contexts)
     assert planted._following(FeatureId(SITE, NOISE)).startswith('→ ")" ')
     assert not any(planted._following(FeatureId(SITE, latent)) for latent in RANDOM)
+
+
+def test_a_label_is_of_half_of_the_activation_and_not_of_the_peaks():
+    """Eight peaks on `)` among many weaker activations: alone they have F1 1."""
+    f = torch.cat([torch.full((8,), 5.0), torch.linspace(1, 2, 80)])
+    peaks, rest = torch.arange(88) < 8, torch.arange(88) % 2 == 0
+    truths, n_true = torch.stack([peaks, rest]), torch.tensor([8, 44])
+    f1, thresholds = best_thresholds(f, truths, n_true)
+    assert f1[0] == 1 and 2 <= thresholds[0] < 5
+    f1, thresholds = best_thresholds(f, truths, n_true, 0.5)
+    assert f1[0] < 0.5 < f1[1] and f[f > thresholds[0]].sum() >= 0.5 * f.sum()
 
 
 def test_predicates_of_tokens_count_what_they_say():
