@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _COLOURS = (BLUE, AMBER, GREEN, PURPLE, RED, GREY)
+WORTH = 0.2
+"""Correlation below which an explanation is no name: it says nothing of what the feature does on other text."""
 LISTED = 60
 """Explanations in the list, at most: evenly from the best to the worst."""
 
@@ -68,12 +70,12 @@ def layers_figure(rows: Sequence[Explained], seed: int) -> "Figure":
 
 
 def as_names(rows: Sequence[Explained]) -> dict[str, str]:
-    """The explanations of the first method as `names.json` takes them: one line each, not too long."""
+    """The explanations of the first method that are worth something as `names.json` takes them, a line each."""
     names = {}
     for row in rows:
         line = "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cs") else sign for sign in row.text)
         line = " ".join(line.split())
-        if row.method == rows[0].method and line:
+        if row.method == rows[0].method and line and row.scores.top_and_random >= WORTH:
             names[str(row.feature)] = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
     return names
 

@@ -1,6 +1,7 @@
 """The study of explanations: what is explained rightly scores 1, what is another's 0; one shape of result; names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from subrank.settings.studies import ExplainSettings
 from subrank.studies.explain import Explanations
 from subrank.studies.explaining.claims import claims_by_model, claims_by_rule
 from subrank.studies.explaining.methods import Method, one_sided
+from subrank.studies.explaining.page import as_names
 from subrank.studies.explaining.rows import Tally, methods_of, rows_of, shown_of
 from subrank.studies.explaining.subjects import subjects_of
 from subrank.studies.llm.answers import Answers
@@ -127,6 +129,12 @@ def test_explanations_are_names_in_circuits_and_in_their_explorer(planted_result
     assert [node.name for node in graph.nodes] == [names[str(on_c)], "by hand"]
     explore(tmp_path / "explore", graph, [], captions=Captions(names=names))
     assert f'"label":"{names[str(on_c)]}"' in (tmp_path / "explore" / "data" / "graph.js").read_text()
+
+
+def test_an_explanation_that_predicts_nothing_is_no_name(planted_result):
+    first, *rest = planted_result.rows
+    poor = replace(first, scores=replace(first.scores, top_and_random=0.1))
+    assert as_names((poor, *rest)).keys() == as_names(planted_result.rows).keys() - {str(first.feature)}
 
 
 # ---- the verb --------------------------------------------------------------------------------------
