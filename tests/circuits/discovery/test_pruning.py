@@ -84,7 +84,7 @@ def test_what_others_would_win_is_exact_where_the_model_is_linear(planted, runs)
     assert min(exact) < -0.01, "feature 7 opposes the target"
 
 
-@pytest.mark.parametrize("choice", [Choice(), Choice((1.0,)), Choice(exact_below=20), Choice(exchanges=0)])
+@pytest.mark.parametrize("choice", [Choice(), Choice(exact_below=20, exchanges=0)])
 def test_exactly_what_has_an_effect_is_left(planted, runs, choice):
     expected = worth(planted)
     sizes = sorted(expected, key=lambda f: -abs(expected[f]))
