@@ -12,12 +12,17 @@ from subrank.cli.terminal import reporting, say
 from subrank.cli.train import RUN, begin, go_on, run_in, train_into
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.demo import DemoSettings
-from subrank.settings.experiments import IOISettings, RemoveSettings
+from subrank.settings.experiments import FeatureSettings, IOISettings, RemoveSettings, SteerSettings
+from subrank.settings.prompt import PromptSettings
 
 if TYPE_CHECKING:
+    from circuits.graph import FeatureGraph
     from editing.removal.config import RemovalConfig
     from sae_core.model.language_model import LanguageModel
+    from sae_core.sites import FeatureId
     from sae_core.training.run import Run
+    from subrank.result import Result
+    from subrank.saes import Saes
 
 
 def add(verbs: Verbs) -> None:
@@ -25,6 +30,14 @@ def add(verbs: Verbs) -> None:
     verbs.add("demo", run, DemoSettings, "./demo")
 
 
+PROMPT = "total = ( value + ( left"
+"""What the model reads where features are shown on a prompt, and what it continues where they are clamped."""
+CLAMPED = (0.0, 0.5, 1.0, 2.0)
+"""Multiples of the largest activation of the text."""
+CANDIDATES = 12
+"""Features of the circuit, the target among them, of which the most effective is clamped."""
+CARDS = 4
+"""Of them, those with a card on the page of features."""
 MINUTES = {
     "selection_prompts": 96,
     "fit_prompts": 48,
@@ -109,7 +122,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     started, folder, seed = time.monotonic(), out / "dictionaries", settings.seed
     text = Text("storybook", 128, bos_of(model, None), max_tokens=settings.tokens)
     training = Run("storybook", text, settings.sites, (TrainConfig(tokens=settings.tokens, seed=seed),))
-    say("1/4  dictionaries")
+    say("1/5  dictionaries")
     resume = prepare_demo(folder, model, training)
     if (folder / SET).exists():
         say(f"the dictionaries in {folder} have these settings: kept")
@@ -117,22 +130,27 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
         session = (go_on if resume else begin)(folder, model, training)
         train_into(folder, session, go_on_with="the same command")
     saes = load(folder)
-    say("2/4  IOI: patching features from one prompt into another")
+    residual = at_residual(saes)
+    say("2/5  IOI: patching features from one prompt into another")
     with reporting() as report:
-        ioi = run_ioi(model, by_name(saes), plan.ioi, report)
+        ioi = run_ioi(model, by_name(residual), plan.ioi, report)
     (out / "index.html").unlink(missing_ok=True)  # it shows what is replaced from here on
     ioi.save(out / "ioi", assets=out)
-    say("3/4  a circuit")
+    say("3/5  a circuit")
     with reporting() as report:
         circuit = run_circuit(model, saes, None, plan.circuit, report, steps_folder=out / "circuit")
     circuit.save(out / "circuit", assets=out)
-    say("4/4  removing pronouns")
+    say("4/5  removing pronouns")
     removing = RemoveSettings(seed=seed, quick=settings.quick)
     with reporting() as report:
-        removal = run_remove(model, saes, "pronouns", removing, plan.removal, report)
+        removal = run_remove(model, residual, "pronouns", removing, plan.removal, report)
     removal.save(out / "remove", assets=out)
+    say("5/5  single features: on a prompt, clamped, and their cards")
+    singles = single_features(model, saes, circuit.graph, settings)
+    for result in singles:
+        result.save(out / result.verb, assets=out)
     minutes = (time.monotonic() - started) / 60
-    for result in (ioi, circuit, removal):
+    for result in (ioi, circuit, removal, *singles):
         for line in result.lines():
             say(f"  {line}")
     about = [circuit.lines()[0], *(claim.line() for claim in circuit.claims if claim.feature == circuit.target)]
@@ -141,6 +159,46 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     demo_page(out / "index.html", cards, circuit.quality, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
     return 0
+
+
+def at_residual(saes: "Saes") -> "Saes":
+    """The dictionaries of the residual stream alone, which is where names are patched and pronouns removed."""
+    from sae_core.sites import Stream
+
+    kept = {site: each for site, each in saes.dictionaries.items() if site.stream is Stream.RESID_POST}
+    return replace(saes, dictionaries=kept, folder=None) if 0 < len(kept) < len(saes.dictionaries) else saes
+
+
+def single_features(
+    model: "LanguageModel", saes: "Saes", graph: "FeatureGraph", settings: DemoSettings
+) -> "list[Result]":
+    """Features of the circuit: on a prompt, the most effective of them clamped while it is continued, and cards."""
+    from editing.steering.choosing import most_effective
+    from editing.steering.edits import Mode
+    from subrank.experiments.features import run_features
+    from subrank.experiments.prompt import run_prompt
+    from subrank.experiments.steering import run_steer
+
+    seed, quick, members = settings.seed, settings.quick, strongest_members(graph)[:CANDIDATES]
+    with reporting() as report:
+        prompt = run_prompt(model, saes, PROMPT, graph, PromptSettings(seed=seed, quick=quick), report)
+    clamping = SteerSettings(mode="clamp", strengths=CLAMPED, prompt=(PROMPT,), seed=seed, quick=quick)
+    with reporting() as report:
+        contexts = saes.read(model).training
+        clamped = most_effective(model, saes.dictionaries, members, contexts, Mode.CLAMP, report)
+        steered = run_steer(model, saes, [clamped], clamping, report)
+    with reporting() as report:
+        reading = FeatureSettings(contexts=settings.contexts, seed=seed, quick=quick)
+        cards = run_features(model, saes, members[:CARDS], reading, report)
+    return [prompt, steered, cards]
+
+
+def strongest_members(graph: "FeatureGraph") -> "list[FeatureId]":
+    """The target of a circuit, then its other features by their influence on it."""
+    from circuits.influence import influence
+
+    weights = influence(graph.target, {(edge.cause, edge.target): edge.effect for edge in graph.edges})
+    return sorted(graph.features(), key=lambda node: (node != graph.target, -weights.get(node, 0.0)))
 
 
 def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:
