@@ -194,10 +194,8 @@ def repetitions(settings: CircuitSettings, model: LanguageModel) -> dict[str, in
 def scoring_sizes(settings: CircuitSettings, model: LanguageModel, n_read: int) -> Scoring:
     """What is made of the circuit, by number, where `n_read` contexts of the search are read now."""
     again = repetitions(settings, model) if settings.held else dict.fromkeys(("n_draws", "n_random"), 0)
-    n_contexts = n_read + settings.cards + settings.cards // 4
-    return Scoring(
-        n_contexts, (settings.cover or COVER) if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0
-    )
+    n_contexts, cover = n_read + settings.cards + settings.cards // 4, settings.cover or COVER
+    return Scoring(n_contexts, cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0)
 
 
 def facts(resolved: ResolvedRequest) -> Iterator[str]:
