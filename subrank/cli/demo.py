@@ -130,10 +130,9 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
         session = (go_on if resume else begin)(folder, model, training)
         train_into(folder, session, go_on_with="the same command")
     saes = load(folder)
-    residual = at_residual(saes)
     say("2/5  IOI: patching features from one prompt into another")
     with reporting() as report:
-        ioi = run_ioi(model, by_name(residual), plan.ioi, report)
+        ioi = run_ioi(model, by_name(saes), plan.ioi, report)
     (out / "index.html").unlink(missing_ok=True)  # it shows what is replaced from here on
     ioi.save(out / "ioi", assets=out)
     say("3/5  a circuit")
@@ -143,7 +142,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     say("4/5  removing pronouns")
     removing = RemoveSettings(seed=seed, quick=settings.quick)
     with reporting() as report:
-        removal = run_remove(model, residual, "pronouns", removing, plan.removal, report)
+        removal = run_remove(model, saes, "pronouns", removing, plan.removal, report)
     removal.save(out / "remove", assets=out)
     say("5/5  single features: on a prompt, clamped, and their cards")
     singles = single_features(model, saes, circuit.graph, settings)
@@ -159,14 +158,6 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     demo_page(out / "index.html", cards, circuit.quality, minutes)
     say(f"done in {minutes:.1f} minutes; open {out / 'index.html'}")
     return 0
-
-
-def at_residual(saes: "Saes") -> "Saes":
-    """The dictionaries of the residual stream alone, which is where names are patched and pronouns removed."""
-    from sae_core.sites import Stream
-
-    kept = {site: each for site, each in saes.dictionaries.items() if site.stream is Stream.RESID_POST}
-    return replace(saes, dictionaries=kept, folder=None) if 0 < len(kept) < len(saes.dictionaries) else saes
 
 
 def single_features(

@@ -21,7 +21,6 @@ from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
 from circuits.quality_strip import quality_strip
-from circuits.scoring.walks import WRITTEN
 from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
 from sae_core.files import read_text
@@ -42,10 +41,6 @@ from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make, takes
 from subrank.settings.model_size import LARGE, fitted
 
-SUFFICIENT, COVER = 100, 2
-"""Features that suffice, and layers that a circuit is scored at, where nothing else is asked for."""
-RECURSIVE = frozenset({"max_targets", "depth", "follow_sinks", "exhaustive", "screen_only"})
-"""Settings that recursion alone reads."""
 QUICK_TARGETS = 3
 """Targets searched under `--quick`."""
 DRAWS, FEW_DRAWS = 3, 2
@@ -93,7 +88,7 @@ def run_circuit(
     read = saes.read(model, settings.text)
     searched, held = read.apart(settings.contexts, settings.held)
     survey = saes.survey(model)
-    if not request.n_nodes:  # how many sets of features pruning tries shows only at its end
+    if not settings.nodes:  # how many sets of features pruning tries shows only at its end
         sizes = scoring_sizes(settings, model, survey.n_unread(searched) + survey.n_unread(held))
         parts = circuit_parts(model, saes.dictionaries, discovery_config(settings), sizes, saes.text.n_ctx)
         announce(model, {"": saes.dictionaries}, parts, on_progress, about="at most about")
@@ -112,7 +107,7 @@ def run_circuit(
     captions = Captions(names=names, groups=groups_of(settings), quality=quality_lines)
     explored = Explored.of(resolved, graph, read, settings.cards, captions, on_progress) if settings.cards else None
     example = example_of(resolved, graph)
-    known = asdict(settings) | {"target": target, "set": saes.folder, "nodes": request.n_nodes, "cover": request.cover}
+    known = asdict(settings) | {"target": target, "set": saes.folder}
     provenance = Provenance.of("circuit", model, known, dictionaries=saes.dictionaries, text=read.digest)
 
     def numbers() -> list[Recomputed]:
@@ -127,25 +122,16 @@ def run_circuit(
 
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
-    """What is explained; on storybook, without a target, a feature that predicts closing brackets.
-
-    Features that suffice are sought where the set has what blocks write, and recursion where it has not.
-    """
-    stream = Covered(settings.stream) if settings.stream else None
-    has_written = {*WRITTEN} <= {site.stream for site in saes.dictionaries} and stream is not Covered.RESIDUAL
-    n_nodes = settings.nodes
-    if n_nodes is None:
-        n_nodes = SUFFICIENT if has_written and not settings.chosen & RECURSIVE else 0
-    layers = 1 + max(site.layer for site in saes.dictionaries)
+    """What is explained; on storybook, without a target, a feature that predicts closing brackets."""
     return CircuitRequest(
         target,
         CLOSING_BRACKETS if saes.model == "storybook" else (),
         tuple(lines_of(settings.prompts)) if settings.prompts else (),
         CauseAblation(settings.ablation),
         settings.spread,
-        n_nodes,
-        settings.cover or (layers if n_nodes and has_written else COVER),
-        stream,
+        settings.nodes,
+        settings.cover,
+        Covered(settings.stream) if settings.stream else None,
         settings.seed,
     )
 
@@ -194,8 +180,10 @@ def repetitions(settings: CircuitSettings, model: LanguageModel) -> dict[str, in
 def scoring_sizes(settings: CircuitSettings, model: LanguageModel, n_read: int) -> Scoring:
     """What is made of the circuit, by number, where `n_read` contexts of the search are read now."""
     again = repetitions(settings, model) if settings.held else dict.fromkeys(("n_draws", "n_random"), 0)
-    n_contexts, cover = n_read + settings.cards + settings.cards // 4, settings.cover or COVER
-    return Scoring(n_contexts, cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0)
+    n_contexts = n_read + settings.cards + settings.cards // 4
+    return Scoring(
+        n_contexts, settings.cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0
+    )
 
 
 def facts(resolved: ResolvedRequest) -> Iterator[str]:

@@ -44,11 +44,10 @@ class CircuitSettings(Settings):
     """sites at which causes are sought"""
     follow_sinks: bool = setting(False, excludes=("nodes",), group=_HOW)
     """seek the causes of features that are mostly active at first positions or on tokens of massive norm, too"""
-    nodes: int | None = setting(None, least=0, group=_HOW)
-    """in place of recursion: at most this many features that suffice (default: 100 where the set has attn_out and
-    mlp_out and nothing is chosen that recursion alone reads; otherwise, and with 0, recursion)"""
-    stream: Literal["residual", "written"] | None = setting(None, group=_HOW)
-    """sites that the circuit is of (default: what blocks write where the set has attn_out and mlp_out)"""
+    nodes: int = setting(0, least=0, group=_HOW)
+    """in place of recursion: prune to at most this many features that suffice"""
+    stream: Literal["residual", "written"] | None = setting(None, needs={"nodes": ()}, group=_HOW)
+    """sites that such features are chosen from (default: what blocks write where the set has attn_out and mlp_out)"""
     null: int = setting(1000, least=0, most=1_000_000, quick=100, excludes=("screen_only",), group=_HOW)
     """random directions that each edge is compared with; 0: none"""
     exhaustive: bool = setting(False, excludes=("screen_only", "nodes"), group=_HOW)
@@ -57,9 +56,8 @@ class CircuitSettings(Settings):
     """ablate nothing: first-order effects, at once"""
     held: int = setting(400, least=0, quick=40, large=128, group=_THEN)
     """contexts on which it is scored; 0: it is not"""
-    cover: int | None = setting(None, least=1, needs={"held": (), "nodes": ()}, group=_THEN)
-    """layers below the target that are left to the circuit alone (default: 2; all for features that suffice among what
-    blocks write)"""
+    cover: int = setting(2, least=1, needs={"held": (), "nodes": ()}, group=_THEN)
+    """layers below the target that are left to the circuit alone"""
     draws: int | None = setting(None, least=0, most=1000, needs={"held": ()}, reads=_several, group=_THEN)
     """draws of examples on which it is discovered again (default: 3, of a large model 2); 0: it is not"""
     cards: int = setting(300, least=0, quick=30, large=100, group=_THEN)

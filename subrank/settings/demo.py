@@ -12,8 +12,8 @@ class DemoSettings(Settings):
 
     tokens: int = setting(500_000, least=1024, most=TOKENS, quick=100_000)
     """tokens to train the dictionaries on"""
-    sites: tuple[str, ...] = setting(("resid_post", "attn_out", "mlp_out"), reads=site_or_stream)
-    """where: streams or sites (default: the residual stream, attention and MLP at every layer)"""
+    sites: tuple[str, ...] = setting(("resid_post",), reads=site_or_stream)
+    """where: streams or sites (default: every layer)"""
     prompts: int | None = setting(None, least=8, most=100_000, quick=16)
     """test prompts per experiment, if not each one's own"""
     contexts: int = setting(1000, least=16, quick=150)
