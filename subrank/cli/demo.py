@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
     verbs.add("demo", run, DemoSettings, "./demo")
 
 
-PROMPT = "total = ( value + ( left"
+PROMPT = "print ( sqrt ( x"
 """What the model reads where features are shown on a prompt, and what it continues where they are clamped."""
 CLAMPED = (0.0, 0.5, 1.0, 2.0)
 """Multiples of the largest activation of the text."""
