@@ -138,8 +138,8 @@ class Search:
         return torch.zeros(len(mask)).masked_scatter(mask, self.sign * lost)
 
     def first_order(self, members: Members, shares: Iterable[float]) -> Float[Tensor, "_"]:
-        found = attribution(self.runs, members, shares=tuple(shares))
-        return self.sign * torch.cat([found[site] for site in self.runs.sites])
+        attributed = attribution(self.runs, members, shares=tuple(shares))
+        return self.sign * torch.cat([attributed[site] for site in self.runs.sites])
 
     def cut(
         self, mask: Bool[Tensor, "_"], effect: Float[Tensor, "_"], n: int, *, at_once: bool = False
