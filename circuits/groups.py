@@ -37,7 +37,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The label and the layers, which no other group of the graph has both."""
+        """The label and the layers, which no other group has both, but for one of the target's label in its layer."""
         return f"{self.label} ({self.where})" if self.where else self.label
 
     @property
@@ -83,7 +83,7 @@ def groups_of(graph: FeatureGraph) -> tuple[Group, ...]:
 
 
 def label_of(node: Node) -> str:
-    """What a node is called in a group: a human's name, its label, or else the tokens on which it peaks."""
+    """What a node is called in a group: a human's name, its label, or else its id."""
     if isinstance(node.id, ErrorTerm):
         return "error terms"
     return node.title or str(node.id)
@@ -162,10 +162,10 @@ def _joined(groups: Sequence[Group], edges: Sequence[Edge], most: int) -> tuple[
     return tuple(left.values())
 
 
-def _meet(arrows: networkx.DiGraph, one: int, other: int) -> bool:
+def _meet(arrows: networkx.DiGraph, lower: int, upper: int) -> bool:
     """Whether effects go from one of two groups to the other through a third."""
     return any(
         networkx.has_path(arrows, third, end)
-        for start, end in ((one, other), (other, one))
+        for start, end in ((lower, upper), (upper, lower))
         for third in set(arrows[start]) - {end}
     )

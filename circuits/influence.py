@@ -10,7 +10,7 @@ def influence(target: NodeId, weights: Mapping[tuple[NodeId, NodeId], float]) ->
     """The influence of each node that reaches the target, by (cause, target) weights.
 
     It is the sum over paths to the target of the product of |weight| / sum |weights into the same node|: with A these
-    shares, e A + e A^2 + ..., which ends since a circuit has no cycles. A node may have more than 1.
+    shares, e A + e A^2 + ..., which ends since a circuit has no cycles. None has more than 1: paths pass it once.
     """
     into: defaultdict[NodeId, float] = defaultdict(float)
     for (_, end), weight in weights.items():

@@ -126,9 +126,9 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 def _caption(story: Story, graph: FeatureGraph, prompt: Prompt | None) -> Iterator[str]:
     """What boxes, arrows and shades are, and what is not shown."""
     yield (
-        "Box: the circuit's features of one label and layer; yellow: the target. Arrow: the effects of the edges from "
-        "box to box, summed (how many), each the share of its target's activation that is lost when the cause alone is "
-        "ablated; blue supports, red inhibits, dashed is no stronger than random directions."
+        "Box: the circuit's features of one label in one layer or neighbouring ones; yellow: the target. Arrow: the "
+        "effects of the edges from box to box, summed (how many), each the share of its target's activation that is "
+        "lost when the cause alone is ablated; blue supports, red inhibits, dashed is like random directions."
     )
     if prompt:
         yield "Shade: how active a box's features are on a token of this example, against the most in the row."

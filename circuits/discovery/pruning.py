@@ -8,13 +8,13 @@ first order in the run in which only C is left, where members have their activat
     pruning    from all latents down to n, a fifth of C at a time: those with the smallest |s_j|
     re-ranking (optional) below some size, by what is lost with each member, m(C) - m(C without j), exactly
     exchange   the members with the smallest s_j leave, the others with the largest enter, as many at a time as bring
-               m(C) nearer; fewer where it does not, until a single one does not
+               m(C) nearer; fewer where it does not, until a single one does not; nothing where m(C) is beyond already
 
 Sizes and not signs decide while C is large, since a single gradient misjudges what opposes the target where many blocks
 write at once; signs decide at the end, where each step is checked by m(C) itself. (Iterative pruning by a first-order
 estimate: Molchanov et al. 2017, of channels. Measured against each other in benchmarks/circuit_choice.py.) Cost: a
 forward and a backward pass over the prompts per gradient; about log(latents / n) / log(1 / 0.8) cuts of
-`len(shares)` gradients, and at most `exchanges` steps of one gradient and two forward passes.
+`len(shares)` gradients, and at most `exchanges` steps of a forward pass and, where one is taken, a gradient.
 """
 
 from collections.abc import Iterable, Mapping
@@ -81,7 +81,8 @@ def prune(
     """At most `n` features of the covered sites that together carry the target, most needed first.
 
     Where the target is lower in the whole model than with everything ablated, carrying it means lowering it. Fewer
-    than `n` where fewer have an effect. Raises `UserError` where `n` < 1, or no feature has one.
+    than `n` where fewer have an effect. Raises `UserError` where `n` < 1, no feature has
+    one, or the target does not depend on what is ablated.
     """
     if n < 1:
         raise UserError(f"a circuit has at least one node; got {n}")

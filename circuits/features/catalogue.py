@@ -30,7 +30,7 @@ from circuits.features.explanations import (
     Scores,
     TokenTables,
     mean_score,
-    partners,
+    partners_by_site,
     score_on,
     table_scores,
     token_tables,
@@ -98,15 +98,20 @@ class Catalogue:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The text of every token."""
-        return tuple(self.model.token_text(token) for token in range(self.model.n_vocab))
+        return tuple(map(self.model.token_text, range(self.model.n_vocab)))
 
     @cached_property
     def usual(self) -> dict[Site, list[FeatureLabel]]:
         """Labels of all features by predicates; none of a set that is too large (`usual_labels.py`)."""
-        return usual_labels(self.survey, self.training, self.held, _partners(self.tally, self.seed))
+        return usual_labels(self.survey, self.training, self.held, self.partner)
+
+    @cached_property
+    def partner(self) -> dict[Site, Int[Tensor, "n_latents"]]:
+        """Another feature for each, on which its label is tried."""
+        return partners_by_site(self.tally.sites, self.seed)
 
     def alive(self, site: Site) -> list[int]:
-        """The latents that are active somewhere in the training contexts."""
+        """The latents that are ever active in the training contexts."""
         return self.tally.sites[site].active.nonzero()[:, 0].tolist()
 
     # ---- light cards ---------------------------------------------------------------------------
@@ -146,7 +151,8 @@ class Catalogue:
         tokens, usual = self.tables[feature.site].of(feature.index).tokens, self.usual.get(feature.site)
         if len(tokens) > LONGEST and usual:
             return replace(usual[feature.index], promotes=promotes)
-        return FeatureLabel(TokensAt(0, tokens).text(self.model), "", rule.score.f1, rule.control.f1, promotes)
+        control = self.controls[feature.site].of(int(self.partner[feature.site][feature.index]))
+        return FeatureLabel(TokensAt(0, tokens).text(self.model), "", rule.score.f1, control.f1, promotes)
 
     def _table_rule(self, feature: FeatureId) -> ScoredRule | None:
         table = self.tables[feature.site].of(feature.index)
@@ -230,8 +236,7 @@ class Catalogue:
     ) -> list[Spot]:
         """Where the examples are from which a feature's patterns are made: of each quarter `most`, or fewer."""
         made_from = max(_PER_QUARTER, min(most, int(_WEIGHTS / self.model.block_weights)))
-        chance = self._draw(feature, "spots")
-        return spots(activation, self.training, top=_TOP, per_quarter=made_from, generator=chance)
+        return spots(activation, self.training, top=_TOP, per_quarter=made_from, generator=self._draw(feature, "spots"))
 
     def rule(
         self, feature: FeatureId, activation: Float[Tensor, "contexts pos"], places: Sequence[Spot]
@@ -248,8 +253,9 @@ class Catalogue:
         table = self.tables[feature.site].of(feature.index)
         if patterns is None:
             return table
-        ranked = {rule: score_on(self.model, rule, self.training, activation).correlation for rule in (patterns, table)}
-        return max(ranked, key=lambda rule: ranked[rule])
+        return max(
+            (patterns, table), key=lambda rule: score_on(self.model, rule, self.training, activation).correlation
+        )
 
     def _scored(
         self, feature: FeatureId, rules: Mapping[FeatureId, Explanation], held: Float[Tensor, "contexts pos"]
@@ -289,12 +295,8 @@ def read_catalogue(
     on_training, on_held = counted("training", training, 8), counted("held-out", held, 1)
     stages.begin("scoring the tokens of every feature on held-out text")
     tables = {site: token_tables(latents, on_training.token_counts) for site, latents in on_training.sites.items()}
-    partner = _partners(on_training, seed)
     on = {site: (table, on_held.sites[site], on_held.token_counts) for site, table in tables.items()}
     scores = {site: table_scores(*each) for site, each in on.items()}
+    partner = partners_by_site(on_training.sites, seed)
     controls = {site: table_scores(*each, partner[site]) for site, each in on.items()}
     return Catalogue(survey, on_training, held, tables, scores, controls, seed)
-
-
-def _partners(tally: Tally, seed: int) -> dict[Site, Int[Tensor, "n_latents"]]:
-    return {site: partners(tally.sites[site].active, generator_for(seed, "control", site)) for site in tally.sites}

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from circuits.features.statistics import Pairs, SiteTally
 from sae_core.model.language_model import LanguageModel
+from sae_core.seeds import generator_for
+from sae_core.sites import Site
 
 _SHOWN = 6
 """Tokens of a table that its text names."""
@@ -272,3 +274,8 @@ def partners(active: Int[Tensor, "n_latents"], generator: torch.Generator) -> In
     order = alive[torch.randperm(len(alive), generator=generator)]
     partner[order] = order.roll(1)
     return partner
+
+
+def partners_by_site(tallies: Mapping[Site, SiteTally], seed: int) -> dict[Site, Int[Tensor, "_"]]:
+    """The partners of the latents of every site."""
+    return {site: partners(tally.active, generator_for(seed, "control", site)) for site, tally in tallies.items()}

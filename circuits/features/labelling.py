@@ -85,7 +85,7 @@ class Labeller:
         activity = {f: (Activity(*read[0][f]), Activity(*read[1][f])) for f in wanted}
         promoted = self._promoted(features)
         return {
-            f: self._label(f, activity[f], promoted[f], [activity[other] for other in controls[f.site] if other != f])
+            f: self._label(f, activity[f], promoted[f], [activity[o] for o in controls[f.site] if o != f][:_CONTROLS])
             for f in features
         }
 

@@ -117,8 +117,8 @@ class Survey:
             chosen = contexts
         else:
             sampled = torch.tensor([_is_sampled(_key(row)) for row in contexts])
-            few = torch.arange(len(contexts)) < _FEWEST
-            chosen = contexts[sampled if int(sampled.sum()) >= _FEWEST else sampled | few]
+            is_enough = int(sampled.sum()) >= _FEWEST
+            chosen = contexts[sampled if is_enough else sampled | (torch.arange(len(contexts)) < _FEWEST)]
         total = torch.zeros(self.model.d_model, dtype=torch.float64)
         for tokens in chosen.split(self.model.at_once(chunks.contexts)):
             total += self._ends_of(tokens, chunks).sum(0)
@@ -139,9 +139,10 @@ class Survey:
         self, features: Iterable[FeatureId], contexts: Int[Tensor, "contexts pos"], *, chunks: Chunks = DEFAULT_CHUNKS
     ) -> dict[FeatureId, tuple[Int[Tensor, "n"], Float[Tensor, "n"]]]:
         """Where each feature is active, as context * length + position, and how strongly."""
-        parts: dict[FeatureId, list[tuple[Tensor, Tensor]]] = {feature: [] for feature in features}
-        length = contexts.shape[1]
-        for rows in torch.arange(len(contexts)).split(self.model.at_once(chunks.contexts)) if parts else ():
+        nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        parts: dict[FeatureId, list[tuple[Tensor, Tensor]]] = {feature: [nothing] for feature in features}
+        length, n_read = contexts.shape[1], len(contexts) if parts else 0
+        for rows in torch.arange(n_read).split(self.model.at_once(chunks.contexts)) if n_read else ():
             coded = self._coded(contexts[rows], chunks)
             for site, here in groupby(sorted(parts), key=lambda feature: feature.site):
                 n_latents = len(self.dictionaries[site].directions)

@@ -22,7 +22,7 @@ from circuits.features.verification import LEAST
 from sae_core.sites import Site
 
 WORK = 1e11
-"""Multiplications at most: half a minute on a core."""
+"""Multiplications at most."""
 _READ = 2**15
 """Tokens of each text that are read, at most."""
 

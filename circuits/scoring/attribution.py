@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, Members
+from sae_core.outliers import inliers, outlier_norm_of
 from sae_core.sites import FeatureId, Site
 
 
@@ -39,7 +40,8 @@ def attribution(
                 gradient = torch.stack(each).mean(0)
                 dictionary = runs.dictionaries[site]
                 ablated, _ = runs.ablation.at(site, dictionary, prompts, h.shape[1])
-                change = (dictionary.encode(h) - ablated) * runs.mask[prompts][..., None]
+                acts = runs.mask[prompts] & inliers(h, outlier_norm_of(dictionary))  # others are left as they are
+                change = (dictionary.encode(h) - ablated) * acts[..., None]
                 lost = change * (gradient @ dictionary.directions.T)
                 sums[site] += lost.sum((0, 1)).double().cpu()
     return {site: (total / len(runs)).float() for site, total in sums.items()}

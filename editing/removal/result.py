@@ -98,8 +98,8 @@ class RemovalResult:
 
     def unseen(self) -> tuple[str, ...]:
         """Sites at which the features' edit changes no token of the text, so that its damage of 0 says nothing."""
-        rows = [*self.methods, *self.elsewhere]
-        return tuple(row.site for row in rows if row.method is Method.FEATURES and row.damage.value == 0)
+        rows = [row for row in (*self.methods, *self.elsewhere) if row.method is Method.FEATURES]
+        return tuple(row.site for row in rows if not row.damage.value and not row.share_changed)
 
     def _best_of(self, rival: Method) -> str:
         """Where a rival needs least by the test prompts themselves, which is in its favour; nothing if that is here."""

@@ -4,8 +4,8 @@ Each candidate is turned alone. Its tokens are those that lose most probability,
 
     effect = rise / (KL(unedited || edited) + LEAST_HARM)
 
-The rise is that of their probability together where the edit acts; the KL is taken where the feature is silent. Both
-are means over a few contexts, of places as in `held_out.py`. Switched off, a fall of them counts as a rise.
+The rise is that of their probability together, a mean over places where the edit acts; the KL is a mean over contexts,
+where the feature is silent, of places as in `held_out.py`. Switched off, a fall of them counts as a rise.
 """
 
 from collections.abc import Mapping, Sequence

@@ -61,10 +61,7 @@ class Contexts:
 
     @property
     def training_apart(self) -> Int[Tensor, "contexts pos"]:
-        """Those of training that share no document with those held out.
-
-        Where documents were not held out whole, one may run on into the first context of training: that is left out.
-        """
+        """Those of training without the first where one that is held out may run on into it, a document being cut."""
         return self.training[0 if self.by_document or len(self.training) < 2 else 1 :]
 
     def apart(self, n: int, n_other: int) -> tuple[Int[Tensor, "n pos"], Int[Tensor, "other pos"]]:

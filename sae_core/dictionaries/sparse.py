@@ -62,7 +62,8 @@ class Codes:
         return other
 
     def between(self, low: int, high: int) -> "Codes":
-        """The entries whose latent is in [low, high); but on a CPU, which alone need not wait, the others as zeros."""
+        """The entries whose latent is in [low, high); the others are left out on a CPU and zeros elsewhere, so that no
+        device waits for their number."""
         inside = (self.indices >= low) & (self.indices < high)
         if inside.device.type != "cpu":
             return self.with_values(self.values * inside)

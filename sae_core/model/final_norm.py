@@ -23,7 +23,8 @@ def direct_weights(
 
     P takes the mean out (LayerNorm) or is the identity (RMSNorm). `read` is a sum of logits with weights, so that w is
     exact however large delta is, and what is written by all parts adds up; where the model caps its logits, w is the
-    derivative through the cap. As the scale is held, norm(delta) - offset need only be brought to the scale of h.
+    derivative through the cap. norm(x) - offset is multiplied by s(x) / s(h), so that its
+    derivative has no part from the scale.
     """
     x, s = h.detach().requires_grad_(), _scale(model, h.detach())[:, None]
     norm: Any = model.bridge.ln_final
@@ -39,6 +40,8 @@ def direct_weights(
 def _scale(model: LanguageModel, h: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows"]:
     """s(h), what the last norm divides by."""
     norm, config = model.bridge.ln_final, model.bridge.cfg
-    has_mean = getattr(norm, "uses_rms_norm", config.normalization_type != "LN")
-    centred = h if has_mean else h - h.mean(-1, keepdim=True)
-    return (centred.square().mean(-1) + config.eps).sqrt()
+    keeps_mean = getattr(norm, "uses_rms_norm", config.normalization_type != "LN")
+    centred = h if keeps_mean else h - h.mean(-1, keepdim=True)
+    module = norm.original_component
+    eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", config.eps)
+    return (centred.square().mean(-1) + eps).sqrt()

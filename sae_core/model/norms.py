@@ -1,7 +1,7 @@
 """Norms computed once.
 
 At every norm the library computes the scale and the normalized residual beside the wrapped module's own output, for
-hooks that read them; without such hooks both are thrown away. Storybook spent a seventh of a removal on them.
+hooks that read them; without such hooks both are thrown away.
 """
 
 from types import MethodType

@@ -105,7 +105,7 @@ def plan_of(settings: DemoSettings) -> Plan:
 
 
 def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageModel") -> int:
-    """Train, patch, discover, remove, and write the page; returns the exit status."""
+    """Train, patch, discover, remove, show single features, and write the page; returns the exit status."""
     from circuits.quality_strip import quality_strip
     from sae_core.data.reading import bos_of
     from sae_core.data.text import Text

@@ -51,7 +51,7 @@ class CircuitResult(Result):
     claims: tuple[Claim, ...] = ()
     """What its features say of the text, by predicates that are computed from its characters, on held-out contexts."""
     example: Prompt | None = None
-    """A text on which the circuit is shown; None where its target has none of two tokens."""
+    """A text on which the circuit is shown; None where the one that shows most is a single token."""
     explored: Explored | None = field(default=None, repr=False)
     """What the explorer is made of; None for a result that was read from a folder."""
 

@@ -101,10 +101,8 @@ class PromptResult(Result):
     def from_dict(cls, numbers: Mapping[str, Any], provenance: Provenance) -> "PromptResult":
         labels = {FeatureId.parse(name): FeatureLabel.from_json(label) for name, label in numbers["labels"].items()}
         circuit = numbers["circuit"] and from_plain(PlacedCircuit, numbers["circuit"])
-        features, quality = (
-            from_plain(PromptFeatures, numbers["features"]),
-            SetQuality.from_json(numbers["dictionaries"]),
-        )
+        features, known = from_plain(PromptFeatures, numbers["features"]), numbers["dictionaries"]
+        quality = SetQuality.from_json(known) if known else None
         return cls(numbers["prompt"], features, labels, circuit, quality, provenance)
 
 
@@ -172,7 +170,7 @@ def labels_of(
     if not settings.contexts or not features:
         return {}
     text = saes.text.at(settings.text)
-    contexts = replace(text, max_tokens=settings.contexts * text.n_ctx, digest="").read(model).training
+    contexts = replace(text, max_tokens=settings.contexts * text.n_ctx, digest="").read(model).all
     survey = saes.survey(model)
     if unread := survey.n_unread(contexts):
         parts = {f"{unread} contexts read for labels": pass_over(model, unread, text.n_ctx, saes.sites)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits.features.atlas import atlas_of, loudest, strongest_writers
 from editing.set_quality import SetQuality
-from editing.steering.choosing import most_effective
+from editing.steering.choosing import MEASURED, most_effective
 from editing.steering.continuations import Continuation, Writing, continuations, example_prompts
 from editing.steering.dose_response import DoseResponse, dose_response
 from editing.steering.edits import DEFAULT_STRENGTHS, Mode, Steering
@@ -26,7 +26,7 @@ from sae_core.progress import OnProgress, Progress, silent
 from sae_core.sites import FeatureId, Stream
 from subrank.checking.recomputed import check_of
 from subrank.checking.steering import recomputed
-from subrank.experiments.cost import Doses, announce, steer_parts
+from subrank.experiments.cost import Doses, announce, pass_over, steer_parts
 from subrank.pages.evaluation_page import dictionaries_section
 from subrank.pages.steering_figure import steering_figure
 from subrank.pages.steering_page import described, steering_section
@@ -124,7 +124,11 @@ def run_steer(
     layer = min((feature.site.layer for feature in features), default=model.n_layers - 1)
     n_read = len(reading) * (2 - bool(features)) + len(measuring)
     sizes = Doses(len(strengths), settings.tokens, min(settings.contexts, len(measuring)), len(prompts) or 2)
-    announce(model, {"": saes.dictionaries}, steer_parts(model, layer, n_read, sizes, saes.text.n_ctx), on_progress)
+    parts = steer_parts(model, layer, n_read, sizes, saes.text.n_ctx)
+    if not features:  # of each candidate five passes over a few contexts, through half of the model on average
+        few = 2 * SITES * PER_SITE * 5 * MEASURED // 2
+        parts = {**parts, "a feature chosen": pass_over(model, few, saes.text.n_ctx)}
+    announce(model, {"": saes.dictionaries}, parts, on_progress)
     quality = saes.measured(model, contexts, settings.text, on_progress)
     if not features:
         on_progress(Progress(f"choosing a feature on {len(reading)} contexts", 0, None))

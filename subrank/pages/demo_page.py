@@ -13,7 +13,6 @@ _FURTHER = (
     ("features/features.html", "cards of single features"),
     ("steer/steer.html", "text steered by a feature"),
     ("prompt/prompt.html", "the features of one prompt"),
-    ("evaluate/evaluate.html", "the dictionaries, measured"),
 )
 """Pages beside those of the cards, which are linked to where they are."""
 

@@ -45,8 +45,8 @@ class Reach:
 
         Before the damage comes what is left within sentences, in steps of 0.25 (finer ones are noise): an edit can turn
         the answers of some sentences round and leave the others, which cancels over all prompts and removes nothing.
-        A damage of exactly 0 is none that was measured: the features are active nowhere in the text for choosing, and
-        any that are rank first.
+        A damage of exactly 0 is none that was measured: the features reach no token that counts of the text for
+        choosing, and among equals in both any that do rank first.
         """
         fails, cost = self.cost()
         return fails, step_of(self.within), self.reached and self.damage == 0.0, cost
@@ -116,6 +116,7 @@ class EditAtStrengths:
         """What the edit does, its strength lowered to the budget."""
         affordable, cost = affordable_share(lambda share: self.damage(share * self.strength), budget)
         if affordable == 1:
+            cost = self.damage(self.strength)  # itself, and not the square of its root
             return Reach(self.strength, self.removed(self.strength), cost, self.reached, self.within)
         strength = round(self.strength * affordable, 4)
         self._run([strength])

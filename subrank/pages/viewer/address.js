@@ -6,6 +6,7 @@ subrank.address = (() => {
     const text = location.hash.slice(1);
     if (!text.includes("=")) return { open: decoded(text) };
     const values = new URLSearchParams(text);
+    if ([...values.keys()].every((name) => name === "view")) return { open: "", view: values.get("view") || "" };
     const limit = Number.parseFloat(values.get("min"));
     const flag = (name) => (values.has(name) ? values.get(name) === "1" : undefined);
     return {

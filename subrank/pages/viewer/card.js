@@ -41,7 +41,7 @@ subrank.card = (() => {
       { class: "cardhead" },
       el("div", { class: "row" }, el("span", { class: "id" }, group === null ? id : "group"), el("span", { class: "site" }, card?.site || ""), el("span", { class: "grow" }),
         group !== null && button("ungroup", "Draw its nodes one by one", () => subrank.groups.dissolve(group), { id: "dissolve" }),
-        inGraph && button(pinned.has(id) ? "unpin" : "pin", "Keep lit and its arrows drawn (p)", () => open.flip("pinned", id), { "aria-pressed": String(pinned.has(id)), id: "pin" }),
+        inGraph && button(pinned.has(id) ? "unpin" : "pin", "Keep arrows between pinned nodes drawn (p)", () => open.flip("pinned", id), { "aria-pressed": String(pinned.has(id)), id: "pin" }),
         inGraph && button(hidden.has(id) ? "show" : "hide", "Take out of the picture (h)", () => open.flip("hidden", id), { "aria-pressed": String(hidden.has(id)), id: "hide" }),
         button("rename", "Give it a name (r)", () => open.rename(id), { id: "rename" }),
         button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),

@@ -83,8 +83,10 @@ subrank.graph = (() => {
   // Lay out all nodes and arrows, or, when tidy, those that are drawn; rows that are empty then take no room.
   function place() {
     const { data, edges } = picture;
-    const placed = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || node.data.id === data.target)));
+    const kept = ({ id }) => id === data.target || seen().pinned.has(id);
+    const placed = [...nodes.values()].filter((node) => !tidy || (node.on && (node.drawn || kept(node.data))));
     const arrows = edges.filter((edge) => !tidy || edge.on);
+    if (!placed.length) return void nodes.forEach((node) => (node.box.hidden = true));
     const rows = [...new Set(placed.map((node) => node.data.row))].sort((a, b) => a - b);
     const at = (node) => ({ id: node.data.id, row: rows.indexOf(node.data.row) });
     const layout = subrank.layout.arrange(placed.map(at), arrows.map((edge) => edge.data), rows.length, subrank.camera.shape());
@@ -250,7 +252,7 @@ subrank.graph = (() => {
   function show(id) {
     const node = nodes.get(picture.data?.home.get(id) ?? id);
     if (!node) return;
-    if (!node.place) {
+    if (!node.place || !node.on) {
       seen().hidden.delete(node.data.id);
       [tidy, onlyPinned] = [false, false];
       changed();

@@ -26,7 +26,7 @@ subrank.light = (() => {
     if (!picture?.layout) return; // a page of cards alone
     const { nodes, edges, world } = picture;
     const open = selected?.node && home(selected.node);
-    const at = hovered || open || edges.find((edge) => selected?.edge && edge.data.members.includes(selected.edge)) || null;
+    const at = hovered || open || edges.find(({ data }) => selected?.edge && (data === selected.edge || data.members.includes(selected.edge))) || null;
     const near = at === null ? [] : nodes.get(at)?.edges || edges.filter((edge) => edge === at);
     const lit = near.filter((edge) => edge.on);
     const ends = new Set(lit.flatMap((edge) => [edge.data.cause, edge.data.target]));
@@ -46,7 +46,7 @@ subrank.light = (() => {
     if (shown.length > MANY) return;
     const taken = [];
     const letter = Math.max(12, 10.5 / picture.world.style.getPropertyValue("--k")); // as in the style sheet
-    for (const edge of [...shown].reverse()) {
+    for (const edge of shown.filter((edge) => edge.points).reverse()) { // others have no place yet
       const spots = along(edge.group.firstChild);
       const apart = ({ x, y }) => taken.every((other) => Math.abs(other.x - x) > 4.2 * letter || Math.abs(other.y - y) > 1.3 * letter);
       const place = spots.find(apart) || (all ? null : spots[0]);

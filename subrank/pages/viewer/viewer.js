@@ -52,8 +52,10 @@
     subrank.light.select(shown);
     remember(true);
     try {
-      const chunk = edge.examples === null ? null : await load(`edges-${String(edge.examples).padStart(3, "0")}`);
-      const examples = chunk?.find((e) => e.cause === cause && e.target === target)?.examples;
+      const [only] = edge.members?.length === 1 ? edge.members : [edge]; // a sum of several has no examples
+      const number = only.examples ?? null;
+      const chunk = number === null ? null : await load(`edges-${String(number).padStart(3, "0")}`);
+      const examples = chunk?.find((e) => e.cause === only.cause && e.target === only.target)?.examples;
       if (mine === ticket) show(subrank.card.edge(edge, examples));
     } catch (error) {
       if (mine === ticket) complain(error);
@@ -84,7 +86,8 @@
     if (address.query !== undefined) search.value = address.query;
     if (address.view !== undefined) view(address.view || "circuit");
     following = true;
-    const [cause, target] = address.open.split(">");
+    const arrow = address.open.indexOf(">"); // a token in the target's name may hold another
+    const [cause, target] = arrow < 0 ? ["", ""] : [address.open.slice(0, arrow), address.open.slice(arrow + 1)];
     if (target && subrank.graph.edge(cause, target)) openEdge(cause, target);
     else if (address.open) openNode(address.open);
     else close();

@@ -77,7 +77,7 @@ class ErrorFit:
     def designs(self, batch: Batch) -> Designs:
         """What e and its norm are predicted from."""
         targets = {ERROR: batch.error, ERROR_NORM: batch.error_norm, SQUARED: batch.error_norm.square()}
-        half = len(batch.x) // 2  # another token is one of the other half of the contexts that are read together
+        half = len(batch.x) // 2  # another token is one of the other half of those read together
         order = [torch.randperm(len(batch.x) - half, generator=self.chance) + half]
         others = torch.cat([*order, torch.randperm(half, generator=self.chance)])
         predictors = {X: batch.x, X_HAT: batch.x_hat, NORM: norm(batch.x), OTHER: batch.x[others]}

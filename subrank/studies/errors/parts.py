@@ -1,8 +1,8 @@
 """What the two parts of an error are: x = x_hat + L + N (`errors/fits.py`).
 
 - What each costs the prediction: of the rise of the cross-entropy with x_hat in place of x, the share that goes when
-  x_hat + L, or x_hat + N, is there instead. Control: the L of the same position of another context, half of the text
-  away.
+  x_hat + L, or x_hat + N, is there instead. Control: the L of the same position of another context, drawn
+  at random.
 - How well a sparse dictionary does on each: TopK dictionaries of one size and training on x, e, L, N, by FVU on other
   contexts. Controls: Gaussians of the mean and covariance of N and of L on the contexts of the fit, which have no
   features; a vector of few strong dimensions is easy to reconstruct whatever it is made of.
