@@ -76,7 +76,8 @@ def features_on(
     run = _run(model, sorted(dictionaries), tokens, config.readout)
     texts = [model.token_text(token) for token in tokens[0].tolist()]
     plus, minus = (None if t is None else model.token_text(t) for t in (run.readout.plus, run.readout.minus))
-    follows = [*texts[1:], f"{plus.strip() or plus} - {minus.strip() or minus}" if minus is not None else str(plus)]
+    last = str(plus) if minus is None else " - ".join(text.strip() or text for text in (str(plus), minus))
+    follows = [*texts[1:], last]
     weights = run.direct_weights()
     active = [_Active.of(run, site, dictionary, weights) for site, dictionary in sorted(dictionaries.items())]
     sizes = torch.cat([each.size for each in active]).sort(descending=True).values[: config.exact]
