@@ -253,9 +253,7 @@ class Catalogue:
         table = self.tables[feature.site].of(feature.index)
         if patterns is None:
             return table
-        return max(
-            (patterns, table), key=lambda rule: score_on(self.model, rule, self.training, activation).correlation
-        )
+        return max((patterns, table), key=lambda r: score_on(self.model, r, self.training, activation).correlation)
 
     def _scored(
         self, feature: FeatureId, rules: Mapping[FeatureId, Explanation], held: Float[Tensor, "contexts pos"]
