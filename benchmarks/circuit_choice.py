@@ -4,15 +4,16 @@
     python benchmarks/circuit_choice.py dictionaries --record
 
 Circuits of what blocks write in all layers (`--stream residual`: of the residual), everything else and all error terms
-ablated. Cases: IOI with three names and one template; the task IOI, templates and names that chose nothing (the two
-names swap roles in the corrupted prompts, whose codes are outside); the task brackets, with means outside and with the
-corrupted prompts' codes; one feature that closes brackets. Ways:
+ablated. Cases: IOI with three names and one template (of 64 prompts that score 6 are among those that chose); the task
+IOI, templates and names that chose nothing (the two names swap roles in the corrupted prompts, whose codes are
+outside); the task brackets, with means outside and with the corrupted prompts' codes; one feature that closes brackets.
+Ways:
 
     first order       the largest effects in the untouched model, no pruning
     signed            pruning by one gradient; what opposes the target goes first
     sizes             pruning by one gradient; the smallest effects go first
     two shares        the same with gradients at a half and the whole of what is left
-    exact             that, and below 250 members by ablating each
+    exact             that, and at 250 members or fewer by ablating each
     exchange          two shares, then members exchanged while the target comes nearer to the model's: what `prune` does
 
 Shown is the faithfulness on held-out prompts as a share of the ceiling (all latents, errors ablated) and of the model,
