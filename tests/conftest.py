@@ -29,7 +29,10 @@ REST = (
     "test_scarcity",
     "test_kills",
     "test_explorer_picture",
+    "test_explorer_views",
+    "test_pages_browser",
     "test_superposition",
+    "test_verbs",
 )
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
