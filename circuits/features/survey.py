@@ -117,8 +117,8 @@ class Survey:
             chosen = contexts
         else:
             sampled = torch.tensor([_is_sampled(_key(row)) for row in contexts])
-            is_enough = int(sampled.sum()) >= _FEWEST
-            chosen = contexts[sampled if is_enough else sampled | (torch.arange(len(contexts)) < _FEWEST)]
+            few = torch.arange(len(contexts)) < _FEWEST
+            chosen = contexts[sampled if int(sampled.sum()) >= _FEWEST else sampled | few]
         total = torch.zeros(self.model.d_model, dtype=torch.float64)
         for tokens in chosen.split(self.model.at_once(chunks.contexts)):
             total += self._ends_of(tokens, chunks).sum(0)
@@ -139,10 +139,9 @@ class Survey:
         self, features: Iterable[FeatureId], contexts: Int[Tensor, "contexts pos"], *, chunks: Chunks = DEFAULT_CHUNKS
     ) -> dict[FeatureId, tuple[Int[Tensor, "n"], Float[Tensor, "n"]]]:
         """Where each feature is active, as context * length + position, and how strongly."""
-        nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        parts: dict[FeatureId, list[tuple[Tensor, Tensor]]] = {feature: [nothing] for feature in features}
-        length, n_read = contexts.shape[1], len(contexts) if parts else 0
-        for rows in torch.arange(n_read).split(self.model.at_once(chunks.contexts)) if n_read else ():
+        parts = {feature: [(torch.zeros(0, dtype=torch.long), torch.zeros(0))] for feature in features}
+        length, every = contexts.shape[1], torch.arange(len(contexts) if parts else 0)
+        for rows in every.split(self.model.at_once(chunks.contexts)) if len(every) else ():
             coded = self._coded(contexts[rows], chunks)
             for site, here in groupby(sorted(parts), key=lambda feature: feature.site):
                 n_latents = len(self.dictionaries[site].directions)

@@ -74,5 +74,5 @@ subrank.groups = (() => {
     on.changed();
   }
 
-  return { start: (handlers) => (on = handlers), fold, idOf, nameOf, pinned, byLabel, dissolve, rename };
+  return { start: (handlers) => (on = handlers), fold, nameOf, pinned, byLabel, dissolve, rename };
 })();

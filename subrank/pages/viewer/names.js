@@ -95,5 +95,5 @@ subrank.names = (() => {
 
   const keepView = () => write("view", { hidden: [...view.hidden], pinned: [...view.pinned] });
 
-  return { start, of, set, all, save, view, keepView, groups, setGroups, keepGroups, group, ungroup };
+  return { start, of, set, all, save, view, keepView, groups, setGroups, group, ungroup };
 })();

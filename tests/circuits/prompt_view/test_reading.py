@@ -9,11 +9,13 @@ from handmade import Zero, random_topk
 from massive import Massive
 from tiny import random_tokens
 from tiny_circuit import strong_topk
+from torch.nn.functional import normalize
 
-from circuits.prompt_view.reading import NextToken, PromptConfig, features_on
+from circuits.prompt_view.reading import RANDOM, NextToken, PromptConfig, features_on
 from editing.interventions.add_direction import AddDirection
 from editing.interventions.patch import ablate
 from sae_core.dictionaries.baselines import Basis, random_basis
+from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site, Stream
 
 ALL = PromptConfig(features=1000, exact=4)
@@ -49,7 +51,10 @@ def test_effects_are_those_of_ablation_and_of_small_steps(tiny, dictionaries):
         step = each.activation * dictionary.directions[each.feature.index]
         ends = [read(tiny, tokens, readout, AddDirection(cell.site, step, size, here)) for size in (-0.02, 0.02)]
         assert each.first_order == pytest.approx((ends[1] - ends[0]) / 0.04, abs=0.02 * abs(each.first_order) + 2e-3)
-        assert each.control is not None and each.control > 0
+        chance = generator_for(0, "prompt", each.feature, cell.position)
+        steps = abs(each.activation) * normalize(torch.randn(RANDOM, len(step), generator=chance), dim=-1)
+        moved = [abs(view.value - read(tiny, tokens, readout, AddDirection(cell.site, u, 1.0, here))) for u in steps]
+        assert each.control == pytest.approx(sum(moved) / RANDOM, abs=1e-4)
 
 
 def test_first_order_effects_of_features_and_error_add_up_to_that_of_the_activation(tiny, dictionaries):
