@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _GROUP = 8
@@ -32,7 +32,7 @@ class Codes:
     def of_rows(cls, indices: Int[Tensor, "batch k"], values: Float[Tensor, "batch k"], n_latents: int) -> "Codes":
         """Codes with equally many entries in each row."""
         batch, k = indices.shape
-        offsets = torch.arange(0, batch * k + 1, k, device=indices.device)
+        offsets = k * torch.arange(batch + 1, device=indices.device)
         return cls(indices.reshape(-1), values.reshape(-1), offsets, n_latents)
 
     @classmethod
@@ -62,14 +62,17 @@ class Codes:
         return other
 
     def between(self, low: int, high: int) -> "Codes":
-        """The entries whose latent is in [low, high); the others are left out on a CPU and zeros elsewhere, so that no
-        device waits for their number."""
-        inside = (self.indices >= low) & (self.indices < high)
-        if inside.device.type != "cpu":
-            return self.with_values(self.values * inside)
-        kept = inside.nonzero().squeeze(-1)
-        offsets = _bounds(self.rows[kept], len(self.offsets) - 1)
-        return Codes(self.indices[kept], self.values[kept], offsets, self.n_latents)
+        """The entries whose latent is in [low, high)."""
+        return self.where_kept((self.indices >= low) & (self.indices < high))
+
+    def where_kept(self, kept: Bool[Tensor, "active"]) -> "Codes":
+        """The entries that are kept; the others are left out on a CPU and zeros elsewhere, so that no device waits for
+        their number."""
+        if kept.device.type != "cpu":
+            return self.with_values(self.values * kept)
+        place = kept.nonzero().squeeze(-1)
+        offsets = _bounds(self.rows[place], len(self.offsets) - 1)
+        return Codes(self.indices[place], self.values[place], offsets, self.n_latents)
 
     def dense(self) -> Float[Tensor, "batch n_latents"]:
         """All activations, zeros included."""

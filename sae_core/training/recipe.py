@@ -18,7 +18,9 @@ from torch import Tensor
 
 from sae_core.dictionaries import sparse
 from sae_core.dictionaries.saes import SAE
+from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
+from sae_core.sharding.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,12 @@ class LossContext:
     ramp: float = 1.0
     """Share of the sparsity penalty that is in force, rising from 0 to 1."""
     scratch: sparse.Scratch = field(default_factory=sparse.Scratch)
+    ranks: Ranks = ALONE
+    """Over which the latents, and the rows, are spread."""
+    dead_elsewhere: int = 0
+    """How many latents of other ranks have not been active for long."""
+    n_latents: int = 0
+    """Of the whole dictionary; 0: all are here."""
 
 
 @runtime_checkable
@@ -57,27 +65,37 @@ class Recipe(Protocol):
         ...
 
     def loss(self, sae: Any, x: Tensor, context: LossContext) -> Outcome:
-        """The loss of a batch `[batch, d_in]`; changes nothing."""
+        """The loss of a batch `[batch, d_in]`, or of a replica's rows; changes nothing."""
         ...
 
 
 # ---- parts that recipes share ---------------------------------------------------------------------
 
 
-def batch_fvu(x: Tensor, x_hat: Tensor) -> Tensor:
-    """sum |x - x_hat|^2 / sum |x - mean x|^2 over a batch `[batch, d_in]`."""
-    return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+def batch_fvu(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """sum |x - x_hat|^2 / sum |x - mean x|^2 over a batch, of which each rank has its own rows `[own, d_in]`."""
+    return ranks.total((own - x_hat).square().sum()) / ranks.total((own - ranks.mean_row(own)).square().sum())
 
 
-def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
-    """|x - x_hat|^2 / d_in, mean over a batch `[batch, d_in]`."""
-    return (x - x_hat).square().sum(-1).mean() / x.shape[-1]
+def squared_error(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """|x - x_hat|^2 / d_in, mean over a batch, of which each rank has its own rows `[own, d_in]`."""
+    return ranks.total((own - x_hat).square().sum(-1).mean() / ranks.size) / own.shape[-1]
 
 
-def dense_outcome(loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor) -> Outcome:
+def dense_outcome(loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor, ranks: Ranks = ALONE) -> Outcome:
     """The outcome of dense codes `f`, `[batch, n_latents]`."""
     active = f.detach() != 0
-    return Outcome(loss, x_hat, batch_fvu(x, x_hat).detach(), active.any(0), active.sum(-1).to(x.dtype).mean())
+    l0 = ranks.mean(active.sum(-1).to(x.dtype).mean())
+    return Outcome(loss, x_hat, batch_fvu(ranks.own(x), x_hat.detach(), ranks), active.any(0), l0)
+
+
+def sparse_outcome(
+    loss: Tensor, x_hat: Tensor, fvu: Tensor, codes: Codes, threshold: Tensor | None = None, ranks: Ranks = ALONE
+) -> Outcome:
+    """The outcome of sparse codes."""
+    on = (codes.values.detach() > 0).to(x_hat.dtype)
+    active = on.new_zeros(codes.n_latents).index_add_(0, codes.indices, on) > 0
+    return Outcome(loss, x_hat, fvu.detach(), active, ranks.mean(on.sum() / (len(codes.offsets) - 1)), threshold)
 
 
 def check_k(k: int, n_latents: int) -> None:

@@ -1,7 +1,7 @@
 """Recipes that keep the largest latents: TopK, BatchTopK, Matryoshka. Their loss is an FVU; see `recipe.py`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,9 @@ from sae_core.dictionaries import sparse
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE, TopKSAE
 from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
-from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k
+from sae_core.sharding import choice
+from sae_core.sharding.ranks import ALONE
+from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k, sparse_outcome
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,17 @@ class TopK:
         return TopKSAE(d_in, n_latents, self.k, generator=generator)
 
     def loss(self, sae: TopKSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        pre, wide = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec), min(4 * self.k, sae.n_latents)
+        ranks, own = context.ranks, context.ranks.own(x)
+        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
+        several = choice.top(ranks, pre, self.k, *((4 * self.k,) if self.multi else ()))
+        codes = _encoded(sae, x, several[0])
+        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec)) + sae.b_dec
+        fvu = batch_fvu(own, x_hat, ranks)
+        loss = fvu + self.aux * _auxk(sae, x, pre, own - x_hat, context) if self.aux else fvu
         if self.multi:
-            values, indices = pre.topk(wide, dim=-1)  # the k largest come first
-        else:
-            values, indices = sparse.top(pre, self.k)
-        codes = _encoded(sae, x, Codes.of_rows(indices[:, : self.k], values[:, : self.k], sae.n_latents))
-        x_hat = sparse.decode(codes, sae.W_dec) + sae.b_dec
-        fvu = batch_fvu(x, x_hat)
-        loss = fvu + self.aux * _auxk(sae, x, pre, x - x_hat, context.dead) if self.aux else fvu
-        if self.multi:
-            more = _encoded(sae, x, Codes.of_rows(indices, values, sae.n_latents))
-            loss = loss + self.multi * batch_fvu(x, sparse.decode(more, sae.W_dec) + sae.b_dec)
-        return _sparse_outcome(loss, x_hat, fvu, codes)
+            more = _encoded(sae, x, several[1])
+            loss = loss + self.multi * batch_fvu(own, ranks.summed(sparse.decode(more, sae.W_dec)) + sae.b_dec, ranks)
+        return sparse_outcome(loss, x_hat, fvu, codes, ranks=ranks)
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ class BatchTopK:
         return _one_threshold(self.k, d_in, n_latents, generator)
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
+        ranks, own = context.ranks, context.ranks.own(x)
         pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
-        codes = _encoded(sae, x, sparse.batch_top(pre, self.k * len(x)))
-        x_hat = sparse.decode(codes, sae.W_dec) + sae.b_dec
-        fvu = batch_fvu(x, x_hat)
-        loss = fvu + self.aux * _auxk(sae, x, pre, x - x_hat, context.dead) if self.aux else fvu
-        return _sparse_outcome(loss, x_hat, fvu, codes, _smallest(codes))
+        codes = _encoded(sae, x, choice.batch_top(ranks, pre, self.k * len(x) * ranks.replicas))
+        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec)) + sae.b_dec
+        fvu = batch_fvu(own, x_hat, ranks)
+        loss = fvu + self.aux * _auxk(sae, x, pre, own - x_hat, context) if self.aux else fvu
+        return sparse_outcome(loss, x_hat, fvu, codes, ranks.smallest(_smallest(codes)), ranks)
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,20 @@ class Matryoshka:
         return sorted({max(1, round(share * n_latents)) for share in self.prefixes})
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
+        ranks, own = context.ranks, context.ranks.own(x)
+        n_latents = context.n_latents or sae.n_latents
         pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
-        codes = _encoded(sae, x, sparse.batch_top(pre, self.k * len(x)))
-        widths, x_hat, parts = self.widths(sae.n_latents), sae.b_dec.expand_as(x), []
+        codes = _encoded(sae, x, choice.batch_top(ranks, pre, self.k * len(x) * ranks.replicas))
+        first, widths = ranks.latents(n_latents).start, self.widths(n_latents)
+        x_hat, parts = sae.b_dec.expand_as(own), []
         for low, high in zip([0, *widths], widths, strict=False):
-            x_hat = x_hat + sparse.decode(codes.between(low, high), sae.W_dec)
-            parts.append(batch_fvu(x, x_hat))
+            part = codes.between(low - first, high - first)
+            x_hat = x_hat + ranks.summed(sparse.decode(part, sae.W_dec))
+            parts.append(batch_fvu(own, x_hat, ranks))
         loss = torch.stack(parts).mean()
         if self.aux:
-            loss = loss + self.aux * _auxk(sae, x, pre, x - x_hat, context.dead)
-        return _sparse_outcome(loss, x_hat, parts[-1], codes, _smallest(codes))
+            loss = loss + self.aux * _auxk(sae, x, pre, own - x_hat, context)
+        return sparse_outcome(loss, x_hat, parts[-1], codes, ranks.smallest(_smallest(codes)), ranks)
 
 
 # ---- parts -----------------------------------------------------------------------------------------
@@ -129,19 +134,21 @@ def _encoded(sae: SAE, x: Tensor, codes: Codes) -> Codes:
     return codes.with_values(codes.values.relu())
 
 
-def _auxk(sae: SAE, x: Tensor, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+def _auxk(sae: SAE, x: Tensor, pre: Tensor, error: Tensor, context: LossContext) -> Tensor:
     """Share of the error that the largest dead latents fail to explain; 0 where none is dead.
 
     sum |e - e_hat|^2 / sum |e - mean e|^2 with e held fixed and e_hat decoded without bias. Its gradient
     reaches encoder and decoder of dead latents and, through the encoder's input, `b_dec`.
     """
-    if not len(dead):
+    dead, ranks, n_dead = context.dead, context.ranks, len(context.dead) + context.dead_elsewhere
+    if not n_dead:
         return error.new_zeros(())
-    values, place = sparse.top(pre.index_select(1, dead), min(len(dead), max(1, x.shape[-1] // 2)))
-    codes = _encoded(sae, x, Codes.of_rows(dead[place], values, sae.n_latents))
+    most = max(1, x.shape[-1] // 2)
+    (chosen,) = choice.top(ranks if n_dead > most else ALONE, pre.index_select(1, dead), min(n_dead, most))
+    codes = _encoded(sae, x, replace(chosen, indices=dead[chosen.indices], n_latents=sae.n_latents))
     target = error.detach()
-    missed = (sparse.decode(codes, sae.W_dec) - target).square().sum() / (target - target.mean(0)).square().sum()
-    return missed.nan_to_num()
+    missed = ranks.total((ranks.summed(sparse.decode(codes, sae.W_dec)) - target).square().sum())
+    return (missed / ranks.total((target - ranks.mean_row(target)).square().sum())).nan_to_num()
 
 
 def _one_threshold(k: int, d_in: int, n_latents: int, generator: torch.Generator) -> JumpReLUSAE:
@@ -156,9 +163,3 @@ def _smallest(codes: Codes) -> Tensor:
     """The smallest activation that the batch kept; infinite where it kept none."""
     none = codes.values.new_full((1,), torch.inf)
     return torch.cat([codes.values.detach(), none]).min()
-
-
-def _sparse_outcome(loss: Tensor, x_hat: Tensor, fvu: Tensor, codes: Codes, threshold: Tensor | None = None) -> Outcome:
-    on = (codes.values.detach() > 0).to(x_hat.dtype)
-    active = on.new_zeros(codes.n_latents).index_add_(0, codes.indices, on) > 0
-    return Outcome(loss, x_hat, fvu.detach(), active, on.sum() / len(x_hat), threshold)

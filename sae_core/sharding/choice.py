@@ -1,0 +1,95 @@
+"""Which latents are active, where they are spread over ranks: the same as in one process.
+
+TopK. Every rank sends its k candidates of a row to the rank whose row it is, which answers how many of them are among
+the k largest of all: `all_to_all` of values `[batch, k]` and back of counts. Of equal values the lower latent comes
+first. BatchTopK. The threshold is the (k batch)-th largest activation of all, found by counting: the bits of positive
+floats sort as integers, so that each round of 256 counts, added up over ranks, gives its next 8 bits. Of equal values
+at the threshold all are active.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.sparse import Codes
+from sae_core.sharding.ranks import Ranks, added, exchanged
+
+_AT_ONCE = 1024
+"""Rows in which ties are looked for together."""
+
+
+def top(ranks: Ranks, pre: Float[Tensor, "batch n_latents"], *ks: int) -> list[Codes]:
+    """For each k, rising, this rank's part of the k largest entries of each row.
+
+    Over several ranks those of equal value are the first ones; in one process any, as torch has it.
+    """
+    n = pre.shape[1]
+    here = min(ks[-1], n)
+    # where several are wanted, the largest come first
+    values, indices = sparse.top(pre, here) if len(ks) == 1 and here else pre.topk(here, dim=-1)
+    if ranks.shards == 1:
+        return [Codes.of_rows(indices[:, :k], values[:, :k], n) for k in ks]
+    indices = _first_of_equals(pre, values, indices)
+    codes = Codes.of_rows(indices, values, n)
+    return [codes.where_kept(kept.flatten()) for kept in _survivors(ranks, values, indices, *ks)]
+
+
+def _first_of_equals(pre: Tensor, values: Tensor, indices: Tensor) -> Int[Tensor, "batch k"]:
+    """`indices` with the lowest ones of those latents that are as large as the smallest of `values`."""
+    if not values.numel():
+        return indices
+    smallest, indices = values.amin(-1, keepdim=True), indices.clone()
+    n_chosen = (values == smallest).sum(-1)
+    rows = torch.arange(len(pre), device=pre.device)
+    if pre.device.type == "cpu":  # a GPU would wait to learn which rows have a choice
+        rows = ((pre == smallest).sum(-1) > n_chosen).nonzero().squeeze(-1)
+    backwards = torch.arange(pre.shape[1], 0, -1, dtype=torch.int32, device=pre.device)
+    for some in rows.split(_AT_ONCE):
+        equal, is_chosen = pre[some] == smallest[some], values[some] == smallest[some]
+        first = torch.where(equal, backwards, 0).topk(values.shape[1], dim=-1).indices  # sorted: lowest latent first
+        number = is_chosen.cumsum(-1) - 1
+        indices[some] = torch.where(is_chosen, first.gather(-1, number.clamp_min(0)), indices[some])
+    return indices
+
+
+def _survivors(
+    ranks: Ranks, values: Float[Tensor, "batch c"], indices: Int[Tensor, "batch c"], *ks: int
+) -> list[Bool[Tensor, "batch c"]]:
+    """For each k which of this rank's candidates are among the k largest of all ranks."""
+    width, (batch, n) = max(ks), values.shape
+    order = indices.argsort(-1)
+    order = order.gather(-1, values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
+    place = order.argsort(-1)
+    sent = values.new_full((batch, width), -torch.inf)
+    sent[:, :n] = values.gather(-1, order)[:, :width]
+    received = exchanged(sent.view(ranks.shards, -1, width), ranks.shard_group)
+    whole = received.transpose(0, 1).flatten(1)  # [own rows, ranks * width]
+    sources = whole.sort(dim=-1, descending=True, stable=True).indices // width
+    shards = torch.arange(ranks.shards, device=values.device)[:, None, None]
+    counts = torch.stack([(sources[:, :k] == shards).sum(-1) for k in ks], -1)  # [ranks, own rows, ks]
+    n_kept = exchanged(counts, ranks.shard_group).view(batch, len(ks))
+    return [place < n_kept[:, [number]] for number in range(len(ks))]
+
+
+def batch_top(ranks: Ranks, pre: Float[Tensor, "batch n_latents"], count: int) -> Codes:
+    """This rank's part of the `count` largest entries of all rows and latents, as far as they are positive."""
+    codes = sparse.batch_top(pre, count)
+    return codes if ranks.size == 1 else codes.where_kept(codes.values >= kth_largest(ranks, codes.values, count))
+
+
+def kth_largest(ranks: Ranks, values: Float[Tensor, "entries"], count: int) -> Float[Tensor, ""]:
+    """The `count`-th largest of all ranks' values, none of which is negative; 0 where there are fewer."""
+    size = values.element_size()
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    bits, playing = values.contiguous().view(whole).long(), torch.ones_like(values, dtype=torch.bool)
+    left, result = torch.full((), count, device=values.device), bits.new_zeros(())
+    for shift in range(8 * size - 8, -8, -8):
+        digit = (bits >> shift) & 255
+        counts = bits.new_zeros(257).index_add_(0, digit.where(playing, 256), torch.ones_like(digit))
+        counts = added(counts[:256], ranks.everyone)
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        place = ((at_least >= left).sum() - 1).clamp_min(0)
+        left = left - (at_least[place] - counts[place])
+        playing, result = playing & (digit == place), result | (place << shift)
+    return result.to(whole).view(values.dtype)
