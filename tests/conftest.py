@@ -33,6 +33,8 @@ REST = (
     "test_pages_browser",
     "test_superposition",
     "test_verbs",
+    "test_gpu_model",
+    "test_gpu_verbs",
 )
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
@@ -113,6 +115,24 @@ def _bundled_model_loaded_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "load_model", load)
         yield
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "far",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+def device(request):
+    """A GPU where there is one, and everywhere a device that stands for it (`far.py`)."""
+    from far import Device, far
+
+    with far() as reads:
+        yield Device(request.param, reads)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 class _AllocationCounter(TorchDispatchMode):
     """Counts the bytes of the storages that operations allocate, until they are freed.
 
-    A storage is known by its address: what an operation returns at an address of its inputs is a view.
+    What an operation returns in a storage of its inputs is a view.
     """
 
     def __init__(self):
@@ -55,12 +55,12 @@ class _AllocationCounter(TorchDispatchMode):
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((*args, *(kwargs or {}).values()))}
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *(kwargs or {}).values()))}
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors((out,)):
             storage = tensor.untyped_storage()
-            address = storage.data_ptr()
-            if address and address not in inputs and address not in self.alive:
+            address = storage._cdata
+            if address not in inputs and address not in self.alive:
                 self.alive.add(address)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._free, address, storage.nbytes())

@@ -1,0 +1,47 @@
+"""Off the CPU, every verb does its work, and what `evaluate` measures is what it measures on a CPU."""
+
+import json
+
+import pytest
+from verbs import run
+
+CONTEXTS = ("--contexts", "16")
+VERBS = {
+    "train": ("storybook", "--tokens", "2048", "--text-tokens", "4096", "--batch", "128", "--context", "32"),
+    "evaluate": ("--contexts", "4", "--spliced", "2"),
+    "ioi": ("--prompts", "6", "--corruption", "swap", "--site", "resid_post.4", *CONTEXTS),
+    "circuit": ("--held", "16", "--cards", "2", "--target", "logit: she - he", "--max-targets", "2", *CONTEXTS),
+    "features": ("--full", "2", *CONTEXTS),
+    "prompt": ("print ( sqrt ( x", "--exact", "2", *CONTEXTS),
+    "remove": ("--prompts", "8", "--site", "resid_post.5", "--contexts", "8", "--budget", "2.0"),
+    "steer": ("--tokens", "3", "--contexts", "2", "--read", "32"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_works(verb, device, storybook_set, tmp_path, capsys):
+    subject = () if verb == "train" else (storybook_set,)
+    status, _, error = run(
+        capsys, verb, *subject, *VERBS[verb], "--device", device.name, "--out", tmp_path / device.name
+    )
+    assert status == 0, error
+    if verb == "evaluate":
+        assert run(capsys, verb, *subject, *VERBS[verb], "--out", tmp_path / "cpu", "--device", "cpu")[0] == 0
+        there, here = (json.loads((tmp_path / name / "result.json").read_text()) for name in (device.name, "cpu"))
+        same(there, here)
+
+
+def same(there: object, here: object) -> None:
+    """Equal but for rounding, and what is of the run itself."""
+    if isinstance(here, dict):
+        assert there.keys() == here.keys()
+        for key in here:
+            same(there[key], here[key])
+    elif isinstance(here, list):
+        assert len(there) == len(here)
+        for one, other in zip(there, here, strict=True):
+            same(one, other)
+    elif isinstance(here, float):
+        assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
+    else:
+        assert there == here
