@@ -5,6 +5,8 @@ on the CPU, and counts what a GPU would have to be waited for. The language mode
 `test_gpu_verbs.py`: it runs there, as it cannot on torch's meta device, whose tensors hold no numbers.
 """
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from planted import Planted, planted_directions
@@ -89,13 +91,20 @@ def test_choices_are_those_of_a_cpu(k, device):
     assert torch.equal(parts[0] + parts[1], chosen.dense()) and not parts[0][:, 16:].any()
 
 
+def moved(dictionary, device: str):
+    """A dictionary on another device; baselines are plain values."""
+    if isinstance(dictionary, torch.nn.Module):
+        return dictionary.to(device)
+    return replace(dictionary, **{part.name: getattr(dictionary, part.name).to(device) for part in fields(dictionary)})
+
+
 def test_codes_patches_and_ablations_stay_on_the_device_and_wait_for_nothing(device):
     """Of every kind of dictionary: what is read at a site, and what edits write there."""
     h, other, results = normal(2, 5, 8), normal(2, 5, 8, seed=1), {}
     for name in ("cpu", device.name):
         x, y, results[name] = h.to(name), other.to(name), {}
         for kind, dictionary in every_dictionary().items():
-            sae, site, latents = dictionary.to(name), SITE, [1, 4]
+            sae, site, latents = moved(dictionary, name), SITE, [1, 4]
             edits = [
                 patch_features(site, sae, latents, y),
                 ablate(site, sae, latents),
