@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
+from far import Device, far  # here, since a device must be known before the first backward pass
 from filelock import FileLock
 from planted import unchecked
 from tiny import KINDS, write_tiny
@@ -129,8 +130,6 @@ def _bundled_model_loaded_once():
 )
 def device(request):
     """A GPU where there is one, and everywhere a device that stands for it (`far.py`)."""
-    from far import Device, far
-
     with far() as reads:
         yield Device(request.param, reads)
 
