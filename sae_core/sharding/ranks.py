@@ -96,6 +96,10 @@ class Ranks:
         """The smallest of all ranks' numbers, without gradient."""
         return x if self.size == 1 else added(x.detach(), self.everyone, dist.ReduceOp.MIN)
 
+    def least_of_replicas(self, x: Tensor) -> Tensor:
+        """The smallest number that a replica has, for each latent."""
+        return x if self.replicas == 1 else added(x, self.replica_group, dist.ReduceOp.MIN)
+
     # ---- gradients of weights ------------------------------------------------------------------
 
     def add_gradients(self, weights: dict[str, nn.Parameter]) -> None:

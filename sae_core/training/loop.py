@@ -17,6 +17,9 @@ from sae_core.dictionaries import sparse
 from sae_core.errors import UserError
 from sae_core.outliers import FACTOR
 from sae_core.seeds import generator_for
+from sae_core.sharding.control import of_first, of_other_shards
+from sae_core.sharding.ranks import ALONE, Ranks
+from sae_core.sharding.weights import untrained
 from sae_core.sites import Site
 from sae_core.training.calibration import outlier_norms, scales_and_centres
 from sae_core.training.config import TrainConfig
@@ -30,25 +33,30 @@ _MEMORY = 0.99
 """Of the running estimate of a threshold, per step."""
 
 
-def start(stream: ActivationSource, *configs: TrainConfig, outliers: float = FACTOR) -> TrainState:
-    """An untrained state with a member for each configuration.
+def start(
+    stream: ActivationSource, *configs: TrainConfig, outliers: float = FACTOR, ranks: Ranks = ALONE
+) -> TrainState:
+    """An untrained state with a member for each configuration, or a rank's part of it.
 
     Scale and bias come from the stream's first batches: the bias starts as the geometric median. Tokens of more than
     `outliers` times the median norm of a site are left out from here on; with 0 none are.
     """
     if len({(config.tokens, config.batch) for config in configs}) != 1 or configs[0].batch != stream.batch:
         raise UserError("all that trains in one pass takes the same number of tokens, in the same batches")
-    limits = outlier_norms(stream, outliers)
+    limits = of_first(ranks, outlier_norms(stream, outliers))
     scales = scales_and_centres(stream, limits)
+    on_cpu = of_first(ranks, {site: (scale, centre.cpu()) for site, (scale, centre) in scales.items()})
+    scales = {site: (on_cpu[site][0], on_cpu[site][1].to(scales[site][1])) for site in scales}
     members = [Member(config, {}, in_bfloat16(config, next(iter(scales.values()))[1])) for config in configs]
     for site, (scale, centre) in scales.items():
         d_in = len(centre)
         for member in members:
             config = member.config
             generator = generator_for(config.seed, "init", site)
-            sae = config.recipe.new(d_in, config.expansion * d_in, generator=generator).to(centre)
+            size = (d_in, config.expansion * d_in)
+            sae = untrained(config.recipe.new, *size, generator=generator, ranks=ranks).to(centre)
             sae.b_dec.data.copy_(centre)
-            member.sites[site] = site_state(sae, scale, limits[site])
+            member.sites[site] = site_state(sae, scale, limits[site], ranks)
     if len({member.name for member in members}) < len(members):
         names = ", ".join(member.name for member in members)
         raise UserError(f"members of a sweep must differ in kind, size, k, l1, kl or seed; got {names}")
@@ -85,7 +93,10 @@ def train(stream: ActivationSource, state: TrainState, downstream: Downstream | 
                 check_finite(state)
                 for member, done in zip(state.members, outcomes, strict=True):
                     _look(member, done, state.step)
-            n_dead = [{site: len(at_site.dead) for site, at_site in member.sites.items()} for member in state.members]
+            n_dead = [
+                {site: len(at_site.dead) + at_site.dead_elsewhere for site, at_site in member.sites.items()}
+                for member in state.members
+            ]
             yield TrainStep(state.step, outcomes, n_dead)
             if state.step == config.steps:
                 return
@@ -103,26 +114,30 @@ def step(
     downstream: Downstream | None = None,
 ) -> Outcome:
     """One step of one dictionary, in place; on a GPU it waits for nothing."""
-    config, state, x = member.config, member.sites[site], batch[site]
-    sae = state.sae
-    outcome = config.recipe.loss(sae, state.scale * x, LossContext(state.dead, config.ramp(number), scratch))
+    config, state = member.config, member.sites[site]
+    sae, ranks = state.sae, state.ranks
+    n_latents = config.expansion * sae.d_in
+    known = LossContext(state.dead, config.ramp(number), scratch, ranks, state.dead_elsewhere, n_latents)
+    outcome = config.recipe.loss(sae, state.scale * ranks.rows(batch[site]), known)
     loss = outcome.loss
     if config.kl:
         assert downstream is not None  # `train` has looked
         loss = loss + config.kl * downstream(site, outcome.x_hat / state.scale, batch)
     loss.backward()
+    weights = dict(sae.named_parameters())
+    ranks.add_gradients(weights)
     sae.project_gradient()
     if config.clip:
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
-    for name, weight in sae.named_parameters():
+        ranks.clip_gradients(weights, config.clip)
+    for name, weight in weights.items():
         if weight.grad is not None and state.weights[name] is not weight:
             state.weights[name].grad, weight.grad = weight.grad.T, None
     for group in state.optimizer.param_groups:
-        group["lr"] = config.rate(number, sae.n_latents)
+        group["lr"] = config.rate(number, n_latents)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     sae.normalise()
-    state.silent = (state.silent + len(x)).masked_fill(outcome.active, 0)
+    state.silent = (state.silent + len(batch[site])).masked_fill(outcome.active, 0)
     if outcome.threshold is not None:
         kept = torch.stack([outcome.threshold.nan_to_num(posinf=0.0), torch.ones_like(outcome.threshold)])
         state.threshold = _MEMORY * state.threshold + (1 - _MEMORY) * kept
@@ -134,7 +149,9 @@ def _look(member: Member, outcomes: dict[Site, Outcome], step: int) -> None:
     """Find the dead latents; raise `UserError` where none is active any more."""
     config = member.config
     for site, state in member.sites.items():
+        state.silent = state.ranks.least_of_replicas(state.silent)
         state.dead = (state.silent >= config.dead_after).nonzero().squeeze(-1)
+        state.dead_elsewhere = sum(of_other_shards(state.ranks, len(state.dead)))
         if step > 4 * config.warm_up and outcomes[site].l0 == 0:
             raise UserError(
                 f"training of {member.name} stopped at {site}, step {step}: no latent is active any more; "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.outliers import Limits
+from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig, recipe_to_json
 from sae_core.training.recipe import Outcome
@@ -34,6 +35,10 @@ class SiteState:
     """Running mean of the smallest activation that a batch kept, and its weight so far, `[2]`."""
     lost: Tensor
     """The first step with a loss that was not a number; -1 so far."""
+    ranks: Ranks = ALONE
+    """Over which the latents are spread: those of `sae`, of `silent` and of `dead` are this rank's."""
+    dead_elsewhere: int = 0
+    """How many latents of other ranks were dead at the last look."""
 
 
 @dataclass(eq=False)
@@ -49,7 +54,7 @@ class Member:
     def name(self) -> str:
         """What tells members of a sweep apart, e.g. `topk-n1024-k16-seed0`."""
         recipe = recipe_to_json(self.config.recipe)
-        widths = {state.sae.n_latents for state in self.sites.values()}
+        widths = {self.config.expansion * state.sae.d_in for state in self.sites.values()}
         size = f"n{widths.pop()}" if len(widths) == 1 else f"x{self.config.expansion}"
         kind = "tied" if recipe.get("tied") else recipe["kind"]
         options = [f"{name}{recipe[name]:g}" for name in ("k", "l1") if name in recipe]
@@ -113,8 +118,8 @@ class TrainStep:
         ]
 
 
-def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf) -> SiteState:
-    """A fresh optimiser and counters around a dictionary."""
+def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf, ranks: Ranks = ALONE) -> SiteState:
+    """A fresh optimiser and counters around a dictionary, or around a rank's latents of it."""
     # torch's fused Adam copies gradients that are transposed in memory, and mistakes them if their weights are not
     weights = {
         name: weight if weight.is_contiguous() else nn.Parameter(weight.detach().T)
@@ -126,7 +131,7 @@ def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf) -> SiteSt
     silent = torch.zeros(sae.n_latents, dtype=torch.long, device=device)
     lost = torch.full((), -1, dtype=torch.long, device=device)
     threshold = torch.zeros(2, device=device)
-    return SiteState(sae, weights, optimizer, scale, outlier_norm, silent, silent[:0].clone(), threshold, lost)
+    return SiteState(sae, weights, optimizer, scale, outlier_norm, silent, silent[:0].clone(), threshold, lost, ranks)
 
 
 def check_finite(state: TrainState) -> None:

@@ -1,0 +1,167 @@
+"""Messages between the hosts of all ranks: what they must have in common, what they decide together, who is missing.
+
+They go over gloo whatever the tensors go over, so that a host that waits for another one learns when that has ended.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from sae_core.errors import UserError
+from sae_core.progress import duration
+from sae_core.sharding.ranks import BLOCK, Ranks
+
+T = TypeVar("T")
+PATIENCE = 300.0
+"""Seconds that ranks wait for each other."""
+GRACE = 10.0
+"""Seconds in which all ranks learn that one has failed."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """All processes that `torchrun` has started, and this one among them."""
+
+    rank: int
+    size: int
+    device: str
+    """`cuda:1`, or `cpu`."""
+    store: Any
+    """What all can write into and read; a new one for each start."""
+    control: Any
+    """The group of all processes, over gloo."""
+    patience: float
+
+    def arranged(self, shards: int, replicas: int) -> Ranks:
+        """The processes as a mesh; raises `UserError` where their number is another."""
+        if shards * replicas != self.size:
+            raise UserError(
+                f"{shards} shards times {replicas} replicas are {shards * replicas} processes, and torchrun started "
+                f"{self.size}; give --shards and --replicas whose product is that"
+            )
+        mesh = torch.arange(self.size).view(replicas, shards)
+        return Ranks.on(DeviceMesh(self.device.partition(":")[0], mesh), None, self.control)
+
+    # ---- failures ------------------------------------------------------------------------------
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block a rank that has ended, or does not answer, is a `UserError` that names it."""
+        try:
+            yield
+        except (dist.DistError, RuntimeError) as error:
+            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "peer"))):
+                raise
+            missing = ", ".join(map(str, self._missing())) or "one that has failed by now"
+            raise UserError(
+                f"rank {missing} was ended, or has not answered for {duration(self.patience)}; begin again, and it "
+                "goes on from the last checkpoint"
+            ) from error
+
+    def _missing(self) -> list[int]:
+        """The ranks that do not notice, in due time, that something is wrong."""
+        self.store.set(f"noticed/{self.rank}", "yes")
+        until, others = time.monotonic() + GRACE, list(range(self.size))
+        while others and time.monotonic() < until:
+            time.sleep(0.1)
+            others = [rank for rank in others if not self.store.check([f"noticed/{rank}"])]
+        return others
+
+    def speaks(self) -> bool:
+        """Whether this rank is the one to say that the run has failed: rank 0, unless it lives on, or is no more."""
+        until = time.monotonic() + (GRACE if self.rank else 0.0)
+        while time.monotonic() < until:
+            if self.store.add("said", 0):
+                return False
+            time.sleep(0.1)
+        return self.store.add("said", 1) == 1
+
+
+def joined(device: str | None, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> World | None:
+    """The processes that `torchrun` started, this one among them; None where it is alone.
+
+    Every start gets a store of its own: in one that was left by an earlier start of the same `torchrun`, ranks find the
+    addresses of processes that have ended, and wait (pytorch#135712).
+    """
+    size, rank = (int(environment.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if size == 1:
+        return None
+    cuda = (device is None and torch.cuda.is_available()) or str(device).partition(":")[0] == "cuda"
+    if cuda:
+        device = f"cuda:{environment.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    place, wait = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=patience)
+    is_server = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    server = dist.TCPStore(*place, size, is_server, timeout=wait, multi_tenant=True)
+    store = dist.PrefixStore(f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
+    how = {"store": store, "rank": rank, "world_size": size, "timeout": wait}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **how)
+    control = dist.new_group(backend="gloo", timeout=wait)
+    return World(rank, size, device if cuda and device else "cpu", store, control, patience)
+
+
+def default_shards(size: int, n_latents: int, batch: int) -> int:
+    """Over how many of so many ranks latents are spread; the others are replicas.
+
+    All, unless a replica would see more than 2 n_latents / shards tokens a step: then adding up the gradients of
+    weights moves fewer bytes than exchanging rows. And no more than there are blocks of latents.
+    """
+    for replicas in (number for number in range(1, size + 1) if size % number == 0 and batch % number == 0):
+        shards = size // replicas
+        if n_latents >= BLOCK * shards and batch * shards <= 2 * n_latents * replicas:
+            return shards
+    return 1
+
+
+# ---- what ranks have in common ---------------------------------------------------------------------
+
+
+def everywhere(ranks: Ranks, value: T) -> list[T]:
+    """What each rank has, by rank."""
+    if ranks.size == 1:
+        return [value]
+    values: list[Any] = [None] * ranks.size
+    dist.all_gather_object(values, value, ranks.control)
+    return values
+
+
+def of_other_shards(ranks: Ranks, value: T) -> list[T]:
+    """What each other rank has that sees the same tokens."""
+    first = ranks.rank - ranks.shard
+    values = everywhere(ranks, value)
+    return [values[rank] for rank in range(first, first + ranks.shards) if rank != ranks.rank]
+
+
+def of_first(ranks: Ranks, value: T) -> T:
+    """What rank 0 has; plain values and tensors on a CPU."""
+    if ranks.size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0, ranks.control)
+    return values[0]
+
+
+def check_same(ranks: Ranks, **values: str) -> None:
+    """Raise `UserError`, on every rank, where they differ in one of these."""
+    by_rank = everywhere(ranks, values)
+    for name, value in by_rank[0].items():
+        for rank, other in enumerate(by_rank):
+            if other[name] != value:
+                raise UserError(f"rank {rank} has another {name} than rank 0; give all ranks the same files")
+
+
+def largest(ranks: Ranks, *numbers: int) -> list[int]:
+    """Of each number the largest that a rank has."""
+    if ranks.size == 1:
+        return [*numbers]
+    both = torch.tensor(numbers)
+    dist.all_reduce(both, dist.ReduceOp.MAX, ranks.control)
+    return both.tolist()
