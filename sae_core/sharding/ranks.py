@@ -143,6 +143,11 @@ def exchanged(x: Float[Tensor, "ranks ..."], group: Any) -> Float[Tensor, "ranks
     return received
 
 
+# torch's names since 2.13; those before are deprecated
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx, share, group):
@@ -158,11 +163,11 @@ class _ReduceScatter(torch.autograd.Function):
     def forward(ctx, part, group, size):
         ctx.group, ctx.size = group, size
         own = part.new_empty(len(part) // size, *part.shape[1:])
-        dist.reduce_scatter_tensor(own, part.contiguous(), group=group)
+        _reduce_scatter(own, part.contiguous(), group=group)
         return own
 
     @staticmethod
     def backward(ctx, gradient):
         whole = gradient.new_empty(len(gradient) * ctx.size, *gradient.shape[1:])
-        dist.all_gather_into_tensor(whole, gradient.contiguous(), group=ctx.group)
+        _all_gather(whole, gradient.contiguous(), group=ctx.group)
         return whole, None, None

@@ -1,15 +1,18 @@
-"""Processes that train together, on this machine, over gloo: forked once, each works through every case of a module."""
+"""Processes that train together, on this machine, over gloo: each works through every case of a module."""
 
+import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from planted import unchecked
 from torch.distributed.device_mesh import DeviceMesh
 
 from sae_core.sharding.ranks import Ranks
@@ -18,33 +21,39 @@ MESHES = {"R=2": (1, 2), "R=4": (1, 4), "D=2": (2, 1), "D=2 R=2": (2, 2)}
 """Replicas and shards."""
 
 
-def on_ranks(size: int, work: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What `work(rank)` returns in each of so many processes, which form one group; raises what went wrong in one."""
-    children = []
-    for rank in range(size):
-        children.append(os.fork())
-        if children[-1] == 0:
-            _work(rank, size, work, folder)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
-    assert not any(statuses), "\n".join(errors) or statuses
+FRESH = multiprocessing.get_context("forkserver")
+"""Processes that begin as copies of one in which nothing has run yet: it imports torch once."""
+FRESH.set_forkserver_preload(["preloaded"])
+
+
+def on_ranks(size: int, work: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
+    """What `work(rank, *arguments)`, a function of a module, returns in each of so many processes of one group.
+
+    Raises what went wrong in one of them.
+    """
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # what it imports first it looks for there
+        forkserver.ensure_running()
+    processes = [FRESH.Process(target=_work, args=(rank, size, work, folder, *arguments)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes), "\n".join(
+        path.read_text() for path in sorted(folder.glob("error-*"))
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-def _work(rank: int, size: int, work: Callable[[int], dict[str, Any]], folder: Path) -> None:
-    status = 1
+def _work(rank: int, size: int, work: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> None:
     try:
         torch.set_num_threads(1)
         store = dist.FileStore(str(folder / "store"), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-        with unchecked():
-            torch.save(work(rank), folder / f"{rank}.pt")
+        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()
-        status = 0
     except BaseException:
         (folder / f"error-{rank}").write_text(traceback.format_exc())
-    finally:
-        os._exit(status)
+        os._exit(1)
 
 
 def meshes() -> dict[str, Ranks]:
