@@ -109,11 +109,12 @@ class ActivationStream:
             return size
         n_content = self.model.content(self.tokens(block)).sum(1).cumsum(0)
         enough = int((n_content < _SPARE * steps * self.batch).sum()) + 1
-        at_once = self._contexts_at_once  # passes are those of the whole block
+        at_once = self.contexts_at_once  # passes are those of the whole block
         return min(size, -(-max(enough, -(-self.batch // _MEETING)) // at_once) * at_once)
 
     @property
-    def _contexts_at_once(self) -> int:
+    def contexts_at_once(self) -> int:
+        """Contexts per forward pass."""
         return self.at_once or _contexts_at_once(self.model, self.contexts.shape[1])
 
     def n_read(self, tokens: int) -> int:
@@ -124,15 +125,18 @@ class ActivationStream:
             return size * length
         return (whole * size + (self.n_contexts(whole, rest // self.batch) if rest else 0)) * length
 
-    def rows(self, block: int, n: int | None = None) -> dict[Site, Tensor]:
+    def rows(self, block: int, n: int | None = None, share: tuple[int, int] = (0, 1)) -> dict[Site, Tensor]:
         """The activations `[tokens, d_in]` of one block, or of its first `n` contexts, in the order of `tokens`.
 
-        They are kept until another block is read, which overwrites them.
+        Of a `share`, (which, of how many), those of every so-manieth forward pass. They are kept until another block is
+        read, which overwrites them.
         """
-        n = self.block_contexts if n is None else n
+        n, (which, of) = self.block_contexts if n is None else n, share
 
         def make(buffers: _Buffers) -> dict[Site, Tensor]:
-            return harvest(self.model, self.tokens(block)[:n], self.sites, buffers, at_once=self._contexts_at_once)
+            contexts, at_once = self.tokens(block)[:n], self.contexts_at_once
+            contexts = contexts[torch.arange(n) // at_once % of == which] if of > 1 else contexts
+            return harvest(self.model, contexts, self.sites, buffers, at_once=at_once)
 
         return self._latest.get((self.place(block), n), make)
 
@@ -144,6 +148,11 @@ class ActivationStream:
         """Which rows a block has: its own, or those of block 0, if a block holds the whole text."""
         return 0 if self.block_contexts == len(self.contexts) else block
 
+    def order(self, block: int, n: int | None) -> tuple[Bool[Tensor, "contexts pos"], Int[Tensor, "tokens"]]:
+        """Which tokens of a block's first `n` contexts are content, and in which order these are trained on."""
+        content = self.model.content(self.tokens(block)[:n])
+        return content, spread(content, generator=generator_for(self.seed, "block", block))
+
     def batches(
         self, block: int, rows: Callable[[], Mapping[Site, Tensor]], limits: Limits = NO_LIMITS, n: int | None = None
     ) -> Iterator[dict[Site, Tensor]]:
@@ -153,8 +162,7 @@ class ActivationStream:
 
         A token that is an outlier at one site is left out at all: every batch holds the same tokens at every site.
         """
-        content = self.model.content(self.tokens(block)[:n])
-        order = spread(content, generator=generator_for(self.seed, "block", block)).to(self.model.device)
+        order = self.order(block, n)[1].to(self.model.device)
         if (kept := inliers_everywhere(rows(), limits)) is not None:
             order = order[kept[order]]
         for chosen in order.split(self.batch):
@@ -216,6 +224,8 @@ def harvest(
     Written into `buffers` where these have room, which hold them afterwards in any case; `at_once` contexts go through
     the model together, by default as many as its device takes well.
     """
+    if not len(contexts):
+        return {site: torch.empty(0, model.d_in(site), device=model.device) for site in sites}
     content, rows, start = model.content(contexts), {}, 0
     buffers = {} if buffers is None else buffers
     at_once = at_once or model.at_once(_contexts_at_once(model, contexts.shape[1]))

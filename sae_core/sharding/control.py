@@ -145,7 +145,7 @@ def of_first(ranks: Ranks, value: T) -> T:
     if ranks.size == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, 0, ranks.control)
+    dist.broadcast_object_list(values, group=ranks.control, group_src=0)
     return values[0]
 
 

@@ -60,13 +60,13 @@ def gathered(part: Tensor, n_latents: int, ranks: Ranks) -> Tensor | None:
     part = part.cpu().contiguous()
     if ranks.rank:
         if ranks.rank < ranks.shards:  # other replicas have the same
-            dist.send(part, 0, group=ranks.control)
+            dist.send(part, group=ranks.control, group_dst=0)
         return None
     rows = part.new_empty(n_latents, *part.shape[1:])
     for shard in range(ranks.shards):
         here = rows[ranks.latents(n_latents, shard).start : ranks.latents(n_latents, shard).stop]
         if shard:
-            dist.recv(here, shard, group=ranks.control)
+            dist.recv(here, group=ranks.control, group_src=shard)
         else:
             here.copy_(part)
     return rows

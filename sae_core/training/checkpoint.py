@@ -1,4 +1,8 @@
-"""Training states on disk: a folder `checkpoint` of safetensors and JSON, from which training goes on exactly."""
+"""Training states on disk: a folder `checkpoint` of safetensors and JSON, from which training goes on exactly.
+
+Where latents are spread over ranks, each writes those that it has into a file of its own, and any number of ranks goes
+on from them. (Not torch.distributed.checkpoint: its index is a pickle, and none is loaded here.)
+"""
 
 import math
 import shutil
@@ -17,6 +21,9 @@ from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, reading, write_json, write_tensors
 from sae_core.model.language_model import LanguageModel
 from sae_core.partial import sweep
+from sae_core.sharding.control import everywhere
+from sae_core.sharding.files import latents_of
+from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
 from sae_core.training.state import Member, SiteState, TrainState, check_finite, site_state
@@ -50,6 +57,8 @@ class CheckpointCard:
     training: list[dict[str, Any]]
     outlier_norms: dict[Site, float | None] = field(default_factory=dict)
     """None: no token is an outlier."""
+    further: dict[str, str] = field(default_factory=dict)
+    """The files of the other shards' latents, in their order, and the digests of their tensors."""
 
     def __post_init__(self):
         for name in ("step", "block", "position"):
@@ -74,12 +83,20 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
     goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
     """
     check_finite(state)
-    folder, file = out / CHECKPOINT, f"state-{state.step}.safetensors"
-    sweep(folder)
-    written = write_tensors(folder / file, _tensors_of(state))
+    folder, ranks = out / CHECKPOINT, state.ranks
+    names = [_file_name(state.step, shard, ranks.shards) for shard in range(ranks.shards)]
+    if ranks.rank == 0:
+        sweep(folder)
+    for _, at_site in _places(state):
+        at_site.silent = ranks.least_of_replicas(at_site.silent)
+    first_replica = ranks.rank < ranks.shards
+    digests = everywhere(ranks, write_tensors(folder / names[ranks.shard], _stored(state)) if first_replica else "")
+    if ranks.rank:
+        return
     card = {
-        "digest": written,
-        "file": file,
+        "digest": digests[0],
+        "file": names[0],
+        "further": dict(zip(names[1:], digests[1:], strict=False)),
         "step": state.step,
         "block": state.block,
         "position": state.position,
@@ -95,8 +112,12 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
     }
     write_json(folder / STATE, card)
     for old in folder.glob("state-*.safetensors"):
-        if old.name != file:
+        if old.name not in names:
             old.unlink()
+
+
+def _file_name(step: int, shard: int, shards: int) -> str:
+    return f"state-{step}.safetensors" if shards == 1 else f"state-{step}-{shard:05}-of-{shards:05}.safetensors"
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -122,19 +143,23 @@ def read_checkpoint(out: Path) -> CheckpointCard:
         return from_plain(CheckpointCard, value)
 
 
-def load_checkpoint(out: Path, *, device: torch.device) -> TrainState:
+def load_checkpoint(out: Path, *, device: torch.device, ranks: Ranks = ALONE) -> TrainState:
     """The training state saved in `out`, which multiplies in the precision that it began with, whatever the device.
 
     Nothing is used before everything is checked: names, shapes, types and ranges (of moments that are too small the
     fused optimiser reads past the end). Raises `UserError` for a checkpoint that is damaged.
     """
     card = read_checkpoint(out)
-    path = out / CHECKPOINT / Path(card.file).name
-    tensors = read_tensors(path, card.digest)
-    with reading(path):
-        state = _untrained(card, tensors, device)
+    paths = [out / CHECKPOINT / Path(name).name for name in (card.file, *card.further)]
+    parts = dict(zip(paths, (card.digest, *card.further.values()), strict=True))
+    with reading(paths[0]):
+        if len(parts) == ranks.shards == 1:
+            tensors, n_dead = read_tensors(paths[0], card.digest), {}
+        else:
+            tensors, n_dead = latents_of(parts, [config.expansion for config in card.configs], ranks)
+        state = _untrained(card, tensors, device, ranks)
         _check(tensors, state)
-        _fill(state, tensors)
+        _fill(state, tensors, n_dead)
     return state
 
 
@@ -143,6 +168,14 @@ def _places(state: TrainState) -> Iterator[tuple[str, SiteState]]:
     for number, member in enumerate(state.members):
         for site, at_site in member.sites.items():
             yield f"{number}/{site}", at_site
+
+
+def _stored(state: TrainState) -> dict[str, Tensor]:
+    """What this rank writes: dead latents by their places in the whole dictionary."""
+    tensors = _tensors_of(state)
+    for place, at_site in _places(state):
+        tensors[f"{place}/state/dead"] = at_site.dead + state.ranks.latents(at_site.n_latents).start
+    return tensors
 
 
 def _tensors_of(state: TrainState) -> dict[str, Tensor]:
@@ -157,17 +190,19 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def _untrained(card: CheckpointCard, tensors: Mapping[str, Tensor], device: torch.device) -> TrainState:
+def _untrained(card: CheckpointCard, tensors: Mapping[str, Tensor], device: torch.device, ranks: Ranks) -> TrainState:
     """The state that the card describes before its first step, of the sizes that its decoders have."""
     members = []
     for number, (config, bfloat16) in enumerate(zip(card.configs, card.bfloat16, strict=True)):
         sites = {}
         for site, scale in card.scales.items():
-            n_latents, d_in = tensors[f"{number}/{site}/W_dec"].shape
-            if n_latents != config.expansion * d_in:
+            W_dec = tensors[f"{number}/{site}/W_dec"]
+            (n_latents, d_in), exact = W_dec.shape, torch.float64 if W_dec.dtype is torch.float64 else torch.float32
+            if n_latents != len(ranks.latents(config.expansion * d_in)):
                 raise UserError(f"{number}/{site}/W_dec has {n_latents} rows, not {config.expansion} times {d_in}")
-            sae = config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device)
-            sites[site] = site_state(sae, scale, card.outlier_norms.get(site) or math.inf)
+            sae = config.recipe.new(d_in, n_latents, generator=torch.Generator()).to(device, exact)
+            whole = config.expansion * d_in
+            sites[site] = site_state(sae, scale, card.outlier_norms.get(site) or math.inf, ranks, whole)
         members.append(Member(config, sites, bfloat16))
     return TrainState(members, card.step, card.block, card.position)
 
@@ -195,12 +230,13 @@ def _check(tensors: Mapping[str, Tensor], untrained: TrainState) -> None:
             raise UserError(f"{place}/state/dead names latents that there are not")
 
 
-def _fill(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    """Take over checked tensors."""
+def _fill(state: TrainState, tensors: Mapping[str, Tensor], n_dead: Mapping[str, int]) -> None:
+    """Take over checked tensors, and how many latents are dead on all ranks."""
     for place, at_site in _places(state):
         device = at_site.sae.W_dec.device
         for name in _COUNTERS:
             setattr(at_site, name, tensors[f"{place}/state/{name}"].to(device))
+        at_site.dead_elsewhere = n_dead.get(f"{place}/state/dead", len(at_site.dead)) - len(at_site.dead)
         for name, parameter in at_site.sae.named_parameters():
             parameter.data.copy_(tensors[f"{place}/{name}"])
         for name, weight in at_site.weights.items():

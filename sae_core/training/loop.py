@@ -56,7 +56,7 @@ def start(
             size = (d_in, config.expansion * d_in)
             sae = untrained(config.recipe.new, *size, generator=generator, ranks=ranks).to(centre)
             sae.b_dec.data.copy_(centre)
-            member.sites[site] = site_state(sae, scale, limits[site], ranks)
+            member.sites[site] = site_state(sae, scale, limits[site], ranks, size[1])
     if len({member.name for member in members}) < len(members):
         names = ", ".join(member.name for member in members)
         raise UserError(f"members of a sweep must differ in kind, size, k, l1, kl or seed; got {names}")
@@ -116,8 +116,7 @@ def step(
     """One step of one dictionary, in place; on a GPU it waits for nothing."""
     config, state = member.config, member.sites[site]
     sae, ranks = state.sae, state.ranks
-    n_latents = config.expansion * sae.d_in
-    known = LossContext(state.dead, config.ramp(number), scratch, ranks, state.dead_elsewhere, n_latents)
+    known = LossContext(state.dead, config.ramp(number), scratch, ranks, state.dead_elsewhere, state.n_latents)
     outcome = config.recipe.loss(sae, state.scale * ranks.rows(batch[site]), known)
     loss = outcome.loss
     if config.kl:
@@ -133,7 +132,7 @@ def step(
         if weight.grad is not None and state.weights[name] is not weight:
             state.weights[name].grad, weight.grad = weight.grad.T, None
     for group in state.optimizer.param_groups:
-        group["lr"] = config.rate(number, n_latents)
+        group["lr"] = config.rate(number, state.n_latents)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     sae.normalise()

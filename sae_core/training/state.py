@@ -35,8 +35,10 @@ class SiteState:
     """Running mean of the smallest activation that a batch kept, and its weight so far, `[2]`."""
     lost: Tensor
     """The first step with a loss that was not a number; -1 so far."""
-    ranks: Ranks = ALONE
+    ranks: Ranks
     """Over which the latents are spread: those of `sae`, of `silent` and of `dead` are this rank's."""
+    n_latents: int
+    """Of the whole dictionary."""
     dead_elsewhere: int = 0
     """How many latents of other ranks were dead at the last look."""
 
@@ -54,7 +56,7 @@ class Member:
     def name(self) -> str:
         """What tells members of a sweep apart, e.g. `topk-n1024-k16-seed0`."""
         recipe = recipe_to_json(self.config.recipe)
-        widths = {self.config.expansion * state.sae.d_in for state in self.sites.values()}
+        widths = {state.n_latents for state in self.sites.values()}
         size = f"n{widths.pop()}" if len(widths) == 1 else f"x{self.config.expansion}"
         kind = "tied" if recipe.get("tied") else recipe["kind"]
         options = [f"{name}{recipe[name]:g}" for name in ("k", "l1") if name in recipe]
@@ -85,6 +87,11 @@ class TrainState:
     block: int = 0
     position: int = 0
     """Batches of `block` already used."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Over which all dictionaries are spread."""
+        return next(iter(self.members[0].sites.values())).ranks
 
     @property
     def limits(self) -> Limits:
@@ -118,7 +125,9 @@ class TrainStep:
         ]
 
 
-def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf, ranks: Ranks = ALONE) -> SiteState:
+def site_state(
+    sae: SAE, scale: float, outlier_norm: float = math.inf, ranks: Ranks = ALONE, n_latents: int | None = None
+) -> SiteState:
     """A fresh optimiser and counters around a dictionary, or around a rank's latents of it."""
     # torch's fused Adam copies gradients that are transposed in memory, and mistakes them if their weights are not
     weights = {
@@ -130,8 +139,9 @@ def site_state(sae: SAE, scale: float, outlier_norm: float = math.inf, ranks: Ra
     device = sae.W_dec.device
     silent = torch.zeros(sae.n_latents, dtype=torch.long, device=device)
     lost = torch.full((), -1, dtype=torch.long, device=device)
-    threshold = torch.zeros(2, device=device)
-    return SiteState(sae, weights, optimizer, scale, outlier_norm, silent, silent[:0].clone(), threshold, lost, ranks)
+    threshold = torch.zeros(2, device=device, dtype=sae.W_dec.dtype)
+    counters = (silent, silent[:0].clone(), threshold, lost)
+    return SiteState(sae, weights, optimizer, scale, outlier_norm, *counters, ranks, n_latents or sae.n_latents)
 
 
 def check_finite(state: TrainState) -> None:
