@@ -39,7 +39,9 @@ class Codes:
     def where(cls, f: Float[Tensor, "batch n_latents"], mask: Tensor | None = None) -> "Codes":
         """The codes of dense activations: entries where `mask` holds, or where they are not zero."""
         rows, indices = (f != 0 if mask is None else mask).nonzero(as_tuple=True)
-        return cls(indices, f[rows, indices], _bounds(rows, len(f)), f.shape[-1])
+        codes = cls(indices, f[rows, indices], _bounds(rows, len(f)), f.shape[-1])
+        codes.__dict__["rows"] = rows
+        return codes
 
     @cached_property
     def rows(self) -> Int[Tensor, "active"]:
@@ -51,7 +53,7 @@ class Codes:
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same entries latent by latent: (their order, their tokens, offsets `[n_latents + 1]`)."""
-        indices, order = torch.sort(self.indices, stable=True)
+        indices, order = torch.sort(self.indices.int(), stable=True)  # half as wide, sorted twice as fast
         return order, self.rows[order], _bounds(indices, self.n_latents)
 
     def with_values(self, values: Float[Tensor, "active"]) -> "Codes":
@@ -71,8 +73,10 @@ class Codes:
         if kept.device.type != "cpu":
             return self.with_values(self.values * kept)
         place = kept.nonzero().squeeze(-1)
-        offsets = _bounds(self.rows[place], len(self.offsets) - 1)
-        return Codes(self.indices[place], self.values[place], offsets, self.n_latents)
+        rows = self.rows[place]
+        codes = Codes(self.indices[place], self.values[place], _bounds(rows, len(self.offsets) - 1), self.n_latents)
+        codes.__dict__["rows"] = rows
+        return codes
 
     def dense(self) -> Float[Tensor, "batch n_latents"]:
         """All activations, zeros included."""

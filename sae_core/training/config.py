@@ -63,8 +63,8 @@ class TrainConfig:
     clip: float | None = None
     """The gradient's norm, over all parameters of one dictionary, is cut to this."""
     bfloat16: bool | None = None
-    """Whether TopK, BatchTopK and Matryoshka multiply with the encoder in bfloat16, which makes codes three
-    digits exact in training and not otherwise; None for wherever the hardware that the run begins on has
+    """Whether activations are multiplied with the encoder in bfloat16, which makes codes three digits exact in
+    training and not otherwise; None for wherever the hardware that the run begins on has
     instructions for it."""
     kl: float = 0.0
     """Weight of KL(model || model with the reconstruction in place), in nats per token."""

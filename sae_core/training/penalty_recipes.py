@@ -1,14 +1,32 @@
-"""Recipes with a penalty for latents that are active: ReLU and Gated (L1), JumpReLU (L0). Units: see `recipe.py`."""
+"""Recipes with a penalty for latents that are active: ReLU and Gated (L1), JumpReLU (L0). Units: see `recipe.py`.
+
+A latent that is zero has, but for thresholds, no gradient. So a step needs the encoder's product, and all else at
+active entries alone, as in TopK (`_Chosen`); early in training, where many are active, the formulas run over all.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_core import checks
-from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE
-from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k, dense_outcome, squared_error
+from sae_core.dictionaries import sparse
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TiedSAE
+from sae_core.dictionaries.sparse import Codes
+from sae_core.sharding.ranks import Ranks
+from sae_core.training.recipe import (
+    LossContext,
+    Outcome,
+    batch_fvu,
+    check_k,
+    dense_outcome,
+    sparse_outcome,
+    squared_error,
+)
+
+FEW = 1 / 8
+"""Share of entries up to which products with these alone are faster than with all."""
 
 
 def l1_of_mean(alpha: float, d_in: int) -> float:
@@ -38,10 +56,12 @@ class ReLU:
         return (TiedSAE if self.tied else ReLUSAE)(d_in, n_latents, generator=generator)
 
     def loss(self, sae: ReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        f = sae.encode(x)
-        x_hat = sae.decode(f)
-        loss = squared_error(x, x_hat) + context.ramp * self.l1 * f.sum(-1).mean() / x.shape[-1]
-        return dense_outcome(loss, x, x_hat, f)
+        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
+        chosen = _Chosen.of(sae, x, pre, _few(pre, pre > 0))
+        ranks, f = context.ranks, chosen.pre.relu()
+        x_hat = ranks.summed(chosen.decode(f, sae.W_dec)) + sae.b_dec
+        penalty = context.ramp * self.l1 * ranks.mean(f.sum() / x.numel())
+        return chosen.outcome(squared_error(ranks.own(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
 
 
 @dataclass(frozen=True)
@@ -70,11 +90,22 @@ class JumpReLU:
         return sae
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        f, on = _JumpReLU.apply(sae.pre(x), sae.threshold.clamp_min(0), self.bandwidth)
-        x_hat = sae.decode(f)
-        fvu, l0 = batch_fvu(x, x_hat), on.sum(-1).mean()
-        loss = fvu + context.ramp * self.l0 * (l0 / self.k - 1).square()
-        return dense_outcome(loss, x, x_hat, f)
+        ranks, threshold = context.ranks, sae.threshold.clamp_min(0)
+        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
+        within = _few(pre, pre >= threshold - self.bandwidth / 2)  # active, or near enough to teach the threshold
+        if within is None:
+            chosen = _Chosen.of(sae, x, pre, None)
+            f, on = _JumpReLU.apply(chosen.pre, threshold, self.bandwidth)
+            part, l0 = chosen.decode(f, sae.W_dec), on.sum() / len(x)
+        else:
+            limit = threshold.detach()[within.indices]
+            near = within.where_kept(_near(within.values, limit, self.bandwidth))
+            chosen = _Chosen.of(sae, x, pre, within.where_kept(within.values > limit))
+            f, part = chosen.pre, chosen.decode(chosen.pre, sae.W_dec)
+            part, l0 = _Thresholds.apply(part, threshold, sae.W_dec, near, len(f), self.bandwidth)
+        x_hat = ranks.summed(part) + sae.b_dec
+        penalty = context.ramp * self.l0 * (ranks.mean(l0) / self.k - 1).square()
+        return chosen.outcome(batch_fvu(ranks.own(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
 
 
 @dataclass(frozen=True)
@@ -94,11 +125,74 @@ class Gated:
         return GatedSAE(d_in, n_latents, generator=generator)
 
     def loss(self, sae: GatedSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        pre = sae.pre(x)
-        f, gate = sae.activate(pre), (pre + sae.b_gate).relu()
-        x_hat, x_hat_aux = sae.decode(f), gate @ sae.W_dec.detach() + sae.b_dec.detach()
-        penalty = context.ramp * self.l1 * gate.sum(-1).mean() / x.shape[-1]
-        return dense_outcome(squared_error(x, x_hat) + penalty + squared_error(x, x_hat_aux), x, x_hat, f)
+        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
+        chosen = _Chosen.of(sae, x, pre, _few(pre, pre > -sae.b_gate))
+        gate = (chosen.pre + chosen.at(sae.b_gate)).relu()
+        f = (gate > 0) * (chosen.at(sae.r_mag).exp() * chosen.pre + chosen.at(sae.b_mag)).relu()
+        ranks, own = context.ranks, context.ranks.own(x)
+        x_hat = ranks.summed(chosen.decode(f, sae.W_dec)) + sae.b_dec
+        x_hat_aux = ranks.summed(chosen.decode(gate, sae.W_dec.detach())) + sae.b_dec.detach()
+        loss = squared_error(own, x_hat, ranks) + squared_error(own, x_hat_aux, ranks)
+        loss = loss + context.ramp * self.l1 * ranks.mean(gate.sum() / x.numel())
+        return chosen.outcome(loss, x, x_hat, f, ranks)
+
+
+def _few(pre: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"]) -> Codes | None:
+    """The entries where `mask` holds; None if these are many, and on a GPU, which would wait for their number."""
+    many = pre.device.type != "cpu" or mask.count_nonzero() > FEW * mask.numel()
+    return None if many else Codes.where(pre, mask)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The encoder's product with its gradient: at few entries (those of `codes`), or at all (None)."""
+
+    pre: Tensor
+    """`[active]` or `[batch, n_latents]`."""
+    codes: Codes | None
+
+    @classmethod
+    def of(cls, sae: SAE, x: Tensor, pre: Float[Tensor, "batch n_latents"], codes: Codes | None) -> "_Chosen":
+        """`pre` at the entries of `codes`, or all of it."""
+        parameters = sae.W_enc, sae.b_enc, sae.b_dec
+        if codes is None:
+            return cls(_EncoderGradient.apply(pre.to(x.dtype), x, *parameters), None)
+        codes = sparse.encode(codes.with_values(codes.values.to(x.dtype)), x, *parameters)
+        return cls(codes.values, codes)
+
+    def at(self, parameter: Float[Tensor, "n_latents"]) -> Tensor:
+        """A parameter of each latent, so that it fits `pre`."""
+        return parameter if self.codes is None else parameter.index_select(0, self.codes.indices)
+
+    def decode(self, f: Tensor, W_dec: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "batch d_in"]:
+        """f W_dec, without bias."""
+        return f @ W_dec if self.codes is None else sparse.decode(self.codes.with_values(f), W_dec)
+
+    def outcome(self, loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor, ranks: Ranks) -> Outcome:
+        if self.codes is None:
+            return dense_outcome(loss, x, x_hat, f, ranks)
+        fvu = batch_fvu(ranks.own(x), x_hat.detach(), ranks)
+        return sparse_outcome(loss, x_hat, fvu, self.codes.with_values(f), ranks=ranks)
+
+
+class _EncoderGradient(torch.autograd.Function):
+    """(x - b_dec) W_enc + b_enc unchanged, and its gradient. `x` gets none, which saves a product of five."""
+
+    @staticmethod
+    def forward(ctx, pre, x, W_enc, b_enc, b_dec):
+        ctx.save_for_backward(x, W_enc, b_dec)
+        return pre.view_as(pre)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, W_enc, b_dec = ctx.saved_tensors
+        d_b_enc = gradient.sum(0)
+        return None, None, (gradient.T @ (x - b_dec)).T, d_b_enc, -(W_enc @ d_b_enc)
+
+
+def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Bool[Tensor, "..."]:
+    """Where the kernel around the threshold is not zero."""
+    return (pre >= threshold - bandwidth / 2) & (pre <= threshold + bandwidth / 2)
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -118,6 +212,30 @@ class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_f, d_on):
         pre, threshold, on = ctx.saved_tensors
-        near = (pre - threshold).abs() <= ctx.bandwidth / 2
+        near = _near(pre, threshold, ctx.bandwidth)
         d_threshold = -((threshold * d_f + d_on) * near).sum(0) / ctx.bandwidth
         return d_f * on, d_threshold, None
+
+
+class _Thresholds(torch.autograd.Function):
+    """(f W_dec, L0) unchanged, and the gradients of thresholds that `_JumpReLU` gives, from near entries alone.
+
+    With g = d loss / d (f W_dec), a latent's activation on token b has the gradient <g_b, d_j>. So the sum over
+    its near tokens is <(K^T g)_j, d_j>, and
+
+        d_threshold_j = -(threshold_j <(K^T g)_j, d_j> + d_L0 / batch * sum_b K_bj) / bandwidth.
+    """
+
+    @staticmethod
+    def forward(ctx, part, threshold, W_dec, near, n_active, bandwidth):
+        ctx.save_for_backward(threshold, W_dec)
+        ctx.near, ctx.bandwidth = near, bandwidth
+        return part.view_as(part), part.new_tensor(n_active / len(part))
+
+    @staticmethod
+    def backward(ctx, g, d_l0):
+        threshold, W_dec = ctx.saved_tensors
+        summed = sparse.accumulate(ctx.near.with_values(g.new_ones(len(ctx.near.indices))), g.contiguous())
+        counts = ctx.near.by_latent[-1].diff()
+        d_threshold = threshold * (summed * W_dec).sum(-1) + d_l0 / len(g) * counts
+        return g, -d_threshold / ctx.bandwidth, None, None, None, None

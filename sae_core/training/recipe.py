@@ -85,7 +85,7 @@ def squared_error(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
 def dense_outcome(loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor, ranks: Ranks = ALONE) -> Outcome:
     """The outcome of dense codes `f`, `[batch, n_latents]`."""
     active = f.detach() != 0
-    l0 = ranks.mean(active.sum(-1).to(x.dtype).mean())
+    l0 = ranks.mean(active.count_nonzero().to(x.dtype) / len(x))  # `sum` of bool is fifteen times as slow
     return Outcome(loss, x_hat, batch_fvu(ranks.own(x), x_hat.detach(), ranks), active.any(0), l0)
 
 

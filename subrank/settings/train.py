@@ -39,8 +39,8 @@ class TrainSettings(Settings):
     """tokens of text to read, at most; as many as to train on, if not given"""
     batch: int = setting(1024, least=1)
     """tokens per step"""
-    bfloat16: bool | None = setting(None, needs={"kind": ("topk", "batchtopk", "matryoshka")})
-    """choose latents in bfloat16; where the hardware is fast at it, if not given"""
+    bfloat16: bool | None = None
+    """encode in bfloat16 while training; where the hardware is fast at it, if not given"""
     lr: float | None = setting(None, above=0)
     """learning rate; 5e-4 sqrt(2^14 / latents) by default"""
     clip: float | None = setting(None, above=0)

@@ -193,7 +193,6 @@ def test_thresholds_need_their_selector():
 @pytest.mark.parametrize(
     ("kind", "wrong", "right", "words"),
     [
-        (TrainSettings, {"bfloat16": True, "kind": "relu"}, {"bfloat16": False, "kind": "relu"}, ("--bfloat16",)),
         (TrainSettings, {"memory": 1.0, "kl": 0.5}, {"memory": 1.0}, ("--memory", "--kl")),
         (IOISettings, {"shortlist": 8, "selectors": "random"}, {"shortlist": 8}, ("--shortlist", "greedy")),
         (IOISettings, {"site": "resid_post.1", "sites": "all"}, {"sites": "all"}, ("--site", "--sites")),

@@ -12,6 +12,7 @@ from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
 from sae_core.training.loop import step
+from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import LossContext
 from sae_core.training.state import Member, site_state
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
@@ -22,9 +23,9 @@ KINDS = {
     "multi": TopK(K, multi=1 / 8),
     "batchtopk": BatchTopK(K),
     "matryoshka": Matryoshka(K),
-    # "jumprelu": JumpReLU(K, bandwidth=0.6),
-    # "gated": Gated(0.7),
-    # "relu": ReLU(0.7),
+    "jumprelu": JumpReLU(K, bandwidth=0.6),
+    "gated": Gated(0.7),
+    "relu": ReLU(0.7),
     # "tied": ReLU(0.7, tied=True),
 }
 SIZES = {"even": 192, "uneven": 203}

@@ -168,7 +168,7 @@ def test_a_finished_run_stays_finished():
 def test_training_in_bfloat16_is_nearly_that_in_float32():
     """Only the choice of latents is in bfloat16: nearly the same are chosen, and it explains as much."""
     stream, result = small((Site(0),), batches=20), {}
-    for name in ("topk", "batchtopk"):
+    for name in ("topk", "batchtopk", "jumprelu", "gated", "relu"):
         both = []
         for bfloat16 in (False, True):
             state = trained(stream, config(EVERY[name], steps=90, bfloat16=bfloat16))

@@ -10,9 +10,11 @@ from recipes import D_IN, EACH, N_LATENTS, K, gradients, in_the_middle, outcome,
 from tiny import user_error
 from torch import Tensor
 
-from sae_core.dictionaries.saes import GatedSAE, JumpReLUSAE
+from sae_core.dictionaries.saes import SAE, GatedSAE, JumpReLUSAE
+from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
 from sae_core.evaluation.reconstruction import l0
+from sae_core.training import penalty_recipes
 from sae_core.training.config import RECIPES, recipe_from_json, recipe_to_json
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU, l1_of_mean
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
@@ -96,6 +98,74 @@ def test_gated_penalty_is_on_the_gates():
         assert torch.allclose(with_penalty[name], without[name], atol=1e-15)
     expected = (sae.pre(x) + sae.b_gate > 0).double().mean(0) / D_IN
     assert torch.allclose(with_penalty["b_gate"] - without["b_gate"], expected)
+
+
+# ---- a step through active entries, and through all -------------------------------------------------------
+
+PENALTIES = {name: EACH[name] for name in ("relu", "tied", "jumprelu", "gated")}
+RAMP = 0.4
+
+
+def by_hand(recipe, sae: SAE, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients by the formulas over all entries, the encoder's product within autograd's graph."""
+    if isinstance(sae, JumpReLUSAE):
+        return jumprelu_by_hand(recipe, sae, x, RAMP)
+    f, gate = sae.encode(x), (sae.pre(x) + sae.b_gate).relu() if isinstance(sae, GatedSAE) else None
+    loss = (x - sae.decode(f)).square().sum() + RAMP * recipe.l1 * (f if gate is None else gate).sum()
+    if gate is not None:
+        loss = loss + (x - gate @ sae.W_dec.detach() - sae.b_dec.detach()).square().sum()
+    return loss / x.numel(), gradients(loss / x.numel(), sae)
+
+
+@torch.no_grad()
+def shifted(recipe, case: str) -> tuple[SAE, Tensor]:
+    """A dictionary in the middle of training, as many of whose latents are active as the case says."""
+    sae, x = in_the_middle(recipe)
+    bias = sae.b_gate if isinstance(sae, GatedSAE) else sae.b_enc
+    bias += {"dense": 3.0, "all": 1e3, "none": -1e3}.get(case, -1.5)
+    if case == "empty rows":
+        bias.clamp_(max=-1.0)
+        x[[0, 1, 40, -1]] = sae.b_dec.clone()
+    if case == "ties":  # at the threshold itself, and at both ends of its kernel
+        x[::2] = sae.b_dec.clone()
+        bias.fill_(0.0)
+        if isinstance(sae, JumpReLUSAE):
+            bias.fill_(1.0)
+            sae.threshold.copy_(torch.tensor([1.0, 0.75, 1.25, 0.5, 1.5]).repeat(8))
+    return sae, x
+
+
+@pytest.mark.parametrize("case", ["sparse", "dense", "all", "none", "empty rows", "ties"])
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_step_through_active_entries_is_the_step_through_all(name, case, monkeypatch):
+    """Loss, reconstruction, activity and every gradient. Control: an entry less is another step."""
+    recipe = replace(PENALTIES[name], bandwidth=0.5) if name == "jumprelu" else PENALTIES[name]
+    sae, x = shifted(recipe, case)
+    loss, expected = by_hand(recipe, sae, x)
+    results = []
+    for few in (1.0, 0.0):  # through active entries; through all, unless there is none
+        monkeypatch.setattr(penalty_recipes, "FEW", few)
+        results.append(result := outcome(recipe, sae, x, ramp=RAMP))
+        torch.testing.assert_close(result.loss, loss, atol=1e-12, rtol=1e-12)
+        for parameter, gradient in gradients(result.loss, sae).items():
+            torch.testing.assert_close(gradient, expected[parameter], atol=1e-12, rtol=1e-12, msg=parameter)
+    a, b = results
+    torch.testing.assert_close(a.x_hat, b.x_hat, atol=1e-12, rtol=1e-12)
+    assert torch.equal(a.active, b.active) and a.l0 == b.l0 == (sae.encode(x) != 0).double().sum(-1).mean()
+    if case not in ("all", "none"):
+        monkeypatch.setattr(penalty_recipes, "FEW", 1.0)
+        monkeypatch.setattr(Codes, "where", lambda f, mask, where=Codes.where: where(f, mask & (mask.cumsum(0) < 9)))
+        assert (gradients(outcome(recipe, sae, x, ramp=RAMP).loss, sae)["W_dec"] - expected["W_dec"]).abs().max() > 1e-4
+
+
+def test_the_way_through_active_entries_is_taken_where_they_are_few(monkeypatch):
+    sae, x = shifted(ReLU(), "sparse")
+    share, calls = (sae.encode(x) != 0).double().mean().item(), []
+    monkeypatch.setattr(Codes, "where", lambda f, mask, where=Codes.where: calls.append(0) or where(f, mask))
+    for few, expected in ((0.99 * share, 0), (1.01 * share, 1)):
+        monkeypatch.setattr(penalty_recipes, "FEW", few)
+        outcome(ReLU(), sae, x)
+        assert len(calls) == expected
 
 
 # ---- conventions of L1 ---------------------------------------------------------------------------------
