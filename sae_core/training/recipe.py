@@ -82,13 +82,6 @@ def squared_error(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return ranks.total((own - x_hat).square().sum(-1).mean() / ranks.size) / own.shape[-1]
 
 
-def dense_outcome(loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor, ranks: Ranks = ALONE) -> Outcome:
-    """The outcome of dense codes `f`, `[batch, n_latents]`."""
-    active = f.detach() != 0
-    l0 = ranks.mean(active.count_nonzero().to(x.dtype) / len(x))  # `sum` of bool is fifteen times as slow
-    return Outcome(loss, x_hat, batch_fvu(ranks.own(x), x_hat.detach(), ranks), active.any(0), l0)
-
-
 def sparse_outcome(
     loss: Tensor, x_hat: Tensor, fvu: Tensor, codes: Codes, threshold: Tensor | None = None, ranks: Ranks = ALONE
 ) -> Outcome:
