@@ -107,7 +107,7 @@ def test_only_models_knows_the_model_library():
     assert knowing == {Path("sae_core/model/language_model.py")}
 
 
-LIGHT = sorted(dotted(path) for path in files("sae_core"))
+LIGHT = sorted(dotted(path) for path in files("sae_core") if "triton" not in packages(path))
 HEAVY = {"transformer_lens", "transformers", "datasets", "accelerate", "huggingface_hub"}
 
 

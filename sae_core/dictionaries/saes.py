@@ -24,7 +24,7 @@ from sae_core.errors import UserError
 from sae_core.outliers import inliers
 
 _ROWS = 512
-"""Directions at once where all are passed over several times: as many as stay in a processor's cache."""
+"""Directions at once where all are passed over several times: as many as stay in the cache of a CPU."""
 
 
 class SAE(nn.Module):
@@ -100,10 +100,14 @@ class SAE(nn.Module):
         other._buffers = {name: chosen(name, b) for name, b in self.named_buffers()}
         return other
 
+    @property
+    def _rows_at_once(self) -> int:
+        return _ROWS if self.W_dec.device.type == "cpu" else self.n_latents
+
     @torch.no_grad()
     def normalise(self) -> None:
         """Make every direction a unit vector again."""
-        for rows in self.W_dec.split(_ROWS):
+        for rows in self.W_dec.split(self._rows_at_once):
             rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))
 
     @torch.no_grad()
@@ -111,7 +115,7 @@ class SAE(nn.Module):
         """Take from each direction's gradient the part along it, which `normalise` would undo."""
         if self.W_dec.grad is None:
             return
-        for rows, grad in zip(self.W_dec.split(_ROWS), self.W_dec.grad.split(_ROWS), strict=True):
+        for rows, grad in zip(*(W.split(self._rows_at_once) for W in (self.W_dec, self.W_dec.grad)), strict=True):
             grad.addcmul_(rows, (grad * rows).sum(-1, keepdim=True), value=-1)
 
     @torch.no_grad()

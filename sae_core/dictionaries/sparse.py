@@ -5,94 +5,41 @@ O(n d) per token. Each product is one `embedding_bag`, forward and backward: dec
 rows of `W_dec`, a weight's gradient is a bag over the rows of the batch, with the codes transposed.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from sae_core.dictionaries.codes import Codes, bounds_of
+from sae_core.dictionaries.deferred import Deferred
+from sae_core.kernels.choice import kernels_for
+from sae_core.kernels.plain import group_keys, keys
+
 _GROUP = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """The active latents of a batch of tokens, row by row.
-
-    Token b has the latents `indices[offsets[b]:offsets[b + 1]]` with activations `values[...]`.
-    """
-
-    indices: Int[Tensor, "active"]
-    values: Float[Tensor, "active"]
-    offsets: Int[Tensor, "batch_and_1"]
-    n_latents: int
-
-    @classmethod
-    def of_rows(cls, indices: Int[Tensor, "batch k"], values: Float[Tensor, "batch k"], n_latents: int) -> "Codes":
-        """Codes with equally many entries in each row."""
-        batch, k = indices.shape
-        offsets = k * torch.arange(batch + 1, device=indices.device)
-        return cls(indices.reshape(-1), values.reshape(-1), offsets, n_latents)
-
-    @classmethod
-    def where(cls, f: Float[Tensor, "batch n_latents"], mask: Tensor | None = None) -> "Codes":
-        """The codes of dense activations: entries where `mask` holds, or where they are not zero."""
-        rows, indices = (f != 0 if mask is None else mask).nonzero(as_tuple=True)
-        codes = cls(indices, f[rows, indices], _bounds(rows, len(f)), f.shape[-1])
-        codes.__dict__["rows"] = rows
-        return codes
-
-    @cached_property
-    def rows(self) -> Int[Tensor, "active"]:
-        """The token of each entry."""
-        counts = self.offsets.diff()
-        token = torch.arange(len(counts), device=counts.device)
-        return token.repeat_interleave(counts, output_size=len(self.indices))
-
-    @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same entries latent by latent: (their order, their tokens, offsets `[n_latents + 1]`)."""
-        indices, order = torch.sort(self.indices.int(), stable=True)  # half as wide, sorted twice as fast
-        return order, self.rows[order], _bounds(indices, self.n_latents)
-
-    def with_values(self, values: Float[Tensor, "active"]) -> "Codes":
-        """The same latents with other activations."""
-        other = Codes(self.indices, values, self.offsets, self.n_latents)
-        shared = {name: self.__dict__[name] for name in ("rows", "by_latent") if name in self.__dict__}
-        other.__dict__.update(shared)
-        return other
-
-    def between(self, low: int, high: int) -> "Codes":
-        """The entries whose latent is in [low, high)."""
-        return self.where_kept((self.indices >= low) & (self.indices < high))
-
-    def where_kept(self, kept: Bool[Tensor, "active"]) -> "Codes":
-        """The entries that are kept; the others are left out on a CPU and zeros elsewhere, so that no device waits for
-        their number."""
-        if kept.device.type != "cpu":
-            return self.with_values(self.values * kept)
-        place = kept.nonzero().squeeze(-1)
-        rows = self.rows[place]
-        codes = Codes(self.indices[place], self.values[place], _bounds(rows, len(self.offsets) - 1), self.n_latents)
-        codes.__dict__["rows"] = rows
-        return codes
-
-    def dense(self) -> Float[Tensor, "batch n_latents"]:
-        """All activations, zeros included."""
-        f = self.values.new_zeros(len(self.offsets) - 1, self.n_latents)
-        return f.index_put((self.rows, self.indices), self.values, accumulate=True)
 
 
 class Scratch:
     """Memory for the latents of one batch, kept between steps: allocating it costs up to an eighth of a step.
 
-    `dtype` is that of the encoder's matrix product, None for that of the activations.
+    `dtype` is that of the encoder's matrix product, None for that of the activations. `most` numbers are held at once.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None):
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype | None = None, most: int = 2**30):
+        self.dtype, self._most = dtype, most
         self._kept: Tensor | None = None
+
+    def pieces(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "d_in n_latents"],
+        b_enc: Float[Tensor, "n_latents"],
+        b_dec: Float[Tensor, "d_in"],
+    ) -> Iterator[Float[Tensor, "rows n_latents"]]:
+        """`pre` of some rows after others: of a large batch no more than codes need be kept."""
+        for rows in x.split(max(1, self._most // W_enc.shape[1])):
+            yield self.pre(rows, W_enc, b_enc, b_dec)
 
     @torch.no_grad()
     def pre(
@@ -103,7 +50,7 @@ class Scratch:
         b_dec: Float[Tensor, "d_in"],
     ) -> Float[Tensor, "batch n_latents"]:
         """(x - b_dec) W_enc + b_enc without a graph; overwritten by the next call."""
-        size, dtype = len(x) * W_enc.shape[1], self._dtype or x.dtype
+        size, dtype = len(x) * W_enc.shape[1], self.dtype or x.dtype
         if self._kept is None or len(self._kept) < size or (self._kept.dtype, self._kept.device) != (dtype, x.device):
             self._kept = x.new_empty(size, dtype=dtype)
         out = self._kept[:size].view(len(x), -1)
@@ -119,13 +66,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices `[batch, k]` of the k largest entries of each row, in no particular order.
+    """Values and indices `[batch, k]` of the k largest entries of each row, on a CPU in no particular order.
 
-    On a CPU first of group maxima, then of the members of the k best groups: the k largest entries lie in
+    First of group maxima, then of the members of the k best groups: the k largest entries lie in
     at most k groups, and these have the largest maxima, so the result is exact and the sort is short.
     """
+    if pre.device.type != "cpu":
+        return ranked_top(pre, k)
     (batch, n), n_groups = pre.shape, pre.shape[1] // _GROUP
-    if pre.device.type != "cpu" or n % _GROUP or n_groups < 2 * k:
+    if n % _GROUP or n_groups < 2 * k:
         return pre.topk(k, dim=-1, sorted=False)
     if pre.dtype is torch.float32:  # neighbours as groups: the fastest reads, where the maxima are vectorised
         best = F.max_pool1d(pre, _GROUP).topk(k, dim=-1, sorted=False).indices
@@ -140,6 +89,29 @@ def top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
     return members.gather(-1, member), best.gather(-1, member % k) + member // k * n_groups
 
 
+def ranked_top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices `[batch, k]` of the k largest entries of each row, in order; of equals the lower index first.
+
+    By neighbours as groups, as `top`, so that the order of groups is that of their first largest members.
+    """
+    n_groups, rest = divmod(pre.shape[1], _GROUP)
+    if rest or n_groups < 2 * k:
+        indices = _ranked(keys(pre), k)
+        return pre.gather(-1, indices), indices
+    kernels = kernels_for(pre.device) if pre.dtype.itemsize == 2 and n_groups <= 2**16 else None
+    best = _ranked((kernels.group_keys if kernels else group_keys)(pre, _GROUP), k).sort(-1).values
+    members = pre.unflatten(-1, (-1, _GROUP)).gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1)
+    place = _ranked(keys(members), k)
+    return members.gather(-1, place), best.gather(-1, place // _GROUP) * _GROUP + place % _GROUP
+
+
+def _ranked(order: Tensor, k: int) -> Tensor:
+    """The places of the k largest keys of each row, in order; equal ones, which only doubles are, in theirs."""
+    if order.is_floating_point():
+        return order.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return order.topk(k, dim=-1).indices
+
+
 def batch_top(pre: Float[Tensor, "batch n_latents"], count: int) -> Codes:
     """The `count` largest entries of the whole batch, as far as they are positive.
 
@@ -150,7 +122,7 @@ def batch_top(pre: Float[Tensor, "batch n_latents"], count: int) -> Codes:
     flat = pre.reshape(-1)
     if pre.device.type != "cpu":
         place = flat.topk(min(count, len(flat)), sorted=False).indices.sort().values
-        rows = _bounds(place // pre.shape[1], len(pre))
+        rows = bounds_of(place // pre.shape[1], len(pre))
         return Codes(place % pre.shape[1], flat[place].relu(), rows, pre.shape[1])
     sample = flat[:: max(1, len(flat) // 2**16)]
     rank = min(len(sample), 2 * count * len(sample) // len(flat) + 16)
@@ -162,17 +134,32 @@ def batch_top(pre: Float[Tensor, "batch n_latents"], count: int) -> Codes:
     return Codes.where(pre, pre >= candidates.topk(count, sorted=False).values.min())
 
 
-def decode(codes: Codes, W_dec: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "batch d_in"]:
-    """f W_dec, without bias; gradients reach the values and the rows of `W_dec` that are active."""
-    x_hat = F.embedding_bag(
-        codes.indices,
-        W_dec.detach(),
-        codes.offsets,
-        mode="sum",
-        per_sample_weights=codes.values,
-        include_last_offset=True,
-    )
-    return _DecoderGradient.apply(x_hat, W_dec, codes)
+def largest_of(codes: Codes, count: int) -> Codes:
+    """What `batch_top` takes from a batch, of the codes that it takes from each part of it."""
+    if (count := min(count, len(codes.values))) == 0:
+        return codes
+    largest = codes.values.topk(count, sorted=False)
+    if codes.values.device.type != "cpu":
+        return codes.at(largest.indices.sort().values)
+    return codes.where_kept(codes.values >= largest.values.min())
+
+
+def decode(
+    codes: Codes, W_dec: Float[Tensor, "n_latents d_in"], deferred: Deferred | None = None
+) -> Float[Tensor, "batch d_in"]:
+    """f W_dec, without bias; gradients reach the values and the rows of `W_dec` that are active, or `deferred`."""
+    if deferred:
+        x_hat = _Decoded.apply(codes.values, codes, deferred)
+    else:
+        x_hat = F.embedding_bag(
+            codes.indices,
+            W_dec.detach(),
+            codes.offsets,
+            mode="sum",
+            per_sample_weights=codes.values,
+            include_last_offset=True,
+        )
+    return _DecoderGradient.apply(x_hat, W_dec, codes, deferred)
 
 
 def encode(
@@ -181,14 +168,15 @@ def encode(
     W_enc: Float[Tensor, "d_in n_latents"],
     b_enc: Float[Tensor, "n_latents"],
     b_dec: Float[Tensor, "d_in"],
+    deferred: Deferred | None = None,
 ) -> Codes:
     """`codes` with values that know where they come from: (x - b_dec) W_enc + b_enc at the chosen latents.
 
     The values must be those of the encoder already; this gives them their gradient, which reaches the
-    chosen columns of `W_enc`, `b_enc` and `b_dec`. `x` gets none.
+    chosen columns of `W_enc`, or `deferred`, `b_enc` and `b_dec`. `x` gets none.
     """
     _ = codes.by_latent  # sorted once here, read by the gradients of encoder and decoder
-    return codes.with_values(_EncoderGradient.apply(codes.values, x, W_enc, b_enc, b_dec, codes))
+    return codes.with_values(_EncoderGradient.apply(codes.values, x, W_enc, b_enc, b_dec, codes, deferred))
 
 
 def accumulate(codes: Codes, rows: Float[Tensor, "batch d"]) -> Float[Tensor, "n_latents d"]:
@@ -204,37 +192,63 @@ def accumulate(codes: Codes, rows: Float[Tensor, "batch d"]) -> Float[Tensor, "n
     )
 
 
-def _bounds(ordered: Int[Tensor, "active"], n: int) -> Int[Tensor, "n_and_1"]:
-    """Where each of the values 0 ... n begins in an ordered list."""
-    return torch.searchsorted(ordered, torch.arange(n + 1, device=ordered.device))
+class _Decoded(torch.autograd.Function):
+    """f W_dec by the kernels of `deferred`, whose gradient reaches the values alone."""
+
+    @staticmethod
+    def forward(ctx, values, codes, deferred):
+        ctx.codes, ctx.deferred = codes, deferred
+        return deferred.kernels.decode(codes.indices, values, codes.offsets, deferred.W_dec)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        codes, deferred = ctx.codes, ctx.deferred
+        return deferred.kernels.slopes(codes.indices, codes.offsets, gradient.contiguous(), deferred.W_dec), None, None
 
 
 class _DecoderGradient(torch.autograd.Function):
     """x_hat unchanged; the gradient of `W_dec` is f^T dx_hat."""
 
     @staticmethod
-    def forward(ctx, x_hat, W_dec, codes):
-        ctx.codes = codes
+    def forward(ctx, x_hat, W_dec, codes, deferred):
+        ctx.codes, ctx.deferred = codes, deferred
         return x_hat.view_as(x_hat)
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
-        return gradient, accumulate(ctx.codes, gradient) if ctx.needs_input_grad[1] else None, None
+        gradient, d_W_dec = gradient.contiguous(), None
+        if ctx.deferred:
+            ctx.deferred.decoder = ctx.codes, gradient
+        elif ctx.needs_input_grad[1]:
+            d_W_dec = accumulate(ctx.codes, gradient)
+        return gradient, d_W_dec, None, None
 
 
 class _EncoderGradient(torch.autograd.Function):
     """Values unchanged; gradients of the encoder at the chosen latents."""
 
     @staticmethod
-    def forward(ctx, values, x, W_enc, b_enc, b_dec, codes):
-        ctx.codes = codes
+    def forward(ctx, values, x, W_enc, b_enc, b_dec, codes, deferred):
+        ctx.codes, ctx.deferred = codes, deferred
         ctx.save_for_backward(x, W_enc, b_dec)
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, W_enc, b_dec = ctx.saved_tensors
-        d_b_enc = gradient.new_zeros(ctx.codes.n_latents).index_add_(0, ctx.codes.indices, gradient)
-        d_W_enc = accumulate(ctx.codes.with_values(gradient), x - b_dec).T
-        return None, None, d_W_enc, d_b_enc, -(W_enc @ d_b_enc), None
+        (x, W_enc, b_dec), deferred = ctx.saved_tensors, ctx.deferred
+        codes, d_W_enc = ctx.codes.with_values(gradient), None
+        d_b_enc = _total(codes)
+        if deferred:
+            deferred.encoder, W_enc = (codes, x - b_dec), deferred.W_enc.T
+        else:
+            d_W_enc = accumulate(codes, x - b_dec).T
+        d_b_dec = -(W_enc @ d_b_enc.to(W_enc.dtype)).to(d_b_enc.dtype)
+        return None, None, d_W_enc, d_b_enc, d_b_dec, None, None
+
+
+def _total(codes: Codes) -> Float[Tensor, "n_latents"]:
+    """The sum of each latent's values, on every device in one order."""
+    if codes.values.device.type == "cpu":
+        return codes.values.new_zeros(codes.n_latents).index_add_(0, codes.indices, codes.values)
+    order, _, offsets = codes.by_latent
+    return torch.segment_reduce(codes.values[order], "sum", offsets=offsets, initial=0, unsafe=True)

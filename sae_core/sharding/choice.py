@@ -7,50 +7,32 @@ floats sort as integers, so that each round of 256 counts, added up over ranks, 
 at the threshold all are active.
 """
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_core.dictionaries import sparse
-from sae_core.dictionaries.sparse import Codes
+from sae_core.dictionaries.codes import Codes
 from sae_core.sharding.ranks import Ranks, added, exchanged
-
-_AT_ONCE = 1024
-"""Rows in which ties are looked for together."""
 
 
 def top(ranks: Ranks, pre: Float[Tensor, "batch n_latents"], *ks: int) -> list[Codes]:
     """For each k, rising, this rank's part of the k largest entries of each row.
 
-    Over several ranks those of equal value are the first ones; in one process any, as torch has it.
+    Of equal values the first are taken; on a CPU alone any, as torch has it.
     """
     n = pre.shape[1]
     here = min(ks[-1], n)
-    # where several are wanted, the largest come first
-    values, indices = sparse.top(pre, here) if len(ks) == 1 and here else pre.topk(here, dim=-1)
+    if ranks.shards > 1 or pre.device.type != "cpu":
+        values, indices = sparse.ranked_top(pre, here)
+    else:  # where several are wanted, the largest come first
+        values, indices = sparse.top(pre, here) if len(ks) == 1 and here else pre.topk(here, dim=-1)
     if ranks.shards == 1:
         return [Codes.of_rows(indices[:, :k], values[:, :k], n) for k in ks]
-    indices = _first_of_equals(pre, values, indices)
     codes = Codes.of_rows(indices, values, n)
     return [codes.where_kept(kept.flatten()) for kept in _survivors(ranks, values, indices, *ks)]
-
-
-def _first_of_equals(pre: Tensor, values: Tensor, indices: Tensor) -> Int[Tensor, "batch k"]:
-    """`indices` with the lowest ones of those latents that are as large as the smallest of `values`."""
-    if not values.numel():
-        return indices
-    smallest, indices = values.amin(-1, keepdim=True), indices.clone()
-    n_chosen = (values == smallest).sum(-1)
-    rows = torch.arange(len(pre), device=pre.device)
-    if pre.device.type == "cpu":  # a GPU would wait to learn which rows have a choice
-        rows = ((pre == smallest).sum(-1) > n_chosen).nonzero().squeeze(-1)
-    backwards = torch.arange(pre.shape[1], 0, -1, dtype=torch.int32, device=pre.device)
-    for some in rows.split(_AT_ONCE):
-        equal, is_chosen = pre[some] == smallest[some], values[some] == smallest[some]
-        first = torch.where(equal, backwards, 0).topk(values.shape[1], dim=-1).indices  # sorted: lowest latent first
-        number = is_chosen.cumsum(-1) - 1
-        indices[some] = torch.where(is_chosen, first.gather(-1, number.clamp_min(0)), indices[some])
-    return indices
 
 
 def _survivors(
@@ -72,9 +54,10 @@ def _survivors(
     return [place < n_kept[:, [number]] for number in range(len(ks))]
 
 
-def batch_top(ranks: Ranks, pre: Float[Tensor, "batch n_latents"], count: int) -> Codes:
+def batch_top(ranks: Ranks, pieces: Iterable[Float[Tensor, "rows n_latents"]], count: int) -> Codes:
     """This rank's part of the `count` largest entries of all rows and latents, as far as they are positive."""
-    codes = sparse.batch_top(pre, count)
+    parts = [sparse.batch_top(pre, min(count, pre.numel())) for pre in pieces]
+    codes = parts[0] if len(parts) == 1 else sparse.largest_of(Codes.stacked(parts), count)
     return codes if ranks.size == 1 else codes.where_kept(codes.values >= kth_largest(ranks, codes.values, count))
 
 

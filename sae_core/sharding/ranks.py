@@ -88,8 +88,8 @@ class Ranks:
         """The mean of a batch's rows, of which each rank has its own; without gradient."""
         return own.mean(0) if self.size == 1 else added(own.detach().sum(0), self.everyone) / (len(own) * self.size)
 
-    def summed(self, part: Float[Tensor, "rows d_in"]) -> Float[Tensor, "own d_in"]:
-        """This rank's own rows of the sum over shards of what their latents decode to, `[rows, d_in]` each."""
+    def summed(self, part: Float[Tensor, "rows *d_in"]) -> Float[Tensor, "own *d_in"]:
+        """This rank's own rows of the sum over shards of what their latents decode to."""
         return part if self.shards == 1 else _ReduceScatter.apply(part, self.shard_group, self.shards)
 
     def smallest(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ in the sum convention: |x - x_hat|^2 + l1 * sum_j f_j per token, of which the lo
 batch, divided by d_in. See `l1_of_mean` for the other convention.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +18,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_core.dictionaries import sparse
+from sae_core.dictionaries.codes import Codes
+from sae_core.dictionaries.deferred import Deferred
 from sae_core.dictionaries.saes import SAE
-from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
 from sae_core.sharding.ranks import ALONE, Ranks
 
@@ -54,6 +56,13 @@ class LossContext:
     """How many latents of other ranks have not been active for long."""
     n_latents: int = 0
     """Of the whole dictionary; 0: all are here."""
+    deferred: Deferred | None = None
+    """Where the optimiser takes the gradients of both matrices from; None: they are matrices."""
+
+    def pieces(self, sae: SAE, x: Tensor) -> Iterator[Tensor]:
+        """What latents of `x` are before their activation, `[rows, n_latents]`, of some rows after others; no graph."""
+        W_enc = self.deferred.W_enc.T if self.deferred else sae.W_enc
+        return self.scratch.pieces(x, W_enc, sae.b_enc, sae.b_dec)
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Recipes that keep the largest latents: TopK, BatchTopK, Matryoshka. Their loss is an FVU; see `recipe.py`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from sae_core import checks
 from sae_core.dictionaries import sparse
+from sae_core.dictionaries.codes import Codes
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE, TopKSAE
-from sae_core.dictionaries.sparse import Codes
 from sae_core.errors import UserError
 from sae_core.sharding import choice
-from sae_core.sharding.ranks import ALONE
 from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k, sparse_outcome
 
 
@@ -39,14 +38,15 @@ class TopK:
 
     def loss(self, sae: TopKSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
         ranks, own = context.ranks, context.ranks.own(x)
-        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
-        several = choice.top(ranks, pre, self.k, *((4 * self.k,) if self.multi else ()))
-        codes = _encoded(sae, x, several[0])
-        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec)) + sae.b_dec
+        ks = (self.k, 4 * self.k) if self.multi else (self.k,)
+        pieces = [choice.top(ranks, pre, *ks) for pre in context.pieces(sae, x)]
+        several = [Codes.stacked(parts) for parts in zip(*pieces, strict=True)]
+        codes = _encoded(sae, x, several[0], context)
+        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
         fvu = batch_fvu(own, x_hat, ranks)
-        loss = fvu + self.aux * _auxk(sae, x, pre, own - x_hat, context) if self.aux else fvu
+        loss = fvu + self.aux * _auxk(sae, x, own - x_hat, context) if self.aux else fvu
         if self.multi:
-            more = _encoded(sae, x, several[1])
+            more = _encoded(sae, x, several[1], context)
             loss = loss + self.multi * batch_fvu(own, ranks.summed(sparse.decode(more, sae.W_dec)) + sae.b_dec, ranks)
         return sparse_outcome(loss, x_hat, fvu, codes, ranks=ranks)
 
@@ -70,11 +70,11 @@ class BatchTopK:
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
         ranks, own = context.ranks, context.ranks.own(x)
-        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
-        codes = _encoded(sae, x, choice.batch_top(ranks, pre, self.k * len(x) * ranks.replicas))
-        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec)) + sae.b_dec
+        chosen = choice.batch_top(ranks, context.pieces(sae, x), self.k * len(x) * ranks.replicas)
+        codes = _encoded(sae, x, chosen, context)
+        x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
         fvu = batch_fvu(own, x_hat, ranks)
-        loss = fvu + self.aux * _auxk(sae, x, pre, own - x_hat, context) if self.aux else fvu
+        loss = fvu + self.aux * _auxk(sae, x, own - x_hat, context) if self.aux else fvu
         return sparse_outcome(loss, x_hat, fvu, codes, ranks.smallest(_smallest(codes)), ranks)
 
 
@@ -110,44 +110,49 @@ class Matryoshka:
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
         ranks, own = context.ranks, context.ranks.own(x)
         n_latents = context.n_latents or sae.n_latents
-        pre = context.scratch.pre(x, sae.W_enc, sae.b_enc, sae.b_dec)
-        codes = _encoded(sae, x, choice.batch_top(ranks, pre, self.k * len(x) * ranks.replicas))
+        chosen = choice.batch_top(ranks, context.pieces(sae, x), self.k * len(x) * ranks.replicas)
+        codes = _encoded(sae, x, chosen, context)
         first, widths = ranks.latents(n_latents).start, self.widths(n_latents)
+        apart = codes.split_at([width - first for width in widths[:-1]])
+        decoded = sparse.decode(apart, sae.W_dec, context.deferred).unflatten(0, (len(x), len(widths)))
         x_hat, parts = sae.b_dec.expand_as(own), []
-        for low, high in zip([0, *widths], widths, strict=False):
-            part = codes.between(low - first, high - first)
-            x_hat = x_hat + ranks.summed(sparse.decode(part, sae.W_dec))
+        for part in ranks.summed(decoded).unbind(1):
+            x_hat = x_hat + part
             parts.append(batch_fvu(own, x_hat, ranks))
         loss = torch.stack(parts).mean()
         if self.aux:
-            loss = loss + self.aux * _auxk(sae, x, pre, own - x_hat, context)
+            loss = loss + self.aux * _auxk(sae, x, own - x_hat, context)
         return sparse_outcome(loss, x_hat, parts[-1], codes, ranks.smallest(_smallest(codes)), ranks)
 
 
 # ---- parts -----------------------------------------------------------------------------------------
 
 
-def _encoded(sae: SAE, x: Tensor, codes: Codes) -> Codes:
+def _encoded(sae: SAE, x: Tensor, codes: Codes, context: LossContext) -> Codes:
     """The chosen latents once more, exactly and differentiably: relu((x - b_dec) W_enc + b_enc) of these alone."""
     codes = codes.with_values(codes.values.to(x.dtype))
-    codes = sparse.encode(codes, x, sae.W_enc, sae.b_enc, sae.b_dec)
+    codes = sparse.encode(codes, x, sae.W_enc, sae.b_enc, sae.b_dec, context.deferred)
     return codes.with_values(codes.values.relu())
 
 
-def _auxk(sae: SAE, x: Tensor, pre: Tensor, error: Tensor, context: LossContext) -> Tensor:
+def _auxk(sae: SAE, x: Tensor, error: Tensor, context: LossContext) -> Tensor:
     """Share of the error that the largest dead latents fail to explain; 0 where none is dead.
 
-    sum |e - e_hat|^2 / sum |e - mean e|^2 with e held fixed and e_hat decoded without bias. Its gradient
-    reaches encoder and decoder of dead latents and, through the encoder's input, `b_dec`.
+    sum |e - e_hat|^2 / sum |e - mean e|^2 with e held fixed and e_hat decoded without bias. Its gradient reaches
+    encoder and decoder of dead latents and, through the encoder's input, `b_dec`. Since d_in / 2 of them are active on
+    every token, these are products of matrices over all that are dead.
     """
     dead, ranks, n_dead = context.dead, context.ranks, len(context.dead) + context.dead_elsewhere
     if not n_dead:
         return error.new_zeros(())
-    most = max(1, x.shape[-1] // 2)
-    (chosen,) = choice.top(ranks if n_dead > most else ALONE, pre.index_select(1, dead), min(n_dead, most))
-    codes = _encoded(sae, x, replace(chosen, indices=dead[chosen.indices], n_latents=sae.n_latents))
+    W_enc, W_dec = context.deferred.rows_at(dead) if context.deferred else (sae.W_enc.T[dead], sae.W_dec[dead])
+    dtype, most = context.scratch.dtype or x.dtype, max(1, x.shape[-1] // 2)
+    f = (((x - sae.b_dec).to(dtype) @ W_enc.T.to(dtype)).to(x.dtype) + sae.b_enc[dead]).relu()
+    if n_dead > most:
+        (chosen,) = choice.top(ranks, f.detach(), most)
+        f = f * chosen.positive()
     target = error.detach()
-    missed = ranks.total((ranks.summed(sparse.decode(codes, sae.W_dec)) - target).square().sum())
+    missed = ranks.total((ranks.summed((f.to(dtype) @ W_dec.to(dtype)).to(x.dtype)) - target).square().sum())
     return (missed / ranks.total((target - ranks.mean_row(target)).square().sum())).nan_to_num()
 
 

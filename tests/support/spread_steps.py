@@ -111,7 +111,7 @@ def three_steps(recipe, ranks: Ranks) -> dict[str, float]:
     ends = {}
     for place in (ALONE, ranks):
         sae = part_of(whole, place)
-        state = site_state(sae, 0.7, ranks=place)
+        state = site_state(sae, 0.7, ranks=place, n_latents=SIZES["even"])
         latents = place.latents(SIZES["even"])
         state.dead = dead[(dead >= latents.start) & (dead < latents.stop)] - latents.start
         state.dead_elsewhere = len(dead) - len(state.dead)
@@ -137,7 +137,7 @@ def ties(ranks: Ranks) -> dict[str, bool]:
     for k, codes in zip((3, 12), choice.top(ranks, local, 3, 12), strict=True):
         chosen = torch.zeros_like(pre).scatter(1, order[:, :k], 1)[rows][:, mine.start : mine.stop]
         equal[f"k={k}"] = codes.with_values(torch.ones_like(codes.values)).dense().equal(chosen)
-    codes = choice.batch_top(ranks, local, 100)  # of equal values at the threshold all
+    codes = choice.batch_top(ranks, [local], 100)  # of equal values at the threshold all
     equal["batch"] = codes.dense().equal(local * (local == 3))
     return equal
 

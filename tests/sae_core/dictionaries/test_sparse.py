@@ -130,6 +130,33 @@ def test_batch_top_where_the_sample_leaves_exactly_as_many():
     assert torch.equal(batch_top(pre, count).dense(), by_sorting(pre, count))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 10**6),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
+def test_ranked_top_takes_the_larger_value_then_the_lower_index(batch, eighth, k, seed, dtype):
+    """By a stable sort, on values of which many are equal; infinities and negative ones among them."""
+    n = 8 * eighth
+    k = min(k, n)
+    pre = (2 * normal(batch, n, seed=seed)).round().to(dtype)
+    pre[0, seed % n] = torch.inf
+    values, indices = sparse.ranked_top(pre, k)
+    expected = pre.float().sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(indices, expected.indices[:, :k]) and torch.equal(values.float(), expected.values[:, :k])
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 200, 10**6])
+def test_batch_top_of_parts_is_that_of_the_whole(count):
+    pre = normal(20, 30).round(decimals=1)
+    parts = [batch_top(rows, min(count, rows.numel())) for rows in pre.split(6)]
+    whole = sparse.largest_of(Codes.stacked(parts), count)
+    assert torch.equal(whole.dense(), batch_top(pre, min(count, pre.numel())).dense())
+
+
 # ---- what codes are ----------------------------------------------------------------------------------
 
 
@@ -170,13 +197,22 @@ def test_codes_latent_by_latent_are_the_transpose():
     assert torch.equal(transposed.dense(), f.T)
 
 
-def test_between_prefixes_lies_all():
+def test_rows_of_their_own_for_parts_of_the_latents():
     codes, f = some_codes()
-    for low, high in ((0, 10), (0, 4), (4, 9), (9, 10), (3, 4)):
-        columns = torch.arange(10)
-        assert torch.equal(codes.between(low, high).dense(), f * ((columns >= low) & (columns < high)))
-    parts = [codes.between(low, high).dense() for low, high in ((0, 1), (1, 6), (6, 10))]
-    assert torch.equal(sum(parts), f)
+    columns = torch.arange(10)
+    for bounds in ((), (4,), (1, 6), (0, 3, 10)):
+        parts = codes.split_at(bounds)
+        dense = parts.dense().unflatten(0, (12, len(bounds) + 1))
+        for number, (low, high) in enumerate(zip((0, *bounds), (*bounds, 10), strict=True)):
+            assert torch.equal(dense[:, number], f * ((columns >= low) & (columns < high)))
+        assert torch.equal(parts.by_latent[0], codes.by_latent[0])
+
+
+def test_codes_of_parts_of_a_batch_are_those_of_the_whole():
+    codes, f = some_codes()
+    parts = [Codes.where(rows) for rows in f.split(5)]
+    assert torch.equal(Codes.stacked(parts).dense(), f) and torch.equal(Codes.stacked(parts).offsets, codes.offsets)
+    assert torch.equal(codes.positive(), f > 0)
 
 
 @pytest.mark.parametrize("looked", [False, True])

@@ -125,6 +125,20 @@ def test_scratch_used_before_does_not_show(name):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("name", ["topk", "multi", "batchtopk", "matryoshka"])
+def test_latents_encoded_some_rows_at_a_time_are_those_of_the_whole_batch(name):
+    """Of a large batch no more than codes are kept."""
+    recipe = EACH[name]
+    sae, x = in_the_middle(recipe, dead=SOME)
+    whole = outcome(recipe, sae, x, SOME)
+    parts = recipe.loss(sae, x, LossContext(SOME, 1.0, sparse.Scratch(most=10 * N_LATENTS)))
+    torch.testing.assert_close(parts.loss, whole.loss, atol=1e-14, rtol=1e-14)
+    a, b = gradients(whole.loss, sae), gradients(parts.loss, sae)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-14, rtol=1e-12)
+    assert torch.equal(parts.active, whole.active)
+
+
 # ---- dead latents --------------------------------------------------------------------------------------
 
 
