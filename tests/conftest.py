@@ -39,6 +39,25 @@ REST = (
 )
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
+SLOW = (
+    "test_mistakes",
+    "test_exact_routes",
+    "test_hub_sets",
+    "test_importing",
+    "test_circuit_runs",
+    "test_scaling",
+    "test_survey",
+    "test_recursive",
+    "test_study",
+    "test_loggers",
+    "test_ioi",
+    "test_task",
+    "test_joint_experiment",
+    "test_experiment",
+    "test_checkpoint",
+)
+SLOW_ROOMS = ("checking",)
+"""Files and rooms whose tests are many or whole verbs: `make quick` leaves them out."""
 LONGEST = ("test_verbs", "test_examples", "test_front_door", "test_study", "test_train", "test_exact_routes")
 """Files that take longest: they begin a run, so that no worker is alone with one at its end."""
 
@@ -73,6 +92,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         if (item.path.stem in REST or {*REST_ROOMS} & {*item.path.parts}) and "readme" not in item.name:
             item.add_marker("rest")
+        if item.path.stem in SLOW or {*SLOW_ROOMS} & {*item.path.parts}:
+            item.add_marker("slow")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 

@@ -252,7 +252,6 @@ def _node_value(node: Node, label: str | None, row: int) -> dict[str, Any]:
         "row": row,
         "label": node.title or label,
         "lines": [line for line in node.label.lines if line != node.label.short] if node.label else [],
-        "tokens": [],
         "promotes": list(node.label.promotes) if node.label else [],
         "density": node.density,
         "n_examples": node.n_examples,

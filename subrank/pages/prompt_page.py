@@ -28,7 +28,7 @@ def prompt_section(
     sites = sorted({cell.site for cell in view.cells}, reverse=True)
     cells = {(cell.site, cell.position): cell for cell in view.cells}
     named = _Names(labels, members)
-    tokens = [{"text": spaced(token.text), "special": token.special, "likely": _likely(token)} for token in view.tokens]
+    tokens = [{"text": spaced(token.text), "likely": _likely(token)} for token in view.tokens]
     return render(
         "prompt.html",
         view=view,

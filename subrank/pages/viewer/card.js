@@ -47,7 +47,6 @@ subrank.card = (() => {
         button("×", "Close (Escape)", () => open.close(), { class: "close", "aria-label": "Close" })),
       el("h2", { id: "name", class: chosen ? "named" : text ? "" : "nameless", ondblclick: () => open.rename(id) }, el("bdi", {}, visible(text) || (node?.kind === "error" ? "error term" : "no label"))),
       card?.label && el("p", { class: "note" }, el("bdi", {}, visible([...new Set([chosen && card.label.short, card.label.output, card.label.score])].filter(Boolean).join("   ")))),
-      node?.tokens.length > 0 && !card && el("p", {}, node.tokens.map((token) => chip(token))),
     );
   }
 

@@ -19,7 +19,6 @@ subrank.groups = (() => {
     }
     for (const node of nodes.values())
       if (node.members) {
-        node.tokens = [...new Set(node.members.flatMap((member) => member.tokens))];
         node.lines = [node.members.map((member) => member.id).join(", ")];
         node.row = Math.max(...node.members.map((member) => member.row));
       }

@@ -1,7 +1,7 @@
 "use strict";
 // What the picture is made of: boxes, arrows, the legend. They know nothing of each other.
 subrank.marks = (() => {
-  const { el, svg, button, chip, number, effect, percent, visible } = subrank;
+  const { el, svg, button, number, effect, percent, visible } = subrank;
 
   // A node; `on` says what happens where it is opened, hovered over and reached with a key.
   function box(node, isTarget, on) {
@@ -19,7 +19,7 @@ subrank.marks = (() => {
       },
       el("div", { class: "head" }, el("span", { class: "id" }, breakable(node)), el("span", { class: "share" }, node.kind === "feature" ? percent(node.density) : "")),
       el("div", { class: "name" }),
-      node.lines?.length ? node.lines.map((line) => el("div", { class: "line" }, el("bdi", {}, visible(line)))) : el("div", { class: "tokens" }, node.tokens.slice(0, 4).map((token) => chip(token))),
+      (node.lines || []).map((line) => el("div", { class: "line" }, el("bdi", {}, visible(line)))),
     );
     entitle(box, node);
     return box;

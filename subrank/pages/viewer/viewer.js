@@ -110,7 +110,7 @@
     if (query !== search.value) return; // more was typed
     const ids = new Set(subrank.list.search(query));
     const test = subrank.search.matcher(query);
-    const entry = (node) => subrank.search.entry(node.id, [node.label || "", ...(node.lines || [])].join(" "), node.tokens);
+    const entry = (node) => subrank.search.entry(node.id, [node.label || "", ...(node.lines || [])].join(" "), []);
     hits = test ? subrank.graph.all().filter((node) => ids.has(node.id) || test(entry(node), subrank.names.of(node.id))) : [];
     hit = -1;
     subrank.light.mark(test && hits.map((node) => node.id));
