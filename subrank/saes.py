@@ -20,6 +20,7 @@ from circuits.features.survey import Survey, card_of
 from editing.interventions.patch import FeaturePatch, FeatureScale, ablate, clamp, patch_features, scale
 from editing.set_quality import SetQuality, measure_set
 from sae_core import checks
+from sae_core.data.kept_text import read_kept
 from sae_core.data.text import Contexts, Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder
@@ -192,7 +193,8 @@ class Saes(DictionarySet):
 
     def read(self, model: LanguageModel, source: str | None = None) -> Contexts:
         """The contexts of the set's text, or of another `source` cut in the same way."""
-        return self.text.at(source).read(model)
+        text = self.text.at(source)
+        return read_kept(text, model, Path(self.folder) / SURVEY) if self.folder else text.read(model)
 
     def measured(
         self,
