@@ -85,15 +85,13 @@ class World:
         return self.store.add("said", 1) == 1
 
 
-def joined(device: str | None, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> World | None:
-    """The processes that `torchrun` started, this one among them; None where it is alone.
+def join(device: str | None, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> World:
+    """The processes that `torchrun` started, this one among them.
 
     Every start gets a store of its own: in one that was left by an earlier start of the same `torchrun`, ranks find the
     addresses of processes that have ended, and wait (pytorch#135712).
     """
-    size, rank = (int(environment.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if size == 1:
-        return None
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     cuda = (device is None and torch.cuda.is_available()) or str(device).partition(":")[0] == "cuda"
     if cuda:
         device = f"cuda:{environment.get('LOCAL_RANK', '0')}"
@@ -124,7 +122,7 @@ def default_shards(size: int, n_latents: int, batch: int) -> int:
 # ---- what ranks have in common ---------------------------------------------------------------------
 
 
-def everywhere(ranks: Ranks, value: T) -> list[T]:
+def everywhere(ranks: Ranks | World, value: T) -> list[T]:
     """What each rank has, by rank."""
     if ranks.size == 1:
         return [value]
@@ -140,7 +138,7 @@ def of_other_shards(ranks: Ranks, value: T) -> list[T]:
     return [values[rank] for rank in range(first, first + ranks.shards) if rank != ranks.rank]
 
 
-def of_first(ranks: Ranks, value: T) -> T:
+def of_first(ranks: Ranks | World, value: T) -> T:
     """What rank 0 has; plain values and tensors on a CPU."""
     if ranks.size == 1:
         return value

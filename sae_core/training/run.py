@@ -16,6 +16,8 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import FACTOR, inliers
 from sae_core.room import check_memory
+from sae_core.sharding.ranks import ALONE, Ranks
+from sae_core.sharding.stream import SharedStream
 from sae_core.sites import Site
 from sae_core.training.calibration import calibrate
 from sae_core.training.config import TrainConfig
@@ -69,29 +71,34 @@ class Run:
         matrices = sum(each.expansion * (2 - getattr(each.recipe, "tied", False)) for each in self.members)
         return matrices * sum(model.d_in(site) ** 2 for site in sites)
 
-    def check(self, model: LanguageModel, sites: Sequence[Site]) -> None:
+    def check(self, model: LanguageModel, sites: Sequence[Site], shards: int = 1) -> None:
         """Raise `UserError` for more active latents than there are, and for more memory than the machine has.
 
         Training holds each weight with Adam's two moments, and of one dictionary at a time the gradient and of a batch
-        every latent with its gradient.
+        every latent with its gradient; of all this a shard has its part.
         """
         most = 0
         for member in self.members:
             for n_latents in {member.expansion * model.d_in(site) for site in sites}:
                 check_k(getattr(member.recipe, "k", 1), n_latents)
                 most = max(most, n_latents * member.batch)
-        needed = 4 * (3 * self.n_weights(model, sites) + 2 * most)
+        needed = 4 * (3 * self.n_weights(model, sites) + 2 * most) // shards
         what = f"training {len(self.members) * len(sites)} dictionaries in one pass"
         check_memory(needed, model.device, what, "give a smaller --expansion or --batch, or fewer --sites at a time")
 
     def stream(
-        self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]
+        self,
+        model: LanguageModel,
+        contexts: Int[Tensor, "contexts pos"],
+        sites: Sequence[Site],
+        ranks: Ranks = ALONE,
     ) -> ActivationSource:
         """The activations this run trains on: mixed over contexts, or whole contexts where KL is trained on."""
         order = (self.stream_seed, self.members[0].batch)
         if self.downstream(model):
             return ContextStream(model, contexts, tuple(sites), *order)
-        return ActivationStream(model, contexts, tuple(sites), *order, self.memory)
+        alone = ActivationStream(model, contexts, tuple(sites), *order, self.memory)
+        return alone if ranks.size == 1 else SharedStream(alone, ranks)
 
     def downstream(self, model: LanguageModel) -> Downstream | None:
         """What members that train on KL need besides activations."""

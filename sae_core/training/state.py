@@ -10,6 +10,7 @@ from sae_core.dictionaries.saes import SAE, JumpReLUSAE
 from sae_core.errors import UserError
 from sae_core.outliers import Limits
 from sae_core.sharding.ranks import ALONE, Ranks
+from sae_core.sharding.weights import whole
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig, recipe_to_json
 from sae_core.training.recipe import Outcome
@@ -123,6 +124,23 @@ class TrainStep:
             }
             for outcomes, dead in zip(self.outcomes, self.n_dead, strict=True)
         ]
+
+
+def gathered(state: TrainState) -> TrainState | None:
+    """On rank 0 the state with whole dictionaries, without moments and counters of latents; elsewhere None."""
+    if state.ranks.size == 1:
+        return state
+    members = []
+    for member in state.members:
+        sites = {}
+        for site, part in member.sites.items():
+            empty = member.config.recipe.new(part.sae.d_in, part.n_latents, generator=torch.Generator())
+            sae = whole(part.sae, empty, part.ranks)
+            if sae is not None:
+                sites[site] = site_state(sae.to(part.sae.W_dec), part.scale, part.outlier_norm)
+                sites[site].threshold, sites[site].lost = part.threshold, part.lost
+        members.append(Member(member.config, sites, member.bfloat16))
+    return TrainState(members, state.step, state.block, state.position) if state.ranks.rank == 0 else None
 
 
 def site_state(

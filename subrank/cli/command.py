@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from subrank import __version__
 from subrank.cli import circuit, demo, evaluate, features, importing, ioi, prompt, remove, steer, study, train
 from subrank.cli.parsers import Parser, Verbs
+from subrank.cli.ranks import is_first
 from subrank.cli.stopping import Stopped, stoppable
 
 WAYS_OUT = "give a smaller --lm-batch, fewer --contexts or --prompts; in training a smaller --expansion or --batch"
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         with stoppable():
             return _run(arguments)
     except Stopped as stop:
-        print(f"subrank: stopped{stop.advice}", file=sys.stderr)
+        if is_first():
+            print(f"subrank: stopped{stop.advice}", file=sys.stderr)
         return stop.status
 
 
@@ -47,7 +49,8 @@ def _run(arguments: list[str] | None) -> int:
         with ExitStack() as options.at_end:
             return options.run(options) or 0
     except UserError as error:
-        print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
+        if not hasattr(options, "speaks") or options.speaks():
+            print(f"subrank: {marked(' '.join(str(error).split()))}", file=sys.stderr)
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         from sae_core.room import out_of_memory
 

@@ -14,6 +14,7 @@ from sae_core import checks
 from sae_core.errors import UserError
 from sae_core.marks import marked
 from sae_core.model.precision import Precision
+from subrank.cli.ranks import is_first
 from subrank.settings.fields import choices, documented, flag_of, hints, is_several, limits_of, make, single_type
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -30,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE  # argparse's own knows no exponents
 
     def error(self, message: str) -> NoReturn:
+        if not is_first():
+            self.exit(2)
         self.exit(2, f"{self.prog.split()[0]}: {marked(' '.join(message.split()))}; see {self.prog} --help\n")
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from subrank.cli.arguments import model_of, writable
-from subrank.cli.parsers import Verbs, path, settings_of, stated, word
+from subrank.cli.parsers import Verbs, count, path, settings_of, stated, word
+from subrank.cli.ranks import arranged, is_first, joined, restarted
 from subrank.cli.stopping import Stopped, finishing_a_step
 from subrank.cli.terminal import reporting, say, steps_shown
 from subrank.settings.train import LoggerName, TrainSettings
 
 if TYPE_CHECKING:
     from sae_core.model.language_model import LanguageModel
+    from sae_core.sharding.ranks import Ranks
     from sae_core.training.run import Run
     from sae_core.training.state import TrainState
     from subrank.experiments.training import Session, Trained
@@ -43,28 +45,39 @@ def add(verbs: Verbs) -> None:
     names = get_args(LoggerName)
     option("--log", nargs="+", choices=names, default=[], help="send the numbers of training there as well")
     option("--resume", action="store_true", help="go on from the checkpoint in --out")
+    spread = "processes of torchrun over which latents are spread (default: all, or fewer where tokens are many)"
+    option("--shards", type=count, default=None, metavar="N", help=spread)
+    replicas = "times that all latents are there, for other tokens each (default: processes / shards)"
+    option("--replicas", type=count, default=None, metavar="N", help=replicas)
 
 
 def run(options: argparse.Namespace) -> int:
     """`subrank train`: train dictionaries for chosen sites in one pass over the text."""
     from sae_core import checks
     from sae_core.errors import UserError
+    from sae_core.sharding.control import of_first
+    from sae_core.sharding.ranks import ALONE
     from sae_core.storage import SET
     from sae_core.training.checkpoint import has_checkpoint
     from subrank.loggers import ready
     from subrank.result import QUICK
 
+    world = joined(options)
     checks.weight("--save-every", options.save_every)
     TrainSettings(**stated(options, TrainSettings))  # what is wrong with them is said before anything else
     ready(options.log)
-    out = writable(options.out or Path("dictionaries"), options)
-    if has_checkpoint(out):
+    out = options.out or Path("dictionaries")
+    out = writable(out, options) if is_first() else out
+    begun, done = of_first(world or ALONE, (has_checkpoint(out), (out / SET).exists() or any(out.glob(f"*/{SET}"))))
+    options.resume = options.resume or (begun and restarted())
+    if begun:
         if not options.resume:
             raise UserError(f"{out} holds a run that is not finished; --resume goes on, or give another --out")
-    elif (out / SET).exists() or any(out.glob(f"*/{SET}")):
+    elif done:
         raise UserError(f"{out} holds dictionaries already, with nothing left to resume; give another --out")
     model, wanted = _begun(options, out) if options.resume else _new(options)
-    session = (go_on if options.resume else begin)(out, model, wanted, options.cache)
+    ranks = arranged(world, options, model, wanted)
+    session = (go_on if options.resume else begin)(out, model, wanted, options.cache, ranks)
     again = f"subrank train {options.model or wanted.model} --out {out} --resume"
     again += " --log " + " ".join(options.log) if options.log else ""
     train_into(out, session, options.save_every, go_on_with=again, log=options.log)
@@ -152,24 +165,36 @@ def _begun(options: argparse.Namespace, out: Path) -> "tuple[LanguageModel, Run]
 # ---- a session on disk -----------------------------------------------------------------------------
 
 
-def begin(out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None) -> "Session":
+def begin(
+    out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None, ranks: "Ranks | None" = None
+) -> "Session":
     """A session from the beginning; `run.json` is written into `out`."""
-    return _session(out, model, run, cache, None)
+    return _session(out, model, run, cache, None, ranks)
 
 
-def go_on(out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None) -> "Session":
+def go_on(
+    out: Path, model: "LanguageModel", run: "Run", cache: Path | None = None, ranks: "Ranks | None" = None
+) -> "Session":
     """The session whose checkpoint is in `out`."""
+    from sae_core.sharding.ranks import ALONE
     from sae_core.training.checkpoint import load_checkpoint
 
-    return _session(out, model, run, cache, load_checkpoint(out, device=model.device))
+    state = load_checkpoint(out, device=model.device, ranks=ranks or ALONE)
+    return _session(out, model, run, cache, state, ranks)
 
 
 def _session(
-    out: Path, model: "LanguageModel", run: "Run", cache: Path | None, state: "TrainState | None"
+    out: Path,
+    model: "LanguageModel",
+    run: "Run",
+    cache: Path | None,
+    state: "TrainState | None",
+    ranks: "Ranks | None",
 ) -> "Session":
     from sae_core.errors import UserError
     from sae_core.files import write_json
     from sae_core.room import check_disk
+    from sae_core.sharding.ranks import ALONE
     from sae_core.training.checkpoint import read_checkpoint
     from subrank.experiments.training import Session
     from subrank.sites import sites_of
@@ -177,7 +202,7 @@ def _session(
     needed = 16 * run.n_weights(model, sites_of(model, run.sites))  # each weight, with Adam's moments, and in the set
     check_disk(needed, out, "a checkpoint with its set", "give a smaller --expansion, fewer --sites, or another --out")
     with reporting() as report:
-        session = Session.begin(model, run, cache=cache, state=state, on_progress=report)
+        session = Session.begin(model, run, cache=cache, state=state, ranks=ranks or ALONE, on_progress=report)
     if state is not None:
         if read_checkpoint(out).contexts != session.contexts.digest:
             raise UserError(
@@ -187,7 +212,8 @@ def _session(
         _say_precision(state)
     for line in session.facts():
         say(line)
-    write_json(out / RUN, run.to_json())
+    if is_first():
+        write_json(out / RUN, run.to_json())
     return session
 
 
@@ -208,7 +234,7 @@ def train_into(
     """Take the steps that are left and save the sets.
 
     Raises `Stopped`, with the command to `go_on_with`, where a signal asked for it and a checkpoint was left. One
-    member's set is `out` itself, several are folders in it.
+    member's set is `out` itself, several are folders in it. Of several processes the first one saves.
     """
     from sae_core.training.checkpoint import has_checkpoint, remove_checkpoint
     from subrank.result import Provenance
@@ -220,6 +246,8 @@ def train_into(
     except Stopped as stop:
         stop.advice = f"; go on with: {go_on_with}" if has_checkpoint(out) else ""
         raise
+    if not trained.sets:
+        return trained
     for saes in trained.sets.values():
         for line in saes.quality.lines() if saes.quality else ():
             say(f"  {line}")
@@ -234,6 +262,7 @@ def train_into(
 
 def _take_steps(out: Path, session: "Session", save_every: float, log_to: Sequence[str] = ()) -> None:
     """The steps that are left, with a checkpoint every so many seconds, at a signal, and at the end."""
+    from sae_core.sharding.control import largest
     from sae_core.training.checkpoint import save_checkpoint
     from subrank.cli.training_log import Log
     from subrank.loggers import Loggers
@@ -241,21 +270,23 @@ def _take_steps(out: Path, session: "Session", save_every: float, log_to: Sequen
     def save() -> None:
         save_checkpoint(state, session.run.text, session.model, out, contexts=session.contexts.digest)
 
-    state, total, saved = session.state, session.run.members[0].steps, time.monotonic()
-    log = Log(out / LOG, state)
-    begun = Loggers.begin(log_to, session.run.to_json(), state.step, out)
+    state, total, saved, signal = session.state, session.run.members[0].steps, time.monotonic(), 0
+    log = Log(out / LOG, state) if is_first() else None
+    begun = Loggers.begin(log_to if is_first() else (), session.run.to_json(), state.step, out)
     with closing(begun) as loggers, finishing_a_step() as stopped:
         for step in steps_shown(session.steps(), total, state.step):
-            log.add(step)
-            loggers.add(step, state)
-            if stopped():
+            if log is not None:
+                log.add(step)
+                loggers.add(step, state)
+            signal, due = largest(state.ranks, stopped(), int(time.monotonic() - saved > save_every))
+            if signal:
                 break
-            if time.monotonic() - saved > save_every:
+            if due:
                 save()
                 saved = time.monotonic()
         save()  # at the end as well: measuring may be interrupted
-        if stopped():
-            raise Stopped(stopped())
+        if signal := signal or stopped():
+            raise Stopped(signal)
 
 
 def save_sets(

@@ -13,10 +13,14 @@ from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Contexts, Text
+from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.progress import OnProgress, Progress, duration, silent
 from sae_core.room import check_disk
+from sae_core.sharding.control import check_same
+from sae_core.sharding.ranks import ALONE, Ranks
+from sae_core.sharding.stream import SharedStream
 from sae_core.storage import DictionarySet
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource
@@ -25,7 +29,7 @@ from sae_core.training.loop import train as train_steps
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import Recipe
 from sae_core.training.run import Run, calibrate_thresholds
-from sae_core.training.state import TrainState, TrainStep
+from sae_core.training.state import TrainState, TrainStep, gathered
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 from subrank.loggers import Loggers, LogTo, ready
 from subrank.progress import shown
@@ -163,7 +167,7 @@ class Trained:
     """What a training ends with."""
 
     sets: dict[str, Saes]
-    """By the name of the member."""
+    """By the name of the member; none on ranks other than the first."""
     thresholds: dict[str, dict[str, float]]
     """Running and calibrated threshold, by `member/site`; of BatchTopK and Matryoshka only."""
 
@@ -186,20 +190,27 @@ class Session:
         *,
         cache: Path | None = None,
         state: TrainState | None = None,
+        ranks: Ranks = ALONE,
         on_progress: OnProgress = silent,
     ) -> "Session":
-        """A training from the beginning, or one that goes on from `state`; `cache` is a folder for activations."""
+        """A training from the beginning, or one that goes on from `state`; `cache` is a folder for activations.
+
+        Raises `UserError` where `ranks` differ in what they train, or on what.
+        """
         on_progress(Progress(f"reading {run.text.source}", 0, None))
         model = run.text.read_by(model)
         sites = sites_of(model, run.sites)
-        run.check(model, sites)
+        run.check(model, sites, ranks.shards)
         if cache and run.downstream(model):
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
         contexts = run.text.read(model)
-        source: ActivationSource = run.stream(model, contexts.training, sites)
-        if isinstance(source, ActivationStream) and cache is None:  # how much a cache saves shows only as it is read
-            n = source.n_read(run.members[0].tokens - run.members[0].batch * (state.step if state else 0))
-            seconds = n * seconds_per_token(model, contexts.training, source.sites)
+        check_same(ranks, settings=digest(run.to_json()), model=model.fingerprint(), text=contexts.digest)
+        source: ActivationSource = run.stream(model, contexts.training, sites, ranks)
+        inner = source.stream if isinstance(source, SharedStream) else source
+        if isinstance(inner, ActivationStream) and cache is None:  # how much a cache saves shows only as it is read
+            left = run.members[0].tokens - run.members[0].batch * (state.step if state else 0)
+            n = inner.n_read(left) // ranks.size
+            seconds = n * seconds_per_token(model, contexts.training, inner.sites)
             text = (
                 f"the language model reads {n:,} tokens, which takes about {duration(seconds)}; training comes on top"
             )
@@ -208,7 +219,7 @@ class Session:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
             check_cache(source, run.members[0].tokens, cache)
             source = CachedStream(source, cache)
-        state = state or start(source, *run.members, outliers=run.outliers)
+        state = state or start(source, *run.members, outliers=run.outliers, ranks=ranks)
         return cls(model, run, contexts, source, state)
 
     def facts(self) -> list[str]:
@@ -221,11 +232,13 @@ class Session:
             f"held out; {members[0].tokens:,} tokens are {members[0].tokens / n_tokens:.3g} epochs",
             f"{len(self.source.sites)} sites, {len(members)} members, {members[0].steps} steps",
         ]
+        if (ranks := self.state.ranks).size > 1:
+            lines.append(f"{ranks.size} processes: latents in {ranks.shards} shards, {ranks.replicas} replicas")
         lines.append(f"BOS before every piece of text: {run.text.bos_text(self.model)}")
         if run.text.exclude:
             lines.append(f"left out of training and measuring: {' '.join(map(repr, run.text.exclude))}")
         lines += [self.contexts.note] if self.contexts.note else []
-        inner = self.source.stream if isinstance(self.source, CachedStream) else self.source
+        inner = self.source.stream if isinstance(self.source, CachedStream | SharedStream) else self.source
         if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(training)):
             lines.append(
                 f"only {inner.block_contexts} contexts mix within --memory: tokens of one context meet in a batch more "
@@ -241,10 +254,12 @@ class Session:
         return train_steps(self.source, self.state, self.run.downstream(self.model))
 
     def finish(self, on_progress: OnProgress = silent) -> Trained:
-        """The dictionaries, thresholds calibrated, measured on held-out text."""
+        """The dictionaries, thresholds calibrated, measured on held-out text: on rank 0."""
         sets, thresholds, text = {}, {}, replace(self.run.text, digest=self.contexts.digest)
-        for number, member in enumerate(self.state.members):
-            on_progress(Progress(f"measuring {member.name} on held-out text", number, len(self.state.members)))
+        whole = gathered(self.state)
+        members = whole.members if whole else []
+        for number, member in enumerate(members):
+            on_progress(Progress(f"measuring {member.name} on held-out text", number, len(members)))
             dictionaries = member.dictionaries()
             calibrated = calibrate_thresholds(
                 member.config, dictionaries, self.model, self.contexts.training[:CALIBRATED_ON]
