@@ -27,7 +27,10 @@ STEPS, STOP = 40, 35
 """Some latents are dead at the stop."""
 CHANGES = {"R=4": ("R=2", "R=1"), "D=2 R=2": ("R=1",)}
 """From which ranks to which others."""
-MEMBERS = [config(recipe, expansion=6, steps=STEPS) for recipe in (TopK(2, multi=1 / 8), EVERY["matryoshka"])]
+MEMBERS = [
+    config(recipe, expansion=6, steps=STEPS)
+    for recipe in (TopK(2, multi=1 / 8), EVERY["matryoshka"], EVERY["jumprelu"])
+]
 
 
 def stream() -> Planted:

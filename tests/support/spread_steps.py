@@ -26,7 +26,7 @@ KINDS = {
     "jumprelu": JumpReLU(K, bandwidth=0.6),
     "gated": Gated(0.7),
     "relu": ReLU(0.7),
-    # "tied": ReLU(0.7, tied=True),
+    "tied": ReLU(0.7, tied=True),
 }
 SIZES = {"even": 192, "uneven": 203}
 DEAD = {"none": range(0), "few": range(3, 40, 7), "many": range(60, 110)}
