@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from sae_core.errors import UserError
     from sae_core.formats.readers import load_foreign
     from sae_core.storage import SET
-    from subrank.cli.train import save_sets
+    from subrank.cli.saving import save_sets
     from subrank.experiments.importing import notes, run_import
     from subrank.hub_sets import local_path
     from subrank.result import Provenance

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from subrank.cli.arguments import model_of, writable
 from subrank.cli.parsers import Verbs, count, path, settings_of, stated, word
 from subrank.cli.ranks import arranged, is_first, joined, restarted
+from subrank.cli.saving import save_sets
 from subrank.cli.stopping import Stopped, finishing_a_step
 from subrank.cli.terminal import reporting, say, steps_shown
 from subrank.settings.train import LoggerName, TrainSettings
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sae_core.training.run import Run
     from sae_core.training.state import TrainState
     from subrank.experiments.training import Session, Trained
-    from subrank.result import Provenance
-    from subrank.saes import Saes
 
 RUN, LOG = "run.json", "log.jsonl"
 
@@ -287,26 +286,3 @@ def _take_steps(out: Path, session: "Session", save_every: float, log_to: Sequen
         save()  # at the end as well: measuring may be interrupted
         if signal := signal or stopped():
             raise Stopped(signal)
-
-
-def save_sets(
-    out: Path,
-    sets: "Mapping[str, Saes]",
-    provenance: "Provenance",
-    thresholds: Mapping[str, Any] | None = None,
-) -> None:
-    """Write new sets, `result.json`, which says what they are worth, and `provenance.json`: all of it or nothing."""
-    from dataclasses import asdict
-
-    from sae_core.files import write_json
-    from sae_core.folders import replacing
-    from sae_core.storage import QUALITY, SET
-    from subrank.result import PROVENANCE, RESULT, quick_note
-
-    measured = {name: saes.quality.to_json() for name, saes in sets.items() if saes.quality}
-    numbers = {"dictionaries": measured if len(measured) > 1 else next(iter(measured.values()))}
-    with replacing(out, QUALITY, RESULT, SET) as new:
-        for name, saes in sets.items():
-            saes.write(new if len(sets) == 1 else new / name)
-        write_json(new / PROVENANCE, asdict(provenance))
-        write_json(new / RESULT, numbers | ({"thresholds": thresholds} if thresholds else {}) | quick_note(provenance))

@@ -19,6 +19,7 @@ from sae_core.files import write_text
 from sae_core.sites import Site
 from sae_core.storage import load_set, sets_in
 from subrank.cli import command
+from subrank.cli.saving import save_sets
 from subrank.cli.stopping import Stopped, stoppable
 from subrank.result import Provenance
 
@@ -102,10 +103,10 @@ def test_what_cannot_be_said_of_new_sets_leaves_none(tmp_path):
     quality = SimpleNamespace(to_json=lambda: {"fvu": math.nan})
     saes = SimpleNamespace(quality=quality, write=lambda folder: write_text(folder / "set.json", "{}"))
     with pytest.raises(ValueError, match="JSON"):
-        subrank.cli.train.save_sets(tmp_path, {"topk": saes}, PROVENANCE)
+        save_sets(tmp_path, {"topk": saes}, PROVENANCE)
     assert not [*tmp_path.iterdir()]
     quality.to_json = dict
-    subrank.cli.train.save_sets(tmp_path, {"topk": saes}, PROVENANCE)
+    save_sets(tmp_path, {"topk": saes}, PROVENANCE)
     assert {path.name for path in tmp_path.iterdir()} >= {"set.json", "result.json", "provenance.json"}
 
 
