@@ -3,7 +3,7 @@
 Import this only where triton is. Every sum is taken in one order, by one program: twice the same, to the bit. A
 latent that is active on thousands of tokens would keep one program busy while the others are done, so that its list
 is cut where the whole list is, every `_TILE` entries: `_tile_sums` adds up the tiles that lie within one latent, and
-`_latents` the rest and these.
+`_step_rows` the rest and these.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_core.kernels.interface import Adam, Entries, Matrix
+from sae_core.kernels.interface import Adam, Matrix, Sums
 
 _TILE = 128
 _WIDEST = 1024
@@ -37,22 +37,20 @@ def slopes(indices: Tensor, offsets: Tensor, g: Tensor, W: Tensor) -> Tensor:
     return out
 
 
-def step_latents(entries: Entries, encoder: Matrix, decoder: Matrix, adam: Adam) -> None:
+def step_rows(gradient: Sums, matrix: Matrix, adam: Adam, unit: bool) -> None:
     """See `interface.Kernels`."""
-    (n, d), n_entries = decoder.weight.shape, len(entries.values)
-    n_tiles, block = n_entries // _TILE, min(_WIDEST, triton.next_power_of_2(d))
-    sums = entries.g.new_empty(2, max(1, n_tiles), d)
-    of_entries = (entries.tokens, entries.rows, entries.values, entries.slopes, entries.x, entries.g, sums[0], sums[1])
+    (n, d), n_tiles, (b1, b2) = matrix.weight.shape, len(gradient.places) // _TILE, adam.betas
+    sums = gradient.rows.new_empty(max(1, n_tiles), d)
+    parts = (gradient.places, gradient.factors, gradient.rows, sums)
     if n_tiles:
-        _tile_sums[(n_tiles, triton.cdiv(d, block))](entries.latents, *of_entries, d, TILE=_TILE, BLOCK=block)
-    _latents[(n,)](
-        entries.bounds,
-        *of_entries,
-        *(entries.slot, entries.dead_enc, entries.dead_dec),
-        *(encoder.weight, encoder.copy, encoder.mean, encoder.square),
-        *(decoder.weight, decoder.copy, decoder.mean, decoder.square),
-        *(adam.rate / (1 - adam.betas[0] ** adam.step), (1 - adam.betas[1] ** adam.step) ** -0.5),
-        *(*adam.betas, adam.eps, d),
+        block = min(_WIDEST, triton.next_power_of_2(d))
+        _tile_sums[(n_tiles, triton.cdiv(d, block))](gradient.latents, *parts, d, TILE=_TILE, BLOCK=block)
+    _step_rows[(n,)](
+        gradient.bounds,
+        *parts,
+        *(gradient.slot, gradient.dead, matrix.weight, matrix.copy, matrix.mean, matrix.square),
+        *(adam.rate / (1 - b1**adam.step), (1 - b2**adam.step) ** -0.5, b1, b2, adam.eps, d),
+        UNIT=unit,
         TILE=_TILE,
         BLOCK=triton.next_power_of_2(d),
         num_warps=_warps(d),
@@ -95,69 +93,53 @@ def _slopes(indices, offsets, g, W, out, d, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _tile_sums(
-    latents, tokens, rows, values, slopes, x, g, sums_enc, sums_dec, d, TILE: tl.constexpr, BLOCK: tl.constexpr
-):
+def _tile_sums(latents, places, factors, rows, sums, d, TILE: tl.constexpr, BLOCK: tl.constexpr):
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
     if tl.load(latents + first) == tl.load(latents + first + TILE - 1):
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = column < d
-        enc = tl.zeros((BLOCK,), tl.float32)
-        dec = tl.zeros((BLOCK,), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
         for e in range(first, first + TILE):
-            enc += tl.load(slopes + e) * tl.load(x + tl.load(tokens + e) * d + column, mask=inside, other=0.0)
-            dec += tl.load(values + e) * tl.load(g + tl.load(rows + e) * d + column, mask=inside, other=0.0)
-        tl.store(sums_enc + tile * d + column, enc, mask=inside)
-        tl.store(sums_dec + tile * d + column, dec, mask=inside)
+            total += tl.load(factors + e) * tl.load(rows + tl.load(places + e) * d + column, mask=inside, other=0.0)
+        tl.store(sums + tile * d + column, total, mask=inside)
 
 
 @triton.jit
-def _adam(weight, copy, mean, square, place, inside, gradient, rate, root_scale, b1, b2, eps, UNIT: tl.constexpr):
-    m = b1 * tl.load(mean + place, mask=inside, other=0.0) + (1 - b1) * gradient
-    s = b2 * tl.load(square + place, mask=inside, other=0.0) + (1 - b2) * gradient * gradient
-    w = tl.load(weight + place, mask=inside, other=0.0) - rate * m / (tl.sqrt(s) * root_scale + eps)
-    if UNIT:
-        w = w / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-12)
-    tl.store(mean + place, m, mask=inside)
-    tl.store(square + place, s, mask=inside)
-    tl.store(weight + place, w, mask=inside)
-    tl.store(copy + place, w.to(copy.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _latents(
-    bounds, tokens, rows, values, slopes, x, g, sums_enc, sums_dec, slot, dead_enc, dead_dec,
-    enc_weight, enc_copy, enc_mean, enc_square, dec_weight, dec_copy, dec_mean, dec_square,
-    rate, root_scale, b1, b2, eps, d, TILE: tl.constexpr, BLOCK: tl.constexpr,
+def _step_rows(
+    bounds, places, factors, rows, sums, slot, dead, weight, copy, mean, square,
+    rate, root_scale, b1, b2, eps, d, UNIT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     latent = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < d
-    enc = tl.zeros((BLOCK,), tl.float32)
-    dec = tl.zeros((BLOCK,), tl.float32)
+    g = tl.zeros((BLOCK,), tl.float32)
     low = tl.load(bounds + latent)
     high = tl.load(bounds + latent + 1)
     first = (low + TILE - 1) // TILE  # the tiles within the list: first to last, none where last <= first
     last = high // TILE
     for e in range(low, tl.minimum(first * TILE, high)):
-        enc += tl.load(slopes + e) * tl.load(x + tl.load(tokens + e) * d + column, mask=inside, other=0.0)
-        dec += tl.load(values + e) * tl.load(g + tl.load(rows + e) * d + column, mask=inside, other=0.0)
+        g += tl.load(factors + e) * tl.load(rows + tl.load(places + e) * d + column, mask=inside, other=0.0)
     for tile in range(first, last):
-        enc += tl.load(sums_enc + tile * d + column, mask=inside, other=0.0)
-        dec += tl.load(sums_dec + tile * d + column, mask=inside, other=0.0)
+        g += tl.load(sums + tile * d + column, mask=inside, other=0.0)
     for e in range(tl.maximum(last, first) * TILE, high):
-        enc += tl.load(slopes + e) * tl.load(x + tl.load(tokens + e) * d + column, mask=inside, other=0.0)
-        dec += tl.load(values + e) * tl.load(g + tl.load(rows + e) * d + column, mask=inside, other=0.0)
-    dead = tl.load(slot + latent)
-    if dead >= 0:
-        enc += tl.load(dead_enc + dead * d + column, mask=inside, other=0.0).to(tl.float32)
-        dec += tl.load(dead_dec + dead * d + column, mask=inside, other=0.0).to(tl.float32)
-    place = latent * d + column
-    direction = tl.load(dec_weight + place, mask=inside, other=0.0)
-    dec -= tl.sum(dec * direction, 0) * direction
-    _adam(enc_weight, enc_copy, enc_mean, enc_square, place, inside, enc, rate, root_scale, b1, b2, eps, UNIT=False)
-    _adam(dec_weight, dec_copy, dec_mean, dec_square, place, inside, dec, rate, root_scale, b1, b2, eps, UNIT=True)
+        g += tl.load(factors + e) * tl.load(rows + tl.load(places + e) * d + column, mask=inside, other=0.0)
+    place = tl.load(slot + latent)
+    if place >= 0:
+        g += tl.load(dead + place * d + column, mask=inside, other=0.0).to(tl.float32)
+    here = latent * d + column
+    w = tl.load(weight + here, mask=inside, other=0.0)
+    if UNIT:
+        g -= tl.sum(g * w, 0) * w
+    m = b1 * tl.load(mean + here, mask=inside, other=0.0) + (1 - b1) * g
+    s = b2 * tl.load(square + here, mask=inside, other=0.0) + (1 - b2) * g * g
+    w -= rate * m / (tl.sqrt(s) * root_scale + eps)
+    if UNIT:
+        w = w / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-12)
+    tl.store(mean + here, m, mask=inside)
+    tl.store(square + here, s, mask=inside)
+    tl.store(weight + here, w, mask=inside)
+    tl.store(copy + here, w.to(copy.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -8,29 +8,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
-    """The active latents of a batch, latent by latent: those of latent i are `bounds[i]` to `bounds[i + 1]`.
+class Sums:
+    """The gradient of a weight of one row per latent, as sums over the active latents of a batch:
 
-    The gradients of row i of the two matrices are sums over its entries e:
+        g[i] = sum_e factors[e] rows[places[e]],    e from bounds[i] to bounds[i + 1]
 
-        dW_dec[i] = sum_e values[e] g[rows[e]],    dW_enc[i] = sum_e slopes[e] x[tokens[e]]
-
-    and, where `slot[i]` is not -1, row `slot[i]` of the dead latents' gradients besides.
+    and, where `slot[i]` is not -1, `dead[slot[i]]` besides.
     """
 
     latents: Int[Tensor, "active"]
+    """Of each entry; they rise."""
     bounds: Int[Tensor, "n_latents_and_1"]
-    tokens: Int[Tensor, "active"]
-    rows: Int[Tensor, "active"]
-    values: Float[Tensor, "active"]
-    slopes: Float[Tensor, "active"]
-    """The loss's derivatives in the values."""
-    x: Float[Tensor, "batch d_in"]
-    g: Float[Tensor, "n_rows d_in"]
-    """The loss's gradient in what is decoded."""
+    places: Int[Tensor, "active"]
+    factors: Float[Tensor, "active"]
+    rows: Float[Tensor, "n_rows d_in"]
     slot: Int[Tensor, "n_latents"]
-    dead_enc: Float[Tensor, "n_dead d_in"]
-    dead_dec: Float[Tensor, "n_dead d_in"]
+    dead: Float[Tensor, "n_dead d_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +59,12 @@ class Kernels(Protocol):
         """<g[b], W[indices[e]]> for each entry e of each row b: the gradient of `decode` in the values."""
         ...
 
-    def step_latents(self, entries: Entries, encoder: Matrix, decoder: Matrix, adam: Adam) -> None:
-        """One step of Adam for both matrices, latent by latent.
+    def step_rows(self, gradient: Sums, matrix: Matrix, adam: Adam, unit: bool) -> None:
+        """One step of Adam for each row, and its copy:
 
             m = b1 m + (1 - b1) g,  s = b2 s + (1 - b2) g^2,  w -= rate / (1 - b1^t) m / (sqrt(s / (1 - b2^t)) + eps)
 
-        with g the gradient of a row (`Entries`); the decoder's without its part along the row, which becomes a unit
-        vector again.
+        `unit` rows are directions: g loses its part along the row, which becomes a unit vector again.
         """
         ...
 

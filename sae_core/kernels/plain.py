@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.kernels.interface import Adam, Entries, Matrix
+from sae_core.kernels.interface import Adam, Matrix, Sums
 
 
 def decode(indices: Tensor, values: Tensor, offsets: Tensor, W: Tensor) -> Tensor:
@@ -19,25 +19,21 @@ def slopes(indices: Tensor, offsets: Tensor, g: Tensor, W: Tensor) -> Tensor:
     return (g[rows] * W[indices].to(g.dtype)).sum(-1)
 
 
-def step_latents(entries: Entries, encoder: Matrix, decoder: Matrix, adam: Adam) -> None:
+def step_rows(gradient: Sums, matrix: Matrix, adam: Adam, unit: bool) -> None:
     """See `interface.Kernels`."""
-    n, W_dec = len(entries.slot), decoder.weight
-    d_enc, d_dec = (
-        decode(place, weight, entries.bounds, rows)
-        for place, weight, rows in (
-            (entries.tokens, entries.slopes, entries.x),
-            (entries.rows, entries.values, entries.g),
-        )
-    )
-    dead = torch.arange(n, device=W_dec.device)[entries.slot >= 0]
-    d_enc[dead] += entries.dead_enc[entries.slot[dead]].to(d_enc.dtype)
-    d_dec[dead] += entries.dead_dec[entries.slot[dead]].to(d_dec.dtype)
-    d_dec -= (d_dec * W_dec).sum(-1, keepdim=True) * W_dec
-    for matrix, gradient in ((encoder, d_enc), (decoder, d_dec)):
-        _adam(matrix, gradient, adam)
-    W_dec /= W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    for matrix in (encoder, decoder):
-        matrix.copy.copy_(matrix.weight)
+    weight, (b1, b2) = matrix.weight, adam.betas
+    g = decode(gradient.places, gradient.factors, gradient.bounds, gradient.rows)
+    place = (gradient.slot >= 0).nonzero().squeeze(-1)
+    g[place] += gradient.dead[gradient.slot[place]].to(g.dtype)
+    if unit:
+        g -= (g * weight).sum(-1, keepdim=True) * weight
+    matrix.mean.mul_(b1).add_(g, alpha=1 - b1)
+    matrix.square.mul_(b2).addcmul_(g, g, value=1 - b2)
+    root = (matrix.square / (1 - b2**adam.step)).sqrt() + adam.eps
+    weight.addcdiv_(matrix.mean, root, value=-adam.rate / (1 - b1**adam.step))
+    if unit:
+        weight /= weight.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    matrix.copy.copy_(weight)
 
 
 def group_keys(pre: Tensor, group: int) -> Tensor:
@@ -55,11 +51,3 @@ def keys(values: Tensor) -> Tensor:
     wide, low = (torch.int32, 16) if short and values.shape[-1] <= 2**16 else (torch.int64, 31)
     place = torch.arange(values.shape[-1], device=values.device, dtype=wide)
     return (ordered.to(wide) << low) | (2**low - 1 - place)
-
-
-def _adam(matrix: Matrix, gradient: Tensor, adam: Adam) -> None:
-    b1, b2 = adam.betas
-    matrix.mean.mul_(b1).add_(gradient, alpha=1 - b1)
-    matrix.square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-    root = (matrix.square / (1 - b2**adam.step)).sqrt() + adam.eps
-    matrix.weight.addcdiv_(matrix.mean, root, value=-adam.rate / (1 - b1**adam.step))

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from sae_core.dictionaries import sparse
+from sae_core.dictionaries.deferred import Deferred
 from sae_core.errors import UserError
+from sae_core.kernels.choice import kernels_for
 from sae_core.outliers import FACTOR
 from sae_core.seeds import generator_for
 from sae_core.sharding.control import of_first, of_other_shards
@@ -24,8 +26,10 @@ from sae_core.sites import Site
 from sae_core.training.calibration import outlier_norms, scales_and_centres
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource, Downstream
+from sae_core.training.latent_step import LatentStep
 from sae_core.training.recipe import LossContext, Outcome
-from sae_core.training.state import Member, TrainState, TrainStep, check_finite, site_state
+from sae_core.training.state import Member, SiteState, TrainState, TrainStep, check_finite, site_state
+from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 
 LOOK = 32
 """Steps between looks at what lies on the device."""
@@ -116,32 +120,54 @@ def step(
     """One step of one dictionary, in place; on a GPU it waits for nothing."""
     config, state = member.config, member.sites[site]
     sae, ranks = state.sae, state.ranks
-    known = LossContext(state.dead, config.ramp(number), scratch, ranks, state.dead_elsewhere, state.n_latents)
+    state.in_one_pass = state.in_one_pass or _in_one_pass(config, state, scratch)
+    deferred = state.in_one_pass.begin() if state.in_one_pass else None
+    spread = (ranks, state.dead_elsewhere, state.n_latents)
+    known = LossContext(state.dead, config.ramp(number), scratch, *spread, deferred)
     outcome = config.recipe.loss(sae, state.scale * ranks.rows(batch[site]), known)
     loss = outcome.loss
     if config.kl:
         assert downstream is not None  # `train` has looked
         loss = loss + config.kl * downstream(site, outcome.x_hat / state.scale, batch)
     loss.backward()
-    weights = dict(sae.named_parameters())
-    ranks.add_gradients(weights)
-    sae.project_gradient()
-    if config.clip:
-        ranks.clip_gradients(weights, config.clip)
-    for name, weight in weights.items():
-        if weight.grad is not None and state.weights[name] is not weight:
-            state.weights[name].grad, weight.grad = weight.grad.T, None
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.rate(number, state.n_latents)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    sae.normalise()
+    _update(config, state, number, deferred)
     state.silent = (state.silent + len(batch[site])).masked_fill(outcome.active, 0)
     if outcome.threshold is not None:
         kept = torch.stack([outcome.threshold.nan_to_num(posinf=0.0), torch.ones_like(outcome.threshold)])
         state.threshold = _MEMORY * state.threshold + (1 - _MEMORY) * kept
     state.lost = state.lost.masked_fill((state.lost < 0) & ~torch.isfinite(loss), number)
     return outcome
+
+
+def _update(config: TrainConfig, state: SiteState, number: int, deferred: Deferred | None) -> None:
+    """Step all weights by their gradients."""
+    sae, rate = state.sae, config.rate(number, state.n_latents)
+    weights = dict(sae.named_parameters())
+    state.ranks.add_gradients(weights)
+    sae.project_gradient()
+    if config.clip:
+        state.ranks.clip_gradients(weights, config.clip)
+    for name, weight in weights.items():
+        if weight.grad is not None and state.weights[name] is not weight:
+            state.weights[name].grad, weight.grad = weight.grad.T, None
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.in_one_pass and deferred:
+        state.in_one_pass.finish(deferred, rate, number + 1)
+    else:
+        sae.normalise()
+
+
+def _in_one_pass(config: TrainConfig, state: SiteState, scratch: sparse.Scratch) -> LatentStep | None:
+    """Where there are kernels, and a latent's gradient is wanted for nothing but its own step."""
+    recipe, W_dec = config.recipe, state.sae.W_dec
+    kernels = kernels_for(W_dec.device) if W_dec.dtype is torch.float32 else None
+    fits = isinstance(recipe, TopK | BatchTopK | Matryoshka) and not getattr(recipe, "multi", 0)
+    if kernels is None or not fits or config.clip or state.ranks.replicas > 1:
+        return None
+    return LatentStep(state.weights, state.optimizer, scratch.dtype or W_dec.dtype, kernels)
 
 
 def _look(member: Member, outcomes: dict[Site, Outcome], step: int) -> None:

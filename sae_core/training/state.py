@@ -13,6 +13,7 @@ from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sharding.weights import whole
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig, recipe_to_json
+from sae_core.training.latent_step import LatentStep
 from sae_core.training.recipe import Outcome
 
 
@@ -42,6 +43,8 @@ class SiteState:
     """Of the whole dictionary."""
     dead_elsewhere: int = 0
     """How many latents of other ranks were dead at the last look."""
+    in_one_pass: LatentStep | None = None
+    """What steps both matrices, where the device has kernels for it; else the optimiser does."""
 
 
 @dataclass(eq=False)
