@@ -46,8 +46,8 @@ Every verb also takes `--out` (a folder for the results), `--device` and `--dtyp
 memory, and changes numbers by rounding only); the model runs on one device. Those on a set take the folder of the set,
 and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
 goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run,
-`--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well, `--shards` and `--replicas` say how
-processes of `torchrun` share its work ([scale](scale.md)).
+`--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well, `--shards` and `--replicas`
+say how processes of `torchrun` share the work ([scale](scale.md)).
 `circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`, `prompt` a text and `--circuit`. `study superposition` reads no model, and of these takes
 `--out` alone.

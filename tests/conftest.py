@@ -29,6 +29,7 @@ REST = (
     "test_real_model",
     "test_scarcity",
     "test_kills",
+    "test_killed_rank",
     "test_explorer_picture",
     "test_explorer_views",
     "test_pages_browser",

@@ -6,7 +6,7 @@ They go over gloo whatever the tensors go over, so that a host that waits for an
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,9 +21,7 @@ from sae_core.sharding.ranks import BLOCK, Ranks
 
 T = TypeVar("T")
 PATIENCE = 300.0
-"""Seconds that ranks wait for each other."""
-GRACE = 10.0
-"""Seconds in which all ranks learn that one has failed."""
+"""Seconds that ranks wait for each other, by default: longer than a block of activations takes, and any checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +37,9 @@ class World:
     control: Any
     """The group of all processes, over gloo."""
     patience: float
+    """Seconds that ranks wait for each other."""
+    grace: float = 10.0
+    """Seconds in which all ranks learn that one has failed."""
 
     def arranged(self, shards: int, replicas: int) -> Ranks:
         """The processes as a mesh; raises `UserError` where their number is another."""
@@ -68,21 +69,24 @@ class World:
 
     def _missing(self) -> list[int]:
         """The ranks that do not notice, in due time, that something is wrong."""
-        self.store.set(f"noticed/{self.rank}", "yes")
-        until, others = time.monotonic() + GRACE, list(range(self.size))
-        while others and time.monotonic() < until:
-            time.sleep(0.1)
-            others = [rank for rank in others if not self.store.check([f"noticed/{rank}"])]
-        return others
+        others = list(range(self.size))
+        with suppress(RuntimeError):  # the store has gone, and with it the rank that held it
+            self.store.set(f"noticed/{self.rank}", "yes")
+            until = time.monotonic() + self.grace
+            while others and time.monotonic() < until:
+                time.sleep(0.1)
+                others = [rank for rank in others if not self.store.check([f"noticed/{rank}"])]
+            return others
+        return [0]
 
     def speaks(self) -> bool:
         """Whether this rank is the one to say that the run has failed: rank 0, unless it lives on, or is no more."""
-        until = time.monotonic() + (GRACE if self.rank else 0.0)
-        while time.monotonic() < until:
-            if self.store.add("said", 0):
-                return False
-            time.sleep(0.1)
-        return self.store.add("said", 1) == 1
+        with suppress(RuntimeError):
+            until = time.monotonic() + (self.grace if self.rank else 0.0)
+            while time.monotonic() < until and not self.store.add("said", 0):
+                time.sleep(0.1)
+            return self.store.add("said", 1) == 1
+        return False
 
 
 def join(device: str | None, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> World:

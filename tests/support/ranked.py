@@ -26,16 +26,21 @@ FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(["preloaded"])
 
 
+def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
+    """A process that does some work, begun."""
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # what it imports first it looks for there
+        forkserver.ensure_running()
+    process = FRESH.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
 def on_ranks(size: int, work: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
     """What `work(rank, *arguments)`, a function of a module, returns in each of so many processes of one group.
 
     Raises what went wrong in one of them.
     """
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # what it imports first it looks for there
-        forkserver.ensure_running()
-    processes = [FRESH.Process(target=_work, args=(rank, size, work, folder, *arguments)) for rank in range(size)]
-    for process in processes:
-        process.start()
+    processes = [fresh(_work, rank, size, work, folder, *arguments) for rank in range(size)]
     for process in processes:
         process.join()
     assert not any(process.exitcode for process in processes), "\n".join(
