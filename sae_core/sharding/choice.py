@@ -18,21 +18,26 @@ from sae_core.dictionaries.codes import Codes
 from sae_core.sharding.ranks import Ranks, added, exchanged
 
 
-def top(ranks: Ranks, pre: Float[Tensor, "batch n_latents"], *ks: int) -> list[Codes]:
-    """For each k, rising, this rank's part of the k largest entries of each row.
+def top(ranks: Ranks, pieces: Iterable[Float[Tensor, "rows n_latents"]], *ks: int) -> list[Codes]:
+    """For each k, rising, this rank's part of the k largest entries of each row; `pieces` are some rows after others.
 
     Of equal values the first are taken; on a CPU alone any, as torch has it.
     """
-    n = pre.shape[1]
-    here = min(ks[-1], n)
-    if ranks.shards > 1 or pre.device.type != "cpu":
-        values, indices = sparse.ranked_top(pre, here)
-    else:  # where several are wanted, the largest come first
-        values, indices = sparse.top(pre, here) if len(ks) == 1 and here else pre.topk(here, dim=-1)
+    values, indices, n = [], [], 0
+    for pre in pieces:
+        n = pre.shape[1]
+        here = min(ks[-1], n)
+        if ranks.shards > 1 or pre.device.type != "cpu":
+            largest = sparse.ranked_top(pre, here)
+        else:  # where several are wanted, the largest come first
+            largest = sparse.top(pre, here) if len(ks) == 1 and here else pre.topk(here, dim=-1)
+        values.append(largest[0])
+        indices.append(largest[1])
+    v, i = (each[0] if len(each) == 1 else torch.cat(each) for each in (values, indices))
     if ranks.shards == 1:
-        return [Codes.of_rows(indices[:, :k], values[:, :k], n) for k in ks]
-    codes = Codes.of_rows(indices, values, n)
-    return [codes.where_kept(kept.flatten()) for kept in _survivors(ranks, values, indices, *ks)]
+        return [Codes.of_rows(i[:, :k], v[:, :k], n) for k in ks]
+    codes = Codes.of_rows(i, v, n)
+    return [codes.where_kept(kept.flatten()) for kept in _survivors(ranks, v, i, *ks)]
 
 
 def _survivors(

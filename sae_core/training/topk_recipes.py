@@ -39,8 +39,7 @@ class TopK:
     def loss(self, sae: TopKSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
         ranks, own = context.ranks, context.ranks.own(x)
         ks = (self.k, 4 * self.k) if self.multi else (self.k,)
-        pieces = [choice.top(ranks, pre, *ks) for pre in context.pieces(sae, x)]
-        several = [Codes.stacked(parts) for parts in zip(*pieces, strict=True)]
+        several = choice.top(ranks, context.pieces(sae, x), *ks)
         codes = _encoded(sae, x, several[0], context)
         x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
         fvu = batch_fvu(own, x_hat, ranks)
@@ -149,7 +148,7 @@ def _auxk(sae: SAE, x: Tensor, error: Tensor, context: LossContext) -> Tensor:
     dtype, most = context.scratch.dtype or x.dtype, max(1, x.shape[-1] // 2)
     f = (((x - sae.b_dec).to(dtype) @ W_enc.T.to(dtype)).to(x.dtype) + sae.b_enc[dead]).relu()
     if n_dead > most:
-        (chosen,) = choice.top(ranks, f.detach(), most)
+        (chosen,) = choice.top(ranks, [f.detach()], most)
         f = f * chosen.positive()
     target = error.detach()
     missed = ranks.total((ranks.summed((f.to(dtype) @ W_dec.to(dtype)).to(x.dtype)) - target).square().sum())

@@ -134,7 +134,7 @@ def ties(ranks: Ranks) -> dict[str, bool]:
     mine, rows = ranks.latents(SIZES["uneven"]), ranks.rows(torch.arange(BATCH))
     local = pre[rows][:, mine.start : mine.stop]
     equal = {}
-    for k, codes in zip((3, 12), choice.top(ranks, local, 3, 12), strict=True):
+    for k, codes in zip((3, 12), choice.top(ranks, local.split(5 + ranks.shard), 3, 12), strict=True):
         chosen = torch.zeros_like(pre).scatter(1, order[:, :k], 1)[rows][:, mine.start : mine.stop]
         equal[f"k={k}"] = codes.with_values(torch.ones_like(codes.values)).dense().equal(chosen)
     codes = choice.batch_top(ranks, [local], 100)  # of equal values at the threshold all
