@@ -19,9 +19,10 @@ from subrank.settings.experiments import (
 from subrank.settings.fields import choices, documented, flag_of, hints, limits_of
 from subrank.settings.prompt import PromptSettings
 from subrank.settings.studies import STUDIES
-from subrank.settings.train import TrainSettings
+from subrank.settings.train import HarvestSettings, TrainSettings
 
 VERBS = {
+    "harvest": ("sr.harvest", HarvestSettings),
     "train": ("sr.train, sr.sweep", TrainSettings),
     "import": ("sr.import_saes", ImportSettings),
     "evaluate": ("sr.evaluate", EvaluateSettings),
@@ -44,10 +45,10 @@ Every verb also takes `--out` (a folder for the results), `--device` and `--dtyp
 `auto`, `float32`, `bfloat16` or `float16`; by default the checkpoint's on CUDA, else float32; in Python both are
 `sr.load_model`'s), and `--lm-batch` (contexts of a text that go through the language model together: less takes less
 memory, and changes numbers by rounding only); the model runs on one device. Those on a set take the folder of the set,
-and `--model` where the model has moved. `train` takes a MODEL and `--text`; `--cache DIR` keeps activations, `--resume`
-goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config run.json` repeats a run,
-`--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well, `--shards` and `--replicas`
-say how processes of `torchrun` share the work ([scale](scale.md)).
+and `--model` where the model has moved. `harvest` and `train` take a MODEL and `--text`. `train` keeps activations with
+`--cache DIR`, `--resume` goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config
+run.json` repeats a run, `--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well,
+`--shards` and `--replicas` say how processes of `torchrun` share the work ([scale](scale.md)).
 `circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`, `prompt` a text and `--circuit`. `study superposition` reads no model, and of these takes
 `--out` alone.

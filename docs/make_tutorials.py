@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ class Pictures:
         return f'<div class="drawing"><a href="{FILES}/{file}">{picture}</a></div>'
 
 
+OPTIONAL = ("ray",)
+"""Libraries that an example may need and that are no part of the installation."""
+
+
 def read_script(source: str) -> Script:
     """A script, cut into cells; its docstring opens with the title and the call, `Title: \\`python ...\\`.`"""
     tree = ast.parse(source)
@@ -113,13 +118,16 @@ def page(path: Path, folder: Path) -> str:
     """The page of a script, which is run here; its pictures are put into `folder`."""
     script, pictures, names = read_script(path.read_text()), Pictures(path.stem, folder), {"__name__": "__main__"}
     parts, begun, known = [HEAD, f"# {script.title}", script.prose], time.monotonic(), _drawn()
+    needs = [name for name in OPTIONAL if f"import {name}\n" in path.read_text() and not find_spec(name)]
     for cell in script.cells:
-        printed, values = run_cell(cell, names, path)
+        printed, values = run_cell(cell, names, path) if not needs else ("", [])
         parts += [cell.prose, fenced("python", cell.code)]
         parts += [fenced("{ .text .output }", printed)] if printed else []
         parts += [pictures.figure(value) for value in values if hasattr(value, "write_html")]
         parts += [pictures.drawing(drawing) for drawing in sorted(_drawn() - known)]
         known = _drawn()
+    if needs:
+        return "\n\n".join(filter(None, [*parts, f"Not run here: {needs[0]} is not installed."])) + "\n"
     parts.append(f"Made by running [`{script.call}`]({path.name}), which took {time.monotonic() - begun:.0f} s.")
     return "\n\n".join(filter(None, parts)) + "\n"
 

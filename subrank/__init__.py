@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from subrank.experiments.circuit import discover
     from subrank.experiments.evaluation import evaluate
     from subrank.experiments.features import features
+    from subrank.experiments.harvest import harvest
     from subrank.experiments.importing import import_saes
     from subrank.experiments.ioi import ioi
     from subrank.experiments.prompt import prompt
@@ -45,6 +46,7 @@ _HOMES = {
     "Stream": "sae_core.sites",
     "train": "subrank.experiments.training",
     "sweep": "subrank.experiments.training",
+    "harvest": "subrank.experiments.harvest",
     "import_saes": "subrank.experiments.importing",
     "evaluate": "subrank.experiments.evaluation",
     "ioi": "subrank.experiments.ioi",
@@ -79,6 +81,7 @@ __all__ = [
     "evaluate",
     "explain",
     "features",
+    "harvest",
     "import_saes",
     "ioi",
     "load",

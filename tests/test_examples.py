@@ -22,8 +22,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 pytest.register_assert_rewrite(*(path.stem for path in EXAMPLES))
 pytestmark = pytest.mark.slow
 
-TRAINS = ("01", "05")
+TRAINS = ("01", "05", "18")
 """Examples that train: they take where to write and a seed, the others a set and where to write."""
+NEEDS = {"18": "ray"}
+"""Libraries that are no part of the installation."""
 FEWER = {
     "sweep": {"tokens": 20_480},
     "ioi": {"prompts": 6, "contexts": 8},
@@ -90,6 +92,8 @@ def test_the_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, trained_set, training_seed, tmp_path):
+    if library := NEEDS.get(path.stem[:2]):
+        pytest.importorskip(library)
     real = {name: getattr(sr, name) for name in ("train", *FEWER)}
 
     def train(model, text, **settings) -> sr.Saes:

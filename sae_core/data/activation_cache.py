@@ -3,6 +3,10 @@
 A cache is a folder with one file per block (`block-00000.safetensors`: rows in the order of the text, by
 site) and a card (`cache.json`) that says of which model, text and sites they are. Rows depend on the batch size only
 through the number of contexts in a block, so that runs with other batches may share them.
+
+A block is a pure function of the stream and its number. Any number of processes may fill a folder, on one machine or
+on several that share a disk: each locks the block that it is at, and a lock goes with its process, so that the block of
+a process that was lost is made by another.
 """
 
 import math
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_core.data.activations import ActivationStream
@@ -18,32 +23,42 @@ from sae_core.data.reading import left_out
 from sae_core.digest import differences, digest
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.locks import Taken, locked
+from sae_core.model.precision import Kept
 from sae_core.outliers import NO_LIMITS, Limits
 from sae_core.partial import sweep
 from sae_core.sites import Site
 
 CARD = "cache.json"
 VERSION = 2
+PRECISION = "precision"
 
 
 @dataclass(frozen=True, eq=False)
 class CachedStream:
-    """The batches of another stream, to the bit; a block that lies in the folder is read and not computed.
+    """The batches of another stream; a block that lies in the folder is read and not computed.
+
+    To the bit where rows are kept in float32. In bfloat16 they are rounded to 8 bits once, and are the same whether
+    they are computed or read. `kept` is for a folder that is new; None takes what the folder is of, or float32.
 
     Raises `UserError` for a folder that keeps the activations of anything else.
     """
 
     stream: ActivationStream
     folder: Path
+    kept: Kept | None = None
+    """In which precision; never None once this is made."""
 
     def __post_init__(self):
         sweep(self.folder)
-        card, path = _card(self.stream), self.folder / CARD
+        object.__setattr__(self, "kept", self.kept or kept_in(self.folder))
+        card, path = _card(self.stream, self.kept), self.folder / CARD
+        blocks = any(self.folder.glob("block-*.safetensors"))
         if path.exists():
-            stored = read_json(path)
+            stored = {PRECISION: "float32"} | read_json(path)
             if other := differences(stored, card):
                 raise UserError(f"{self.folder} keeps activations of other {', '.join(other)}; give another folder")
-        elif any(self.folder.glob("block-*.safetensors")):
+        elif blocks:
             raise UserError(f"{self.folder} keeps activations, but no {CARD} says of what; give another folder")
         else:
             write_json(path, card)
@@ -64,20 +79,40 @@ class CachedStream:
         """
         n = self.stream.n_contexts(block, steps)
         n_rows = int(self.stream.model.content(self.stream.tokens(block)[:n]).sum())
-        path = self.folder / f"block-{self.stream.place(block):05}.safetensors"
-        if path.exists():
-            rows = {site: x[:n_rows] for site, x in self._read(path, block).items()}
-            yield from self.stream.batches(block, lambda: rows, limits, n)
-            return
-        rows = self.stream.rows(block)
-        write_tensors(path, {str(site): x for site, x in rows.items()})
+        if not self.path(block).exists():
+            self._write(block)
+            if self.kept == "float32":  # what was harvested is there to the bit, in the stream's memory
 
-        def first() -> dict[Site, Tensor]:
-            return {site: x[:n_rows] for site, x in self.stream.rows(block).items()}
+                def first() -> dict[Site, Tensor]:
+                    return {site: x[:n_rows] for site, x in self.stream.rows(block).items()}
 
-        yield from self.stream.batches(block, first, limits, n)
+                yield from self.stream.batches(block, first, limits, n)
+                return
+        rows = {site: x[:n_rows] for site, x in self._read(block).items()}
+        yield from self.stream.batches(block, lambda: rows, limits, n)
 
-    def _read(self, path: Path, block: int) -> dict[Site, Tensor]:
+    def path(self, block: int) -> Path:
+        """The file of a block."""
+        return self.folder / f"block-{self.stream.place(block):05}.safetensors"
+
+    def fill(self, block: int) -> bool:
+        """Harvest a block, unless it lies there or another process is at it; whether this call has."""
+        path = self.path(block)
+        try:
+            with locked(path.with_suffix(".lock")):
+                if path.exists():  # only now nobody can be about to write it
+                    return False
+                self._write(block)
+                return True
+        except Taken:
+            return False
+
+    def _write(self, block: int) -> None:
+        rows, precision = self.stream.rows(block), getattr(torch, str(self.kept))
+        write_tensors(self.path(block), {str(site): x.to(precision) for site, x in rows.items()})
+
+    def _read(self, block: int) -> dict[Site, Tensor]:
+        path = self.path(block)
         try:
             tensors = read_tensors(path)
         except UserError as error:
@@ -87,18 +122,34 @@ class CachedStream:
         expected = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
         if {name: tuple(x.shape) for name, x in tensors.items()} != expected:
             raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is computed again")
-        return {site: tensors[str(site)].to(model.device) for site in self.sites}
+        return {site: tensors[str(site)].to(model.device).float() for site in self.sites}
 
 
-def disk_bytes(stream: ActivationStream, tokens: int) -> int:
+def kept_in(folder: Path) -> Kept:
+    """In which precision a cache keeps activations; float32 where there is none yet."""
+    path = folder / CARD
+    return "bfloat16" if path.is_file() and read_json(path).get(PRECISION) == "bfloat16" else "float32"
+
+
+def n_blocks(stream: ActivationStream, tokens: int) -> int:
+    """How many blocks training on so many tokens reads, about: outliers, which are left out, show only there."""
+    per_block = _tokens_per_block(stream)
+    return math.ceil(tokens / max(stream.batch, per_block // stream.batch * stream.batch))
+
+
+def disk_bytes(stream: ActivationStream, tokens: int, kept: Kept = "float32") -> int:
     """About how much a cache takes on disk after training on so many tokens: later epochs are kept like the first."""
+    n_numbers = _tokens_per_block(stream) * sum(stream.model.d_in(site) for site in stream.sites)
+    return int(n_blocks(stream, tokens) * n_numbers * getattr(torch, kept).itemsize)
+
+
+def _tokens_per_block(stream: ActivationStream) -> float:
+    """Content tokens of a block, on average."""
     share = stream.model.content(stream.contexts).float().mean().item()
-    per_block = share * stream.block_contexts * stream.contexts.shape[1]
-    n_blocks = math.ceil(tokens / max(stream.batch, per_block // stream.batch * stream.batch))
-    return int(n_blocks * per_block * 4 * sum(stream.model.d_in(site) for site in stream.sites))
+    return share * stream.block_contexts * stream.contexts.shape[1]
 
 
-def _card(stream: ActivationStream) -> dict[str, Any]:
+def _card(stream: ActivationStream, kept: Kept | None) -> dict[str, Any]:
     """Everything that a block's rows depend on; the names are read by people."""
     return {
         "version": VERSION,
@@ -107,4 +158,5 @@ def _card(stream: ActivationStream) -> dict[str, Any]:
         "sites": [str(site) for site in stream.sites],
         "seed": stream.seed,
         "contexts per block": stream.block_contexts,
+        PRECISION: kept,
     }

@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
     from subrank.saes import Saes
 
 
-def writable(folder: Path, options: argparse.Namespace) -> Path:
-    """`folder`, made if need be and locked until the verb ends, without what dead processes left half-written.
+def shared(folder: Path, at_end: ExitStack | None = None) -> Path:
+    """`folder`, made if need be, without what dead processes left half-written; locked where there is an `at_end`.
 
-    Raises `UserError` before any work if nothing could be written there, or another process is writing.
+    Raises `UserError` before any work if nothing could be written there.
     """
     from sae_core.errors import UserError
     from sae_core.partial import sweep
@@ -24,11 +25,17 @@ def writable(folder: Path, options: argparse.Namespace) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        options.at_end.enter_context(locked(folder))
+        if at_end is not None:
+            at_end.enter_context(locked(folder))
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
     sweep(folder)
     return folder
+
+
+def writable(folder: Path, options: argparse.Namespace) -> Path:
+    """`shared`, and locked until the verb ends; raises `UserError` where another process is writing, too."""
+    return shared(folder, options.at_end)
 
 
 def result_folder(folder: Path, options: argparse.Namespace) -> Path:

@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 
 from subrank import __version__
-from subrank.cli import circuit, demo, evaluate, features, importing, ioi, prompt, remove, steer, study, train
+from subrank.cli import circuit, demo, evaluate, features, harvest, importing, ioi, prompt, remove, steer, study, train
 from subrank.cli.parsers import Parser, Verbs
 from subrank.cli.ranks import is_first
 from subrank.cli.stopping import Stopped, stoppable
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="subrank", description=story)
     parser.add_argument("--version", action="version", version=f"subrank {__version__}")
     verbs = Verbs(parser)
-    for verb in (demo, train, importing, evaluate, ioi, circuit, remove, steer, features, prompt, study):
+    for verb in (demo, harvest, train, importing, evaluate, ioi, circuit, remove, steer, features, prompt, study):
         verb.add(verbs)
     return parser
 

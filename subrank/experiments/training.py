@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from editing.set_quality import measure_set
-from sae_core.data.activation_cache import CachedStream, disk_bytes
+from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
@@ -16,6 +16,7 @@ from sae_core.data.text import Contexts, Text
 from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
+from sae_core.model.precision import Kept
 from sae_core.progress import OnProgress, Progress, duration, silent
 from sae_core.room import check_disk
 from sae_core.sharding.control import check_same
@@ -151,12 +152,12 @@ def _recipes(settings: TrainSettings) -> Iterator[Recipe]:
             yield from (ReLU(l1, tied=kind == "tied") for l1 in settings.l1)
 
 
-def check_cache(stream: ActivationStream, tokens: int, cache: Path) -> None:
+def check_cache(stream: ActivationStream, tokens: int, cache: Path, kept: Kept | None = None) -> None:
     """Raise `UserError` where the folder's disk has no room for the activations that it does not hold yet."""
     there = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     folder = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.is_dir())
     way_out = "leave --cache out, train on fewer --tokens, or at fewer --sites"
-    check_disk(disk_bytes(stream, tokens) - there, folder, "the cache of activations", way_out)
+    check_disk(disk_bytes(stream, tokens, kept or kept_in(cache)) - there, folder, "the cache of activations", way_out)
 
 
 # ---- a session -------------------------------------------------------------------------------------
@@ -245,7 +246,8 @@ class Session:
                 "often than by chance"
             )
         if isinstance(self.source, CachedStream):
-            gib = disk_bytes(self.source.stream, members[0].tokens) / 2**30
+            cache = self.source
+            gib = disk_bytes(cache.stream, members[0].tokens, kept_in(cache.folder)) / 2**30
             lines.append(f"the cache takes about {gib:.2g} GiB in the end")
         return lines
 

@@ -59,7 +59,7 @@ def answered(capsys, line) -> str:
 
 
 def lines_of(verb: str, world: Path, small_set: Path, seeds: range):
-    positionals = {"train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
+    positionals = {"harvest": ["storybook"], "train": ["storybook"], "import": [str(small_set / "resid_post.5")]}
     two = [str(small_set), str(world / "second")]
     positionals |= {"demo": [], "study superposition": [], "study splitting": two, "study matching": two}
     positionals["prompt"] = [str(small_set), "Mary went to the store"]
@@ -88,6 +88,7 @@ def test_what_is_wrong_is_said_before_work_begins(verb, world, small_set, capsys
             monkeypatch.setattr(f"subrank.experiments.{module}.{place}", begin, raising=False)
     for place in ("subrank.saes.measure_set", "subrank.studies.superposition.announce"):
         monkeypatch.setattr(place, begin)
+    monkeypatch.setattr("subrank.experiments.harvest.Harvest.run", begin)
     monkeypatch.setattr("subrank.experiments.training.start", begin)
     monkeypatch.setattr("subrank.experiments.training.seconds_per_token", begin)
     monkeypatch.setattr("subrank.experiments.prompt.features_on", begin)

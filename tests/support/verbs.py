@@ -35,7 +35,20 @@ STUDIES = (
     "study scaling",
     "study explain",
 )
-VERBS = ("demo", "train", "import", "evaluate", "ioi", "circuit", "features", "prompt", "remove", "steer", *STUDIES)
+VERBS = (
+    "demo",
+    "harvest",
+    "train",
+    "import",
+    "evaluate",
+    "ioi",
+    "circuit",
+    "features",
+    "prompt",
+    "remove",
+    "steer",
+    *STUDIES,
+)
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:

@@ -1,7 +1,9 @@
 """A cache changes no number, belongs to one stream, and is never half a block."""
 
 import json
+import os
 import resource
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from streams import make_stream, same
 from tiny import user_error
 
-from sae_core.data.activation_cache import CachedStream, disk_bytes
+from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in
 from sae_core.data.activations import ActivationStream
+from sae_core.locks import locked
 from sae_core.sites import Site, Stream
 
 
@@ -178,3 +181,39 @@ def test_a_folder_that_cannot_be_written(stream, tmp_path):
         CachedStream(stream, tmp_path / "file")
     with pytest.raises(OSError, match=f"could not be written: .*{tmp_path / 'file'}"):
         CachedStream(stream, tmp_path / "file" / "deeper")
+
+
+# ---- several processes -----------------------------------------------------------------------------
+
+
+def test_rows_in_half_precision_are_rounded_once(stream, tmp_path):
+    cached = CachedStream(stream, tmp_path, "bfloat16")
+    written = list(cached.block(0))
+    assert equal(CachedStream(unharvested(stream), tmp_path).block(0), written)  # the folder says how it keeps them
+    for kept, exact in zip(written, stream.block(0), strict=True):
+        assert all(torch.equal(kept[site], x.bfloat16().float()) for site, x in exact.items())
+    assert not equal(written, stream.block(0))  # control
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    tokens = sum(len(batch[Site(0)]) for batch in written)
+    assert disk_bytes(stream, tokens, "bfloat16") == pytest.approx(size, rel=0.1)
+    with user_error("other precision", "another folder"):
+        CachedStream(stream, tmp_path, "float32")
+    assert kept_in(tmp_path) == "bfloat16" and kept_in(tmp_path / "none") == "float32"
+
+
+def test_a_block_that_another_process_is_at_is_left_to_it_until_that_is_gone(stream, tmp_path):
+    cached = CachedStream(stream, tmp_path)
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:  # it claims block 1 and never writes it
+        with locked(cached.path(1).with_suffix(".lock")):
+            os.write(writes, b"1")
+            signal.pause()
+        os._exit(0)
+    assert os.read(reads, 1) == b"1"
+    assert cached.fill(0) and not cached.fill(0) and not cached.fill(1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert cached.fill(1)
+    assert equal(CachedStream(unharvested(stream), tmp_path).block(1), stream.block(1))
+    assert not [*tmp_path.glob("*.lock")]

@@ -158,7 +158,12 @@ def test_a_folder_in_which_nothing_can_be_written_is_found_before_work_starts(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("sae_core.model.language_model.load_model", lambda *a, **k: pytest.fail("it was loaded first"))
-    arguments = {"train": ["storybook"], "demo": [], "import": [untrained_set / "resid_post.0", "--model", "storybook"]}
+    arguments = {
+        "harvest": ["storybook"],
+        "train": ["storybook"],
+        "demo": [],
+        "import": [untrained_set / "resid_post.0", "--model", "storybook"],
+    }
     arguments |= {
         "prompt": [untrained_set, "a prompt"],
         "study superposition": [],
