@@ -1,6 +1,6 @@
 """Who is measured: our own training step and those of other packages, each as its package runs it.
 
-All train a TopK autoencoder of equal size on equal batches, from their own initialisation, and differ in
+All train an autoencoder of one kind and size on equal batches, from their own initialisation, and differ in
 arithmetic, loss, clipping and optimiser as the packages do. Left to each: its auxiliary loss for dead
 latents, its bias at the start, its decoder's norm. Equal for all: batches and their order, the vectors'
 scale (E|x|^2 = d), the learning rate with warm-up and a linear fall to zero over the last fifth, and the
@@ -44,11 +44,13 @@ class Subrank:
         from sae_core.sites import Site
         from sae_core.training.config import TrainConfig
         from sae_core.training.loop import start, train
+        from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
         from sae_core.training.topk_recipes import TopK
 
+        recipes = {"topk": TopK(job.k), "jumprelu": JumpReLU(job.k), "relu": ReLU(), "gated": Gated()}
         self.site, d_in = Site(0), batches[0].shape[1]
         config = TrainConfig(
-            TopK(k=job.k),
+            recipes[job.kind],
             expansion=job.n_latents // d_in,
             tokens=job.steps * job.batch,
             batch=job.batch,
@@ -97,6 +99,8 @@ class Entry:
     """The module that must be importable."""
     environment: str = "own"
     """Whose interpreter: `own`, `rivals` or `saelens`."""
+    every_kind: bool = False
+    """Whether it has more than TopK."""
 
 
 def _float32(job: Job, batches: list[Tensor]) -> Subrank:
@@ -115,14 +119,14 @@ def _signum(job: Job, batches: list[Tensor]) -> Sparsify:
 LIMIT = "encoder matmul"
 OURS, FLOAT32 = "subrank", "subrank, float32"
 ENTRIES: Mapping[str, Entry] = {
-    LIMIT: Entry(EncoderMatmul, "torch"),
-    OURS: Entry(Subrank, "sae_core"),
-    FLOAT32: Entry(_float32, "sae_core"),
+    LIMIT: Entry(EncoderMatmul, "torch", every_kind=True),
+    OURS: Entry(Subrank, "sae_core", every_kind=True),
+    FLOAT32: Entry(_float32, "sae_core", every_kind=True),
     "sparsify": Entry(Sparsify, "sparsify", "rivals"),
     "sparsify, signum": Entry(_signum, "sparsify", "rivals"),
     "sparsify, bfloat16": Entry(_rounded, "sparsify", "rivals"),
-    "dictionary-learning": Entry(DictionaryLearning, "dictionary_learning", "rivals"),
-    "SAELens": Entry(SAELens, "sae_lens", "saelens"),
+    "dictionary-learning": Entry(DictionaryLearning, "dictionary_learning", "rivals", every_kind=True),
+    "SAELens": Entry(SAELens, "sae_lens", "saelens", every_kind=True),
     "SAELens, sparse": Entry(SparseSAELens, "sae_lens", "saelens"),
 }
 """By the names in tables. sparsify trains with Adam but where its own default, signum, is named. `subrank` chooses

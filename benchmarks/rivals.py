@@ -67,17 +67,22 @@ class Sparsify:
 
 
 class DictionaryLearning:
-    """dictionary-learning's `TopKTrainer.update`."""
+    """`update` of dictionary-learning's trainer of the kind, at its defaults."""
 
     def __init__(self, job: Job, batches: list[Tensor]):
-        from dictionary_learning.trainers.top_k import TopKTrainer
+        from dictionary_learning.trainers import gdm, jumprelu, standard, top_k
 
+        trainer, options = {
+            "topk": (top_k.TopKTrainer, {"k": job.k}),
+            "jumprelu": (jumprelu.JumpReluTrainer, {"target_l0": float(job.k)}),
+            "relu": (standard.StandardTrainer, {}),
+            "gated": (gdm.GatedSAETrainer, {}),
+        }[job.kind]
         self.batches, self.number = cycle(batches), 0
-        self.trainer = TopKTrainer(
+        self.trainer = trainer(
             steps=job.steps,
             activation_dim=batches[0].shape[1],
             dict_size=job.n_latents,
-            k=job.k,
             layer=0,
             lm_name="",
             lr=job.lr,
@@ -85,6 +90,7 @@ class DictionaryLearning:
             decay_start=max(job.warm_up + 1, int(0.8 * job.steps)),
             seed=SEED + job.seed,
             device=job.device,
+            **options,
         )
         self.trainer.dead_feature_threshold = job.dead_after
 
@@ -107,12 +113,19 @@ class SAELens:
 
     def __init__(self, job: Job, batches: list[Tensor]):
         from sae_lens.config import SAETrainerConfig
-        from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens.saes import gated_sae, jumprelu_sae, standard_sae, topk_sae
         from sae_lens.training.sae_trainer import SAETrainer
 
         torch.manual_seed(SEED + job.seed)
-        size = {"d_in": batches[0].shape[1], "d_sae": job.n_latents, "k": job.k}
-        self.sae = TopKTrainingSAE(TopKTrainingSAEConfig(**size, device=job.device, **self.options))
+        module, name, options = {
+            "topk": (topk_sae, "TopK", {"k": job.k} | self.options),
+            "jumprelu": (jumprelu_sae, "JumpReLU", {}),
+            "relu": (standard_sae, "Standard", {}),
+            "gated": (gated_sae, "Gated", {}),
+        }[job.kind]
+        size = {"d_in": batches[0].shape[1], "d_sae": job.n_latents, "device": job.device}
+        config = getattr(module, f"{name}TrainingSAEConfig")(**size, **options)
+        self.sae = getattr(module, f"{name}TrainingSAE")(config)
         config = SAETrainerConfig(
             total_training_samples=job.steps * job.batch,
             train_batch_size_samples=job.batch,

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from contestants import ENTRIES, FLOAT32, LIMIT, OURS
@@ -39,23 +39,41 @@ SHAPES = (
 QUICK_SHAPES = (Shape(64, 512, 256, 16), Shape(64, 1024, 256, 16))
 
 
-def speed(field: Field, shapes: Iterable[Shape], *, rounds: int, vectors: int, device: str) -> None:
+@dataclass(frozen=True)
+class Timing:
+    """How steps are timed."""
+
+    rounds: int
+    vectors: int
+    """Per turn."""
+    device: str
+    kind: str = "topk"
+    before: int = 2
+    """Steps that are not timed: memory, the optimiser's state, the bias at the start; in kinds with a penalty also
+    until our codes are sparse. The others' steps are dense, and take as long at first as later."""
+
+
+def speed(field: Field, shapes: Iterable[Shape], timing: Timing) -> None:
     """Vectors per second of each contestant at each shape: processor time at one thread, wall clock at two."""
-    report, shapes = field.report, list(shapes)
+    report, shapes, device = field.report, list(shapes), timing.device
+    entries = {name: entry for name, entry in ENTRIES.items() if timing.kind == "topk" or entry.every_kind}
     for threads, clock in ((1, "cpu"), (2, "wall")):
         with ExitStack() as stack:
-            workers = field.open(stack, ENTRIES, threads)
+            workers = field.open(stack, entries, threads)
             for shape in shapes:
-                job = _timing_job(field.folder, shape, device)
-                for worker in workers.values():
+                job = replace(_timing_job(field.folder, shape, device), kind=timing.kind)
+                for name, worker in workers.items():
                     worker.ask("open", job=asdict(job), threads=threads)
-                    worker.ask("steps", count=2)  # memory, the optimiser's state, the bias at the start
-                rates = _rounds(workers, rounds, max(1, vectors // shape.batch), shape.batch, clock)
+                    worker.ask("steps", count=timing.before if name in (OURS, FLOAT32) else 2)
+                rates = _rounds(workers, timing.rounds, max(1, timing.vectors // shape.batch), shape.batch, clock)
                 unit = "vectors per CPU second" if clock == "cpu" else "vectors per second"
-                report.say(f"### {shape}, {threads} thread{'s' * (threads > 1)}, {unit}")
+                report.say(f"### {timing.kind}, {shape}, {threads} thread{'s' * (threads > 1)}, {unit}")
                 _speed_table(report, field.versions, rates, shape)
+                if timing.kind != "topk":
+                    active = {name: workers[name].ask("l0")["l0"] for name in workers if name != LIMIT}
+                    report.say("L0: " + ", ".join(f"{name} {l0:.0f}" for name, l0 in active.items()) + ".")
                 if clock == "cpu" and device == "cpu":
-                    parts = workers[OURS].ask("shares", count=max(2, vectors // shape.batch))
+                    parts = workers[OURS].ask("shares", count=max(2, timing.vectors // shape.batch))
                     report.say("Our step: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()) + ".")
                     report.say()
 

@@ -1,6 +1,7 @@
 """Our training step beside those of other packages: speed, quality, and all layers of a language model.
 
     python benchmarks/train_throughput.py                 vectors per second of the whole step
+    python benchmarks/train_throughput.py --kind relu     of another kind than TopK, once its codes are sparse
     python benchmarks/train_throughput.py --quality       FVU and dead latents at equal data
     python benchmarks/train_throughput.py --all-layers    six layers, the language model included
 
@@ -23,7 +24,7 @@ from field import Field
 from layers_speed import all_layers
 from quality import planted_data, quality, storybook_data
 from report import Report, record
-from step_speed import QUICK_SHAPES, SHAPES, Shape, speed
+from step_speed import QUICK_SHAPES, SHAPES, Shape, Timing, speed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--python-saelens", metavar="PYTHON", help="interpreter with sae-lens")
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default: 5; 2 for all layers)")
     parser.add_argument("--vectors", type=int, help="vectors per turn (4096), or to train on for quality (200000)")
+    parser.add_argument(
+        "--kind", choices=("topk", "jumprelu", "relu", "gated"), default="topk", help="whose step to time"
+    )
+    parser.add_argument("--before", type=int, help="steps of ours before the first that is timed (2; 200 for --kind)")
     parser.add_argument("--shapes", nargs="+", metavar="d,n,batch", help="shapes to time instead of the usual five")
     parser.add_argument("--device", default="cpu", help="where to time steps; on a GPU read the wall clock")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing")
@@ -62,8 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             shapes = [Shape(*map(int, text.split(","))) for text in options.shapes or ()]
             usual, rounds, vectors = (QUICK_SHAPES, 2, 512) if options.quick else (SHAPES, 5, 4096)
-            counts = {"rounds": options.rounds or rounds, "vectors": options.vectors or vectors}
-            speed(field, shapes or usual, **counts, device=options.device)
+            before = options.before or (2 if options.quick or options.kind == "topk" else 200)
+            counts = options.rounds or rounds, options.vectors or vectors
+            speed(field, shapes or usual, Timing(*counts, options.device, options.kind, before))
     minutes = (time.time() - started) / 60
     report.say(f"{minutes:.1f} minutes; load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.")
     if options.record:

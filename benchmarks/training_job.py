@@ -29,6 +29,8 @@ class Job:
     """Tokens without activity after which a latent is dead; for ever means that nobody works on dead latents."""
     seed: int = 0
     device: str = "cpu"
+    kind: str = "topk"
+    """Or jumprelu (which aims at k), relu, gated."""
 
     def share(self, step: int) -> float:
         """Share of the learning rate at a step."""

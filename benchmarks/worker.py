@@ -70,6 +70,15 @@ class Bench:
         self._wait()
         return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
+    def l0(self) -> dict[str, float]:
+        """Active latents per vector, over some that it trains on."""
+        import torch
+        from safetensors.torch import load_file
+
+        with torch.no_grad():
+            _, on = self.contestant.reconstruct(load_file(self.job.data)["train"][:1024].to(self.job.device))
+        return {"l0": on.count_nonzero().item() / len(on)}
+
     def reconstruct(self, split: str, out: str) -> dict[str, Any]:
         """Write `x_hat` of a split of the data, which latents were active there, and the directions."""
         import torch
