@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 
-from circuits.discovery.circuit import Circuit
-from circuits.discovery.member_edges import edges_among
-from circuits.discovery.pruning import prune_at
-from circuits.discovery.recursive import discover
+from circuits.discovery.circuit import Circuit, circuit_steps, sufficient_features
 from circuits.discovery.request import ResolvedRequest, logit_prompts
 from circuits.discovery.sampling import RedrawnExamples
+from circuits.effects.member_effects import MemberEffects
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import LogitTarget
 from circuits.features.atlas import Examples, FeatureAtlas
@@ -26,7 +24,7 @@ from circuits.scoring.ablations import MeanAblation, ResampleAblation
 from circuits.scoring.attribution import attribution, strongest
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, by_site, covered_sites, members_of, nearest_layers
 from circuits.scoring.controls import Controls, Stability, compare_with_controls, stability
-from circuits.scoring.edge_check import EdgeCheck, check_edges
+from circuits.scoring.edge_check import EdgeCheck, check_edges, check_member_edges
 from circuits.scoring.faithfulness import CircuitScore, Scale, score_circuit
 from circuits.scoring.node_curve import NodeCurve, node_curve
 from sae_core.codec import from_plain, to_plain
@@ -217,7 +215,9 @@ class _HeldOut:
         scores, controls, curves = [], [], []
         for ablation in (self.means, self.resampled(covered)):
             scale = Scale(self.runs(covered, ablation), seed=seed)
-            scores.append(score_circuit(scale, members))
+            # that of hundreds of pairs of member and prompt under each ablation takes as long as all else
+            minimal = tuple(Errors) if not self.resolved.on_prompts else () if scores else (Errors.ABLATED,)
+            scores.append(score_circuit(scale, members, minimal=minimal))
             generator = generator_for(seed, "controls", ablation.name)
             controls.append(compare_with_controls(scale, members, density, generator=generator, n=self.n_random))
             if ablation is self.means:
@@ -240,14 +240,19 @@ class _HeldOut:
     def moves(self, graph: FeatureGraph) -> EdgeCheck:
         """Causes scaled and their targets read, on held-out examples of every target."""
         search, target = self.resolved.search, self.prompts.target
+        generator = generator_for(self.resolved.request.seed, "moves")
+        edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
+        if self.resolved.on_prompts:
+            members = by_site(feature for feature in graph.features() if feature != target.node)
+            dictionaries, prompts = search.dictionaries, self.prompts.examples
+            effects = MemberEffects(search.model, dictionaries, prompts, target, members, {})
+            return check_member_edges(effects, edges, generator=generator)
         targets = {edge.target for edge in graph.edges if isinstance(edge.target, FeatureId)} - {target.node}
         prompts = {
             node: TargetPrompts(search.feature(node), self.atlas.examples(node, search.config.n_examples))
             for node in targets
         }
         prompts = {node: read for node, read in prompts.items() if len(read.examples)} | {target.node: self.prompts}
-        edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
-        generator = generator_for(self.resolved.request.seed, "moves")
         return check_edges(search.model, search.dictionaries, edges, prompts, generator=generator)
 
     def rediscovered(self, draw: int) -> list[Edge]:
@@ -255,23 +260,15 @@ class _HeldOut:
 
         Of features with fewer examples than it needs the causes are not searched, as they are not in the circuit.
         """
-        search, request = self.resolved.search, self.resolved.request
+        search = self.resolved.search
         bare = replace(search.config.edges, n_null=0, errors=False, described=False)
         config = replace(search.config, edges=bare, min_examples=-(-search.config.min_examples // 2))
         search = replace(search, source=RedrawnExamples(search.source, draw), config=config)
-        drawn, examples = self.prompts, None
-        if not isinstance(drawn.target.node, FeatureId):
-            drawn = _half(drawn, draw)
-            examples = drawn.examples
-        elif request.n_nodes:
-            drawn = TargetPrompts(drawn.target, search.source.examples(drawn.target.node, config.n_examples))
-        if request.n_nodes:
-            contexts, n, cover = self.atlas.contexts, request.n_nodes, request.cover
-            chosen = prune_at(search.model, self.saes, drawn, contexts, n, cover=cover)
-            steps = edges_among(search, by_site(chosen), drawn.target, examples)
-        else:
-            steps = discover(search, drawn.target, examples)
-        return [edge for step in steps for edge in step.edges]
+        resolved, prompts = replace(self.resolved, search=search, atlas=self.atlas), self.prompts
+        if self.resolved.on_prompts or not isinstance(prompts.target.node, FeatureId):
+            half = _half(prompts, draw)
+            resolved = replace(resolved, target=half.target, examples=half.examples, corrupted=half.corrupted)
+        return [edge for step in circuit_steps(resolved, sufficient_features(resolved)) for edge in step.edges]
 
 
 def _half(prompts: TargetPrompts, draw: int) -> TargetPrompts:
@@ -280,8 +277,8 @@ def _half(prompts: TargetPrompts, draw: int) -> TargetPrompts:
     rows = torch.randperm(n, generator=generator_for(draw, "prompts"))[: max(2, n // 2)]
     corrupted = None if prompts.corrupted is None else prompts.corrupted[rows]
     half = Examples(examples.tokens[rows], examples.end[rows], examples.activation[rows])
-    assert isinstance(prompts.target, LogitTarget)
-    return TargetPrompts(prompts.target.only(rows), half, corrupted)
+    target = prompts.target.only(rows) if isinstance(prompts.target, LogitTarget) else prompts.target
+    return TargetPrompts(target, half, corrupted)
 
 
 def _by_strength(graph: FeatureGraph, covered: set[Site]) -> list[FeatureId]:

@@ -90,6 +90,16 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class DirectSum:
+    """The direct effects of a circuit's members on one of its nodes, and what they add up to."""
+
+    alone: float
+    """The sum of the direct effects, each member ablated alone."""
+    remainder: float
+    """The direct effect of all members ablated together, less that sum; 0 where the node's block is linear."""
+
+
+@dataclass(frozen=True)
 class Node:
     """A member of a circuit and what is known of it."""
 
@@ -103,6 +113,8 @@ class Node:
     """What a person or an explainer (`names.json`) calls it."""
     label: FeatureLabel | None = None
     """In words; None for what is no feature, and in graphs of earlier versions."""
+    direct: DirectSum | None = None
+    """What reaches it directly from the members of its circuit; None where that was not measured."""
 
     @property
     def title(self) -> str:

@@ -21,13 +21,15 @@ def assemble(
     `others` become nodes whether or not an edge has them.
     """
     edges = tuple(edge for step in steps for edge in step.edges)
-    n_examples = {step.target: step.n_examples for step in steps}
+    searched = {step.target: step for step in steps}
 
     def node(id: NodeId) -> Node:
+        step = searched.get(id)
+        n_examples, direct = (step.n_examples, step.direct) if step else (0, None)
         if not isinstance(id, FeatureId):
-            return Node(id, n_examples=n_examples.get(id, 0))
+            return Node(id, n_examples=n_examples, direct=direct)
         site = atlas.sites[id.site]
-        return Node(id, float(site.density[id.index]), n_examples.get(id, 0), bool(site.sinks[id.index]))
+        return Node(id, float(site.density[id.index]), n_examples, bool(site.sinks[id.index]), direct=direct)
 
     ids = nodes_of(edges, target)
     ids += [id for id in others if id not in ids]

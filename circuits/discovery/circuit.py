@@ -12,13 +12,14 @@ from typing import Any
 
 from circuits.discovery.assembly import assemble
 from circuits.discovery.edges import SearchMode
-from circuits.discovery.member_edges import edges_among
+from circuits.discovery.member_edges import edges_among, edges_on
 from circuits.discovery.pruning import prune_at
 from circuits.discovery.recursive import discover
 from circuits.discovery.request import ResolvedRequest
 from circuits.discovery.target_causes import TargetCauses
 from circuits.graph import FeatureGraph
-from circuits.scoring.circuit_runs import by_site
+from circuits.scoring.ablations import MeanAblation
+from circuits.scoring.circuit_runs import by_site, covered_sites
 from sae_core.progress import OnProgress, silent
 from sae_core.sites import FeatureId
 
@@ -37,16 +38,18 @@ def sufficient_features(resolved: ResolvedRequest, on_progress: OnProgress = sil
     request = resolved.request
     if not request.n_nodes:
         return []
-    model, contexts = resolved.search.model, resolved.atlas.contexts
-    return prune_at(
-        model,
+    model, contexts, covered, prompts = (
+        resolved.search.model,
+        resolved.atlas.contexts,
         resolved.covered,
         resolved.prompts(),
-        contexts,
-        request.n_nodes,
-        cover=request.cover,
-        on_progress=on_progress,
     )
+    means = None
+    if resolved.on_prompts and prompts.corrupted is None:  # what the survey has read is not read again
+        sites = covered_sites(covered, prompts.target)
+        means = MeanAblation.surveyed(resolved.atlas.survey, contexts, sites)
+    n, cover = request.n_nodes, request.cover
+    return prune_at(model, covered, prompts, contexts, n, cover=cover, ablation=means, on_progress=on_progress)
 
 
 def circuit_steps(
@@ -58,6 +61,8 @@ def circuit_steps(
     """
     if sufficient:
         members = by_site(sufficient)
+        if resolved.on_prompts:
+            return edges_on(resolved.search, members, resolved.prompts())
         return edges_among(resolved.search, members, resolved.target, resolved.examples, done=done)
     return discover(resolved.search, resolved.target, resolved.examples, done=done)
 

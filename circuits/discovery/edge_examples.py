@@ -7,7 +7,7 @@ import torch
 
 from circuits.effects.ablation_effects import AblatedCodes, Causes, to_zero
 from circuits.effects.scene import Change
-from circuits.effects.targets import Target
+from circuits.effects.target_prompts import TargetPrompts
 from circuits.features.atlas import Examples
 from circuits.graph import Edge, NodeId
 from sae_core.dictionaries.dictionary import Dictionary
@@ -38,7 +38,7 @@ class EdgeExampleFinder:
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
-    targets: Callable[[NodeId], tuple[Target, Examples]]
+    targets: Callable[[NodeId], TargetPrompts]
     """A target of the circuit with the examples on which its causes were searched."""
     ablations: Mapping[Site, AblatedCodes]
 
@@ -47,7 +47,8 @@ class EdgeExampleFinder:
         """The `n` examples on which the target loses most without the cause; none for the edge of an error term."""
         if not isinstance(edge.cause, FeatureId):
             return []
-        target, examples = self.targets(edge.target)
+        read = self.targets(edge.target)
+        target, examples = read.target, read.examples
         site, latent = edge.cause.site, edge.cause.index
         ablation = self.ablations.get(site, to_zero)
         causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)

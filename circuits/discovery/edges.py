@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits.effects.ablation_effects import (
@@ -103,7 +104,7 @@ def find_edges(causes: Causes, config: EdgeConfig, among: Sequence[int] | None =
     certified = audit is None or audit["n_rest"] == 0
     edges = [_edge(causes, effects, latent, certified=certified) for latent in best]
     if config.n_null and not isinstance(causes.route, Rerun):
-        edges = [replace(e, null=_null(causes, latent, config)) for e, latent in zip(edges, best, strict=True)]
+        edges = [replace(e, null=null_of(causes, latent, config)) for e, latent in zip(edges, best, strict=True)]
     if config.described and causes.scene.gap > 1:
         edges = [replace(e, direct=direct) for e, direct in zip(edges, _direct(causes, best), strict=True)]
     if config.described and edges:
@@ -157,7 +158,8 @@ def _edge(causes: Causes, effects: Effects, latent: int, *, certified: bool) -> 
     )
 
 
-def _null(causes: Causes, latent: int, config: EdgeConfig) -> float:
+def null_of(causes: Causes, latent: int, config: EdgeConfig) -> float:
+    """The 99th percentile of |effect| where a latent's codes are taken along random directions."""
     return float(null_effects(causes, latent, config.n_null, seed=config.seed).abs().quantile(NULL_QUANTILE))
 
 
@@ -176,8 +178,11 @@ def _with_offsets(causes: Causes, edges: list[Edge], latents: list[int], least: 
     by_position, _ = effects_by_position(causes, torch.tensor(latents, device=causes.scene.x.device))
     result = []
     for edge, latent in zip(edges, latents, strict=True):
-        effects = by_position[latent]
-        strongest = effects.abs().argsort(descending=True, stable=True)[:OFFSETS].tolist()
-        offsets = tuple((back, float(effects[back])) for back in strongest if abs(float(effects[back])) >= least)
-        result.append(replace(edge, offsets=offsets))
+        result.append(replace(edge, offsets=largest_offsets(by_position[latent], least)))
     return result
+
+
+def largest_offsets(effects: Float[Tensor, "pos"], least: float) -> tuple[tuple[int, float], ...]:
+    """The largest few effects of single positions, by how far before the target's, none below `least`."""
+    strongest = effects.abs().argsort(descending=True, stable=True)[:OFFSETS].tolist()
+    return tuple((back, float(effects[back])) for back in strongest if abs(float(effects[back])) >= least)

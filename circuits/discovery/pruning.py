@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.effects.target_prompts import TargetPrompts
-from circuits.scoring.ablations import default_ablation
+from circuits.scoring.ablations import AblatedValues, default_ablation
 from circuits.scoring.attribution import attribution
 from circuits.scoring.circuit_runs import CircuitRuns, Errors, Members, covered_sites, features_in, nearest_layers
 from circuits.scoring.faithfulness import Scale
@@ -63,15 +63,16 @@ def prune_at(
     n: int,
     *,
     cover: int,
+    ablation: AblatedValues | None = None,
     on_progress: OnProgress = silent,
 ) -> list[FeatureId]:
     """Up to `n` features at the `cover` layers nearest to the target that together carry it, most needed first.
 
-    Everything else at their sites is ablated: to its value in the corrupted prompts where there are some, to its
-    mean over `contexts` otherwise.
+    Everything else at their sites is ablated: by default to its value in the corrupted prompts where there are some, to
+    its mean over `contexts` otherwise.
     """
     covered = {site: dictionaries[site] for site in nearest_layers(covered_sites(dictionaries, prompts.target), cover)}
-    ablation = default_ablation(model, covered, prompts, contexts)
+    ablation = ablation or default_ablation(model, covered, prompts, contexts)
     return prune(CircuitRuns(model, covered, prompts.target, prompts.examples, ablation), n, on_progress)
 
 

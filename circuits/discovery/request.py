@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.discovery.default_target import check_next_token, default_target, next_token_target
+from circuits.discovery.edges import SearchMode
 from circuits.discovery.prompts import PromptSource, from_lines, from_task, from_text, logit_target
 from circuits.discovery.sampling import SpreadExamples
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig, Reach, check_target
@@ -15,6 +16,7 @@ from circuits.effects.ablation_effects import AblatedCodes, ToMean, ToOthers
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import Target
 from circuits.features.atlas import Examples, FeatureAtlas
+from circuits.graph import NodeId
 from circuits.scoring.walks import WRITTEN
 from editing.tasks.task import task_and_corruption
 from sae_core.data.activations import harvest
@@ -135,6 +137,22 @@ class ResolvedRequest:
         if not len(examples):
             raise UserError(f"{self.target.node} is never active on this text; give more text or another target")
         return TargetPrompts(self.target, examples, self.corrupted)
+
+    @property
+    def on_prompts(self) -> bool:
+        """Whether edges are measured on the prompts that members are chosen on: where these are what blocks write."""
+        written = self.request.n_nodes and any(site.stream in WRITTEN for site in self.covered)
+        return bool(written) and self.search.config.edges.search is not SearchMode.FIRST_ORDER
+
+    def examples_of(self, node: NodeId) -> TargetPrompts:
+        """A node of the circuit on the examples on which its causes are sought."""
+        if node == self.target.node:
+            return self.prompts()
+        assert isinstance(node, FeatureId)
+        search, source = self.search, self.search.source
+        if self.on_prompts:
+            source = PromptSource(search.model, search.dictionaries, self.prompts().examples)
+        return TargetPrompts(search.feature(node), source.examples(node, search.config.n_examples))
 
 
 def resolve(

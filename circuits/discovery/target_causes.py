@@ -14,7 +14,7 @@ from circuits.discovery.edges import EdgeConfig, find_edges
 from circuits.effects.ablation_effects import AblatedCodes, Causes, to_zero
 from circuits.effects.targets import FeatureTarget, Target
 from circuits.features.atlas import Examples, ExampleSource
-from circuits.graph import Edge, NodeId
+from circuits.graph import DirectSum, Edge, NodeId
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -62,6 +62,8 @@ class TargetCauses:
     """Pairs of latent and example that were ablated."""
     audits: tuple[dict[str, Any], ...] = ()
     """Per site at which not all active latents were ablated: what a random sample of the others shows."""
+    direct: DirectSum | None = None
+    """What the direct effects of the members of a circuit add up to; None where they were not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ class CauseSearch:
             causes = Causes.of(self.model, self.dictionaries[site], site, target, examples, ablation=ablation)
             by_site.append(find_edges(causes, self.config.edges, None if among is None else among[site]))
         edges = sorted(
-            (self._with_cosine(edge) for causes in by_site for edge in causes.edges), key=lambda edge: -abs(edge.effect)
+            (self.with_cosine(edge) for causes in by_site for edge in causes.edges), key=lambda edge: -abs(edge.effect)
         )
         audits = tuple(causes.audit for causes in by_site if causes.audit)
         return TargetCauses(target.node, tuple(edges), len(examples), sum(causes.n_pairs for causes in by_site), audits)
@@ -128,7 +130,7 @@ class CauseSearch:
                 )
         return step
 
-    def _with_cosine(self, edge: Edge) -> Edge:
+    def with_cosine(self, edge: Edge) -> Edge:
         """The edge with the cosine of its two directions, where both ends have one of the same width."""
         ends = [node for node in (edge.cause, edge.target) if isinstance(node, FeatureId)]
         directions = [self.dictionaries[node.site].directions[node.index] for node in ends]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuits.effects.member_effects import MemberEffects
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.graph import Edge, NodeId
 from editing.interventions.patch import scale
@@ -135,17 +136,7 @@ def check_edges(
     can be tried, for a factor of 1, and for a target that is zero on its examples.
     """
     factors = config.factors
-    if 1 in factors or not factors:
-        raise UserError(
-            f"scaling by {', '.join(map(str, factors)) or 'nothing'} cannot move anything; give other factors"
-        )
-    tried = [(e.cause, e.target, e.effect) for e in edges if e.target in prompts and isinstance(e.cause, FeatureId)]
-    if not tried:
-        raise UserError("no edge of this circuit can be checked: none of its targets has examples; give more text")
-    free = _without_edge(edges, {node: prompts[node].target.site for node in prompts})
-    drawn = torch.randperm(len(free), generator=generator)[: config.max_controls].sort().values
-    pairs = [*tried, *((*free[k], None) for k in drawn.tolist())]
-
+    pairs, left_out = _pairs(edges, {node: prompts[node].target.site for node in prompts}, generator, config)
     moves = []
     for target in dict.fromkeys(target for _, target, _ in pairs):
         causes = [(cause, effect) for cause, other, effect in pairs if other == target]
@@ -155,7 +146,51 @@ def check_edges(
             for (cause, effect), row in zip(causes, changes, strict=True)
             for factor, change in zip(factors, row, strict=True)
         ]
-    return EdgeCheck(tuple(moves), len(edges) - len(tried))
+    return EdgeCheck(tuple(moves), left_out)
+
+
+def check_member_edges(
+    effects: MemberEffects,
+    edges: Sequence[Edge],
+    *,
+    generator: torch.Generator,
+    config: EdgeCheckConfig = EdgeCheckConfig(),
+) -> EdgeCheck:
+    """`check_edges` where all targets are read on the same prompts: each cause is scaled once for all of them.
+
+    `effects` are those of the members on prompts that discovery has not seen, ablated to zero.
+    """
+    causes = {cause.node: number for number, cause in enumerate(effects.causes)}
+    readings = {reading.target.node: (number, reading) for number, reading in enumerate(effects.readings)}
+    where = {node: reading.target.site for node, (_, reading) in readings.items()}
+    pairs, left_out = _pairs(edges, where, generator, config)
+    moves = []
+    for factor in config.factors:
+        lost = effects.total(1 - factor)
+        for cause, target, effect in pairs:
+            number, reading = readings[target]
+            change = -float(reading.effects(lost[causes[cause], number, None])[0])
+            moves.append(ScaledCause(cause, target, factor, change, effect))
+    return EdgeCheck(tuple(moves), left_out)
+
+
+def _pairs(
+    edges: Sequence[Edge], readable: Mapping[NodeId, Site], generator: torch.Generator, config: EdgeCheckConfig
+) -> tuple[list[tuple[FeatureId, NodeId, float | None]], int]:
+    """(cause, target, effect) of the edges that can be tried and, with no effect, of controls; how many edges cannot.
+
+    Raises `UserError` where there is no edge to try, or no factor that could move anything.
+    """
+    if 1 in config.factors or not config.factors:
+        raise UserError(
+            f"scaling by {', '.join(map(str, config.factors)) or 'nothing'} cannot move anything; give other factors"
+        )
+    tried = [(e.cause, e.target, e.effect) for e in edges if e.target in readable and isinstance(e.cause, FeatureId)]
+    if not tried:
+        raise UserError("no edge of this circuit can be checked: none of its targets has examples; give more text")
+    free = _without_edge(edges, readable)
+    drawn = torch.randperm(len(free), generator=generator)[: config.max_controls].sort().values
+    return [*tried, *((*free[k], None) for k in drawn.tolist())], len(edges) - len(tried)
 
 
 def _without_edge(edges: Sequence[Edge], readable: Mapping[NodeId, Site]) -> list[tuple[FeatureId, NodeId]]:

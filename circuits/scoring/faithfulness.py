@@ -14,7 +14,7 @@ expected to come, and what the errors carry alone. Cost: about 5 runs plus 2 sho
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,18 +128,19 @@ class CircuitScore:
     def lines(self) -> list[str]:
         """The score in words."""
         ablated, kept = self.ways[Errors.ABLATED], self.ways[Errors.KEPT]
+        minimal = {errors: way for errors, way in self.ways.items() if way.drops}
         return [
             f"{len(self.members)} nodes on {self.n_prompts} held-out prompts; outside the circuit: {self.ablation}; "
             f"{self.target} is {self.m_whole:.3f} in the model and {self.m_nothing:.3f} with everything ablated",
             f"faithfulness {ablated.faithfulness} with errors ablated, {kept.faithfulness} with errors kept; ceiling "
             f"(all latents, errors ablated) {self.ceiling}: {self.of_ceiling} of it; errors alone {self.errors_alone}",
             f"completeness {ablated.completeness} with errors ablated, {kept.completeness} with errors kept",
-            *(f"minimality {self.ways[errors].minimality()}, errors {errors}" for errors in Errors if self.members),
+            *(f"minimality {way.minimality()}, errors {errors}" for errors, way in minimal.items()),
         ]
 
 
-def score_circuit(scale: Scale, members: Members) -> CircuitScore:
-    """The score of a circuit on the prompts of `scale`.
+def score_circuit(scale: Scale, members: Members, *, minimal: Collection[Errors] = tuple(Errors)) -> CircuitScore:
+    """The score of a circuit on the prompts of `scale`; each member is left out in turn only in the ways `minimal`.
 
     Raises `UserError` for members that the covered dictionaries do not have.
     """
@@ -149,8 +150,8 @@ def score_circuit(scale: Scale, members: Members) -> CircuitScore:
     ways = {}
     for errors in Errors:
         rest = runs.values([complement], errors.other)[0]
-        without = runs.without_each(members, errors)
-        drops = {f: scale.drop(alone[errors], values) for f, values in zip(features, without, strict=True)}
+        each = zip(features, runs.without_each(members, errors), strict=True) if errors in minimal else ()
+        drops = {f: scale.drop(alone[errors], values) for f, values in each}
         ways[errors] = ErrorTermScores(scale.share(alone[errors]), scale.share(rest), drops)
     latents = runs.values([runs.everything()], Errors.ABLATED)[0]
     return CircuitScore(

@@ -45,11 +45,7 @@ def recomputed_edges(resolved: ResolvedRequest, graph: FeatureGraph, seed: int) 
 
 
 def _effect(resolved: ResolvedRequest, edge: Edge) -> float:
-    search, prompts = resolved.search, resolved.prompts()
-    if edge.target != resolved.target.node:
-        assert isinstance(edge.target, FeatureId)
-        examples = search.source.examples(edge.target, search.config.n_examples)
-        prompts = TargetPrompts(search.feature(edge.target), examples)
+    search, prompts = resolved.search, resolved.examples_of(edge.target)
     clean = dropped = 0.0
     for i, tokens in _texts(prompts):
         a, ablated = (_read(search, prompts, i, edits) for edits in ([], [_ablation(search, edge, tokens, i)]))

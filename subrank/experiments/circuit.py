@@ -1,6 +1,7 @@
 """`sr.discover`, `subrank circuit`: the circuit of a feature, a logit or a task, discovered, scored and drawn."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from circuits.features.predicates import next_predicate
 from circuits.features.verification import Claim, verify
 from circuits.graph import FeatureGraph
 from circuits.quality_strip import quality_strip
+from circuits.scoring.walks import WRITTEN
 from sae_core.data.reading import as_chat
 from sae_core.errors import UserError
 from sae_core.files import read_text
@@ -41,12 +43,18 @@ from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make, takes
 from subrank.settings.model_size import LARGE, fitted
 
+NODES = 100
+"""Features chosen of what blocks write."""
+LIGHTER = {"contexts": 400, "held": 200, "null": 100, "cards": 100}
+"""Defaults where members are chosen of what blocks write."""
+COVER = 2
+"""Layers covered by a circuit that is found by recursion, or of the residual."""
 QUICK_TARGETS = 3
 """Targets searched under `--quick`."""
 DRAWS, FEW_DRAWS = 3, 2
 """Draws of examples on which a circuit that is scored is discovered again; of a large model."""
 RANDOM, FEW_RANDOM = 20, 8
-"""Circuits of random latents that it is compared with; of a large model."""
+"""Circuits of random latents that it is compared with; of a large model, or of what blocks write."""
 
 
 @takes(CircuitSettings)
@@ -81,15 +89,15 @@ def run_circuit(
     """`discover` with its settings made. An interrupted search goes on from the steps in `steps_folder`."""
     request, names = request_of(target, settings, saes), names_of(settings)
     model = saes.on(model)
-    settings = fitted(settings, model.block_weights, on_progress)
+    settings = lighter(fitted(settings, model.block_weights, on_progress), request, settings.by_default)
     if settings.chat:
         request = replace(request, prompts=tuple(as_chat(model, line, reply=True) for line in request.prompts))
     check_request(model, saes, request)  # before anything slow
     read = saes.read(model, settings.text)
     searched, held = read.apart(settings.contexts, settings.held)
     survey = saes.survey(model)
-    if not settings.nodes:  # how many sets of features pruning tries shows only at its end
-        sizes = scoring_sizes(settings, model, survey.n_unread(searched) + survey.n_unread(held))
+    if not request.n_nodes:  # how many sets of features pruning tries shows only at its end
+        sizes = scoring_sizes(settings, request, model, survey.n_unread(searched) + survey.n_unread(held))
         parts = circuit_parts(model, saes.dictionaries, discovery_config(settings), sizes, saes.text.n_ctx)
         announce(model, {"": saes.dictionaries}, parts, on_progress, about="at most about")
     quality = saes.measured(model, read, settings.text, on_progress)
@@ -123,17 +131,47 @@ def run_circuit(
 
 def request_of(target: str | None, settings: CircuitSettings, saes: Saes) -> CircuitRequest:
     """What is explained; on storybook, without a target, a feature that predicts closing brackets."""
+    n_nodes, cover, stream = members_of(settings, target, saes)
     return CircuitRequest(
         target,
         CLOSING_BRACKETS if saes.model == "storybook" else (),
         tuple(lines_of(settings.prompts)) if settings.prompts else (),
         CauseAblation(settings.ablation),
         settings.spread,
-        settings.nodes,
-        settings.cover,
-        Covered(settings.stream) if settings.stream else None,
+        n_nodes,
+        cover,
+        stream,
         settings.seed,
     )
+
+
+def members_of(settings: CircuitSettings, target: str | None, saes: Saes) -> tuple[int, int, Covered | None]:
+    """Features chosen to suffice (0: recursion), layers covered, and of which sites: by default what blocks write."""
+    sites, stream = saes.dictionaries, Covered(settings.stream) if settings.stream else None
+    feature = re.fullmatch(r"\s*([a-z_]+\.)?\d+_\d+\s*", target or "")
+    into = FeatureId.parse(feature[0].strip()).site if feature else max(sites)
+    is_written = (stream or Covered.default(sites, into, is_pruned=True)) is Covered.WRITTEN
+    n_nodes = settings.nodes
+    if n_nodes is None:
+        has_all = set(WRITTEN) <= {site.stream for site in sites}
+        is_recursion = settings.max_targets or settings.depth or settings.follow_sinks or settings.exhaustive
+        n_nodes = NODES if is_written and has_all and not is_recursion and "reach" not in settings.chosen else 0
+    if not (n_nodes and is_written):
+        return n_nodes, settings.cover or COVER, stream
+    return n_nodes, settings.cover or len({site.layer for site in sites}), Covered.WRITTEN
+
+
+def lighter(settings: CircuitSettings, request: CircuitRequest, by_default: Collection[str]) -> CircuitSettings:
+    """The settings with the defaults of a circuit of what blocks write, which has more nodes to measure."""
+    if not is_written(request):
+        return settings
+    fewer = {name: min(n, getattr(settings, name)) for name, n in LIGHTER.items() if name in by_default}
+    return replace(settings, **fewer)
+
+
+def is_written(request: CircuitRequest) -> bool:
+    """Whether members are chosen of what blocks write."""
+    return bool(request.n_nodes) and request.stream is Covered.WRITTEN
 
 
 def lines_of(path: Path) -> list[str]:
@@ -169,20 +207,22 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
     return replace(config, max_targets=most)
 
 
-def repetitions(settings: CircuitSettings, model: LanguageModel) -> dict[str, int]:
+def repetitions(settings: CircuitSettings, request: CircuitRequest, model: LanguageModel) -> dict[str, int]:
     """On how many draws a circuit is discovered again, and with how many random ones it is compared."""
     few = model.block_weights >= LARGE
-    usual = 0 if settings.quick else FEW_DRAWS if few else DRAWS
+    usual = (
+        0 if settings.quick or (request.n_nodes and request.stream is Covered.WRITTEN) else FEW_DRAWS if few else DRAWS
+    )
     n_draws = usual if settings.draws is None else settings.draws
     return {"n_draws": n_draws, "n_random": FEW_RANDOM if few else RANDOM}
 
 
-def scoring_sizes(settings: CircuitSettings, model: LanguageModel, n_read: int) -> Scoring:
+def scoring_sizes(settings: CircuitSettings, request: CircuitRequest, model: LanguageModel, n_read: int) -> Scoring:
     """What is made of the circuit, by number, where `n_read` contexts of the search are read now."""
-    again = repetitions(settings, model) if settings.held else dict.fromkeys(("n_draws", "n_random"), 0)
+    again = repetitions(settings, request, model) if settings.held else dict.fromkeys(("n_draws", "n_random"), 0)
     n_contexts = n_read + settings.cards + settings.cards // 4
     return Scoring(
-        n_contexts, settings.cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0
+        n_contexts, request.cover if settings.held else 0, again["n_draws"], again["n_random"], settings.cards > 0
     )
 
 
@@ -245,7 +285,7 @@ def scored(
         return None, ("not scored: --held 0",)
     if len(held) < MIN_EXAMPLES:
         return None, (f"not scored: only {len(held)} contexts were not searched; give more text or fewer --contexts",)
-    numbers = repetitions(settings, resolved.search.model)
+    numbers = repetitions(settings, resolved.request, resolved.search.model)
     atlas = held_atlas(resolved, held)
     try:
         return evaluate_circuit(resolved, circuit, atlas, **numbers, on_progress=on_progress), ()

@@ -8,12 +8,10 @@ from typing import Any
 
 from circuits.discovery.edge_examples import EdgeExampleFinder
 from circuits.discovery.request import ResolvedRequest
-from circuits.effects.targets import Target
 from circuits.exports import neuronpedia, node_link
-from circuits.features.atlas import Examples
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
-from circuits.graph import FeatureGraph, NodeId
+from circuits.graph import FeatureGraph
 from circuits.shown_prompt import Prompt
 from sae_core.codec import to_plain
 from sae_core.data.text import Contexts
@@ -55,14 +53,7 @@ class Explored:
         alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
         labels = {node.id: node.label for node in graph.nodes if isinstance(node.id, FeatureId) and node.label}
         full = {card.feature: card for card in catalogue.full(sorted(alive), on_progress, labels)} if alive else {}
-
-        def examples_of(node: NodeId) -> tuple[Target, Examples]:
-            if node == resolved.target.node and resolved.examples is not None:
-                return resolved.target, resolved.examples
-            assert isinstance(node, FeatureId)
-            return search.feature(node), search.source.examples(node, search.config.n_examples)
-
-        evidence = EdgeExampleFinder(search.model, search.dictionaries, examples_of, search.ablations)
+        evidence = EdgeExampleFinder(search.model, search.dictionaries, resolved.examples_of, search.ablations)
         return cls(catalogue, full, evidence, captions)
 
     def cards(self) -> Iterator[dict[str, Any]]:

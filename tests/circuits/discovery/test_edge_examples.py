@@ -9,6 +9,7 @@ from circuits.discovery.edges import EdgeConfig
 from circuits.discovery.recursive import discover
 from circuits.discovery.sampling import RedrawnExamples, SpreadExamples
 from circuits.discovery.target_causes import CauseSearch, DiscoveryConfig
+from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import FeatureTarget
 from circuits.features.atlas import survey
 from circuits.graph import Edge, ErrorTerm
@@ -34,7 +35,7 @@ def searched(circuit):
     (step,) = discover(CauseSearch(circuit.model, circuit.dictionaries, atlas, config), root)
     examples = atlas.examples(ROOT, 16)
     return (
-        EdgeExampleFinder(circuit.model, circuit.dictionaries, lambda node: (root, examples), {}),
+        EdgeExampleFinder(circuit.model, circuit.dictionaries, lambda node: TargetPrompts(root, examples), {}),
         step.edges,
         examples,
     )
