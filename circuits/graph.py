@@ -151,6 +151,18 @@ class FeatureGraph:
         nodes = (replace(n, label=labels.get(n.id)) if isinstance(n.id, FeatureId) else n for n in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
+    def direct_line(self) -> str | None:
+        """What the direct effects on its nodes add up to, in words; None where they were not measured."""
+        sums = {node.id: node.direct for node in self.nodes if node.direct is not None}
+        if self.target not in sums:
+            return None
+        root, sizes = sums[self.target], [abs(each.remainder) for each in sums.values() if each.alone]
+        return (
+            f"the members' direct effects on {self.target} add up to {root.alone:.2f}, ablated together they take "
+            f"{root.alone + root.remainder:.2f}: remainder {root.remainder:+.2f}, 0 were its block linear (mean size "
+            f"over {len(sizes)} nodes {sum(sizes) / max(1, len(sizes)):.2f})"
+        )
+
     def features(self) -> list[FeatureId]:
         """The features among the nodes."""
         return [node.id for node in self.nodes if isinstance(node.id, FeatureId)]

@@ -69,6 +69,7 @@ class CircuitResult(Result):
         edges = ", ".join(f"{edge.cause} -> {edge.target} {edge.effect:+.2f}" for edge in strongest)
         head = [f"{self.target}: {len(graph.nodes)} nodes, {len(graph.edges)} edges; strongest: {edges or 'none'}"]
         head += [claim.line() for claim in self.claims if claim.feature == graph.target]
+        head += [line for line in [graph.direct_line()] if line]
         return [*head, *(self.evaluation.lines() if self.evaluation else self.notes)][:10]
 
     def draw(self, path: str | Path) -> Path:
