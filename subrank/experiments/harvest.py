@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sae_core.data.activation_cache import CachedStream, n_blocks
+from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in, n_blocks
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel, load_model
@@ -53,7 +53,14 @@ class Harvest:
     """The blocks that a training reads, in a folder."""
 
     cache: CachedStream
-    n_blocks: int
+    tokens: int
+    """That are trained on."""
+
+    @property
+    def n_blocks(self) -> int:
+        """How many are read for so many tokens."""
+        stream = self.cache.stream
+        return 1 + stream.place(n_blocks(stream, self.tokens) - 1)
 
     @classmethod
     def of(cls, model: LanguageModel, text: str, folder: Path, settings: HarvestSettings) -> "Harvest":
@@ -64,8 +71,7 @@ class Harvest:
         stream = run.stream(model, run.text.read(model).training, sites_of(model, run.sites))
         assert isinstance(stream, ActivationStream)  # as nothing trains on KL
         check_cache(stream, settings.tokens, folder, settings.kept)
-        last = n_blocks(stream, settings.tokens) - 1
-        return cls(CachedStream(stream, folder, settings.kept), 1 + stream.place(last))
+        return cls(CachedStream(stream, folder, settings.kept), settings.tokens)
 
     def missing(self) -> list[int]:
         """The blocks that do not lie there."""
