@@ -91,20 +91,20 @@ def top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
     return members.gather(-1, member), best.gather(-1, member % k) + member // k * n_groups
 
 
-def ranked_top(pre: Float[Tensor, "batch n_latents"], k: int) -> tuple[Tensor, Tensor]:
+def ranked_top(pre: Float[Tensor, "batch n_latents"], k: int, group: int = _GROUP) -> tuple[Tensor, Tensor]:
     """Values and indices `[batch, k]` of the k largest entries of each row, in order; of equals the lower index first.
 
-    By neighbours as groups, as `top`, so that the order of groups is that of their first largest members.
+    By `group` neighbours at a time, as `top`, so that the order of groups is that of their first largest members.
     """
-    n_groups, rest = divmod(pre.shape[1], _GROUP)
+    n_groups, rest = divmod(pre.shape[1], group)
     if rest or n_groups < 2 * k:
         indices = _ranked(keys(pre), k)
         return pre.gather(-1, indices), indices
     kernels = kernels_for(pre.device) if pre.dtype.itemsize == 2 and n_groups <= 2**16 else None
-    best = _ranked((kernels.group_keys if kernels else group_keys)(pre, _GROUP), k).sort(-1).values
-    members = pre.unflatten(-1, (-1, _GROUP)).gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1)
+    best = _ranked((kernels.group_keys if kernels else group_keys)(pre, group), k).sort(-1).values
+    members = pre.unflatten(-1, (-1, group)).gather(1, best[..., None].expand(-1, -1, group)).flatten(1)
     place = _ranked(keys(members), k)
-    return members.gather(-1, place), best.gather(-1, place // _GROUP) * _GROUP + place % _GROUP
+    return members.gather(-1, place), best.gather(-1, place // group) * group + place % group
 
 
 def _ranked(order: Tensor, k: int) -> Tensor:

@@ -13,14 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+try:
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+except ImportError:  # experimental, and not in every torch
+    _setup_privateuseone_for_python_backend = None
 
 FAR = "far"
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
 
-
-_setup_privateuseone_for_python_backend(FAR)  # experimental, in torch since 2.9
+FAR_IS_HERE = _setup_privateuseone_for_python_backend is not None
+"""Whether torch can be given such a device."""
+if _setup_privateuseone_for_python_backend is not None:
+    _setup_privateuseone_for_python_backend(FAR)
 
 
 class FarTensor(Tensor):
