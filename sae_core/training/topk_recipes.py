@@ -13,7 +13,7 @@ from sae_core.dictionaries.codes import Codes
 from sae_core.dictionaries.saes import SAE, JumpReLUSAE, TopKSAE
 from sae_core.errors import UserError
 from sae_core.sharding import choice
-from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k, sparse_outcome
+from sae_core.training.recipe import LossContext, Outcome, batch_fvu, check_k, sparse_outcome, squares_around_mean
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ class TopK:
         several = choice.top(ranks, context.pieces(sae, x), *ks)
         codes = _encoded(sae, x, several[0], context)
         x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
-        fvu = batch_fvu(own, x_hat, ranks)
+        whole = squares_around_mean(own, ranks)
+        fvu = batch_fvu(own, x_hat, ranks, whole)
         loss = fvu + self.aux * _auxk(sae, x, own - x_hat, context) if self.aux else fvu
         if self.multi:
             more = _encoded(sae, x, several[1], context)
-            loss = loss + self.multi * batch_fvu(own, ranks.summed(sparse.decode(more, sae.W_dec)) + sae.b_dec, ranks)
+            x_hat_more = ranks.summed(sparse.decode(more, sae.W_dec)) + sae.b_dec
+            loss = loss + self.multi * batch_fvu(own, x_hat_more, ranks, whole)
         return sparse_outcome(loss, x_hat, fvu, codes, ranks=ranks)
 
 
@@ -114,10 +116,10 @@ class Matryoshka:
         first, widths = ranks.latents(n_latents).start, self.widths(n_latents)
         apart = codes.split_at([width - first for width in widths[:-1]])
         decoded = sparse.decode(apart, sae.W_dec, context.deferred).unflatten(0, (len(x), len(widths)))
-        x_hat, parts = sae.b_dec.expand_as(own), []
+        x_hat, parts, whole = sae.b_dec.expand_as(own), [], squares_around_mean(own, ranks)
         for part in ranks.summed(decoded).unbind(1):
             x_hat = x_hat + part
-            parts.append(batch_fvu(own, x_hat, ranks))
+            parts.append(batch_fvu(own, x_hat, ranks, whole))
         loss = torch.stack(parts).mean()
         if self.aux:
             loss = loss + self.aux * _auxk(sae, x, own - x_hat, context)
@@ -152,7 +154,7 @@ def _auxk(sae: SAE, x: Tensor, error: Tensor, context: LossContext) -> Tensor:
         f = f * chosen.positive()
     target = error.detach()
     missed = ranks.total((ranks.summed((f.to(dtype) @ W_dec.to(dtype)).to(x.dtype)) - target).square().sum())
-    return (missed / ranks.total((target - ranks.mean_row(target)).square().sum())).nan_to_num()
+    return (missed / squares_around_mean(target, ranks)).nan_to_num()
 
 
 def _one_threshold(k: int, d_in: int, n_latents: int, generator: torch.Generator) -> JumpReLUSAE:

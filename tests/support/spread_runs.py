@@ -23,7 +23,7 @@ from sae_core.training.state import TrainState
 from sae_core.training.topk_recipes import TopK
 
 SITE, CPU = Site(0), torch.device("cpu")
-STEPS, STOP = 40, 35
+STEPS, STOP = 36, 33
 """Some latents are dead at the stop."""
 CHANGES = {"R=4": ("R=2", "R=1"), "D=2 R=2": ("R=1",)}
 """From which ranks to which others."""
