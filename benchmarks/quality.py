@@ -12,7 +12,7 @@ from contestants import ENTRIES, OURS
 from field import Field
 from step_speed import Shape
 from training_job import Job
-from vectors import planted, storybook, write_splits
+from vectors import activations, planted, write_splits
 from worker import Worker
 
 from sae_core.evaluation.reconstruction import fvu
@@ -134,7 +134,7 @@ def planted_data(folder: Path, *, rows: int, held_out: int) -> Data:
 def storybook_data(folder: Path, *, rows: int, held_out: int) -> Data:
     """The bundled model at resid_post.2."""
     path = folder / "quality-storybook.safetensors"
-    write_splits(path, storybook(2, rows + 2 * held_out), held_out)
+    write_splits(path, activations("storybook", "storybook", "resid_post.2", rows + 2 * held_out), held_out)
     job = _training_job(path, Shape(128, 1024, 512, 16), rows)
     return Data(_title("storybook at resid_post.2: d=128", job, rows, held_out), job, None)
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from contestants import ENTRIES, FLOAT32, LIMIT, OURS
@@ -36,6 +36,8 @@ SHAPES = (
     Shape(512, 16384, 4096),
     Shape(128, 1024, 1024),
 )
+ROWS = 2**14 + 2
+"""Vectors, the last two of which are held out."""
 QUICK_SHAPES = (Shape(64, 512, 256, 16), Shape(64, 1024, 256, 16))
 
 
@@ -51,17 +53,19 @@ class Timing:
     before: int = 2
     """Steps that are not timed: memory, the optimiser's state, the bias at the start; in kinds with a penalty also
     until our codes are sparse. The others' steps are dense, and take as long at first as later."""
+    data: Path | None = None
+    """A file of vectors; None for planted ones."""
 
 
 def speed(field: Field, shapes: Iterable[Shape], timing: Timing) -> None:
     """Vectors per second of each contestant at each shape: processor time at one thread, wall clock at two."""
-    report, shapes, device = field.report, list(shapes), timing.device
+    report, shapes = field.report, list(shapes)
     entries = {name: entry for name, entry in ENTRIES.items() if timing.kind == "topk" or entry.every_kind}
     for threads, clock in ((1, "cpu"), (2, "wall")):
         with ExitStack() as stack:
             workers = field.open(stack, entries, threads)
             for shape in shapes:
-                job = replace(_timing_job(field.folder, shape, device), kind=timing.kind)
+                job = _timing_job(field.folder, shape, timing)
                 for name, worker in workers.items():
                     worker.ask("open", job=asdict(job), threads=threads)
                     worker.ask("steps", count=timing.before if name in (OURS, FLOAT32) else 2)
@@ -72,19 +76,19 @@ def speed(field: Field, shapes: Iterable[Shape], timing: Timing) -> None:
                 if timing.kind != "topk":
                     active = {name: workers[name].ask("l0")["l0"] for name in workers if name != LIMIT}
                     report.say("L0: " + ", ".join(f"{name} {l0:.0f}" for name, l0 in active.items()) + ".")
-                if clock == "cpu" and device == "cpu":
+                if clock == timing.device == "cpu":
                     parts = workers[OURS].ask("shares", count=max(2, timing.vectors // shape.batch))
                     report.say("Our step: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()) + ".")
                     report.say()
 
 
-def _timing_job(folder: Path, shape: Shape, device: str) -> Job:
-    """A run on planted vectors that stays the same for all shapes of one width."""
-    path = folder / f"planted-{shape.d_in}.safetensors"
+def _timing_job(folder: Path, shape: Shape, timing: Timing) -> Job:
+    """A run on the vectors given, or on planted ones that stay the same for all shapes of one width."""
+    path = timing.data or folder / f"planted-{shape.d_in}.safetensors"
     if not path.exists():
-        x, _ = planted(shape.d_in, 8 * shape.d_in, 32, 2**14 + 2, generator=generator_for(0, "vectors", shape.d_in))
+        x, _ = planted(shape.d_in, 8 * shape.d_in, 32, ROWS, generator=generator_for(0, "vectors", shape.d_in))
         write_splits(path, x, 1)
-    return Job(str(path), shape.n_latents, shape.k, shape.batch, device=device)
+    return Job(str(path), shape.n_latents, shape.k, shape.batch, device=timing.device, kind=timing.kind)
 
 
 def _rounds(workers: Mapping[str, Worker], rounds: int, count: int, batch: int, clock: str) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
     python benchmarks/train_throughput.py                 vectors per second of the whole step
     python benchmarks/train_throughput.py --kind relu     of another kind than TopK, once its codes are sparse
+    python benchmarks/train_throughput.py --activations MODEL TEXT SITE      on a language model's activations
     python benchmarks/train_throughput.py --quality       FVU and dead latents at equal data
     python benchmarks/train_throughput.py --all-layers    six layers, the language model included
 
@@ -24,7 +25,8 @@ from field import Field
 from layers_speed import all_layers
 from quality import planted_data, quality, storybook_data
 from report import Report, record
-from step_speed import QUICK_SHAPES, SHAPES, Shape, Timing, speed
+from step_speed import QUICK_SHAPES, ROWS, SHAPES, Shape, Timing, speed
+from vectors import activations, write_splits
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kind", choices=("topk", "jumprelu", "relu", "gated"), default="topk", help="whose step to time"
     )
+    where = ("MODEL", "TEXT", "SITE")
+    parser.add_argument("--activations", nargs=3, metavar=where, help="train on these, and not on planted vectors")
     parser.add_argument("--before", type=int, help="steps of ours before the first that is timed (2; 200 for --kind)")
     parser.add_argument("--shapes", nargs="+", metavar="d,n,batch", help="shapes to time instead of the usual five")
     parser.add_argument("--device", default="cpu", help="where to time steps; on a GPU read the wall clock")
@@ -68,8 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
             shapes = [Shape(*map(int, text.split(","))) for text in options.shapes or ()]
             usual, rounds, vectors = (QUICK_SHAPES, 2, 512) if options.quick else (SHAPES, 5, 4096)
             before = options.before or (2 if options.quick or options.kind == "topk" else 200)
-            counts = options.rounds or rounds, options.vectors or vectors
-            speed(field, shapes or usual, Timing(*counts, options.device, options.kind, before))
+            counts, data = (options.rounds or rounds, options.vectors or vectors), None
+            if options.activations:
+                data, x = field.folder / "activations.safetensors", activations(*options.activations, ROWS)
+                write_splits(data, x, 1)
+                usual = [Shape(x.shape[1], 8 * x.shape[1], 1024)]
+            speed(field, shapes or usual, Timing(*counts, options.device, options.kind, before, data))
     minutes = (time.time() - started) / 60
     report.say(f"{minutes:.1f} minutes; load average {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end.")
     if options.record:

@@ -30,16 +30,18 @@ def planted(
     return x + 0.1 * x.std() * noise, features
 
 
-def storybook(layer: int, rows: int) -> Tensor:
-    """Activations `[rows, d_in]` of the bundled model after a block, in the order of the text."""
+def activations(name: str, text: str, at: str, rows: int) -> Tensor:
+    """Activations `[rows, d_in]` of a language model at a site, in the order of the text, without outliers."""
     from sae_core.data.activations import harvest
     from sae_core.data.text import Text
     from sae_core.model.language_model import load_model
+    from sae_core.outliers import FACTOR, inliers, norm_limit
     from sae_core.sites import Site
 
-    model, site = load_model("storybook", device="cpu"), Site(layer)
-    contexts = Text("storybook", 128, True, max_tokens=rows + rows // 16 + 2**10).contexts(model)
-    return harvest(model, contexts, (site,))[site][:rows].contiguous()
+    model, site = load_model(name, device="cpu"), Site.parse(at)
+    contexts = Text(text, 128, True, max_tokens=rows + rows // 16 + 2**10).contexts(model)
+    x = harvest(model, contexts, (site,))[site].float()
+    return x[inliers(x, norm_limit(x.norm(dim=-1), FACTOR))][:rows].contiguous()
 
 
 def write_splits(path: Path, x: Tensor, held_out: int) -> None:
