@@ -83,8 +83,10 @@ class Harvest:
         if missing:
             n_tokens = len(missing) * stream.block_contexts * stream.contexts.shape[1]
             seconds = n_tokens * seconds_per_token(stream.model, stream.contexts, stream.sites)
+            gib = disk_bytes(stream, self.tokens, kept_in(self.cache.folder)) / 2**30
             text = (
-                f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by this process alone"
+                f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by this process alone; "
+                f"all together take about {gib:.2g} GiB"
             )
             on_progress(Progress(text, 0, None))
         while missing := self.missing():

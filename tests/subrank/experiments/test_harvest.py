@@ -50,7 +50,7 @@ def test_training_reads_what_was_harvested_and_nothing_else(model, tmp_path, mon
         sr.harvest(model, folder=tmp_path / "kept", kept="float32", on_progress=events.append, **READ)
         == tmp_path / "kept"
     )
-    assert "blocks to harvest, about" in events[0].stage and events[-1].total > 3
+    assert "blocks to harvest, about" in events[0].stage and "GiB" in events[0].stage and events[-1].total > 3
     sr.harvest(model, folder=tmp_path / "half", progress=False, **READ)
     monkeypatch.setattr(ActivationStream, "rows", lambda *a, **k: pytest.fail("the model was run"))
     sr.harvest(model, folder=tmp_path / "kept", kept="float32", progress=False, **READ)  # nothing is missing
