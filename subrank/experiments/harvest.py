@@ -85,8 +85,8 @@ class Harvest:
             seconds = n_tokens * seconds_per_token(stream.model, stream.contexts, stream.sites)
             gib = disk_bytes(stream, self.tokens, kept_in(self.cache.folder)) / 2**30
             text = (
-                f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by this process alone; "
-                f"all together take about {gib:.2g} GiB"
+                f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by this process alone; all "
+                f"together take about {gib:.2g} GiB"
             )
             on_progress(Progress(text, 0, None))
         while missing := self.missing():
