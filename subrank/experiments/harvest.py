@@ -84,8 +84,8 @@ class Harvest:
             n_tokens = len(missing) * stream.block_contexts * stream.contexts.shape[1]
             seconds = n_tokens * seconds_per_token(stream.model, stream.contexts, stream.sites)
             gib = disk_bytes(stream, self.tokens, kept_in(self.cache.folder)) / 2**30
-            text = f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by this process alone"
-            on_progress(Progress(f"{text}; all take about {gib:.2g} GiB", 0, None))
+            said = f"{len(missing)} of {self.n_blocks} blocks to harvest, about {duration(seconds)} by one process"
+            on_progress(Progress(f"{said}; all take about {gib:.2g} GiB", 0, None))
         while missing := self.missing():
             here = os.getpid() % len(missing)  # processes that begin together begin at different blocks
             if not any(self._fill(block, on_progress) for block in missing[here:] + missing[:here]):
