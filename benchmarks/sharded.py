@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 benchmarks/sharded.py --device cuda --d-in 4096 --latents 1048576 --batch 8192 -k 64
 
 Rows are random: memory and exchange depend on no text. Predicted, for n latents on a rank, in bytes: 32 d n for both
-matrices, their moments and gradients, of b n numbers the encoder's product with the maxima of its groups of eight and
-a mark for each that equals the smallest chosen (a float, an eighth of one, and a byte), 24 n for counters and a bias.
+matrices, their moments and gradients; 5 b n for the encoder's product and a key of eight bytes for each group of
+eight of its numbers; 24 n for counters and a bias.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
     run(options.d_in * 4 * world.size, 1)  # what is loaded only once
     before = taken(world.device)
     seconds = run(options.latents, options.steps)
-    predicted = 32 * options.d_in * n + batch * n * (4 + 1 / 2 + 1) + 24 * n
+    predicted = 32 * options.d_in * n + 5 * batch * n + 24 * n
     for rank, (measured, of) in enumerate(everywhere(ranks, (taken(world.device) - before, predicted))):
         if ranks.rank == 0:
             print(f"rank {rank}: {measured / 2**30:.3f} GiB, predicted {of / 2**30:.3f} ({measured / of - 1:+.1%})")

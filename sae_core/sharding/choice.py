@@ -10,7 +10,7 @@ at the threshold all are active.
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_core.dictionaries import sparse
@@ -36,27 +36,27 @@ def top(ranks: Ranks, pieces: Iterable[Float[Tensor, "rows n_latents"]], *ks: in
     v, i = (each[0] if len(each) == 1 else torch.cat(each) for each in (values, indices))
     if ranks.shards == 1:
         return [Codes.of_rows(i[:, :k], v[:, :k], n) for k in ks]
-    codes = Codes.of_rows(i, v, n)
-    return [codes.where_kept(kept.flatten()) for kept in _survivors(ranks, v, i, *ks)]
+    n_kept = _survivors(ranks, v, *ks)
+    # read, which waits for the device: of k candidates about k / shards are left, which all that follows costs
+    widest = n_kept.amax(0).tolist()
+    column = torch.arange(ks[-1], device=v.device)
+    return [
+        Codes.of_rows(i[:, :most], v[:, :most], n).where_kept((column[:most] < n_kept[:, [number]]).flatten())
+        for number, most in enumerate(widest)
+    ]
 
 
-def _survivors(
-    ranks: Ranks, values: Float[Tensor, "batch c"], indices: Int[Tensor, "batch c"], *ks: int
-) -> list[Bool[Tensor, "batch c"]]:
-    """For each k which of this rank's candidates are among the k largest of all ranks."""
-    width, (batch, n) = max(ks), values.shape
-    order = indices.argsort(-1)
-    order = order.gather(-1, values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
-    place = order.argsort(-1)
+def _survivors(ranks: Ranks, values: Float[Tensor, "batch c"], *ks: int) -> Int[Tensor, "batch ks"]:
+    """For each k how many of this rank's candidates, which are in order, are among the k largest of all ranks."""
+    width, (batch, n) = ks[-1], values.shape
     sent = values.new_full((batch, width), -torch.inf)
-    sent[:, :n] = values.gather(-1, order)[:, :width]
+    sent[:, :n] = values
     received = exchanged(sent.view(ranks.shards, -1, width), ranks.shard_group)
     whole = received.transpose(0, 1).flatten(1)  # [own rows, ranks * width]
     sources = whole.sort(dim=-1, descending=True, stable=True).indices // width
     shards = torch.arange(ranks.shards, device=values.device)[:, None, None]
     counts = torch.stack([(sources[:, :k] == shards).sum(-1) for k in ks], -1)  # [ranks, own rows, ks]
-    n_kept = exchanged(counts, ranks.shard_group).view(batch, len(ks))
-    return [place < n_kept[:, [number]] for number in range(len(ks))]
+    return exchanged(counts, ranks.shard_group).view(batch, len(ks)).clamp_max(n)
 
 
 def batch_top(ranks: Ranks, pieces: Iterable[Float[Tensor, "rows n_latents"]], count: int) -> Codes:

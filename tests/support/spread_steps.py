@@ -147,7 +147,7 @@ def fewer_candidates(ranks: Ranks) -> dict[str, float]:
     kept = choice._survivors
 
     def one_less(*arguments):
-        return [mask & (mask.cumsum(-1) > 1) for mask in kept(*arguments)]
+        return (kept(*arguments) - 1).clamp_min(0)
 
     choice._survivors = one_less
     try:
