@@ -37,6 +37,7 @@ REST = (
     "test_verbs",
     "test_gpu_model",
     "test_gpu_verbs",
+    "test_demo_claims",
 )
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""
