@@ -10,7 +10,7 @@ a process that was lost is made by another.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,18 @@ class CachedStream:
                 return
         rows = {site: x[:n_rows] for site, x in self._read(block).items()}
         yield from self.stream.batches(block, lambda: rows, limits, n)
+
+    def reader(self, block: int, n: int, share: tuple[int, int]) -> Callable[[], dict[Site, Tensor]]:
+        """What returns the rows of a share of a block's first `n` contexts, as that of the stream.
+
+        Raises `UserError` for a block that the folder lacks: what several ranks read must be there.
+        """
+        if not self.path(block).exists():
+            raise UserError(f"{self.path(block)} is missing; fill {self.folder} with `subrank harvest` first")
+        content, (which, of) = self.stream.model.content(self.stream.tokens(block)[:n]), share
+        here = (self.stream.dealt(n, of) == which)[:, None].expand_as(content)[content]
+        rows = {site: x[: len(here)][here.to(x.device)] for site, x in self._read(block).items()}
+        return lambda: rows
 
     def path(self, block: int) -> Path:
         """The file of a block."""

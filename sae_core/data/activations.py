@@ -125,6 +125,10 @@ class ActivationStream:
             return size * length
         return (whole * size + (self.n_contexts(whole, rest // self.batch) if rest else 0)) * length
 
+    def reader(self, block: int, n: int, share: tuple[int, int]) -> Callable[[], dict[Site, Tensor]]:
+        """What returns the `rows` of a share."""
+        return lambda: self.rows(block, n, share)
+
     def rows(self, block: int, n: int | None = None, share: tuple[int, int] = (0, 1)) -> dict[Site, Tensor]:
         """The activations `[tokens, d_in]` of one block, or of its first `n` contexts, in the order of `tokens`.
 
@@ -135,7 +139,7 @@ class ActivationStream:
 
         def make(buffers: _Buffers) -> dict[Site, Tensor]:
             contexts, at_once = self.tokens(block)[:n], self.contexts_at_once
-            contexts = contexts[torch.arange(n) // at_once % of == which] if of > 1 else contexts
+            contexts = contexts if of == 1 else contexts[self.dealt(n, of) == which]
             return harvest(self.model, contexts, self.sites, buffers, at_once=at_once)
 
         return self._latest.get((self.place(block), n), make)
@@ -147,6 +151,10 @@ class ActivationStream:
     def place(self, block: int) -> int:
         """Which rows a block has: its own, or those of block 0, if a block holds the whole text."""
         return 0 if self.block_contexts == len(self.contexts) else block
+
+    def dealt(self, n: int, of: int) -> Int[Tensor, "contexts"]:
+        """In which of so many shares each of the first `n` contexts is: a forward pass in each in turn."""
+        return torch.arange(n) // self.contexts_at_once % of
 
     def order(self, block: int, n: int | None) -> tuple[Bool[Tensor, "contexts pos"], Int[Tensor, "tokens"]]:
         """Which tokens of a block's first `n` contexts are content, and in which order these are trained on."""

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_core.data.activation_cache import CachedStream
 from sae_core.data.activations import ActivationStream
 from sae_core.outliers import NO_LIMITS, Limits, inliers_everywhere
 from sae_core.sharding.ranks import Ranks
@@ -23,7 +24,8 @@ from sae_core.sites import Site
 class SharedStream:
     """The batches of another stream, whose contexts ranks read together; all ranks take the same batches."""
 
-    stream: ActivationStream
+    stream: ActivationStream | CachedStream
+    """A cache is only read."""
     ranks: Ranks
 
     @property
@@ -37,13 +39,14 @@ class SharedStream:
 
     def block(self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None) -> Iterator[dict[Site, Tensor]]:
         """The batches `[batch, d_in]` of one block, whole on every rank; the same tokens at every site."""
-        n, share = self.stream.n_contexts(block, steps), (self.ranks.rank, self.ranks.size)
-        content, order = self.stream.order(block, n)
-        passes = torch.arange(n)[:, None].expand_as(content)[content] // self.stream.contexts_at_once
-        owner = passes % self.ranks.size
+        inner = self.stream.stream if isinstance(self.stream, CachedStream) else self.stream
+        n = inner.n_contexts(block, steps)
+        content, order = inner.order(block, n)
+        owner = inner.dealt(n, self.ranks.size)[:, None].expand_as(content)[content]
         here = owner == self.ranks.rank
         place = here.cumsum(0) - 1
-        kept = inliers_everywhere(self.stream.rows(block, n, share), limits)
+        rows = self.stream.reader(block, n, (self.ranks.rank, self.ranks.size))
+        kept = inliers_everywhere(rows(), limits)
         if kept is not None:
             everywhere = torch.zeros(len(owner), dtype=torch.uint8)
             everywhere[here] = kept.cpu().to(torch.uint8)
@@ -51,8 +54,7 @@ class SharedStream:
             order = order[everywhere.bool()[order]]
         for chosen in order.split(self.batch):
             if len(chosen) == self.batch:
-                rows = self.stream.rows(block, n, share)
-                yield {site: self._together(x, owner[chosen], place[chosen]) for site, x in rows.items()}
+                yield {site: self._together(x, owner[chosen], place[chosen]) for site, x in rows().items()}
 
     def _together(
         self, x: Float[Tensor, "tokens d_in"], owner: Int[Tensor, "batch"], place: Int[Tensor, "batch"]

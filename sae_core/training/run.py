@@ -16,8 +16,6 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.outliers import FACTOR, inliers
 from sae_core.room import check_memory
-from sae_core.sharding.ranks import ALONE, Ranks
-from sae_core.sharding.stream import SharedStream
 from sae_core.sites import Site
 from sae_core.training.calibration import calibrate
 from sae_core.training.config import TrainConfig
@@ -87,18 +85,13 @@ class Run:
         check_memory(needed, model.device, what, "give a smaller --expansion or --batch, or fewer --sites at a time")
 
     def stream(
-        self,
-        model: LanguageModel,
-        contexts: Int[Tensor, "contexts pos"],
-        sites: Sequence[Site],
-        ranks: Ranks = ALONE,
+        self, model: LanguageModel, contexts: Int[Tensor, "contexts pos"], sites: Sequence[Site]
     ) -> ActivationSource:
         """The activations this run trains on: mixed over contexts, or whole contexts where KL is trained on."""
         order = (self.stream_seed, self.members[0].batch)
         if self.downstream(model):
             return ContextStream(model, contexts, tuple(sites), *order)
-        alone = ActivationStream(model, contexts, tuple(sites), *order, self.memory)
-        return alone if ranks.size == 1 else SharedStream(alone, ranks)
+        return ActivationStream(model, contexts, tuple(sites), *order, self.memory)
 
     def downstream(self, model: LanguageModel) -> Downstream | None:
         """What members that train on KL need besides activations."""

@@ -56,8 +56,8 @@ def arranged(world: "World | None", options: argparse.Namespace, model: "Languag
                 f"--shards and --replicas need {n} processes: torchrun --nproc-per-node {n} -m subrank train"
             )
         return ALONE
-    if options.cache is not None or any(member.kl for member in run.members):
-        raise UserError("--cache and --kl are read by one process; leave them out, or run without torchrun")
+    if any(member.kl for member in run.members):
+        raise UserError("--kl trains in one process; leave it out, or run without torchrun")
     batch, widths = run.members[0].batch, [model.d_in(site) for site in sites_of(model, run.sites)]
     n_latents = min(member.expansion * min(widths) for member in run.members)
     if batch % world.size:

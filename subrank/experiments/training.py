@@ -206,12 +206,11 @@ class Session:
             raise UserError("--cache keeps mixed activations, and --kl trains on whole contexts; leave one of them out")
         contexts = run.text.read(model)
         check_same(ranks, settings=digest(run.to_json()), model=model.fingerprint(), text=contexts.digest)
-        source: ActivationSource = run.stream(model, contexts.training, sites, ranks)
-        inner = source.stream if isinstance(source, SharedStream) else source
-        if isinstance(inner, ActivationStream) and cache is None:  # how much a cache saves shows only as it is read
+        source: ActivationSource = run.stream(model, contexts.training, sites)
+        if isinstance(source, ActivationStream) and cache is None:  # how much a cache saves shows only as it is read
             left = run.members[0].tokens - run.members[0].batch * (state.step if state else 0)
-            n = inner.n_read(left) // ranks.size
-            seconds = n * seconds_per_token(model, contexts.training, inner.sites)
+            n = source.n_read(left) // ranks.size
+            seconds = n * seconds_per_token(model, contexts.training, source.sites)
             text = (
                 f"the language model reads {n:,} tokens, which takes about {duration(seconds)}; training comes on top"
             )
@@ -220,6 +219,9 @@ class Session:
             assert isinstance(source, ActivationStream)  # as nothing trains on KL
             check_cache(source, run.members[0].tokens, cache)
             source = CachedStream(source, cache)
+        if ranks.size > 1:
+            assert isinstance(source, ActivationStream | CachedStream)
+            source = SharedStream(source, ranks)
         state = state or start(source, *run.members, outliers=run.outliers, ranks=ranks)
         return cls(model, run, contexts, source, state)
 
@@ -239,15 +241,15 @@ class Session:
         if run.text.exclude:
             lines.append(f"left out of training and measuring: {' '.join(map(repr, run.text.exclude))}")
         lines += [self.contexts.note] if self.contexts.note else []
-        inner = self.source.stream if isinstance(self.source, CachedStream | SharedStream) else self.source
+        source = self.source.stream if isinstance(self.source, SharedStream) else self.source
+        inner = source.stream if isinstance(source, CachedStream) else source
         if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(training)):
             lines.append(
                 f"only {inner.block_contexts} contexts mix within --memory: tokens of one context meet in a batch more "
                 "often than by chance"
             )
-        if isinstance(self.source, CachedStream):
-            cache = self.source
-            gib = disk_bytes(cache.stream, members[0].tokens, kept_in(cache.folder)) / 2**30
+        if isinstance(source, CachedStream):
+            gib = disk_bytes(source.stream, members[0].tokens, kept_in(source.folder)) / 2**30
             lines.append(f"the cache takes about {gib:.2g} GiB in the end")
         return lines
 

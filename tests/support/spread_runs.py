@@ -9,6 +9,7 @@ from ranked import meshes
 from torch import Tensor
 from trained import EVERY, config, memory, same
 
+from sae_core.data.activation_cache import CachedStream
 from sae_core.data.activations import ActivationStream
 from sae_core.data.text import Text
 from sae_core.seeds import generator_for
@@ -71,7 +72,7 @@ def reading() -> ActivationStream:
     return ActivationStream(Reader(), contexts, (Site(0), Site(2)), 3, 32, budget=2**16, at_once=3)
 
 
-def batches_are_those_of_one_process(ranks: Ranks) -> dict[str, bool]:
+def batches_are_those_of_one_process(ranks: Ranks, cache: Path) -> dict[str, bool]:
     limits, equal = {Site(0): 40.0, Site(2): 45.0}, {}
     for name, how in {
         "whole": (0, limits),
@@ -81,6 +82,13 @@ def batches_are_those_of_one_process(ranks: Ranks) -> dict[str, bool]:
     }.items():
         alone, together = [*reading().block(*how)], [*SharedStream(reading(), ranks).block(*how)]
         equal[name] = len(alone) == len(together) > 1 and all(map(same_rows, alone, together))
+        if ranks.size == 4:
+            cached = CachedStream(reading(), cache)
+            if ranks.rank == 0:
+                cached.fill(how[0])
+            of_first(ranks, 0)  # it is there for all
+            together = [*SharedStream(cached, ranks).block(*how)]
+            equal[f"{name}, kept"] = len(alone) == len(together) and all(map(same_rows, alone, together))
     return equal
 
 
@@ -128,7 +136,7 @@ def distance(state: TrainState, expected: TrainState) -> float:
 def work(rank: int, folder: Path) -> dict[str, dict]:
     places, results = meshes(), {}
     for mesh, ranks in places.items():
-        results[f"{mesh}/batches"] = batches_are_those_of_one_process(ranks)
+        results[f"{mesh}/batches"] = batches_are_those_of_one_process(ranks, folder / "cache")
         results[f"{mesh}/weights"] = weights_are_those_of_one_process(ranks)
     alone = taken(start(stream(), *MEMBERS), STEPS)
     results["dead"] = {str(len(member.sites[SITE].dead)): True for member in alone.members}
