@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sae_core.data.activation_cache import CachedStream, n_blocks
+from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in, n_blocks
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel, load_model
