@@ -48,7 +48,7 @@ memory, and changes numbers by rounding only); the model runs on one device. Tho
 and `--model` where the model has moved. `harvest` and `train` take a MODEL and `--text`. `train` keeps activations with
 `--cache DIR`, `--resume` goes on from a checkpoint, `--save-every SECONDS` says how often there is one, `--config
 run.json` repeats a run, `--log wandb tensorboard trackio` (in Python `log=`) sends its numbers there as well,
-`--shards` and `--replicas` say how processes of `torchrun` share the work ([scale](scale.md)).
+`--shards`, `--replicas` and `--patience` are for processes of `torchrun` ([scale](scale.md)).
 `circuit` takes `--target`, `remove` `--task`, `steer` and
 `features` `--features`, `prompt` a text and `--circuit`. `study superposition` reads no model, and of these takes
 `--out` alone.

@@ -20,8 +20,6 @@ from sae_core.progress import duration
 from sae_core.sharding.ranks import BLOCK, Ranks
 
 T = TypeVar("T")
-PATIENCE = 300.0
-"""Seconds that ranks wait for each other, by default: longer than a block of activations takes, and any checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +87,8 @@ class World:
         return False
 
 
-def join(device: str | None, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> World:
-    """The processes that `torchrun` started, this one among them.
+def join(device: str | None, environment: Mapping[str, str] = os.environ, *, patience: float = 300.0) -> World:
+    """The processes that `torchrun` started, this one among them; they wait `patience` seconds for each other.
 
     Every start gets a store of its own: in one that was left by an earlier start of the same `torchrun`, ranks find the
     addresses of processes that have ended, and wait (pytorch#135712).

@@ -31,7 +31,7 @@ def joined(options: argparse.Namespace) -> "World | None":
         return None
     from sae_core.sharding.control import join
 
-    world = join(options.device)
+    world = join(options.device, patience=options.patience)
     options.device, options.speaks = world.device, world.speaks
     if world.rank:
         nowhere = options.at_end.enter_context(open(os.devnull, "w"))  # noqa: SIM115

@@ -48,6 +48,8 @@ def add(verbs: Verbs) -> None:
     option("--shards", type=count, default=None, metavar="N", help=spread)
     replicas = "times that all latents are there, for other tokens each (default: processes / shards)"
     option("--replicas", type=count, default=None, metavar="N", help=replicas)
+    waiting = "that processes of torchrun wait for each other (default: 300)"
+    option("--patience", type=count, default=300, metavar="SECONDS", help=waiting)
 
 
 def run(options: argparse.Namespace) -> int:
