@@ -6,15 +6,16 @@ import pytest
 from verbs import run
 
 CONTEXTS = ("--contexts", "16")
+CIRCUIT = ("--held", "8", "--cards", "4", "--null", "16", "--draws", "1")
 VERBS = {
     "train": ("storybook", "--tokens", "2048", "--text-tokens", "4096", "--batch", "128", "--context", "32"),
     "evaluate": ("--contexts", "4", "--spliced", "2"),
     "ioi": ("--prompts", "6", "--corruption", "swap", "--site", "resid_post.4", *CONTEXTS),
-    "circuit": ("--held", "16", "--cards", "2", "--target", "logit: she - he", "--max-targets", "2", *CONTEXTS),
+    "circuit": ("--target", "logit: she - he", "--max-targets", "1", *CIRCUIT, *CONTEXTS),
     "features": ("--full", "2", *CONTEXTS),
     "prompt": ("print ( sqrt ( x", "--exact", "2", *CONTEXTS),
     "remove": ("--prompts", "8", "--site", "resid_post.5", "--contexts", "8", "--budget", "2.0"),
-    "steer": ("--tokens", "3", "--contexts", "2", "--read", "32"),
+    "steer": ("--features", "3_7", "--tokens", "2", "--contexts", "2", "--read", "16"),
 }
 
 

@@ -23,8 +23,8 @@ def step_rows(gradient: Sums, matrix: Matrix, adam: Adam, unit: bool) -> None:
     """See `interface.Kernels`."""
     weight, (b1, b2) = matrix.weight, adam.betas
     g = decode(gradient.places, gradient.factors, gradient.bounds, gradient.rows)
-    place = (gradient.slot >= 0).nonzero().squeeze(-1)
-    g[place] += gradient.dead[gradient.slot[place]].to(g.dtype)
+    if len(gradient.dead):
+        g += torch.where(gradient.slot[:, None] < 0, 0, gradient.dead[gradient.slot.clamp_min(0)].to(g.dtype))
     if unit:
         g -= (g * weight).sum(-1, keepdim=True) * weight
     matrix.mean.mul_(b1).add_(g, alpha=1 - b1)
