@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from verbs import run
+from verbs import most_active, run
 
 CONTEXTS = ("--contexts", "16")
-CIRCUIT = ("--held", "8", "--cards", "4", "--null", "16", "--draws", "1")
+CIRCUIT = ("--held", "8", "--cards", "4", "--null", "16", "--draws", "0")
 VERBS = {
     "train": ("storybook", "--tokens", "2048", "--text-tokens", "4096", "--batch", "128", "--context", "32"),
     "evaluate": ("--contexts", "4", "--spliced", "2"),
@@ -15,21 +15,21 @@ VERBS = {
     "features": ("--full", "2", *CONTEXTS),
     "prompt": ("print ( sqrt ( x", "--exact", "2", *CONTEXTS),
     "remove": ("--prompts", "8", "--site", "resid_post.5", "--contexts", "8", "--budget", "2.0"),
-    "steer": ("--features", "3_7", "--tokens", "2", "--contexts", "2", "--read", "16"),
+    "steer": ("--tokens", "2", "--contexts", "2", "--read", "16"),
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_works(verb, device, storybook_set, tmp_path, capsys):
     subject = () if verb == "train" else (storybook_set,)
-    status, _, error = run(
-        capsys, verb, *subject, *VERBS[verb], "--device", device.name, "--out", tmp_path / device.name
-    )
-    assert status == 0, error
+    more = ("--features", most_active(storybook_set)) if verb == "steer" else ()
+    devices = (device.name, "cpu") if verb == "evaluate" else (device.name,)
+    for name in devices:
+        where = ("--device", name, "--out", tmp_path / name)
+        status, _, error = run(capsys, verb, *subject, *VERBS[verb], *more, *where)
+        assert status == 0, error
     if verb == "evaluate":
-        assert run(capsys, verb, *subject, *VERBS[verb], "--out", tmp_path / "cpu", "--device", "cpu")[0] == 0
-        there, here = (json.loads((tmp_path / name / "result.json").read_text()) for name in (device.name, "cpu"))
-        same(there, here)
+        same(*(json.loads((tmp_path / name / "result.json").read_text()) for name in devices))
 
 
 def same(there: object, here: object) -> None:

@@ -9,6 +9,8 @@ is cut where the whole list is, every `_TILE` entries: `_tile_sums` adds up the 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 # (what @triton.jit makes is indexed by its grid; without Triton both look like mistakes)
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -26,14 +28,16 @@ def decode(indices: Tensor, values: Tensor, offsets: Tensor, W: Tensor) -> Tenso
     d = W.shape[1]
     block = min(_WIDEST, triton.next_power_of_2(d))
     out = values.new_empty(len(offsets) - 1, d)
-    _decode[(len(out), triton.cdiv(d, block))](indices, values, offsets, W, out, d, BLOCK=block)
+    with _on(W):
+        _decode[(len(out), triton.cdiv(d, block))](indices, values, offsets, W, out, d, BLOCK=block)
     return out
 
 
 def slopes(indices: Tensor, offsets: Tensor, g: Tensor, W: Tensor) -> Tensor:
     """See `interface.Kernels`."""
-    d, out = W.shape[1], g.new_empty(len(indices))
-    _slopes[(len(offsets) - 1,)](indices, offsets, g, W, out, d, BLOCK=triton.next_power_of_2(d), num_warps=_warps(d))
+    d, out, n_rows = W.shape[1], g.new_empty(len(indices)), len(offsets) - 1
+    with _on(W):
+        _slopes[(n_rows,)](indices, offsets, g, W, out, d, BLOCK=triton.next_power_of_2(d), num_warps=_warps(d))
     return out
 
 
@@ -42,27 +46,34 @@ def step_rows(gradient: Sums, matrix: Matrix, adam: Adam, unit: bool) -> None:
     (n, d), n_tiles, (b1, b2) = matrix.weight.shape, len(gradient.places) // _TILE, adam.betas
     sums = gradient.rows.new_empty(max(1, n_tiles), d)
     parts = (gradient.places, gradient.factors, gradient.rows, sums)
-    if n_tiles:
-        block = min(_WIDEST, triton.next_power_of_2(d))
-        _tile_sums[(n_tiles, triton.cdiv(d, block))](gradient.latents, *parts, d, TILE=_TILE, BLOCK=block)
-    _step_rows[(n,)](
-        gradient.bounds,
-        *parts,
-        *(gradient.slot, gradient.dead, matrix.weight, matrix.copy, matrix.mean, matrix.square),
-        *(adam.rate / (1 - b1**adam.step), (1 - b2**adam.step) ** -0.5, b1, b2, adam.eps, d),
-        UNIT=unit,
-        TILE=_TILE,
-        BLOCK=triton.next_power_of_2(d),
-        num_warps=_warps(d),
-    )
+    whole, block = triton.next_power_of_2(d), min(_WIDEST, triton.next_power_of_2(d))
+    with _on(sums):
+        if n_tiles:
+            _tile_sums[(n_tiles, triton.cdiv(d, block))](gradient.latents, *parts, d, TILE=_TILE, BLOCK=block)
+        _step_rows[(n,)](
+            gradient.bounds,
+            *parts,
+            *(gradient.slot, gradient.dead, matrix.weight, matrix.copy, matrix.mean, matrix.square),
+            *(adam.rate / (1 - b1**adam.step), (1 - b2**adam.step) ** -0.5, b1, b2, adam.eps, d),
+            UNIT=unit,
+            TILE=_TILE,
+            BLOCK=whole,
+            num_warps=_warps(d),
+        )
 
 
 def group_keys(pre: Tensor, group: int) -> Tensor:
     """See `interface.Kernels`: int32, the bits of a value, in their order, above those of the group's number."""
     batch, n_groups = pre.shape[0], pre.shape[1] // group
     out = torch.empty(batch, n_groups, dtype=torch.int32, device=pre.device)
-    _group_keys[(batch, triton.cdiv(n_groups, 256))](pre.view(torch.int16), out, n_groups, GROUP=group, BLOCK=256)
+    with _on(pre):
+        _group_keys[(batch, triton.cdiv(n_groups, 256))](pre.view(torch.int16), out, n_groups, GROUP=group, BLOCK=256)
     return out
+
+
+def _on(x: Tensor) -> AbstractContextManager:
+    """Triton starts kernels on the current device, wherever their tensors are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _warps(d: int) -> int:
