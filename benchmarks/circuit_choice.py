@@ -23,17 +23,18 @@ on the prompts that chose, and with all error terms kept: what error nodes could
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Int
 from report import Report, record
 from torch import Tensor
 
 from circuits.discovery.default_target import CLOSING_BRACKETS, default_target
 from circuits.discovery.prompts import from_task
-from circuits.discovery.pruning import Choice, prune
+from circuits.discovery.pruning import Choice, Search, prune
 from circuits.discovery.request import Covered
 from circuits.effects.target_prompts import TargetPrompts
 from circuits.effects.targets import FeatureTarget
@@ -46,7 +47,7 @@ from editing.tasks.brackets import BracketTask
 from editing.tasks.ioi import Corruption, IOITask
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.model.language_model import LanguageModel, load_model
-from sae_core.sites import Site
+from sae_core.sites import FeatureId, Site
 from sae_core.storage import load_set
 
 SPLITS = ("selection", "test")
@@ -57,6 +58,7 @@ WAYS = {
     "two shares": Choice(exchanges=0),
     "exact": Choice(exact_below=250, exchanges=0),
     "exchange": Choice(),
+    "errors": Choice(),
 }
 
 
@@ -107,6 +109,28 @@ def feature_case(
     return Case(f"a bracket closes, {feature}", (chosen_on, scored_on), means=True)
 
 
+def with_errors(runs: CircuitRuns, chosen: Sequence[FeatureId], price: int) -> list[FeatureId]:
+    """The members that are left, with error terms at a price in place of others; `runs.errors_kept` says which."""
+    search, n = Search(runs, Choice()), len(chosen)
+    mask = torch.tensor([name in set(chosen) for name in search.names])
+    missing = search.missing(mask)
+    while len(runs.errors_kept) < len(runs.sites) and n > price:
+        effect, kept, n = search.first_order(search.members(mask), (1.0,)), runs.errors_kept, n - price
+        weakest = effect.masked_fill(~mask, torch.inf).argsort()[: max(0, int(mask.sum()) - n)]
+        fewer, tried = mask.index_fill(0, weakest, value=False), {}
+        for site in set(runs.sites) - kept:
+            runs.errors_kept = kept | {site}
+            tried[site] = search.missing(fewer)
+        best = min(tried, key=tried.__getitem__)
+        if tried[best] >= missing:
+            runs.errors_kept = kept
+            break
+        runs.errors_kept = kept | {best}
+        mask = search.exchanged(fewer, n)
+        missing = search.missing(mask)
+    return [name for name, here in zip(search.names, mask.tolist(), strict=True) if here]
+
+
 def measure(
     report: Report,
     model: LanguageModel,
@@ -139,13 +163,19 @@ def measure(
             chosen = (
                 strongest(attribution(chosen_on.runs), size) if way is None else prune(chosen_on.runs, size, choice=way)
             )
+            if name == "errors":
+                chosen = with_errors(chosen_on.runs, chosen, options.price)
+            held.runs.errors_kept = chosen_on.runs.errors_kept
             took, members = time.process_time() - began, by_site(chosen)
             values = held.runs.values([members], Errors.ABLATED)[0]
             share = held.share(values)
             seen = chosen_on.share(chosen_on.runs.values([members], Errors.ABLATED)[0]).value
             kept = held.share(held.runs.values([members], Errors.KEPT)[0]).value
             figures = (f"{share.value / ceiling:.2f}", f"{share}", f"{seen:.2f}", f"{kept:.2f}", f"{took:.0f}")
-            rows.append((f"{len(chosen)}", name, *figures))
+            sites = sorted(map(str, held.runs.errors_kept))
+            rows.append((f"{len(chosen)}" + f" and {len(sites)} error terms" * bool(sites), name, *figures))
+            print(*sites, file=sys.stderr)
+            held.runs.errors_kept = chosen_on.runs.errors_kept = frozenset()
             print(*rows[-1], sep="; ", file=sys.stderr, flush=True)
     head = ("nodes", "chosen by", "of the ceiling", "of the model", "where they were chosen", "errors kept", "seconds")
     report.table(head, rows)
@@ -159,6 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
     parser.add_argument("--sizes", nargs="+", type=int, default=[20, 60, 100, 200], metavar="N")
     parser.add_argument("--prompts", type=int, default=64, metavar="N", help="prompts that choose, and that score")
+    parser.add_argument("--price", type=int, default=5, metavar="N", help="nodes that an error term counts as")
     parser.add_argument("--stream", default="written", choices=[*map(str, Covered)])
     parser.add_argument("--record", action="store_true", help="append the figures to RESULTS.md")
     options = parser.parse_args(arguments)

@@ -244,8 +244,8 @@ class _HeldOut:
         edges = [edge for edge in graph.edges if not isinstance(edge.cause, ErrorTerm)]
         if self.resolved.on_prompts:
             members = by_site(feature for feature in graph.features() if feature != target.node)
-            dictionaries, prompts = search.dictionaries, self.prompts.examples
-            effects = MemberEffects(search.model, dictionaries, prompts, target, members, {})
+            prompts = _first(self.prompts.examples, search.config.n_examples)
+            effects = MemberEffects(search.model, search.dictionaries, prompts, target, members, {})
             return check_member_edges(effects, edges, generator=generator)
         targets = {edge.target for edge in graph.edges if isinstance(edge.target, FeatureId)} - {target.node}
         prompts = {
@@ -269,6 +269,10 @@ class _HeldOut:
             half = _half(prompts, draw)
             resolved = replace(resolved, target=half.target, examples=half.examples, corrupted=half.corrupted)
         return [edge for step in circuit_steps(resolved, sufficient_features(resolved)) for edge in step.edges]
+
+
+def _first(examples: Examples, n: int) -> Examples:
+    return Examples(examples.tokens[:n], examples.end[:n], examples.activation[:n])
 
 
 def _half(prompts: TargetPrompts, draw: int) -> TargetPrompts:

@@ -116,6 +116,8 @@ class CircuitRuns:
         if not len(prompts):
             raise UserError("there are no prompts to score a circuit on; give some that discovery has not seen")
         self.model, self.target, self.ablation = model, target, ablation
+        self.errors_kept: frozenset[Site] = frozenset()
+        """Sites whose error terms are members: they are kept also where error terms are ablated."""
         self.sites = covered_sites(dictionaries, target)
         self.dictionaries = {site: dictionaries[site] for site in self.sites}
         ablation.check(self.sites, len(prompts))
@@ -245,7 +247,7 @@ class CircuitRuns:
     def _edit(self, number: int, prompts: Tensor, kept: _Masks, errors: Errors, width: int) -> KeepOnly:
         site = self.sites[number]
         codes, error = self.ablation.at(site, self.dictionaries[site], prompts, width)
-        error = error if errors is Errors.ABLATED else None
+        error = error if errors is Errors.ABLATED and site not in self.errors_kept else None
         return KeepOnly(site, self.dictionaries[site], kept[site], codes, error, self.mask[prompts, :width])
 
     def _read(self, h: Float[Tensor, "rows pos d"], prompts: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:

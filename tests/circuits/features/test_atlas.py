@@ -11,6 +11,7 @@ from tiny import random_tokens, user_error
 from circuits.features.atlas import (
     FeatureAtlas,
     direct_effect,
+    loudest,
     most_predictive,
     strongest_writer,
     survey,
@@ -261,3 +262,18 @@ def test_a_sink_is_no_default_target():
     told = replace(atlas.sites[Site(0)], sinks=torch.zeros_like(atlas.sites[Site(0)].sinks))
     free = replace(atlas, sites={Site(0): told})
     assert most_predictive(free, Site(0), [55]) == FeatureId(Site(0), 2)
+
+
+def test_the_loudest_are_those_that_write_most_where_they_are_most_active():
+    """Rare ones first of all: the common latent is louder, and a direction may be longer than one."""
+    circuit = Circuit()
+    contexts = circuit.contexts()
+    measured = survey(circuit.model, {Site(0): circuit.dictionaries[Site(0)]}, contexts)
+    statistics = measured.sites[Site(0)]
+    basis = circuit.dictionaries[Site(0)]
+    basis.directions[1] *= 3
+    density = torch.tensor([0.5, 5e-3, 5e-3, 5e-3])
+    top = torch.tensor([[50.0], [2.0], [5.0], [1.0]]).expand(4, statistics.top.shape[1])
+    planted = replace(measured, sites={Site(0): replace(statistics, density=density, top=top)})
+    assert [f.index for f in loudest(basis, Site(0), planted, 2)] == [1, 2], "3 x 2, then 5"
+    assert [f.index for f in loudest(basis, Site(0), planted, 9)] == [1, 2, 3]

@@ -90,6 +90,32 @@ def test_direct_effects_of_a_complete_basis_are_the_logit_that_follows(tiny):
     assert max(cell.error for cell in view.cells) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "site", [Site(0, Stream.MLP_OUT), Site(1, Stream.ATTN_OUT), Site(1, Stream.MLP_HIDDEN)], ids=str
+)
+def test_direct_effects_elsewhere_are_of_what_is_written_to_the_residual(tiny_models, site):
+    """Along the weights of the last residual's coordinates; of a hidden feature what its output layer makes of it."""
+    model, coordinates = tiny_models["gpt2"], Basis(torch.eye(32), torch.zeros(32))
+    tokens, out = (
+        prompt_of(model),
+        Site(site.layer, Stream.ATTN_OUT if site.stream is Stream.ATTN_OUT else Stream.MLP_OUT),
+    )
+    sae, readout = random_topk(model.d_in(site)), NextToken(5, 7)
+    config = PromptConfig(1000, 0, readout)
+    view, last = (features_on(model, {s: d}, tokens, config) for s, d in ((site, sae), (Site(2), coordinates)))
+    slopes = {c.position: {e.feature.index: e.direct / e.activation for e in c.features} for c in last.cells}
+    clean = model.record(tokens, [out])[out][0]
+    for cell in view.cells:
+        weights = torch.tensor([slopes[cell.position][i] for i in range(32)])
+        for each in cell.features:
+            here = torch.arange(6)[None] == cell.position
+            step = AddDirection(site, each.activation * sae.directions[each.feature.index], 1.0, here)
+            with model.hooks(step):
+                written = model.record(tokens, [out])[out][0, cell.position] - clean[cell.position]
+            assert each.direct == pytest.approx(float(written @ weights), abs=2e-3)
+    assert max(abs(each.direct) for cell in view.cells for each in cell.features) > 0.02
+
+
 def test_the_model_is_heard_first(tiny):
     tokens = prompt_of(tiny)
     view = features_on(tiny, {Site(1): strong_topk(0)}, tokens, ALL)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import user_error
 
 from sae_core.data.documents import documents
-from sae_core.data.text import Text, held_out
+from sae_core.data.text import Contexts, Text, held_out
 from sae_core.model import hub
 from sae_core.storybook.grammar import Grammar, vocabulary
 
@@ -158,6 +158,13 @@ def test_a_single_context_serves_for_both():
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("by_document, n, n_apart", [(False, 5, 4), (True, 5, 5), (False, 1, 1)])
+def test_training_apart_shares_no_document_with_what_is_held_out(by_document, n, n_apart):
+    """Held-out contexts come first in the text: the last of their documents may run on into the first of training."""
+    rows = torch.arange(n * 3).view(n, 3)
+    assert torch.equal(Contexts(rows, rows - 100, by_document=by_document).training_apart, rows[n - n_apart :])
+
+
 def test_a_real_page_reads(model):
     page = SHARED / "DESIGN.md"
     if not page.is_file():
