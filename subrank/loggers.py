@@ -189,5 +189,5 @@ def rows_of(step: TrainStep, state: TrainState) -> list[dict[str, Any]]:
         for site, numbers in sites.items():
             place = {"step": step.step, "tokens": step.step * member.config.batch}
             place |= {"member": member.name, "site": str(site)}
-            rows.append(place | numbers | {"lr": member.config.rate(step.step - 1, member.sites[site].sae.n_latents)})
+            rows.append(place | numbers | {"lr": member.config.rate(step.step - 1, member.sites[site].n_latents)})
     return rows

@@ -12,7 +12,7 @@ from trained import config, finish, memory, same, small
 
 from sae_core.training.loop import start, train
 from subrank.cli.training_log import Log
-from subrank.loggers import Logger, Loggers, ready
+from subrank.loggers import Logger, Loggers, ready, rows_of
 
 CONFIG = {"model": "/somewhere/tiny model", "members": []}
 
@@ -91,6 +91,16 @@ def test_a_logger_gets_what_the_log_gets(tmp_path):
         numbers = recorder.steps[row["step"]]
         assert numbers["tokens"] == row["tokens"]
         assert all(numbers[f"{row['site']}/{name}"] == row[name] for name in ("loss", "fvu", "l0", "dead", "lr"))
+
+
+def test_the_learning_rate_is_that_of_the_whole_dictionary():
+    """It was that of as many latents as a process has."""
+    state = start(small(), config(steps=1, lr=None))
+    (step,) = train(small(), state)
+    rates = {row["lr"] for row in rows_of(step, state)}
+    for at_site in state.members[0].sites.values():
+        at_site.n_latents *= 4
+    assert {row["lr"] for row in rows_of(step, state)} == {rate / 2 for rate in rates}
 
 
 def test_members_of_a_sweep_are_told_apart():
