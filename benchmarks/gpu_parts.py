@@ -144,7 +144,7 @@ class Ours:
             sae = TopKSAE(d, n, k, generator=torch.Generator(device).manual_seed(0))
         config = TrainConfig(TopK(k), tokens=10**9, batch=batch, warm_up=20, lr=1e-3)
         self.member = Member(config, {SITE: site_state(sae, 1.0)}, True)
-        self.scratch = sparse.Scratch(torch.bfloat16 if device.type == "cuda" else None)
+        self.scratch = sparse.Scratch(torch.bfloat16)
         self.batches, self.kernels, self.number = batches, kernels, 0
 
     def step(self) -> Any:
@@ -260,7 +260,7 @@ def _dead_latents(bench: Any, size: Any, share: float, add: Callable) -> None:
         sae = TopKSAE(size.d, size.n, size.k, generator=torch.Generator(bench.device).manual_seed(0))
     x = torch.randn(size.batch, size.d, device=bench.device)
     dead = torch.arange(int(share * size.n), device=bench.device)
-    scratch = sparse.Scratch(torch.bfloat16 if bench.device.type == "cuda" else None)
+    scratch = sparse.Scratch(torch.bfloat16)
     k, floor = min(len(dead), size.d // 2), 8 * size.batch * len(dead) * size.d / bench.rate
 
     def gathers() -> None:

@@ -9,9 +9,11 @@ from trained import EVERY, config, memory, small
 from sae_core.dictionaries.sparse import Scratch
 from sae_core.kernels import plain
 from sae_core.sites import Site
+from sae_core.training import loop
 from sae_core.training.latent_step import LatentStep
 from sae_core.training.loop import start, step
 from sae_core.training.state import Member, TrainState
+from sae_core.training.topk_recipes import TopK
 
 SITE = Site(0)
 RECIPES = {name: EVERY[name] for name in ("topk", "batchtopk", "matryoshka")}
@@ -40,6 +42,29 @@ def test_three_steps_are_those_of_autograd_and_adam(name, n_dead):
 def test_it_goes_on_from_moments_that_there_are():
     late = stepped(EVERY["topk"], in_one_pass=True, n_dead=3, resumed_at=2)
     same(late, stepped(EVERY["topk"], in_one_pass=False, n_dead=3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (config(EVERY["topk"]), True),
+        (config(EVERY["matryoshka"]), True),
+        (config(EVERY["topk"], clip=1.0), False),
+        (config(TopK(2, multi=1 / 8)), False),
+        (config(EVERY["gated"]), False),
+    ],
+    ids=["topk", "matryoshka", "clipped", "multi", "gated"],
+)
+def test_who_steps_in_one_pass_where_there_are_kernels(settings, expected, monkeypatch):
+    monkeypatch.setattr(loop, "kernels_for", lambda device: plain)
+    for dtype in (torch.float32, torch.float64):
+        stream = small((SITE,), dtype=dtype)
+        (member,) = start(stream, settings).members
+        step(member, SITE, next(iter(stream.block(0))), 0, Scratch(torch.bfloat16))
+        stepper = member.sites[SITE].in_one_pass
+        assert (stepper is not None) == (expected and dtype is torch.float32)
+        if stepper:
+            assert stepper.begin().W_dec.dtype is torch.bfloat16
 
 
 def same(here: Member, there: Member) -> None:
