@@ -7,10 +7,12 @@ from ranked import MESHES, meshes
 from torch import Tensor
 
 from sae_core.dictionaries.saes import SAE
+from sae_core.kernels import plain
 from sae_core.sharding import choice
 from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
+from sae_core.training.latent_step import LatentStep
 from sae_core.training.loop import step
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import LossContext
@@ -32,6 +34,7 @@ SIZES = {"even": 192, "uneven": 203}
 DEAD = {"none": range(0), "few": range(3, 40, 7), "many": range(60, 110)}
 """Few: fewer than d_in / 2. Many are the latents of some ranks alone."""
 STEPPED = ("R=4", "D=2 R=2")
+IN_ONE_PASS = ("topk", "batchtopk", "matryoshka")
 NAMES = [
     f"{mesh}/{kind}/{size}/{dead}"
     for mesh in MESHES
@@ -103,11 +106,13 @@ def differences(recipe, n_latents: int, dead: Tensor, ranks: Ranks) -> dict[str,
     return {name: (a - b).abs().max().item() for name, (a, b) in pairs.items()}
 
 
-def three_steps(recipe, ranks: Ranks) -> dict[str, float]:
-    """Of the weights after three steps of Adam with a clipped gradient, from those of one process."""
+def three_steps(recipe, ranks: Ranks, *, in_one_pass: bool = False) -> dict[str, float]:
+    """Of the weights after three steps of Adam, from those of one process; its gradient is clipped, unless this rank
+    takes gradient and step of a latent in one pass."""
     dead = torch.tensor([*DEAD["many"]])
     whole = dictionary(recipe, SIZES["even"], dead)
-    config = TrainConfig(recipe, EXPANSION, tokens=100 * BATCH, batch=BATCH, clip=0.05, warm_up=2, lr=1e-2)
+    clip = None if in_one_pass else 0.05
+    config = TrainConfig(recipe, EXPANSION, tokens=100 * BATCH, batch=BATCH, clip=clip, warm_up=2, lr=1e-2)
     ends = {}
     for place in (ALONE, ranks):
         sae = part_of(whole, place)
@@ -115,6 +120,8 @@ def three_steps(recipe, ranks: Ranks) -> dict[str, float]:
         latents = place.latents(SIZES["even"])
         state.dead = dead[(dead >= latents.start) & (dead < latents.stop)] - latents.start
         state.dead_elsewhere = len(dead) - len(state.dead)
+        if in_one_pass and place is ranks:
+            state.in_one_pass = LatentStep(state.weights, state.optimizer, torch.float64, plain)
         member = Member(config, {SITE: state}, False)
         scratch = LossContext(dead).scratch
         for number in range(3):
@@ -165,6 +172,8 @@ def work(rank: int) -> dict[str, dict]:
     for mesh, ranks in places.items():
         if mesh in STEPPED:
             results |= {f"{mesh}/{kind}/steps": three_steps(KINDS[kind], ranks) for kind in KINDS}
+        if ranks.shards == 4:
+            results |= {f"{kind}/one pass": three_steps(KINDS[kind], ranks, in_one_pass=True) for kind in IN_ONE_PASS}
         if ranks.shards > 1:
             results[f"{mesh}/ties"], results[f"{mesh}/control"] = ties(ranks), fewer_candidates(ranks)
     return results

@@ -5,7 +5,7 @@ Four processes work through all cases on four meshes, and leave the largest diff
 
 import pytest
 from ranked import MESHES, on_ranks
-from spread_steps import KINDS, NAMES, STEPPED, work
+from spread_steps import IN_ONE_PASS, KINDS, NAMES, STEPPED, work
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,12 @@ def test_loss_codes_and_gradients_are_those_of_one_process(results, name):
 def test_three_clipped_steps_of_adam_are_those_of_one_process(results, mesh, kind):
     for rank, measured in enumerate(results):
         assert max(measured[f"{mesh}/{kind}/steps"].values()) < 1e-12, (rank, measured[f"{mesh}/{kind}/steps"])
+
+
+@pytest.mark.parametrize("kind", IN_ONE_PASS)
+def test_three_steps_in_one_pass_are_those_of_one_process(results, kind):
+    for rank, measured in enumerate(results):
+        assert max(measured[f"{kind}/one pass"].values()) < 1e-12, (rank, measured[f"{kind}/one pass"])
 
 
 @pytest.mark.parametrize("mesh", [mesh for mesh, (_, shards) in MESHES.items() if shards > 1])
