@@ -20,8 +20,9 @@ from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
 from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
-from sae_core.files import digest_in, read_json, reading, user_path, write_json, write_tensors
+from sae_core.files import read_json, reading, user_path, write_json
 from sae_core.folders import replacing
+from sae_core.formats.blocks import CONFIG, digests_in, write_dictionary
 from sae_core.formats.hook_names import hook_name
 from sae_core.formats.readers import load_foreign
 from sae_core.formats.sae_lens import to_sae_lens
@@ -32,7 +33,6 @@ from sae_core.training.checkpoint import has_checkpoint
 from sae_core.training.config import TrainConfig
 
 SET, QUALITY = "set.json", "quality.json"
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class DictionarySet:
         """Write the files of the set into a new folder."""
         for site, dictionary in self.dictionaries.items():
             tensors, card = to_sae_lens(dictionary, self._metadata(site))
-            write_tensors(folder / str(site) / WEIGHTS, tensors)
-            write_json(folder / str(site) / CONFIG, card)
+            write_dictionary(folder / str(site), tensors, card)
         card = SetCard(
             self.model,
             self.fingerprint,
@@ -189,7 +188,7 @@ def load_set(folder: str | Path, *, device: torch.device | str = "cpu") -> Dicti
 
 def _stored_digest(folder: Path) -> str:
     """A digest of a dictionary's card, and that of its tensors, which their file carries."""
-    return digest(json.dumps(read_json(folder / CONFIG), sort_keys=True), digest_in(folder / WEIGHTS))
+    return digest(json.dumps(read_json(folder / CONFIG), sort_keys=True), *digests_in(folder))
 
 
 def public_name(place: str) -> str:

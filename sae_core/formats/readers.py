@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sae_core.errors import UserError
 from sae_core.files import reading, user_path
+from sae_core.formats.blocks import BLOCKS
 from sae_core.formats.dictionary_learning import read_dictionary_learning
 from sae_core.formats.foreign import Foreign
 from sae_core.formats.gemma_scope import read_gemma_scope
@@ -38,6 +39,8 @@ def load_foreign(path: str | Path) -> Foreign:
 def _reader(source: Source) -> Callable[[Source], Foreign]:
     """Who can read a file, by the names of its tensors and the keys of its card."""
     card, values = source.card, source.values
+    if source.path.name == BLOCKS:
+        return read_sae_lens
     if {"ae", "optimizer"} <= values.keys():
         raise UserError("it is a backup from the middle of a dictionary_learning run; give the finished ae.pt")
     if source.has("pre_bias", "latent_bias"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_core.errors import UserError
 from sae_core.files import check_file, first_line, read_json, read_tensors
+from sae_core.formats.blocks import BLOCKS, whole_dictionary
 from sae_core.room import out_of_memory
 
 LARGEST = 1e15
@@ -30,7 +31,7 @@ def locate(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"no file or folder {path}; give a file of another tool's dictionary, or its folder")
-    files = [path / name for name in _NAMES if (path / name).is_file()]
+    files = [path / name for name in (*_NAMES, BLOCKS) if (path / name).is_file()]
     if len(files) == 1:
         return files[0]
     if files:
@@ -44,6 +45,8 @@ def _values(path: Path) -> dict[str, Any]:
     """What a file of tensors holds, by name."""
     check_file(path)
     try:
+        if path.name == BLOCKS:
+            return {**whole_dictionary(path)}
         if path.suffix == ".safetensors":
             return {**read_tensors(path)}
         if path.suffix == ".npz":
