@@ -129,18 +129,18 @@ def test_a_block_keeps_to_its_budget(model):
     assert least.tokens(0).numel() >= 2 * least.batch
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batches_wait_for_nothing_on_a_gpu(checkpoints):
-    stream = make_stream(load_model(checkpoints["neox"], device="cuda"))
-    batches = stream.block(0)
-    next(batches)  # harvests
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+def test_batches_wait_for_nothing_on_a_gpu(checkpoints, device):
+    """Nor are they other numbers than a CPU's."""
+    there, here = (make_stream(load_model(checkpoints["neox"], device=name)) for name in (device.name, "cpu"))
+    batches, expected = there.block(0), list(here.block(0))
+    first = next(batches)  # harvests
+    with device.unread():
         rest = list(batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert rest and all(x.is_cuda for batch in rest for x in batch.values())
+    assert len(rest) + 1 == len(expected) > 1
+    for batch, other in zip([first, *rest], expected, strict=True):
+        for site, x in batch.items():
+            assert x.device.type == device.name
+            torch.testing.assert_close(x.cpu(), other[site])
 
 
 def part(model, **options) -> ActivationStream:
