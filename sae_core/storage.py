@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sae_core import checks
 from sae_core.codec import finite, from_plain, to_plain
 from sae_core.data.text import Text
 from sae_core.dictionaries.normalised import Autoencoder
+from sae_core.dictionaries.opened import Opened
 from sae_core.digest import digest
 from sae_core.errors import UserError, no_such
 from sae_core.files import read_json, reading, user_path, write_json
@@ -28,6 +30,7 @@ from sae_core.formats.readers import load_foreign
 from sae_core.formats.sae_lens import to_sae_lens
 from sae_core.model.fingerprint import parts_other_than
 from sae_core.model.language_model import LanguageModel
+from sae_core.room import memory_of
 from sae_core.sites import FeatureId, Site
 from sae_core.training.checkpoint import has_checkpoint
 from sae_core.training.config import TrainConfig
@@ -164,8 +167,12 @@ def sets_in(folder: str | Path) -> list[Path]:
     return members
 
 
-def load_set(folder: str | Path, *, device: torch.device | str = "cpu") -> DictionarySet:
-    """The set in `folder`; raises `UserError` where there is none or it is damaged."""
+def load_set(folder: str | Path, *, device: torch.device | str = "cpu", room: int | None = None) -> DictionarySet:
+    """The set in `folder`; raises `UserError` where there is none or it is damaged.
+
+    Of a set that takes more than `room` bytes, by default half of this machine's memory, dictionaries are opened as
+    they are asked for.
+    """
     folder = user_path(folder)
     members = sets_in(folder)
     if members != [folder]:
@@ -173,17 +180,27 @@ def load_set(folder: str | Path, *, device: torch.device | str = "cpu") -> Dicti
     with reading(folder / SET):
         card = from_plain(SetCard, read_json(folder / SET))
         training = TrainConfig.from_json(card.training) if card.training else None
-    saes = {}
-    for site in card.sites:
-        saes[site] = load_foreign(folder / str(site)).dictionary.to(device)
-        if card.digests.get(site) not in (None, _stored_digest(folder / str(site))):
-            raise UserError(
-                f"{folder / str(site)} holds another dictionary than {folder / SET} names; bring that back, or "
-                "`subrank import` this one"
-            )
-    for site, limit in card.outlier_norms.items():
-        saes[site].outlier_norm = math.inf if limit is None else limit
+    room = (memory_of(torch.device("cpu")) or 2**63) // 2 if room is None else room
+    files = [file for site in card.sites for file in (folder / str(site)).rglob("*.safetensors")]
+    if sum(file.stat().st_size for file in files) > room:
+        saes = Opened(card.sites, partial(_dictionary, folder, card), room).to(device)
+    else:
+        saes = {site: _dictionary(folder, card, site).to(device) for site in card.sites}
     return DictionarySet(card.model, card.fingerprint, card.text, saes, training, card.origin, card.stream_seed)
+
+
+def _dictionary(folder: Path, card: SetCard, site: Site) -> Autoencoder:
+    """One dictionary of a set; raises `UserError` where it is damaged, or another than the card names."""
+    dictionary = load_foreign(folder / str(site)).dictionary
+    if card.digests.get(site) not in (None, _stored_digest(folder / str(site))):
+        raise UserError(
+            f"{folder / str(site)} holds another dictionary than {folder / SET} names; bring that back, or "
+            "`subrank import` this one"
+        )
+    if site in card.outlier_norms:
+        limit = card.outlier_norms[site]
+        dictionary.outlier_norm = math.inf if limit is None else limit
+    return dictionary
 
 
 def _stored_digest(folder: Path) -> str:

@@ -24,6 +24,7 @@ from sae_core.data.kept_text import read_kept
 from sae_core.data.text import Contexts, Text
 from sae_core.dictionaries.dictionary import Dictionary
 from sae_core.dictionaries.normalised import Autoencoder
+from sae_core.dictionaries.opened import Opened
 from sae_core.errors import UserError
 from sae_core.files import read_json, user_path, write_json
 from sae_core.formats.hook_names import parse_site
@@ -177,8 +178,8 @@ class Saes(DictionarySet):
     def on(self, model: LanguageModel) -> LanguageModel:
         """`model` as the set's text reads it, checked to be theirs; moves the dictionaries to its device."""
         self.check(a_model(model))
-        for dictionary in self.dictionaries.values():
-            dictionary.to(model.device)
+        for part in [self.dictionaries] if isinstance(self.dictionaries, Opened) else self.dictionaries.values():
+            part.to(model.device)
         return self.text.read_by(model)
 
     def survey(self, model: LanguageModel) -> Survey:

@@ -30,6 +30,7 @@ REST = (
     "test_scarcity",
     "test_kills",
     "test_killed_rank",
+    "test_opened_sets",
     "test_explorer_picture",
     "test_explorer_views",
     "test_pages_browser",

@@ -62,14 +62,15 @@ class SiteCount:
 
     def __init__(self, cells: Cells, limit: float, codes_at_once: int):
         self.cells, self.limit, self.codes_at_once = cells, limit, codes_at_once
-        self.tallies: dict[int, _Tally] = {}
+        self.tallies: dict[str, _Tally] = {}
+        """By the name of the set."""
         self.outliers: list[tuple[Tensor, Tensor]] = []
         """Activations of outliers, and where they stand: context and position."""
         self.moments: _Moments | None = None
 
-    def include(self, dictionary: Dictionary) -> None:
-        """Measure this one, too."""
-        self.tallies[id(dictionary)] = _Tally(self.cells, dictionary, self.codes_at_once)
+    def include(self, name: str, dictionary: Callable[[], Dictionary]) -> None:
+        """Measure this one, too, which is asked for as it is needed: it may be opened each time."""
+        self.tallies[name] = _Tally(self.cells, dictionary, self.codes_at_once)
 
     def add(
         self,
@@ -93,12 +94,12 @@ class SiteCount:
         for tally in self.tallies.values():
             tally.add(x, place, at_start, distance)
 
-    def profile(self, dictionary: Dictionary, text: Text) -> Profile:
-        """All that was counted of a dictionary; raises `UserError` where every token is an outlier."""
+    def profile(self, name: str, text: Text) -> Profile:
+        """All that was counted of a set's dictionary; raises `UserError` where every token is an outlier."""
         if self.moments is None:
             raise UserError(f"every token has a norm above {self.limit:.3g} and is left out; give another text")
-        tally = self.tallies[id(dictionary)]
-        outliers = self._outliers(dictionary, self.moments, tally, text) if self.limit < math.inf else None
+        tally = self.tallies[name]
+        outliers = self._outliers(tally.dictionary(), self.moments, tally, text) if self.limit < math.inf else None
         return tally.profile(self.moments, outliers)
 
     def _outliers(self, dictionary: Dictionary, moments: "_Moments", tally: "_Tally", text: Text) -> Outliers:
@@ -151,8 +152,8 @@ class _Moments:
 class _Tally:
     """Sums of what one dictionary does, per cell, and counts per latent."""
 
-    def __init__(self, cells: Cells, dictionary: Dictionary, codes_at_once: int):
-        self.cells, self.dictionary, directions = cells, dictionary, dictionary.directions
+    def __init__(self, cells: Cells, dictionary: Callable[[], Dictionary], codes_at_once: int):
+        self.cells, self.dictionary, directions = cells, dictionary, dictionary().directions
         self.error = directions.new_zeros(len(cells), dtype=torch.float64)
         self.active = directions.new_zeros(len(cells), dtype=torch.long)
         self.fired, self.started = directions.new_zeros(2, len(directions), dtype=torch.long)
@@ -174,8 +175,9 @@ class _Tally:
             self._add(*rows)
 
     def _add(self, x: Tensor, place: Tensor, at_start: Tensor, distance: Tensor) -> None:
-        f = self.dictionary.encode(x)
-        wide, x_hat, active = x.double(), self.dictionary.decode(f).double(), f != 0
+        dictionary = self.dictionary()
+        f = dictionary.encode(x)
+        wide, x_hat, active = x.double(), dictionary.decode(f).double(), f != 0
         error = (wide - x_hat).pow(2).sum(-1)
         self.error.index_add_(0, place, error)
         self.shares.append((error / distance).float().cpu())

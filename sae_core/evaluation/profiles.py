@@ -5,6 +5,7 @@ nothing.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -54,11 +55,12 @@ def profiles(
     cells = Cells(contexts, content)
     counts: dict[Site, dict[float, SiteCount]] = {}
     """By the norm beyond which dictionaries leave tokens out, which those of a site mostly share."""
-    for by_site in sets.values():
+    limits: dict[tuple[str, Site], float] = {}
+    for name, by_site in sets.items():
         for site, dictionary in by_site.items():
-            limit = outlier_norm_of(dictionary)
+            limit = limits[name, site] = outlier_norm_of(dictionary)
             count = counts.setdefault(site, {}).setdefault(limit, SiteCount(cells, limit, codes_at_once))
-            count.include(dictionary)
+            count.include(name, partial(by_site.__getitem__, site))
     for rows in _chunks(len(contexts), model.at_once(at_once)):
         kept, place = content[rows], cells.place[rows][content[rows]]
         first, spot = (kept & (kept.cumsum(-1) == 1))[kept], kept.nonzero() + torch.tensor([int(rows[0]), 0])
@@ -71,10 +73,7 @@ def profiles(
         return "".join(map(model.token_text, contexts[context, max(0, position - 3) : position + 1].tolist()))
 
     return {
-        name: {
-            site: counts[site][outlier_norm_of(dictionary)].profile(dictionary, text)
-            for site, dictionary in sorted(by_site.items())
-        }
+        name: {site: counts[site][limits[name, site]].profile(name, text) for site in sorted(by_site)}
         for name, by_site in sets.items()
     }
 

@@ -151,11 +151,11 @@ def test_the_sums_themselves_show_neither_the_split_nor_a_large_offset(seed, off
     contexts = torch.randint(2, 9, (40, 1), generator=torch.Generator().manual_seed(seed))
     cells = Cells(contexts, torch.ones_like(contexts, dtype=torch.bool))
     count = SiteCount(cells, math.inf, 2**20)
-    count.include(basis)
+    count.include("basis", lambda: basis)
     for rows in torch.arange(40).split(size):
         spot = torch.stack([rows, torch.zeros_like(rows)], -1)
         count.add(x[rows], cells.place[rows, 0], torch.zeros(len(rows), dtype=torch.bool), spot)
-    got = count.profile(basis, lambda context, position: "").quality.fvu
+    got = count.profile("basis", lambda context, position: "").quality.fvu
     assert got == pytest.approx(fvu(x, basis.decode(basis.encode(x))), rel=1e-6)
 
 
