@@ -36,10 +36,11 @@ from subrank.settings.studies import (
     SplittingSettings,
     SuperpositionSettings,
 )
-from subrank.settings.train import TrainSettings
+from subrank.settings.train import HarvestSettings, TrainSettings
 
 SETTINGS = {
     "train": TrainSettings,
+    "harvest": HarvestSettings,
     "sweep": TrainSettings,
     "ioi": IOISettings,
     "discover": CircuitSettings,
