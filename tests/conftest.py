@@ -29,7 +29,7 @@ REST = (
     "test_real_model",
     "test_scarcity",
     "test_kills",
-    "test_killed_rank",
+    "test_torchrun",
     "test_opened_sets",
     "test_explorer_picture",
     "test_explorer_views",
