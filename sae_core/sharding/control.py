@@ -49,6 +49,10 @@ class World:
         mesh = torch.arange(self.size).view(replicas, shards)
         return Ranks.on(DeviceMesh(self.device.partition(":")[0], mesh), None, self.control)
 
+    def leave(self) -> None:
+        """Take leave of the others, who need this rank no more."""
+        dist.destroy_process_group()
+
     # ---- failures ------------------------------------------------------------------------------
 
     @contextmanager
@@ -96,7 +100,7 @@ def join(device: str | None, environment: Mapping[str, str] = os.environ, *, pat
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     cuda = (device is None and torch.cuda.is_available()) or str(device).partition(":")[0] == "cuda"
     if cuda:
-        device = f"cuda:{environment.get('LOCAL_RANK', '0')}"
+        device = f"cuda:{environment.get('LOCAL_RANK', rank % torch.cuda.device_count())}"
         torch.cuda.set_device(device)
     place, wait = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=patience)
     is_server = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     if session.run.quick:
         say(QUICK)
     say(f"dictionaries: {out}")
+    if world is not None:
+        world.leave()
     return 0
 
 
