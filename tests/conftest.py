@@ -38,6 +38,7 @@ REST = (
     "test_verbs",
     "test_gpu_model",
     "test_gpu_verbs",
+    "test_far_verbs",
     "test_demo_claims",
 )
 REST_ROOMS = ("benchmarks", "fuzz")
@@ -149,7 +150,7 @@ def needs(name: str, is_here: bool):
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("far", marks=needs("far", FAR_IS_HERE)),
+        *(["far"] if FAR_IS_HERE else []),
         pytest.param("cuda", marks=[pytest.mark.gpu, needs("cuda", torch.cuda.is_available())]),
     ],
 )

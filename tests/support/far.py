@@ -3,8 +3,12 @@
 An operation on tensors of two devices raises, but for those that CUDA takes: copies, a number of no dimension, indices
 on the CPU. What a GPU would have to be waited for (`.item()`, `nonzero`, a mask as index, copies to and from the CPU)
 is noted: `with far() as reads: ...`. Numbers are computed as on the CPU, and can be compared with its numbers.
+
+Torch must know a device before the first backward pass, and then copies of the process (`os.fork`), by which other
+tests work, can run none. So it is there only where `SUBRANK_FAR` is set: `test_far.py` runs the tests that need it.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +27,10 @@ FAR = "far"
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
 
-FAR_IS_HERE = _setup_privateuseone_for_python_backend is not None
+CAN_BE = _setup_privateuseone_for_python_backend is not None
 """Whether torch can be given such a device."""
-if _setup_privateuseone_for_python_backend is not None:
+FAR_IS_HERE = "SUBRANK_FAR" in os.environ and CAN_BE
+if FAR_IS_HERE and _setup_privateuseone_for_python_backend is not None:
     _setup_privateuseone_for_python_backend(FAR)
 
 
