@@ -35,6 +35,8 @@ from sae_core.progress import OnProgress, Stages, silent
 from sae_core.seeds import generator_for
 from sae_core.sites import FeatureId, Site
 
+DOUBLING = (0, *(2**k for k in range(4, 12)), 10**6)
+"""Numbers of nodes at which a circuit of many is scored; the last is all of them."""
 MIN_CURVE = 60
 """Features of the attribution-ranked curve, at least."""
 
@@ -146,7 +148,7 @@ def held_out_prompts(resolved: ResolvedRequest, atlas: FeatureAtlas) -> TargetPr
     search, target = resolved.search, resolved.target
     n = search.config.n_examples
     if isinstance(target.node, FeatureId):
-        return TargetPrompts(target, atlas.examples(target.node, 2 * n))
+        return TargetPrompts(target, atlas.examples(target.node, n if resolved.on_prompts else 2 * n))
     request = replace(resolved.request, prompts=())
     return logit_prompts(search.model, request, atlas.contexts, "test", 4 * n, resolved.prepend_bos)
 
@@ -224,9 +226,10 @@ class _HeldOut:
                 order, by = _by_strength(circuit.graph, set(covered)), "strongest edge first"
                 if circuit.sufficient:
                     order, by = [f for f in circuit.sufficient if f.site in covered], "those that it needs most first"
-                curves.append(node_curve(scale, order, f"the circuit's nodes, {by}"))
+                counts = DOUBLING if self.resolved.on_prompts else None
+                curves.append(node_curve(scale, order, f"the circuit's nodes, {by}", counts=counts))
                 best = strongest(attribution(scale.runs), max(MIN_CURVE, len(order)))
-                curves.append(node_curve(scale, best, "any features, largest attribution first"))
+                curves.append(node_curve(scale, best, "any features, largest attribution first", counts=counts))
         return tuple(scores), tuple(controls), tuple(curves)
 
     def resampled(self, covered: Mapping[Site, Dictionary]) -> ResampleAblation:

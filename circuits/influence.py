@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from circuits.graph import NodeId
+from circuits.graph import FeatureGraph, NodeId
+from sae_core.sites import FeatureId
 
 
 def influence(target: NodeId, weights: Mapping[tuple[NodeId, NodeId], float]) -> dict[NodeId, float]:
@@ -27,3 +28,9 @@ def influence(target: NodeId, weights: Mapping[tuple[NodeId, NodeId], float]) ->
         if not (front := reached):
             break
     return dict(total)
+
+
+def by_influence(graph: FeatureGraph) -> list[FeatureId]:
+    """The features of a circuit: its target, if it is one, then the others by their influence on it."""
+    weights = influence(graph.target, {(edge.cause, edge.target): edge.effect for edge in graph.edges})
+    return sorted(graph.features(), key=lambda node: (node != graph.target, -weights.get(node, 0.0)))

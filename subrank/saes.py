@@ -67,6 +67,8 @@ class Saes(DictionarySet):
     """The model they were trained on, where it is loaded already."""
     folder: str | None = None
     """Where they were loaded from."""
+    whole: "Saes | None" = field(default=None, repr=False)
+    """The set that this is a part of, where its survey, which has all of its sites, is to serve the part."""
     _surveys: dict[str, Survey] = field(default_factory=dict, init=False, repr=False)
     """The survey of the set as it is, by the card that it depends on."""
 
@@ -184,6 +186,8 @@ class Saes(DictionarySet):
 
     def survey(self, model: LanguageModel) -> Survey:
         """What is known of the set's features on texts, beside the set where it was loaded from a folder."""
+        if self.whole is not None:
+            return self.whole.survey(model)
         model = self.on(model)
         key = json.dumps(card_of(model, self.dictionaries))
         if key not in self._surveys:  # one at a time: other weights leave what was known of no use

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from circuits.graph import FeatureGraph
     from editing.removal.config import RemovalConfig
     from sae_core.model.language_model import LanguageModel
-    from sae_core.sites import FeatureId
     from sae_core.training.run import Run
     from subrank.result import Result
     from subrank.saes import Saes
@@ -83,10 +82,11 @@ def plan_of(settings: DemoSettings) -> Plan:
     from editing.removal.config import RemovalConfig
 
     seed = settings.seed
-    null, held, cards = (50, 40, 30) if settings.quick else (200, 200, 150)
+    null, held, cards = (20, 40, 30) if settings.quick else (40, 100, 40)
+    has_written = {"attn_out", "mlp_out"} <= {site.partition(".")[0] for site in settings.sites}
     circuit = CircuitSettings(
         contexts=settings.contexts,
-        max_targets=settings.max_targets,
+        nodes=settings.nodes if has_written else None,
         null=null,
         held=held,
         draws=0,
@@ -109,6 +109,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     from circuits.quality_strip import quality_strip
     from sae_core.data.reading import bos_of
     from sae_core.data.text import Text
+    from sae_core.sites import Stream
     from sae_core.storage import SET
     from sae_core.training.config import TrainConfig
     from sae_core.training.run import Run
@@ -130,9 +131,11 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
         session = (go_on if resume else begin)(folder, model, training)
         train_into(folder, session, go_on_with="the same command")
     saes = load(folder)
+    read = {site: dictionary for site, dictionary in saes.dictionaries.items() if site.stream is Stream.RESID_POST}
+    residual = replace(saes, dictionaries=read, whole=saes) if read else saes
     say("2/5  IOI: patching features from one prompt into another")
     with reporting() as report:
-        ioi = run_ioi(model, by_name(saes), plan.ioi, report)
+        ioi = run_ioi(model, by_name(residual), plan.ioi, report)
     (out / "index.html").unlink(missing_ok=True)  # it shows what is replaced from here on
     ioi.save(out / "ioi", assets=out)
     say("3/5  a circuit")
@@ -142,7 +145,7 @@ def run_demo(out: Path, settings: DemoSettings, plan: Plan, model: "LanguageMode
     say("4/5  removing pronouns")
     removing = RemoveSettings(seed=seed, quick=settings.quick)
     with reporting() as report:
-        removal = run_remove(model, saes, "pronouns", removing, plan.removal, report)
+        removal = run_remove(model, residual, "pronouns", removing, plan.removal, report)
     removal.save(out / "remove", assets=out)
     say("5/5  single features: on a prompt, clamped, and their cards")
     singles = single_features(model, saes, circuit.graph, settings)
@@ -164,13 +167,14 @@ def single_features(
     model: "LanguageModel", saes: "Saes", graph: "FeatureGraph", settings: DemoSettings
 ) -> "list[Result]":
     """Features of the circuit: on a prompt, the most effective of them clamped while it is continued, and cards."""
+    from circuits.influence import by_influence
     from editing.steering.choosing import most_effective
     from editing.steering.edits import Mode
     from subrank.experiments.features import run_features
     from subrank.experiments.prompt import run_prompt
     from subrank.experiments.steering import run_steer
 
-    seed, quick, members = settings.seed, settings.quick, strongest_members(graph)[:CANDIDATES]
+    seed, quick, members = settings.seed, settings.quick, by_influence(graph)[:CANDIDATES]
     with reporting() as report:
         prompt = run_prompt(model, saes, PROMPT, graph, PromptSettings(seed=seed, quick=quick), report)
     clamping = SteerSettings(mode="clamp", strengths=CLAMPED, prompt=(PROMPT,), seed=seed, quick=quick)
@@ -182,14 +186,6 @@ def single_features(
         reading = FeatureSettings(contexts=settings.contexts, seed=seed, quick=quick)
         cards = run_features(model, saes, members[:CARDS], reading, report)
     return [prompt, steered, cards]
-
-
-def strongest_members(graph: "FeatureGraph") -> "list[FeatureId]":
-    """The target of a circuit, then its other features by their influence on it."""
-    from circuits.influence import influence
-
-    weights = influence(graph.target, {(edge.cause, edge.target): edge.effect for edge in graph.edges})
-    return sorted(graph.features(), key=lambda node: (node != graph.target, -weights.get(node, 0.0)))
 
 
 def prepare_demo(folder: Path, model: "LanguageModel", run: "Run") -> bool:

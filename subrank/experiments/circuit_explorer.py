@@ -12,6 +12,7 @@ from circuits.exports import neuronpedia, node_link
 from circuits.features.card import Card
 from circuits.features.catalogue import Catalogue, read_catalogue
 from circuits.graph import FeatureGraph
+from circuits.influence import by_influence
 from circuits.shown_prompt import Prompt
 from sae_core.codec import to_plain
 from sae_core.data.text import Contexts
@@ -22,6 +23,8 @@ from sae_core.sites import FeatureId
 from subrank.pages.explorer import Captions, explore
 
 log = logging.getLogger(__name__)
+MEMBERS, EDGES = 20, 60
+"""Nodes with full cards, and edges with examples, of a circuit of what blocks write, which has hundreds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +33,11 @@ class Explored:
 
     catalogue: Catalogue
     full: Mapping[FeatureId, Card]
-    """The full cards: those of the circuit's features."""
+    """The full cards: those of the circuit's features, of many the most influential."""
     evidence: EdgeExampleFinder
     captions: Captions
+    n_edges: int | None = None
+    """Edges with examples, the strongest; None for all."""
 
     @classmethod
     def of(
@@ -50,11 +55,12 @@ class Explored:
         training, held = read.apart(n, max(2, n // 4))
         seed = search.config.edges.seed
         catalogue = read_catalogue(resolved.atlas.survey, training, held, seed=seed, on_progress=on_progress)
-        alive = [f for f in graph.features() if catalogue.tally.sites[f.site].active[f.index]]
+        most = MEMBERS if resolved.on_prompts else None
+        alive = [f for f in by_influence(graph)[:most] if catalogue.tally.sites[f.site].active[f.index]]
         labels = {node.id: node.label for node in graph.nodes if isinstance(node.id, FeatureId) and node.label}
         full = {card.feature: card for card in catalogue.full(sorted(alive), on_progress, labels)} if alive else {}
         evidence = EdgeExampleFinder(search.model, search.dictionaries, resolved.examples_of, search.ablations)
-        return cls(catalogue, full, evidence, captions)
+        return cls(catalogue, full, evidence, captions, EDGES if resolved.on_prompts else None)
 
     def cards(self) -> Iterator[dict[str, Any]]:
         """Every feature's card, the full one where there is one."""
@@ -66,7 +72,8 @@ class Explored:
 def write_explorer(folder: Path, graph: FeatureGraph, explored: Explored) -> None:
     """Write `explore/`."""
     evidence = explored.evidence
-    behind = {(e.cause, e.target): to_plain(evidence.of(e)) for e in graph.edges}
+    strongest = set(sorted(graph.edges, key=lambda edge: -abs(edge.effect))[: explored.n_edges])
+    behind = {(e.cause, e.target): to_plain(evidence.of(e)) if e in strongest else [] for e in graph.edges}
     explore(folder / "explore", graph, explored.cards(), edge_examples=behind, captions=explored.captions)
 
 

@@ -83,7 +83,7 @@ def scoring_section(
         controls=[(_controls_table(compared), compared.lines()[0]) for compared in controls],
         plot=figure(scoring_figure(curves, controls)) if curves else None,
         curves=[line for curve in curves for line in curve.lines()],
-        members=[(score.ablation, _members_table(score)) for score in scores if score.members],
+        members=[(score.ablation, _members_table(score)) for score in scores if score.ways[Errors.ABLATED].drops],
         stability=stability.lines() if stability else [],
         moves=_moves_table(moves) if moves else None,
     )
@@ -127,9 +127,12 @@ def _controls_table(controls: Controls) -> Table:
 
 
 def _members_table(score: CircuitScore) -> Table:
-    ablated, kept = (score.ways[errors].drops for errors in Errors)
-    ranked = sorted(ablated, key=lambda member: -ablated[member].value)
-    rows = [(str(member), estimate_cell(ablated[member]), estimate_cell(kept[member])) for member in ranked]
+    drops = [score.ways[errors].drops for errors in Errors]  # not measured everywhere in circuits of many members
+    ranked = sorted(drops[0], key=lambda member: -drops[0][member].value)
+    rows = [
+        (str(member), *(estimate_cell(each[member]) if member in each else Cell(MISSING) for each in drops))
+        for member in ranked
+    ]
     return Table(("member", "errors ablated", "errors kept"), rows)
 
 

@@ -192,7 +192,7 @@ def test_demo_ends_in_one_page_and_keeps_the_dictionaries_it_finds(storybook, st
     circuit = CircuitSettings(contexts=60, max_targets=1, null=5, held=0, cards=8)
     with unchecked():
         plan = Plan(patching, circuit, few)
-        settings = DemoSettings(contexts=60, quick=True, **SHORT_TRAINING)
+        settings = DemoSettings(contexts=60, quick=True, sites="resid_post", **SHORT_TRAINING)
         assert run_demo(tmp_path, settings, plan, storybook) == 0
     printed = capsys.readouterr().out
     assert "kept" in printed and "step " not in printed

@@ -52,6 +52,16 @@ def test_the_section_shows_the_numbers_and_nothing_unescaped(planted, planted_sc
     assert "plotly-graph-div" not in scoring_section([named])
 
 
+@pytest.mark.parametrize("minimal", [(Errors.ABLATED,), ()])
+def test_minimality_that_was_not_measured_is_left_out(planted, planted_score, minimal):
+    score = score_circuit(planted.scale(), TRUE, minimal=minimal)
+    assert score.ways[Errors.ABLATED].faithfulness == planted_score.ways[Errors.ABLATED].faithfulness
+    lines = [line for line in score.lines() if line.startswith("minimality")]
+    assert len(lines) == len(minimal) and len(planted_score.lines()) == len(score.lines()) + 2 - len(minimal)
+    page, whole = scoring_section([score]), scoring_section([planted_score])
+    assert page.count("<tr") == whole.count("<tr") - (0 if minimal else len(score.members) + 1)
+
+
 def test_the_figure_has_all_three_ways_and_the_random_circuits(planted):
     curve = node_curve(planted.scale(), features_in(TRUE), "by layer")
     control = Faithfulness(Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
