@@ -22,9 +22,19 @@ class Taken(Exception):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Within the block no other process locks the file `path`, which is gone afterwards; raises `Taken`."""
-    descriptor = _open_locked(path)
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Within the block no other process locks the file `path`, which is gone afterwards.
+
+    Raises `Taken` where another process has it; or waits for that to end.
+    """
+    while True:
+        try:
+            descriptor = _open_locked(path)
+            break
+        except Taken:
+            if not wait:
+                raise
+            time.sleep(0.01)
     try:
         owner = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with suppress(OSError):  # a file that another user's run left may only be read

@@ -9,7 +9,6 @@ on several that share a disk: each locks the block that it is at, and a lock goe
 a process that was lost is made by another.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from sae_core.data.activations import ActivationStream
 from sae_core.data.reading import left_out
 from sae_core.digest import differences, digest
 from sae_core.errors import UserError
-from sae_core.files import read_json, read_tensors, write_json, write_tensors
+from sae_core.files import naming, read_json, read_tensors, write_json, write_tensors
 from sae_core.locks import Taken, locked
 from sae_core.model.precision import Kept
 from sae_core.outliers import NO_LIMITS, Limits
@@ -51,17 +50,23 @@ class CachedStream:
 
     def __post_init__(self):
         sweep(self.folder)
+        path = self.folder / CARD
+        if not path.exists():
+            with naming(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with locked(path.with_suffix(".lock"), wait=True):  # two that begin together must agree
+                    self._begin(path)
         object.__setattr__(self, "kept", self.kept or kept_in(self.folder))
-        card, path = _card(self.stream, self.kept), self.folder / CARD
-        blocks = any(self.folder.glob("block-*.safetensors"))
+        stored = {PRECISION: "float32"} | read_json(path)
+        if other := differences(stored, _card(self.stream, self.kept)):
+            raise UserError(f"{self.folder} keeps activations of other {', '.join(other)}; give another folder")
+
+    def _begin(self, path: Path) -> None:
         if path.exists():
-            stored = {PRECISION: "float32"} | read_json(path)
-            if other := differences(stored, card):
-                raise UserError(f"{self.folder} keeps activations of other {', '.join(other)}; give another folder")
-        elif blocks:
+            return
+        if any(self.folder.glob("block-*.safetensors")):
             raise UserError(f"{self.folder} keeps activations, but no {CARD} says of what; give another folder")
-        else:
-            write_json(path, card)
+        write_json(path, _card(self.stream, self.kept or "float32"))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -94,10 +99,12 @@ class CachedStream:
     def reader(self, block: int, n: int, share: tuple[int, int]) -> Callable[[], dict[Site, Tensor]]:
         """What returns the rows of a share of a block's first `n` contexts, as that of the stream.
 
-        Raises `UserError` for a block that the folder lacks: what several ranks read must be there.
+        Those of a block that the folder lacks are computed, and not kept: no rank has the whole block.
         """
         if not self.path(block).exists():
-            raise UserError(f"{self.path(block)} is missing; fill {self.folder} with `subrank harvest` first")
+            precision = getattr(torch, str(self.kept))
+            rounded = {site: x.to(precision).float() for site, x in self.stream.rows(block, n, share).items()}
+            return lambda: rounded
         content, (which, of) = self.stream.model.content(self.stream.tokens(block)[:n]), share
         here = (self.stream.dealt(n, of) == which)[:, None].expand_as(content)[content]
         rows = {site: x[: len(here)][here.to(x.device)] for site, x in self._read(block).items()}
@@ -131,8 +138,9 @@ class CachedStream:
             raise UserError(f"{error}; delete it, and it is computed again") from error
         model = self.stream.model
         n_tokens = int(model.content(self.stream.tokens(block)).sum())
-        expected = {str(site): (n_tokens, model.d_in(site)) for site in self.sites}
-        if {name: tuple(x.shape) for name, x in tensors.items()} != expected:
+        precision = getattr(torch, str(self.kept))
+        expected = {str(site): (precision, n_tokens, model.d_in(site)) for site in self.sites}
+        if {name: (x.dtype, *x.shape) for name, x in tensors.items()} != expected:
             raise UserError(f"{path} is damaged: it does not hold this block; delete it, and it is computed again")
         return {site: tensors[str(site)].to(model.device).float() for site in self.sites}
 
@@ -144,9 +152,12 @@ def kept_in(folder: Path) -> Kept:
 
 
 def n_blocks(stream: ActivationStream, tokens: int) -> int:
-    """How many blocks training on so many tokens reads, about: outliers, which are left out, show only there."""
-    per_block = _tokens_per_block(stream)
-    return math.ceil(tokens / max(stream.batch, per_block // stream.batch * stream.batch))
+    """How many blocks training on so many tokens reads where none is an outlier; those show only as they are read."""
+    steps, n_ready, block = tokens // stream.batch, 0, 0
+    while n_ready < steps:
+        n_ready += max(1, stream.n_content(block) // stream.batch)
+        block += 1
+    return max(1, block)
 
 
 def disk_bytes(stream: ActivationStream, tokens: int, kept: Kept = "float32") -> int:

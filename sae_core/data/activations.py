@@ -41,11 +41,11 @@ class _Latest:
     """
 
     def __init__(self):
-        self._place: tuple[int, int] | None = None
+        self._place: tuple[int, ...] | None = None
         self._rows: dict[Site, Tensor] = {}
         self._buffers: _Buffers = {}
 
-    def get(self, place: tuple[int, int], make: Callable[[_Buffers], dict[Site, Tensor]]) -> dict[Site, Tensor]:
+    def get(self, place: tuple[int, ...], make: Callable[[_Buffers], dict[Site, Tensor]]) -> dict[Site, Tensor]:
         """The rows at `place`, made unless they are there, in the memory of those that were there before."""
         if place != self._place:
             self._place, self._rows = None, {}
@@ -89,6 +89,10 @@ class ActivationStream:
         first, last = block * size, (block + 1) * size - 1
         order = torch.cat([_permutation(n, self.seed, epoch) for epoch in range(first // n, last // n + 1)])
         return self.contexts[order[first % n :][:size]]
+
+    def n_content(self, block: int) -> int:
+        """Tokens of a block that are trained on, but for outliers."""
+        return int(self.model.content(self.tokens(block)).sum())
 
     def block(self, block: int, limits: Limits = NO_LIMITS, steps: int | None = None) -> Iterator[dict[Site, Tensor]]:
         """The batches `[batch, d_in]` of one block; BOS, special tokens and outliers are left out.
@@ -142,7 +146,7 @@ class ActivationStream:
             contexts = contexts if of == 1 else contexts[self.dealt(n, of) == which]
             return harvest(self.model, contexts, self.sites, buffers, at_once=at_once)
 
-        return self._latest.get((self.place(block), n), make)
+        return self._latest.get((self.place(block), n, which, of), make)
 
     def forget(self) -> None:
         """Run the language model again for the next rows, even for those that were read last."""

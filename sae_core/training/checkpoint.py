@@ -20,6 +20,7 @@ from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.files import read_json, read_tensors, reading, write_json, write_tensors
 from sae_core.model.language_model import LanguageModel
+from sae_core.model.precision import Kept
 from sae_core.partial import sweep
 from sae_core.sharding.control import everywhere
 from sae_core.sharding.files import latents_of
@@ -57,6 +58,8 @@ class CheckpointCard:
     training: list[dict[str, Any]]
     outlier_norms: dict[Site, float | None] = field(default_factory=dict)
     """None: no token is an outlier."""
+    rows: Kept = "float32"
+    """The precision in which activations come: that of the cache, where there is one."""
     further: dict[str, str] = field(default_factory=dict)
     """The files of the other shards' latents, in their order, and the digests of their tensors."""
 
@@ -76,8 +79,12 @@ class CheckpointCard:
         return [TrainConfig.from_json(member) for member in self.training]
 
 
-def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Path, *, contexts: str) -> None:
-    """Write everything that `load_checkpoint` needs to go on exactly; `contexts` is the `digest` of those trained on.
+def save_checkpoint(
+    state: TrainState, text: Text, model: LanguageModel, out: Path, *, contexts: str, rows: Kept = "float32"
+) -> None:
+    """Write everything that `load_checkpoint` needs to go on exactly.
+
+    `contexts` is the `digest` of those trained on, `rows` the precision in which their activations come.
 
     The tensors' file carries the step in its name and the card names the file, so that a card never
     goes with the tensors of another step. Raises `UserError` for a state with a loss that was not a number.
@@ -107,6 +114,7 @@ def save_checkpoint(state: TrainState, text: Text, model: LanguageModel, out: Pa
         "dtype": str(model.dtype).removeprefix("torch."),
         "text": asdict(text),
         "contexts": contexts,
+        "rows": rows,
         "bfloat16": [member.bfloat16 for member in state.members],
         "training": [member.config.to_json() for member in state.members],
     }

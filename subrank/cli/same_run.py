@@ -1,4 +1,4 @@
-"""Whether options on the command line describe the training run that is to go on."""
+"""Whether options on the command line, and this machine, are those of the training run that is to go on."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -9,7 +9,10 @@ from sae_core.data.text import Text
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.training.config import recipe_to_json
+from sae_core.training.loop import in_bfloat16
 from sae_core.training.run import Run
+from sae_core.training.state import TrainState
+from subrank.cli.terminal import say
 from subrank.settings.fields import flag_of
 from subrank.settings.train import TrainSettings
 from subrank.sites import sites_of
@@ -75,3 +78,12 @@ def _values(run: Run, model: LanguageModel) -> dict[str, list[Any]]:
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
+
+
+def say_precision(state: TrainState) -> None:
+    """Say where a resumed run multiplies in another precision than a new one would here."""
+    for member in state.members:
+        weight = next(iter(member.sites.values())).sae.W_dec
+        if member.bfloat16 != in_bfloat16(member.config, weight):
+            precision = "bfloat16" if member.bfloat16 else "float32"
+            say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")

@@ -80,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     ranks = arranged(world, options, model, wanted)
     session = (go_on if options.resume else begin)(out, model, wanted, options.cache, ranks)
     again = f"subrank train {options.model or wanted.model} --out {out} --resume"
+    again = again if world is None else f"torchrun ... -m {again}"
+    again += f" --cache {options.cache}" if options.cache else ""
     again += " --log " + " ".join(options.log) if options.log else ""
     train_into(out, session, options.save_every, go_on_with=again, log=options.log)
     if session.run.quick:
@@ -199,6 +201,7 @@ def _session(
     from sae_core.room import check_disk
     from sae_core.sharding.ranks import ALONE
     from sae_core.training.checkpoint import read_checkpoint
+    from subrank.cli.same_run import say_precision
     from subrank.experiments.training import Session
     from subrank.sites import sites_of
 
@@ -207,28 +210,23 @@ def _session(
     with reporting() as report:
         session = Session.begin(model, run, cache=cache, state=state, ranks=ranks or ALONE, on_progress=report)
     if state is not None:
-        if read_checkpoint(out).contexts != session.contexts.digest:
+        card = read_checkpoint(out)
+        if card.rows != session.rows:
+            raise UserError(
+                f"the run in {out} began with activations in {card.rows}, and these are in {session.rows}; "
+                "give --cache with the folder that it read, or leave it out where it read none"
+            )
+        if card.contexts != session.contexts.digest:
             raise UserError(
                 f"{run.text.source} holds another text than when the run in {out} began; "
                 "bring that back, or start anew elsewhere"
             )
-        _say_precision(state)
+        say_precision(state)
     for line in session.facts():
         say(line)
     if is_first():
         write_json(out / RUN, run.to_json())
     return session
-
-
-def _say_precision(state: "TrainState") -> None:
-    """Say where a resumed run multiplies in another precision than a new one would here."""
-    from sae_core.training.loop import in_bfloat16
-
-    for member in state.members:
-        weight = next(iter(member.sites.values())).sae.W_dec
-        if member.bfloat16 != in_bfloat16(member.config, weight):
-            precision = "bfloat16" if member.bfloat16 else "float32"
-            say(f"{member.name} goes on in {precision}, in which it began; here it would have begun in the other")
 
 
 def train_into(
@@ -257,7 +255,8 @@ def train_into(
     by_name = {name: saes.dictionaries for name, saes in trained.sets.items()}
     dictionaries = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     depends = {"dictionaries": dictionaries, "text": session.contexts.digest}
-    provenance = Provenance.of("train", session.model, session.run.to_json(), **depends)
+    settings = session.run.to_json() | ({"rows": session.rows} if session.rows != "float32" else {})
+    provenance = Provenance.of("train", session.model, settings, **depends)
     save_sets(out, trained.sets, provenance, trained.thresholds)
     remove_checkpoint(out)
     return trained
@@ -271,7 +270,8 @@ def _take_steps(out: Path, session: "Session", save_every: float, log_to: Sequen
     from subrank.loggers import Loggers
 
     def save() -> None:
-        save_checkpoint(state, session.run.text, session.model, out, contexts=session.contexts.digest)
+        text, contexts = session.run.text, session.contexts.digest
+        save_checkpoint(state, text, session.model, out, contexts=contexts, rows=session.rows)
 
     state, total, saved, signal = session.state, session.run.members[0].steps, time.monotonic(), 0
     log = Log(out / LOG, state) if is_first() else None

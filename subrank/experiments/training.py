@@ -225,6 +225,17 @@ class Session:
         state = state or start(source, *run.members, outliers=run.outliers, ranks=ranks)
         return cls(model, run, contexts, source, state)
 
+    @property
+    def rows(self) -> Kept:
+        """The precision in which activations come: that of the cache, where there is one."""
+        cache = self._cache
+        return kept_in(cache.folder) if cache else "float32"
+
+    @property
+    def _cache(self) -> CachedStream | None:
+        source = self.source.stream if isinstance(self.source, SharedStream) else self.source
+        return source if isinstance(source, CachedStream) else None
+
     def facts(self) -> list[str]:
         """How much there is to train on, in words; what limits it."""
         run, members = self.run, self.run.members
@@ -242,15 +253,15 @@ class Session:
             lines.append(f"left out of training and measuring: {' '.join(map(repr, run.text.exclude))}")
         lines += [self.contexts.note] if self.contexts.note else []
         source = self.source.stream if isinstance(self.source, SharedStream) else self.source
-        inner = source.stream if isinstance(source, CachedStream) else source
+        inner = self._cache.stream if self._cache else source
         if isinstance(inner, ActivationStream) and inner.block_contexts < min(inner.batch, len(training)):
             lines.append(
                 f"only {inner.block_contexts} contexts mix within --memory: tokens of one context meet in a batch more "
                 "often than by chance"
             )
-        if isinstance(source, CachedStream):
-            gib = disk_bytes(source.stream, members[0].tokens, kept_in(source.folder)) / 2**30
-            lines.append(f"the cache takes about {gib:.2g} GiB in the end")
+        if cache := self._cache:
+            gib = disk_bytes(cache.stream, members[0].tokens, self.rows) / 2**30
+            lines.append(f"the cache takes about {gib:.2g} GiB in the end, in {self.rows}")
         return lines
 
     def steps(self) -> Iterator[TrainStep]:

@@ -13,6 +13,7 @@ from tiny import user_error
 
 from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in
 from sae_core.data.activations import ActivationStream
+from sae_core.files import write_tensors
 from sae_core.locks import locked
 from sae_core.sites import Site, Stream
 
@@ -198,6 +199,10 @@ def test_rows_in_half_precision_are_rounded_once(stream, tmp_path):
     assert disk_bytes(stream, tokens, "bfloat16") == pytest.approx(size, rel=0.1)
     with user_error("other precision", "another folder"):
         CachedStream(stream, tmp_path, "float32")
+    file = tmp_path / "block-00000.safetensors"
+    write_tensors(file, {str(site): x.float() for site, x in CachedStream(stream, tmp_path)._read(0).items()})
+    with user_error("does not hold this block"):  # one that was written in another precision
+        next(CachedStream(stream, tmp_path).block(0))
     assert kept_in(tmp_path) == "bfloat16" and kept_in(tmp_path / "none") == "float32"
 
 

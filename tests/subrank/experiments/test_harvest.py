@@ -15,6 +15,8 @@ from tiny import user_error, write_tiny
 import subrank as sr
 from sae_core.data.activation_cache import CachedStream
 from sae_core.data.activations import ActivationStream
+from sae_core.training.checkpoint import save_checkpoint
+from subrank.cli.train import begin, go_on
 from subrank.experiments.harvest import BlockFiller
 from subrank.experiments.training import Session, run_of
 from subrank.settings.fields import make
@@ -59,6 +61,33 @@ def test_training_reads_what_was_harvested_and_nothing_else(model, tmp_path, mon
     rounded = trained(model, tmp_path / "half")
     assert not torch.equal(rounded[0], plain[0])  # control
     assert all((a - b).norm() < 0.05 * b.norm() for a, b in zip(rounded, plain, strict=True) if b.ndim == 2)
+
+
+@unchecked()
+@pytest.mark.parametrize("memory", [3e-5, 7e-5, 1.3e-4, 4e-4])
+def test_training_never_lacks_a_block(model, tmp_path, monkeypatch, memory):
+    """Blocks hold no whole number of batches: what is left over of each adds up."""
+    reads = READ | {"tokens": 4096, "batch": 64, "memory": memory}
+    sr.harvest(model, folder=tmp_path, progress=False, **reads)
+    monkeypatch.setattr(ActivationStream, "rows", lambda *a, **k: pytest.fail("the model was run"))
+    session = Session.begin(model, run_of(make(TrainSettings, reads | {"k": 4}), model, "storybook"), cache=tmp_path)
+    assert sum(1 for _ in session.steps()) == 64
+    last = max(int(path.stem.partition("-")[2]) for path in tmp_path.glob("block-*.safetensors"))
+    assert session.state.block in (last, last + 1)  # control: nor were there more than it reads
+
+
+@unchecked()
+def test_a_run_goes_on_with_activations_of_the_same_precision(model, tmp_path):
+    sr.harvest(model, folder=tmp_path / "half", progress=False, **READ)
+    run, out = run_of(make(TrainSettings, READ | {"k": 4}), model, "storybook"), tmp_path / "out"
+    out.mkdir()
+    session = begin(out, model, run, tmp_path / "half")
+    next(session.steps())
+    kept = {"contexts": session.contexts.digest, "rows": session.rows}
+    save_checkpoint(session.state, run.text, session.model, out, **kept)
+    with user_error("began with activations in bfloat16", "--cache"):
+        go_on(out, model, run)
+    assert go_on(out, model, run, tmp_path / "half").state.step == 1
 
 
 def test_another_training_is_refused(model, tmp_path):
