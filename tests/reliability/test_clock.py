@@ -42,7 +42,7 @@ def test_checkpoints_by_time(jumping, monkeypatch, tmp_path, every, n):
     run = SimpleNamespace(members=[state.members[0].config], text=None, to_json=dict)
     contexts = SimpleNamespace(digest="")
     session = SimpleNamespace(
-        state=state, run=run, model=None, contexts=contexts, steps=lambda: train_steps(stream, state)
+        rows="float32", state=state, run=run, model=None, contexts=contexts, steps=lambda: train_steps(stream, state)
     )
     train._take_steps(tmp_path, session, every)
     assert len(saved) == n and saved[-1] == 6 and saved == sorted(saved)
