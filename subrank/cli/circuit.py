@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     with reporting() as report:
         result = run_circuit(model, saes, options.target, settings, report, steps_folder=out)
     page = result.save(out)
-    for line in result.evaluation.lines() if result.evaluation else result.notes:
+    measured = result.evaluation.lines() if result.evaluation else result.notes
+    for line in filter(None, (result.graph.direct_line(), *measured)):
         say(f"  {line}")
     return say_results(result, page)

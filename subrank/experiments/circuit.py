@@ -209,10 +209,8 @@ def discovery_config(settings: CircuitSettings) -> DiscoveryConfig:
 
 def repetitions(settings: CircuitSettings, request: CircuitRequest, model: LanguageModel) -> dict[str, int]:
     """On how many draws a circuit is discovered again, and with how many random ones it is compared."""
-    few = model.block_weights >= LARGE
-    usual = (
-        0 if settings.quick or (request.n_nodes and request.stream is Covered.WRITTEN) else FEW_DRAWS if few else DRAWS
-    )
+    few = model.block_weights >= LARGE or is_written(request)
+    usual = 0 if settings.quick or is_written(request) else FEW_DRAWS if few else DRAWS
     n_draws = usual if settings.draws is None else settings.draws
     return {"n_draws": n_draws, "n_random": FEW_RANDOM if few else RANDOM}
 

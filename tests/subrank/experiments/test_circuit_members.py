@@ -8,7 +8,7 @@ from handmade import random_topk
 from circuits.discovery.request import Covered
 from circuits.graph import DirectSum, FeatureGraph, Node
 from sae_core.sites import FeatureId, Site, Stream
-from subrank.experiments.circuit import lighter, members_of, request_of
+from subrank.experiments.circuit import lighter, members_of, repetitions, request_of
 from subrank.settings.circuit import CircuitSettings
 from subrank.settings.fields import make
 
@@ -46,7 +46,10 @@ def test_a_circuit_of_many_nodes_has_smaller_defaults_but_what_is_given_stays():
     request = request_of(None, settings, saes(RESIDUAL | WRITTEN))
     light = lighter(settings, request, settings.by_default)
     assert (light.contexts, light.held, light.null) == (900, 200, 100)
+    small = SimpleNamespace(block_weights=1)
+    assert repetitions(settings, request, small) == {"n_draws": 0, "n_random": 8}
     recursion = request_of(None, settings, saes(RESIDUAL))
+    assert repetitions(settings, recursion, small) == {"n_draws": 3, "n_random": 20}
     assert lighter(settings, recursion, settings.by_default) == settings
 
 
