@@ -1,9 +1,10 @@
 """Weights at the start, and whole dictionaries at the end, of which every rank has its latents."""
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_core.dictionaries.saes import SAE
 from sae_core.errors import UserError
@@ -42,15 +43,22 @@ def skip(generator: torch.Generator, count: int) -> None:
         torch.randn(min(_DRAWN, count - start), generator=generator)
 
 
-def whole(sae: SAE, empty: SAE, ranks: Ranks) -> SAE | None:
-    """On rank 0 the dictionary of which each rank has the latents `sae`, written into `empty`, a CPU's; else None."""
-    for name, parameter in sae.named_parameters():
-        part = parameter.detach()
+def whole(sae: SAE, n_latents: int, ranks: Ranks) -> SAE | None:
+    """On rank 0, in its host's memory, the dictionary of which each rank has the latents `sae`; elsewhere None."""
+    parts = {name: tensor.detach() for name, tensor in (*sae.named_parameters(), *sae.named_buffers())}
+    tensors: dict[str, Tensor | None] = {}
+    for name, part in parts.items():
         if name == "b_dec":
-            empty.b_dec.data.copy_(part)
-        elif (rows := gathered(part.T if name == "W_enc" else part, empty.n_latents, ranks)) is not None:
-            empty.get_parameter(name).data.copy_(rows.T if name == "W_enc" else rows)
-    return empty if ranks.rank == 0 else None
+            tensors[name] = part.cpu().clone()
+        else:
+            rows = gathered(part.T if name == "W_enc" else part, n_latents, ranks)
+            tensors[name] = rows.T if rows is not None and name == "W_enc" else rows
+    if ranks.rank:
+        return None
+    other = copy.copy(sae)
+    other._parameters = {name: nn.Parameter(tensors[name], requires_grad=False) for name in sae._parameters}
+    other._buffers = {name: tensors.get(name) for name in sae._buffers}
+    return other
 
 
 def gathered(part: Tensor, n_latents: int, ranks: Ranks) -> Tensor | None:

@@ -70,12 +70,17 @@ class Member:
     def dictionaries(self) -> dict[Site, SAE]:
         """The finished dictionaries of unscaled activations, as they are now.
 
+        Of several ranks rank 0 alone has them, in its host's memory; all must ask.
+
         Where a batch chose the active latents, the threshold is the running mean of the smallest that
         was kept; `calibrate` finds one for a given L0.
         """
         dictionaries = {}
         for site, state in self.sites.items():
-            dictionaries[site] = sae = state.sae.unscaled(state.scale)
+            sae = state.sae if state.ranks.size == 1 else whole(state.sae, state.n_latents, state.ranks)
+            if sae is None:
+                continue
+            dictionaries[site] = sae = sae.unscaled(state.scale)
             sae.outlier_norm = state.outlier_norm
             if state.threshold[1] > 0 and isinstance(sae, JumpReLUSAE):
                 sae.threshold.data.fill_((state.threshold[0] / state.threshold[1]).item() / state.scale)
@@ -127,23 +132,6 @@ class TrainStep:
             }
             for outcomes, dead in zip(self.outcomes, self.n_dead, strict=True)
         ]
-
-
-def gathered(state: TrainState) -> TrainState | None:
-    """On rank 0 the state with whole dictionaries, without moments and counters of latents; elsewhere None."""
-    if state.ranks.size == 1:
-        return state
-    members = []
-    for member in state.members:
-        sites = {}
-        for site, part in member.sites.items():
-            empty = member.config.recipe.new(part.sae.d_in, part.n_latents, generator=torch.Generator())
-            sae = whole(part.sae, empty, part.ranks)
-            if sae is not None:
-                sites[site] = site_state(sae.to(part.sae.W_dec), part.scale, part.outlier_norm)
-                sites[site].threshold, sites[site].lost = part.threshold, part.lost
-        members.append(Member(member.config, sites, member.bfloat16))
-    return TrainState(members, state.step, state.block, state.position) if state.ranks.rank == 0 else None
 
 
 def site_state(

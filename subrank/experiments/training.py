@@ -1,18 +1,19 @@
 """`sr.train`, `sr.sweep`, `subrank train`: dictionaries for chosen sites, any number of members in one pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from editing.set_quality import measure_set
+from editing.set_quality import SetQuality, measure_set
 from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
 from sae_core.data.text import Contexts, Text
+from sae_core.dictionaries.saes import SAE
 from sae_core.digest import digest
 from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
@@ -22,6 +23,7 @@ from sae_core.room import check_disk
 from sae_core.sharding.control import check_same
 from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sharding.stream import SharedStream
+from sae_core.sites import Site
 from sae_core.storage import DictionarySet
 from sae_core.training.config import TrainConfig
 from sae_core.training.inputs import ActivationSource
@@ -30,7 +32,7 @@ from sae_core.training.loop import train as train_steps
 from sae_core.training.penalty_recipes import Gated, JumpReLU, ReLU
 from sae_core.training.recipe import Recipe
 from sae_core.training.run import Run, calibrate_thresholds
-from sae_core.training.state import TrainState, TrainStep, gathered
+from sae_core.training.state import TrainState, TrainStep
 from sae_core.training.topk_recipes import BatchTopK, Matryoshka, TopK
 from subrank.loggers import Loggers, LogTo, ready
 from subrank.progress import shown
@@ -271,16 +273,31 @@ class Session:
     def finish(self, on_progress: OnProgress = silent) -> Trained:
         """The dictionaries, thresholds calibrated, measured on held-out text: on rank 0."""
         sets, thresholds, text = {}, {}, replace(self.run.text, digest=self.contexts.digest)
-        whole = gathered(self.state)
-        members = whole.members if whole else []
-        for number, member in enumerate(members):
+        members, ranks = self.state.members, self.state.ranks
+        finished = [member.dictionaries() for member in members]  # all at once: ranks do not wait for what is measured
+        for number, (member, dictionaries) in enumerate(zip(members, finished, strict=True) if ranks.rank == 0 else ()):
             on_progress(Progress(f"measuring {member.name} on held-out text", number, len(members)))
-            dictionaries = member.dictionaries()
-            calibrated = calibrate_thresholds(
-                member.config, dictionaries, self.model, self.contexts.training[:CALIBRATED_ON]
-            )
-            thresholds |= {f"{member.name}/{site}": both for site, both in calibrated.items()}
             how = {"training": member.config, "stream_seed": self.run.stream_seed}
             plain = DictionarySet(self.model.name, self.model.fingerprint(), text, dictionaries, **how)
-            sets[member.name] = Saes.of(plain, self.model, measure_set(self.model, plain, self.contexts.held_out))
+            # of what was spread over ranks one dictionary at a time is on the device, which may not hold more
+            parts = [dictionaries] if ranks.size == 1 else [{site: sae} for site, sae in dictionaries.items()]
+            quality = SetQuality({}, {})
+            for part in parts:
+                measured, calibrated = self._measured(member.config, part, plain)
+                thresholds |= {f"{member.name}/{site}": both for site, both in calibrated.items()}
+                quality = SetQuality(quality.quality | measured.quality, quality.cost | measured.cost)
+            sets[member.name] = Saes.of(plain, self.model, quality)
         return Trained(sets, thresholds)
+
+    def _measured(
+        self, config: TrainConfig, dictionaries: Mapping[Site, SAE], plain: DictionarySet
+    ) -> tuple[SetQuality, dict[Site, dict[str, float]]]:
+        """What some dictionaries of a set are worth on held-out text, and the thresholds that they get before that."""
+        kept_on = next(iter(dictionaries.values())).W_dec.device
+        for sae in dictionaries.values():
+            sae.to(self.model.device)
+        thresholds = calibrate_thresholds(config, dictionaries, self.model, self.contexts.training[:CALIBRATED_ON])
+        worth = measure_set(self.model, replace(plain, dictionaries=dictionaries), self.contexts.held_out)
+        for sae in dictionaries.values():
+            sae.to(kept_on)
+        return worth, thresholds

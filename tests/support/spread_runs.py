@@ -1,7 +1,9 @@
 """Whole runs over ranks, on planted rows: where they begin, what they read, what they leave, and how they go on."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from planted import Planted, generator, planted_directions
@@ -102,10 +104,25 @@ def weights_are_those_of_one_process(ranks: Ranks) -> dict[str, bool]:
     for name, recipe in EVERY.items():
         sae = recipe.new(24, 203, generator=generator_for(5, "init"))
         part = untrained(recipe.new, 24, 203, generator=generator_for(5, "init"), ranks=ranks)
-        back = whole(part, recipe.new(24, 203, generator=generator()), ranks)
+        back = whole(part, 203, ranks)
         equal[name] = back is None or all(
             torch.equal(x, back.get_parameter(name)) for name, x in sae.named_parameters()
         )
+    return equal
+
+
+def finished_as_in_one_process(ranks: Ranks) -> dict[str, bool]:
+    """To the bit on the first rank, nothing elsewhere; no random numbers are drawn."""
+    members = [config(recipe, expansion=6, steps=STEPS) for recipe in EVERY.values()]
+    alone, state = start(stream(), *members), start(stream(), *members, ranks=ranks)
+    equal = {}
+    for name, member, other in zip(EVERY, state.members, alone.members, strict=True):
+        member.sites[SITE].scale = other.sites[SITE].scale  # a sum in another order
+        with patch.object(torch, "randn", side_effect=AssertionError("drawn")) if name != "tied" else nullcontext():
+            finished = member.dictionaries()
+        expected = other.dictionaries()[SITE]
+        equal[name] = not finished if ranks.rank else same(expected.state_dict(), finished[SITE].state_dict())
+        equal[f"{name}, other class"] = bool(ranks.rank) or type(finished[SITE]) is type(expected)
     return equal
 
 
@@ -138,6 +155,7 @@ def work(rank: int, folder: Path) -> dict[str, dict]:
     for mesh, ranks in places.items():
         results[f"{mesh}/batches"] = batches_are_those_of_one_process(ranks, folder / "cache")
         results[f"{mesh}/weights"] = weights_are_those_of_one_process(ranks)
+        results[f"{mesh}/finished"] = finished_as_in_one_process(ranks)
     alone = taken(start(stream(), *MEMBERS), STEPS)
     results["dead"] = {str(len(member.sites[SITE].dead)): True for member in alone.members}
     for mesh in CHANGES:

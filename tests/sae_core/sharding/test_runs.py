@@ -11,9 +11,9 @@ def results(tmp_path_factory) -> list[dict]:
     return on_ranks(4, work, folder, folder)
 
 
-@pytest.mark.parametrize("what", ["batches", "weights"])
+@pytest.mark.parametrize("what", ["batches", "weights", "finished"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_batches_and_first_weights_are_those_of_one_process_to_the_bit(results, mesh, what):
+def test_batches_first_weights_and_finished_ones_are_those_of_one_process_to_the_bit(results, mesh, what):
     for measured in results:
         assert all(measured[f"{mesh}/{what}"].values()), measured[f"{mesh}/{what}"]
 
