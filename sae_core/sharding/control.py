@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from sae_core.errors import UserError
 from sae_core.progress import duration
@@ -47,7 +46,9 @@ class World:
                 f"{self.size}; give --shards and --replicas whose product is that"
             )
         mesh = torch.arange(self.size).view(replicas, shards)
-        return Ranks.on(DeviceMesh(self.device.partition(":")[0], mesh), None, self.control)
+        ranks = Ranks.on(mesh, timedelta(seconds=self.patience), None, self.control)
+        assert ranks is not None
+        return ranks
 
     def leave(self) -> None:
         """Take leave of the others, who need this rank no more."""

@@ -15,13 +15,13 @@ Volume per step and rank: 12 batch d_in + 4 batch k bytes, and 16 n_latents / sh
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 BLOCK = 16
 """Shards begin at multiples of so many latents: there random numbers can be drawn from the middle (`weights.py`)."""
@@ -44,11 +44,21 @@ class Ranks:
     """All of these ranks, for messages between hosts."""
 
     @classmethod
-    def on(cls, mesh: DeviceMesh, everyone: Any = None, control: Any = None) -> "Ranks":
-        """This process's place on a mesh `[replicas, shards]`."""
-        replicas, shards = mesh.shape
-        rank = mesh.get_local_rank(0) * shards + mesh.get_local_rank(1)
-        return cls(shards, replicas, rank, mesh.get_group(1), mesh.get_group(0), everyone, control)
+    def on(
+        cls, mesh: Int[Tensor, "replicas shards"], timeout: timedelta, everyone: Any = None, control: Any = None
+    ) -> "Ranks | None":
+        """This process's place on a mesh, whose groups wait no longer than `timeout`; None where it has none there.
+
+        All processes must ask. Of one replica, or one shard, no groups are made: they are `everyone`.
+        """
+        (replicas, shards), by_shard, by_replica = mesh.shape, everyone, everyone
+        if replicas > 1 and shards > 1:
+            by_shard, _ = dist.new_subgroups_by_enumeration(mesh.tolist(), timeout=timeout)
+            by_replica, _ = dist.new_subgroups_by_enumeration(mesh.T.tolist(), timeout=timeout)
+        numbers = mesh.flatten().tolist()
+        if dist.get_rank() not in numbers:
+            return None
+        return cls(shards, replicas, numbers.index(dist.get_rank()), by_shard, by_replica, everyone, control)
 
     @property
     def size(self) -> int:

@@ -45,17 +45,13 @@ def skip(generator: torch.Generator, count: int) -> None:
 
 def whole(sae: SAE, n_latents: int, ranks: Ranks) -> SAE | None:
     """On rank 0, in its host's memory, the dictionary of which each rank has the latents `sae`; elsewhere None."""
-    parts = {name: tensor.detach() for name, tensor in (*sae.named_parameters(), *sae.named_buffers())}
-    tensors: dict[str, Tensor | None] = {}
-    for name, part in parts.items():
-        if name == "b_dec":
-            tensors[name] = part.cpu().clone()
-        else:
-            rows = gathered(part.T if name == "W_enc" else part, n_latents, ranks)
-            tensors[name] = rows.T if rows is not None and name == "W_enc" else rows
+    other, tensors = copy.copy(sae), {"b_dec": sae.b_dec.detach().cpu().clone()}
+    for name, part in (*sae.named_parameters(), *sae.named_buffers()):
+        part = part.detach().T if name == "W_enc" else part.detach()
+        if name != "b_dec" and (rows := gathered(part, n_latents, ranks)) is not None:
+            tensors[name] = rows.T if name == "W_enc" else rows
     if ranks.rank:
         return None
-    other = copy.copy(sae)
     other._parameters = {name: nn.Parameter(tensors[name], requires_grad=False) for name in sae._parameters}
     other._buffers = {name: tensors.get(name) for name in sae._buffers}
     return other

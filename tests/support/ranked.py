@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from sae_core.sharding.ranks import Ranks
 
@@ -21,6 +21,8 @@ MESHES = {"R=2": (1, 2), "R=4": (1, 4), "D=2": (2, 1), "D=2 R=2": (2, 2)}
 """Replicas and shards."""
 
 
+LIMIT = timedelta(seconds=60)
+"""That processes wait for each other."""
 FRESH = multiprocessing.get_context("forkserver")
 """Processes that begin as copies of one in which nothing has run yet: it imports torch once."""
 FRESH.set_forkserver_preload(["preloaded"])
@@ -35,17 +37,23 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
     return process
 
 
-def on_ranks(size: int, work: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
+def on_ranks(
+    size: int, work: Callable[..., dict[str, Any]], folder: Path, *arguments: Any, limit: float = 120.0
+) -> list[dict[str, Any]]:
     """What `work(rank, *arguments)`, a function of a module, returns in each of so many processes of one group.
 
-    Raises what went wrong in one of them.
+    Raises what went wrong in one of them, and where they are not done after `limit` seconds.
     """
     processes = [fresh(_work, rank, size, work, folder, *arguments) for rank in range(size)]
+    until = time.monotonic() + limit
     for process in processes:
-        process.join()
-    assert not any(process.exitcode for process in processes), "\n".join(
-        path.read_text() for path in sorted(folder.glob("error-*"))
-    )
+        process.join(max(0.0, until - time.monotonic()))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
+    assert not late, "\n".join([f"{len(late)} of {size} processes were not done after {limit:g} s", *errors])
+    assert not any(process.exitcode for process in processes), "\n".join(errors)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
@@ -53,7 +61,7 @@ def _work(rank: int, size: int, work: Callable[..., dict[str, Any]], folder: Pat
     try:
         torch.set_num_threads(1)
         store = dist.FileStore(str(folder / "store"), size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LIMIT)
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
         dist.barrier()
     except BaseException:
@@ -67,8 +75,7 @@ def meshes() -> dict[str, Ranks]:
     for name, (replicas, shards) in MESHES.items():
         for first in range(0, 4, replicas * shards):
             members = torch.arange(first, first + replicas * shards)
-            everyone = dist.new_group(members.tolist())
-            mesh = DeviceMesh("cpu", members.view(replicas, shards))
-            if dist.get_rank() in members:
-                result[name] = Ranks.on(mesh, everyone, everyone)
+            everyone = dist.new_group(members.tolist(), timeout=LIMIT)
+            if ranks := Ranks.on(members.view(replicas, shards), LIMIT, everyone, everyone):
+                result[name] = ranks
     return result

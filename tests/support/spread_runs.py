@@ -1,11 +1,14 @@
 """Whole runs over ranks, on planted rows: where they begin, what they read, what they leave, and how they go on."""
 
+import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from planted import Planted, generator, planted_directions
 from ranked import meshes
 from torch import Tensor
@@ -15,7 +18,7 @@ from sae_core.data.activation_cache import CachedStream
 from sae_core.data.activations import ActivationStream
 from sae_core.data.text import Text
 from sae_core.seeds import generator_for
-from sae_core.sharding.control import check_same, everywhere, largest, of_first
+from sae_core.sharding.control import World, check_same, everywhere, largest, of_first
 from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sharding.stream import SharedStream
 from sae_core.sharding.weights import untrained, whole
@@ -174,6 +177,11 @@ def work(rank: int, folder: Path) -> dict[str, dict]:
     return results
 
 
+def limit_of(group: dist.ProcessGroup) -> float:
+    """Seconds that its ranks wait for each other."""
+    return group._get_backend(CPU).options._timeout.total_seconds()
+
+
 def talk(rank: int) -> dict[str, object]:
     ranks = meshes()["R=4"]
     said = {
@@ -182,8 +190,19 @@ def talk(rank: int) -> dict[str, object]:
         "all": everywhere(ranks, rank),
     }
     check_same(ranks, text="same")
+    place = World(rank, 4, "cpu", None, ranks.control, 7.0).arranged(2, 2)
+    groups = {"shards": place.shard_group, "replicas": place.replica_group}
+    said |= {name: (dist.get_process_group_ranks(group), limit_of(group)) for name, group in groups.items()}
     try:
         check_same(ranks, model="same", text="another" if rank == 2 else "same")
     except ValueError as error:
         said["error"] = str(error)
     return said
+
+
+def endless(rank: int) -> dict[str, object]:
+    """Rank 1 never ends, and rank 0 does not wait for it."""
+    if rank == 0:
+        os._exit(0)
+    time.sleep(600)
+    return {}

@@ -11,17 +11,19 @@ from sae_core.sharding.ranks import Ranks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["hangs", "ends"])
-def test_a_rank_that_does_not_answer_is_named_once(tmp_path, how):
+@pytest.mark.parametrize("how", "shards", "replicas"), [("hangs", 2, 2), ("ends", 3, 1)])
+def test_a_rank_that_does_not_answer_is_named_once(tmp_path, how, shards, replicas):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [fresh(work, rank, port, tmp_path, how) for rank in range(3)]
-    for rank in (0, 2):
+    size = shards * replicas
+    processes = [fresh(work, rank, port, tmp_path, how, shards, replicas) for rank in range(size)]
+    others = [rank for rank in range(size) if rank != 1]
+    for rank in others:
         processes[rank].join(30)
     processes[1].kill()
     said = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert said.keys() == {"0-says", "2-is silent"}
+    assert said.keys() == {f"{rank}-{'is silent' if rank else 'says'}" for rank in others}
     assert all(line.startswith("rank 1 was ended, or has not answered for 2 s") for line in said.values())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from ranked import MESHES, on_ranks
-from spread_runs import CHANGES, talk, work
+from spread_runs import CHANGES, endless, talk, work
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,14 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(results, change):
         assert measured[change]["distance"] < 1e-10
 
 
-def test_ranks_talk_and_find_out_who_reads_another_text(tmp_path):
-    for said in on_ranks(4, talk, tmp_path):
+def test_ranks_talk_wait_as_long_as_they_are_told_and_find_out_who_reads_another_text(tmp_path):
+    for rank, said in enumerate(on_ranks(4, talk, tmp_path)):
         assert said["largest"] == [3, 0] and said["first"] == "rank 0" and said["all"] == [0, 1, 2, 3]
+        row, column = divmod(rank, 2)
+        assert said["shards"] == ([2 * row, 2 * row + 1], 7.0) and said["replicas"] == ([column, column + 2], 7.0)
         assert said["error"] == "rank 2 has another text than rank 0; give all ranks the same files"
+
+
+def test_processes_that_do_not_end_are_ended(tmp_path):
+    with pytest.raises(AssertionError, match="1 of 2 processes were not done after 3 s"):
+        on_ranks(2, endless, tmp_path, limit=3.0)
