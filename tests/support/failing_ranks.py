@@ -15,8 +15,8 @@ from sae_core.sharding.ranks import added
 def work(rank: int, port: int, folder: Path, how: str, shards: int, replicas: int) -> None:
     """Three steps of which rank 1 does not take the second; what is said of it, and by whom, ends up in files."""
     torch.set_num_threads(1)
-    environment = {"RANK": str(rank), "WORLD_SIZE": str(shards * replicas), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world = join(None, environment, patience=2.0)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = join(None, place | {"RANK": str(rank), "WORLD_SIZE": str(shards * replicas)}, patience=2.0)
     object.__setattr__(world, "grace", 1.0)
     ranks = world.arranged(shards, replicas)
     try:
