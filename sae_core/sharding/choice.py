@@ -70,7 +70,8 @@ def kth_largest(ranks: Ranks, values: Float[Tensor, "entries"], count: int) -> F
     """The `count`-th largest of all ranks' values, none of which is negative; 0 where there are fewer."""
     size = values.element_size()
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    bits, playing = values.contiguous().view(whole).long(), torch.ones_like(values, dtype=torch.bool)
+    # -0.0 becomes 0.0, whose bits are those of the smallest
+    bits, playing = (values + 0.0).contiguous().view(whole).long(), torch.ones_like(values, dtype=torch.bool)
     left, result = torch.full((), count, device=values.device), bits.new_zeros(())
     for shift in range(8 * size - 8, -8, -8):
         digit = (bits >> shift) & 255

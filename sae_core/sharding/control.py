@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sae_core.errors import UserError
+from sae_core.model.device import usable
 from sae_core.progress import duration
 from sae_core.sharding.ranks import BLOCK, Ranks
 
@@ -98,30 +99,61 @@ def join(device: str | None, environment: Mapping[str, str] = os.environ, *, pat
     Every start gets a store of its own: in one that was left by an earlier start of the same `torchrun`, ranks find the
     addresses of processes that have ended, and wait (pytorch#135712).
     """
+    wrong = [name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not environment.get(name, "").isdecimal()]
+    wrong += [] if environment.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong:
+        raise UserError(
+            f"WORLD_SIZE says that this is one of several processes, and {', '.join(wrong)} is missing or no number; "
+            "start them with torchrun, which sets all of these, or unset WORLD_SIZE"
+        )
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    cuda = (device is None and torch.cuda.is_available()) or str(device).partition(":")[0] == "cuda"
-    if cuda:
-        device = f"cuda:{environment.get('LOCAL_RANK', rank % torch.cuda.device_count())}"
-        torch.cuda.set_device(device)
-    place, wait = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=patience)
+    device = _device_of(rank, device, environment)
+    cuda, wait = device.startswith("cuda"), timedelta(seconds=patience)
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     is_server = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    server = dist.TCPStore(*place, size, is_server, timeout=wait, multi_tenant=True)
-    store = dist.PrefixStore(f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
-    how = {"store": store, "rank": rank, "world_size": size, "timeout": wait}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **how)
-    control = dist.new_group(backend="gloo", timeout=wait)
-    return World(rank, size, device if cuda and device else "cpu", store, control, patience)
+    try:
+        server = dist.TCPStore(address, port, size, is_server, timeout=wait, multi_tenant=True)
+        store = dist.PrefixStore(f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
+        how = {"store": store, "rank": rank, "world_size": size, "timeout": wait}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **how)
+        control = dist.new_group(backend="gloo", timeout=wait)
+    except RuntimeError as error:  # a `DistError` is one
+        raise UserError(
+            f"rank {rank} has not met all of {size} processes at {address}:{port} within {duration(patience)} "
+            f"({str(error).splitlines()[0]}); start all of them, or give a longer --patience"
+        ) from error
+    return World(rank, size, device, store, control, patience)
 
 
-def default_shards(size: int, n_latents: int, batch: int) -> int:
+def _device_of(rank: int, device: str | None, environment: Mapping[str, str]) -> str:
+    """The device of a rank: its GPU, by default where there is one, or the CPU; raises `UserError` for others."""
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"processes of torchrun train on CUDA or on the CPU; --device {device} is for one process")
+    if kind == "cpu":
+        return kind
+    local = environment.get("LOCAL_RANK") or str(rank % max(1, torch.cuda.device_count()))
+    name = usable(f"cuda:{local}")
+    torch.cuda.set_device(name)
+    return name
+
+
+def fewest_latents(shards: int, n_latents: int) -> int:
+    """How many of the latents the rank has that has the fewest."""
+    return min(len(Ranks(shards).latents(n_latents, shard)) for shard in range(shards))
+
+
+def default_shards(size: int, n_latents: int, batch: int, k: int = 1) -> int:
     """Over how many of so many ranks latents are spread; the others are replicas.
 
     All, unless a replica would see more than 2 n_latents / shards tokens a step: then adding up the gradients of
-    weights moves fewer bytes than exchanging rows. And no more than there are blocks of latents.
+    weights moves fewer bytes than exchanging rows. And no more than there are blocks of latents, of which each
+    rank has k.
     """
     for replicas in (number for number in range(1, size + 1) if size % number == 0 and batch % number == 0):
         shards = size // replicas
-        if n_latents >= BLOCK * shards and batch * shards <= 2 * n_latents * replicas:
+        enough = n_latents >= BLOCK * shards and fewest_latents(shards, n_latents) >= k
+        if enough and batch * shards <= 2 * n_latents * replicas:
             return shards
     return 1
 

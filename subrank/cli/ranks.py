@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from sae_core.training.run import Run
 
 
+def is_several() -> bool:
+    """Whether this process is one of several: by `WORLD_SIZE`; a shell may hold `RANK` for other reasons."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdecimal() and int(size) > 1
+
+
 def is_first() -> bool:
     """Whether this is rank 0, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_several() or os.environ.get("RANK", "0") == "0"
 
 
 def restarted() -> bool:
@@ -27,7 +33,7 @@ def joined(options: argparse.Namespace) -> "World | None":
 
     Until the verb ends, one of them that fails is named, by one of those that are left.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_several():
         return None
     from sae_core.sharding.control import join
 
@@ -44,8 +50,9 @@ def joined(options: argparse.Namespace) -> "World | None":
 def arranged(world: "World | None", options: argparse.Namespace, model: "LanguageModel", run: "Run") -> "Ranks":
     """The processes as --shards and --replicas have it, or as fits the run; raises `UserError` where they cannot be."""
     from sae_core.errors import UserError
-    from sae_core.sharding.control import default_shards
-    from sae_core.sharding.ranks import ALONE
+    from sae_core.sharding.control import default_shards, fewest_latents
+    from sae_core.sharding.ranks import ALONE, BLOCK
+    from sae_core.training.recipe import check_k
     from subrank.sites import sites_of
 
     shards, replicas = options.shards, options.replicas
@@ -59,9 +66,20 @@ def arranged(world: "World | None", options: argparse.Namespace, model: "Languag
     if any(member.kl for member in run.members):
         raise UserError("--kl trains in one process; leave it out, or run without torchrun")
     batch, widths = run.members[0].batch, [model.d_in(site) for site in sites_of(model, run.sites)]
-    n_latents = min(member.expansion * min(widths) for member in run.members)
+    sizes = [(member.expansion * min(widths), getattr(member.recipe, "k", 1)) for member in run.members]
+    for n_latents, k in sizes:
+        check_k(k, n_latents)
     if batch % world.size:
         raise UserError(f"--batch {batch} cannot be divided among {world.size} processes; give a multiple of that")
-    if shards is None:
-        shards = world.size // replicas if replicas else default_shards(world.size, n_latents, batch)
+    if shards is None and replicas is None:
+        shards = min(default_shards(world.size, n_latents, batch, k) for n_latents, k in sizes)
+    elif shards is None:
+        shards = world.size // replicas
+    for n_latents, k in sizes:
+        if n_latents >= BLOCK * shards and (fewest := fewest_latents(shards, n_latents)) < k:
+            most = next(number for number in range(shards, 0, -1) if fewest_latents(number, n_latents) >= k)
+            raise UserError(
+                f"in {shards} shards of {n_latents} latents one has {fewest}, fewer than the k={k} active ones; give "
+                f"fewer --shards: {most}"
+            )
     return world.arranged(shards, replicas or max(1, world.size // shards))

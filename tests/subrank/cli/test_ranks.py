@@ -10,6 +10,7 @@ from sae_core.sharding.control import World
 from sae_core.sharding.ranks import ALONE
 from sae_core.sites import Site
 from sae_core.training.config import TrainConfig
+from sae_core.training.topk_recipes import TopK
 from subrank.cli.parsers import Parser
 from subrank.cli.ranks import arranged, is_first, joined, restarted
 
@@ -36,6 +37,11 @@ def checked(monkeypatch):
         ({"batch": 63}, "--batch 63 cannot be divided among 4 processes"),
         ({"kl": 1.0}, "--kl trains in one process"),
         ({"shards": 2, "size": 1}, "torchrun --nproc-per-node 2"),
+        (
+            {"shards": 4, "recipe": TopK(70), "expansion": 8},
+            "in 4 shards of 128 latents one has 32, fewer than the k=70 active ones; give fewer --shards: 1",
+        ),
+        ({"shards": 4, "recipe": TopK(200), "expansion": 8}, "the number of latents, 128; got k=200"),
     ],
 )
 def test_what_cannot_be_arranged_is_said_in_one_line(checked, how, said):
@@ -51,8 +57,12 @@ def test_one_process_is_alone(checked, monkeypatch):
 
 
 def test_what_is_wrong_with_a_command_line_the_first_rank_says(monkeypatch, capsys):
-    for rank, lines in (("0", 1), ("3", 0)):
+    """And one that is alone, whatever RANK says."""
+    for size, rank, lines in (("4", "0", 1), ("4", "3", 0), ("1", "3", 1), ("", "3", 1), (None, "3", 1)):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if size is not None:
+            monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(SystemExit) as end:
             Parser(prog="subrank").parse_args(["--nonsense"])
         assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == lines
