@@ -11,7 +11,6 @@ RESULTS.md.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -143,8 +142,8 @@ def many_gpus(bench: Bench) -> None:
 
     from sae_core.sharding import ranks
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    dist.init_process_group("nccl" if bench.device.type == "cuda" else "gloo", rank=0, world_size=1)
+    backend = "nccl" if bench.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         x = torch.randn(64, 8, device=bench.device, requires_grad=True)
         halves = x.detach().bfloat16()

@@ -40,8 +40,8 @@ def same(there: object, here: object) -> None:
             same(there[key], here[key])
     elif isinstance(here, list):
         assert len(there) == len(here)
-        for one, other in zip(there, here, strict=True):
-            same(one, other)
+        for on_gpu, on_cpu in zip(there, here, strict=True):
+            same(on_gpu, on_cpu)
     elif isinstance(here, float):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
     else:
