@@ -80,7 +80,7 @@ class Ranks:
         """The rows of a batch that this replica sees."""
         return x if self.replicas == 1 else x.chunk(self.replicas)[self.rank // self.shards]
 
-    def own(self, rows: Float[Tensor, "rows ..."]) -> Float[Tensor, "own ..."]:
+    def answered(self, rows: Float[Tensor, "rows ..."]) -> Float[Tensor, "answered ..."]:
         """Of the rows of a replica those that this rank answers for."""
         return rows if self.shards == 1 else rows.chunk(self.shards)[self.shard]
 
@@ -94,11 +94,11 @@ class Ranks:
         """The mean over tokens, where each rank has that of its replica's rows over its own latents."""
         return share if self.size == 1 else self.total(share) / self.replicas
 
-    def mean_row(self, own: Float[Tensor, "own d_in"]) -> Float[Tensor, "d_in"]:
+    def mean_row(self, x: Float[Tensor, "answered d_in"]) -> Float[Tensor, "d_in"]:
         """The mean of a batch's rows, of which each rank has its own; without gradient."""
-        return own.mean(0) if self.size == 1 else added(own.detach().sum(0), self.everyone) / (len(own) * self.size)
+        return x.mean(0) if self.size == 1 else added(x.detach().sum(0), self.everyone) / (len(x) * self.size)
 
-    def summed(self, part: Float[Tensor, "rows *d_in"]) -> Float[Tensor, "own *d_in"]:
+    def summed(self, part: Float[Tensor, "rows *d_in"]) -> Float[Tensor, "answered *d_in"]:
         """This rank's own rows of the sum over shards of what their latents decode to."""
         return part if self.shards == 1 else _ReduceScatter.apply(part, self.shard_group, self.shards)
 
@@ -172,9 +172,9 @@ class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, part, group, size):
         ctx.group, ctx.size = group, size
-        own = part.new_empty(len(part) // size, *part.shape[1:])
-        _reduce_scatter(own, part.contiguous(), group=group)
-        return own
+        answered = part.new_empty(len(part) // size, *part.shape[1:])
+        _reduce_scatter(answered, part.contiguous(), group=group)
+        return answered
 
     @staticmethod
     def backward(ctx, gradient):

@@ -60,7 +60,7 @@ class ReLU:
         ranks, f = context.ranks, chosen.pre.relu()
         x_hat = ranks.summed(chosen.decode(f, sae.W_dec)) + sae.b_dec
         penalty = context.ramp * self.l1 * ranks.mean(f.sum() / x.numel())
-        return chosen.outcome(squared_error(ranks.own(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
+        return chosen.outcome(squared_error(ranks.answered(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class JumpReLU:
             part, l0 = _Thresholds.apply(part, threshold, sae.W_dec, near, len(f), self.bandwidth)
         x_hat = ranks.summed(part) + sae.b_dec
         penalty = context.ramp * self.l0 * (ranks.mean(l0) / self.k - 1).square()
-        return chosen.outcome(batch_fvu(ranks.own(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
+        return chosen.outcome(batch_fvu(ranks.answered(x), x_hat, ranks) + penalty, x, x_hat, f, ranks)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class Gated:
         chosen = _Chosen.of(sae, x, pre, _few(pre, pre > -sae.b_gate))
         gate = (chosen.pre + chosen.at(sae.b_gate)).relu()
         f = (gate > 0) * (chosen.at(sae.r_mag).exp() * chosen.pre + chosen.at(sae.b_mag)).relu()
-        ranks, own = context.ranks, context.ranks.own(x)
+        ranks, answered = context.ranks, context.ranks.answered(x)
         x_hat = ranks.summed(chosen.decode(f, sae.W_dec)) + sae.b_dec
         x_hat_aux = ranks.summed(chosen.decode(gate, sae.W_dec.detach())) + sae.b_dec.detach()
-        loss = squared_error(own, x_hat, ranks) + squared_error(own, x_hat_aux, ranks)
+        loss = squared_error(answered, x_hat, ranks) + squared_error(answered, x_hat_aux, ranks)
         loss = loss + context.ramp * self.l1 * ranks.mean(gate.sum() / x.numel())
         return chosen.outcome(loss, x, x_hat, f, ranks)
 
@@ -168,7 +168,7 @@ class _Chosen:
         return f @ W_dec if self.codes is None else sparse.decode(self.codes.with_values(f), W_dec)
 
     def outcome(self, loss: Tensor, x: Tensor, x_hat: Tensor, f: Tensor, ranks: Ranks) -> Outcome:
-        fvu = batch_fvu(ranks.own(x), x_hat.detach(), ranks)
+        fvu = batch_fvu(ranks.answered(x), x_hat.detach(), ranks)
         if self.codes is not None:
             return sparse_outcome(loss, x_hat, fvu, self.codes.with_values(f), ranks=ranks)
         active = f.detach() != 0

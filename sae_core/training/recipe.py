@@ -81,23 +81,23 @@ class Recipe(Protocol):
 # ---- parts that recipes share ---------------------------------------------------------------------
 
 
-def batch_fvu(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE, total: Tensor | None = None) -> Tensor:
-    """sum |x - x_hat|^2 / sum |x - mean x|^2 over a batch, of which each rank has its own rows `[own, d_in]`.
+def batch_fvu(x: Tensor, x_hat: Tensor, ranks: Ranks = ALONE, total: Tensor | None = None) -> Tensor:
+    """sum |x - x_hat|^2 / sum |x - mean x|^2 over a batch, of which each rank has its own rows `[answered, d_in]`.
 
     `total` is the second sum, where that is known already (`squares_around_mean`).
     """
-    error = ranks.total((own - x_hat).square().sum())
-    return error / (squares_around_mean(own, ranks) if total is None else total)
+    error = ranks.total((x - x_hat).square().sum())
+    return error / (squares_around_mean(x, ranks) if total is None else total)
 
 
-def squares_around_mean(own: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """sum |x - mean x|^2 over a batch, of which each rank has its own rows `[own, d_in]`."""
-    return ranks.total((own - ranks.mean_row(own)).square().sum())
+def squares_around_mean(x: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """sum |x - mean x|^2 over a batch, of which each rank has its own rows `[answered, d_in]`."""
+    return ranks.total((x - ranks.mean_row(x)).square().sum())
 
 
-def squared_error(own: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """|x - x_hat|^2 / d_in, mean over a batch, of which each rank has its own rows `[own, d_in]`."""
-    return ranks.total((own - x_hat).square().sum(-1).mean() / ranks.size) / own.shape[-1]
+def squared_error(x: Tensor, x_hat: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """|x - x_hat|^2 / d_in, mean over a batch, of which each rank has its own rows `[answered, d_in]`."""
+    return ranks.total((x - x_hat).square().sum(-1).mean() / ranks.size) / x.shape[-1]
 
 
 def sparse_outcome(

@@ -37,18 +37,18 @@ class TopK:
         return TopKSAE(d_in, n_latents, self.k, generator=generator)
 
     def loss(self, sae: TopKSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        ranks, own = context.ranks, context.ranks.own(x)
+        ranks, answered = context.ranks, context.ranks.answered(x)
         ks = (self.k, 4 * self.k) if self.multi else (self.k,)
         several = choice.top(ranks, context.pieces(sae, x), *ks)
         codes = _encoded(sae, x, several[0], context)
         x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
-        whole = squares_around_mean(own, ranks)
-        fvu = batch_fvu(own, x_hat, ranks, whole)
-        loss = fvu + self.aux * _auxk(sae, x, own - x_hat, context) if self.aux else fvu
+        whole = squares_around_mean(answered, ranks)
+        fvu = batch_fvu(answered, x_hat, ranks, whole)
+        loss = fvu + self.aux * _auxk(sae, x, answered - x_hat, context) if self.aux else fvu
         if self.multi:
             more = _encoded(sae, x, several[1], context)
             x_hat_more = ranks.summed(sparse.decode(more, sae.W_dec)) + sae.b_dec
-            loss = loss + self.multi * batch_fvu(own, x_hat_more, ranks, whole)
+            loss = loss + self.multi * batch_fvu(answered, x_hat_more, ranks, whole)
         return sparse_outcome(loss, x_hat, fvu, codes, ranks=ranks)
 
 
@@ -70,12 +70,12 @@ class BatchTopK:
         return _one_threshold(self.k, d_in, n_latents, generator)
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        ranks, own = context.ranks, context.ranks.own(x)
+        ranks, answered = context.ranks, context.ranks.answered(x)
         chosen = choice.batch_top(ranks, context.pieces(sae, x), self.k * len(x) * ranks.replicas)
         codes = _encoded(sae, x, chosen, context)
         x_hat = ranks.summed(sparse.decode(codes, sae.W_dec, context.deferred)) + sae.b_dec
-        fvu = batch_fvu(own, x_hat, ranks)
-        loss = fvu + self.aux * _auxk(sae, x, own - x_hat, context) if self.aux else fvu
+        fvu = batch_fvu(answered, x_hat, ranks)
+        loss = fvu + self.aux * _auxk(sae, x, answered - x_hat, context) if self.aux else fvu
         return sparse_outcome(loss, x_hat, fvu, codes, ranks.smallest(_smallest(codes)), ranks)
 
 
@@ -109,20 +109,20 @@ class Matryoshka:
         return sorted({max(1, round(share * n_latents)) for share in self.prefixes})
 
     def loss(self, sae: JumpReLUSAE, x: Float[Tensor, "batch d_in"], context: LossContext) -> Outcome:
-        ranks, own = context.ranks, context.ranks.own(x)
+        ranks, answered = context.ranks, context.ranks.answered(x)
         n_latents = context.n_latents or sae.n_latents
         chosen = choice.batch_top(ranks, context.pieces(sae, x), self.k * len(x) * ranks.replicas)
         codes = _encoded(sae, x, chosen, context)
         first, widths = ranks.latents(n_latents).start, self.widths(n_latents)
         apart = codes.split_at([width - first for width in widths[:-1]])
         decoded = sparse.decode(apart, sae.W_dec, context.deferred).unflatten(0, (len(x), len(widths)))
-        x_hat, parts, whole = sae.b_dec.expand_as(own), [], squares_around_mean(own, ranks)
+        x_hat, parts, whole = sae.b_dec.expand_as(answered), [], squares_around_mean(answered, ranks)
         for part in ranks.summed(decoded).unbind(1):
             x_hat = x_hat + part
-            parts.append(batch_fvu(own, x_hat, ranks, whole))
+            parts.append(batch_fvu(answered, x_hat, ranks, whole))
         loss = torch.stack(parts).mean()
         if self.aux:
-            loss = loss + self.aux * _auxk(sae, x, own - x_hat, context)
+            loss = loss + self.aux * _auxk(sae, x, answered - x_hat, context)
         return sparse_outcome(loss, x_hat, parts[-1], codes, ranks.smallest(_smallest(codes)), ranks)
 
 

@@ -92,7 +92,7 @@ def differences(recipe, n_latents: int, dead: Tensor, ranks: Ranks) -> dict[str,
         "loss": (outcome.loss, expected.loss),
         "fvu": (outcome.fvu, expected.fvu),
         "l0": (outcome.l0, expected.l0),
-        "x_hat": (outcome.x_hat, ranks.own(ranks.rows(expected.x_hat))),
+        "x_hat": (outcome.x_hat, ranks.answered(ranks.rows(expected.x_hat))),
         "active": (
             ranks.least_of_replicas((~outcome.active).double()),
             (~expected.active[latents.start : latents.stop]).double(),
