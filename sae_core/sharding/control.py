@@ -4,6 +4,7 @@ They go over gloo whatever the tensors go over, so that a host that waits for an
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -60,6 +61,9 @@ class World:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Within the block a rank that has ended, or does not answer, is a `UserError` that names it."""
+        over = threading.Event()
+        answering = threading.Thread(target=self._answer, args=(over,), daemon=True)
+        answering.start()
         try:
             yield
         except (dist.DistError, RuntimeError) as error:
@@ -70,18 +74,33 @@ class World:
                 f"rank {missing} was ended, or has not answered for {duration(self.patience)}; begin again, and it "
                 "goes on from the last checkpoint"
             ) from error
+        finally:
+            over.set()
+            answering.join()
 
     def _missing(self) -> list[int]:
-        """The ranks that do not notice, in due time, that something is wrong."""
+        """The ranks whose process does not answer; where all do, those that do not notice that something is wrong.
+
+        A rank that waits for one that waits for the missing one answers, and notices nothing.
+        """
         others = list(range(self.size))
         with suppress(RuntimeError):  # the store has gone, and with it the rank that held it
             self.store.set(f"noticed/{self.rank}", "yes")
+            self.store.set("who is there", "?")
             until = time.monotonic() + self.grace
             while others and time.monotonic() < until:
                 time.sleep(0.1)
                 others = [rank for rank in others if not self.store.check([f"noticed/{rank}"])]
-            return others
+            return [rank for rank in others if not self.store.check([f"answered/{rank}"])] or others
         return [0]
+
+    def _answer(self, over: threading.Event) -> None:
+        """Answer, beside all else that this process does, when a rank asks who is there."""
+        with suppress(RuntimeError):  # the store has gone
+            while not over.wait(self.grace / 10):
+                if self.store.check(["who is there"]):
+                    self.store.set(f"answered/{self.rank}", "yes")
+                    return
 
     def speaks(self) -> bool:
         """Whether this rank is the one to say that the run has failed: rank 0, unless it lives on, or is no more."""

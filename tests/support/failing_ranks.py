@@ -29,5 +29,5 @@ def work(rank: int, port: int, folder: Path, how: str, shards: int, replicas: in
                 largest(ranks, step)
     except UserError as error:
         (folder / f"{rank}-{'says' if world.speaks() else 'is silent'}").write_text(str(error))
-        time.sleep(2 if rank == 0 else 0)  # it holds the store
+        time.sleep(4 if rank == 0 else 0)  # it holds the store
     os._exit(0)
