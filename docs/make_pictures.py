@@ -48,10 +48,13 @@ def table(demo: Path) -> list[str]:
             rows.append(f"| {what}{before} | {kl(result, 'dictionary', n):.2f} | {beside} |")
     rows += removal_rows(sr.load_result(demo / "remove").result)
     circuit = sr.load_result(demo / "circuit")
-    reached = circuit.evaluation.reached[min(1, len(circuit.evaluation.reached) - 1)]
-    what = f"the circuit of {circuit.target}, {len(reached.sites)} layers left to its {reached.n_members} nodes"
-    ceiling = f"ceiling (all latents) {reached.ceiling.value:.2f}"
-    rows.append(f"| {what}: faithfulness | {reached.faithfulness.value:.2f} | {ceiling} |")
+    reached = circuit.evaluation.reached[-1]
+    layers = len({site.rpartition(".")[2] for site in reached.sites})
+    what = f"the circuit of {circuit.target}, all {layers} layers left to its {reached.n_members} nodes"
+    controls = circuit.evaluation.controls[0]
+    first, random = (each.ablated.value for each in (controls.first_order, controls.best_random))
+    beside = f"ceiling (all latents) {reached.ceiling.value:.2f}, first order {first:.2f}, random {random:.2f}"
+    rows.append(f"| {what}: faithfulness | {reached.faithfulness.value:.2f} | {beside} |")
     return rows
 
 
