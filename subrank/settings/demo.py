@@ -10,7 +10,7 @@ from subrank.settings.fields import Settings, setting, site_or_stream
 class DemoSettings(Settings):
     """How much of the whole story to run."""
 
-    tokens: int = setting(250_000, least=1024, most=TOKENS, quick=100_000)
+    tokens: int = setting(400_000, least=1024, most=TOKENS, quick=100_000)
     """tokens to train the dictionaries on"""
     sites: tuple[str, ...] = setting(("resid_post", "attn_out", "mlp_out"), reads=site_or_stream)
     """where: streams or sites (default: every layer)"""
