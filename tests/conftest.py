@@ -40,7 +40,6 @@ REST = (
     "test_gpu_verbs",
     "test_far_verbs",
     "test_demo_claims",
-    "test_demo_claims",
 )
 REST_ROOMS = ("benchmarks", "fuzz")
 """Files and rooms that repeat on whole verbs what other tests show: `make rest`."""

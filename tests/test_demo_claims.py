@@ -98,7 +98,7 @@ FIGURES = [
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.row} {figure.place}".strip())
-def test_a_figure_of_the_readme(figure, demo):
+def test_a_figure_of_the_table(figure, demo):
     fresh = figure.of(demo)
     assert figure.written / figure.factor < fresh < figure.written * figure.factor
 
