@@ -153,9 +153,12 @@ def members_of(settings: CircuitSettings, target: str | None, saes: Saes) -> tup
     is_written = (stream or Covered.default(sites, into, is_pruned=True)) is Covered.WRITTEN
     n_nodes = settings.nodes
     if n_nodes is None:
-        has_all = set(WRITTEN) <= {site.stream for site in sites}
-        is_recursion = settings.max_targets or settings.depth or settings.follow_sinks or settings.exhaustive
-        n_nodes = NODES if is_written and has_all and not is_recursion and "reach" not in settings.chosen else 0
+        asked, has_all = stream is Covered.WRITTEN, set(WRITTEN) <= {site.stream for site in sites}
+        recursion = {"max_targets", "depth", "follow_sinks", "exhaustive", "reach"} & settings.chosen
+        if asked and recursion:
+            flag = min(recursion).replace("_", "-")
+            raise UserError(f"--stream written chooses features together, and --{flag} is of recursion; leave one out")
+        n_nodes = NODES if asked or (is_written and has_all and not recursion) else 0
     if not (n_nodes and is_written):
         return n_nodes, settings.cover or COVER, stream
     return n_nodes, settings.cover or len({site.layer for site in sites}), Covered.WRITTEN

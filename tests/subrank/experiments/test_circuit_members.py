@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from handmade import random_topk
+from tiny import user_error
 
 from circuits.discovery.request import Covered
 from circuits.graph import DirectSum, FeatureGraph, Node
@@ -39,6 +40,15 @@ def saes(sites):
 )  # fmt: skip
 def test_what_is_sought(sites, target, settings, expected):
     assert members_of(make(CircuitSettings, settings), target, saes(sites)) == expected
+
+
+def test_what_blocks_write_is_chosen_where_it_is_asked_for_and_recursion_is_not_asked_for_beside_it():
+    sites = (RESIDUAL | WRITTEN).items()
+    some_written = {site: dictionary for site, dictionary in sites if site.stream is not Stream.ATTN_OUT}
+    assert members_of(make(CircuitSettings, {"stream": "written"}), "next: )", saes(some_written))[0] == 100
+    assert members_of(make(CircuitSettings, {}), "next: )", saes(some_written))[0] == 0  # control
+    with user_error("--depth is of recursion"):
+        members_of(make(CircuitSettings, {"stream": "written", "depth": 2}), "next: )", saes(RESIDUAL | WRITTEN))
 
 
 def test_a_circuit_of_many_nodes_has_smaller_defaults_but_what_is_given_stays():
