@@ -50,7 +50,7 @@ def table(demo: Path) -> list[str]:
     circuit = sr.load_result(demo / "circuit")
     reached = circuit.evaluation.reached[-1]
     layers = len({site.rpartition(".")[2] for site in reached.sites})
-    what = f"the circuit of {circuit.target}, all {layers} layers left to its {reached.n_members} nodes"
+    what = f"the circuit of {circuit.target}, {layers} layers left to its {reached.n_members} nodes"
     controls = circuit.evaluation.controls[0]
     first, random = (each.ablated.value for each in (controls.first_order, controls.best_random))
     beside = f"ceiling (all latents) {reached.ceiling.value:.2f}, first order {first:.2f}, random {random:.2f}"

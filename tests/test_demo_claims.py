@@ -33,6 +33,7 @@ class Demo:
         self.folder = folder
         self.ioi = {result["corruption"]: result for result in sr.load_result(folder / "ioi").to_dict()["ioi"]}
         self.removal = sr.load_result(folder / "remove").result
+        self.circuit = sr.load_result(folder / "circuit").evaluation
 
     def kl(self, corruption: str, name: str, n: int) -> float:
         return kl(self.ioi[corruption], name, n)
@@ -94,6 +95,8 @@ FIGURES = [
     *patched("IOI, names swap roles", "swap", 16),
     *removed("pronouns, resid_post", False),
     *removed("pronouns, all layers", True),
+    Figure("the circuit of", "", lambda demo: demo.circuit.reached[-1].faithfulness.value, 1.8),
+    Figure("the circuit of", "ceiling (all latents)", lambda demo: demo.circuit.reached[-1].ceiling.value, 1.1),
 ]
 
 
@@ -116,6 +119,12 @@ def test_features_remove_at_less_damage_than_the_best_leace(demo):
     sites = [each for each in against if each.site.startswith("resid_post")]
     assert len(sites) == 6 and sum(each.better for each in sites) >= 4, against
     assert demo.damage(FEATURES) < min(each.other.damage or math.inf for each in sites) / 10
+
+
+def test_the_circuit_carries_more_than_one_of_first_order(demo):
+    controls, whole = demo.circuit.controls[0], demo.circuit.reached[-1]
+    assert whole.faithfulness.value > controls.first_order.ablated.value > -0.1
+    assert controls.best_random.ablated.value < 0.1 < 0.8 < whole.ceiling.value
 
 
 def test_dictionaries_are_as_good_as_it_says(demo):

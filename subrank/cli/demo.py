@@ -82,7 +82,7 @@ def plan_of(settings: DemoSettings) -> Plan:
     from editing.removal.config import RemovalConfig
 
     seed = settings.seed
-    null, held, cards = (20, 40, 30) if settings.quick else (40, 100, 40)
+    null, held, cards = (20, 40, 20) if settings.quick else (40, 100, 20)
     has_written = {"attn_out", "mlp_out"} <= {site.partition(".")[0] for site in settings.sites}
     circuit = CircuitSettings(
         contexts=settings.contexts,
