@@ -26,6 +26,7 @@ from sae_core.locks import Taken, locked
 from sae_core.model.precision import Kept
 from sae_core.outliers import NO_LIMITS, Limits
 from sae_core.partial import sweep
+from sae_core.room import check_disk
 from sae_core.sites import Site
 
 CARD = "cache.json"
@@ -164,6 +165,14 @@ def disk_bytes(stream: ActivationStream, tokens: int, kept: Kept = "float32") ->
     """About how much a cache takes on disk after training on so many tokens: later epochs are kept like the first."""
     n_numbers = _tokens_per_block(stream) * sum(stream.model.d_in(site) for site in stream.sites)
     return int(n_blocks(stream, tokens) * n_numbers * getattr(torch, kept).itemsize)
+
+
+def check_cache(stream: ActivationStream, tokens: int, cache: Path, kept: Kept | None = None) -> None:
+    """Raise `UserError` where the folder's disk has no room for the activations that it does not hold yet."""
+    there = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    folder = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.is_dir())
+    way_out = "leave --cache out, train on fewer --tokens, or at fewer --sites"
+    check_disk(disk_bytes(stream, tokens, kept or kept_in(cache)) - there, folder, "the cache of activations", way_out)
 
 
 def _tokens_per_block(stream: ActivationStream) -> float:

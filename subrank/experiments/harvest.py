@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in, n_blocks
+from sae_core.data.activation_cache import CachedStream, check_cache, disk_bytes, kept_in, n_blocks
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.files import user_path
 from sae_core.model.language_model import LanguageModel, load_model
 from sae_core.progress import OnProgress, Progress, duration, silent
-from subrank.experiments.training import check_cache, run_of
+from subrank.experiments.training import run_of
 from subrank.progress import shown
 from subrank.settings.fields import make, takes
 from subrank.settings.train import HarvestSettings, TextSettings, TrainSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from editing.set_quality import SetQuality, measure_set
-from sae_core.data.activation_cache import CachedStream, disk_bytes, kept_in
+from sae_core.data.activation_cache import CachedStream, check_cache, disk_bytes
 from sae_core.data.activations import ActivationStream, seconds_per_token
 from sae_core.data.documents import check_column
 from sae_core.data.reading import bos_of
@@ -19,7 +19,6 @@ from sae_core.errors import UserError
 from sae_core.model.language_model import LanguageModel
 from sae_core.model.precision import Kept
 from sae_core.progress import OnProgress, Progress, duration, silent
-from sae_core.room import check_disk
 from sae_core.sharding.control import check_same
 from sae_core.sharding.ranks import ALONE, Ranks
 from sae_core.sharding.stream import SharedStream
@@ -154,14 +153,6 @@ def _recipes(settings: TrainSettings) -> Iterator[Recipe]:
             yield from (ReLU(l1, tied=kind == "tied") for l1 in settings.l1)
 
 
-def check_cache(stream: ActivationStream, tokens: int, cache: Path, kept: Kept | None = None) -> None:
-    """Raise `UserError` where the folder's disk has no room for the activations that it does not hold yet."""
-    there = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
-    folder = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.is_dir())
-    way_out = "leave --cache out, train on fewer --tokens, or at fewer --sites"
-    check_disk(disk_bytes(stream, tokens, kept or kept_in(cache)) - there, folder, "the cache of activations", way_out)
-
-
 # ---- a session -------------------------------------------------------------------------------------
 
 
@@ -230,8 +221,7 @@ class Session:
     @property
     def rows(self) -> Kept:
         """The precision in which activations come: that of the cache, where there is one."""
-        cache = self._cache
-        return kept_in(cache.folder) if cache else "float32"
+        return (self._cache and self._cache.kept) or "float32"
 
     @property
     def _cache(self) -> CachedStream | None:
